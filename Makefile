@@ -1,0 +1,43 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Both set up .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: demo test test-unit lint bench methods zoo clean
+
+demo: $(STAMP)
+	$(BIN)/impart demo --out demo
+
+test: lint
+	$(BIN)/pytest -m "not e2e and not faults and not slow" -n 2
+	$(BIN)/pytest -m "e2e or faults or slow"
+
+test-unit: $(STAMP)
+	$(BIN)/pytest -m "not e2e and not faults and not slow" -n 2
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python -m tests.bench --out bench.json
+
+# Every method at every ratio on the tiny zoo, five seeds (about 20 minutes on two cores).
+methods: $(STAMP)
+	$(BIN)/python -m tests.bench.methods --out methods.json
+
+# Trains the tiny zoo again from nothing (about 45 minutes on two cores) into ./demo/zoo-trained.
+zoo: $(STAMP)
+	$(BIN)/impart tinyzoo build --train --out demo/zoo-trained
+
+# The environment is stale when what it was installed from is newer than it.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "impart needs Python 3.11 or newer; set PYTHON=python3.11"; rm -rf .venv; exit 2; }
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+clean:
+	rm -rf .venv demo bench.json methods.json

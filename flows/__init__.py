@@ -1,0 +1,1 @@
+"""Which tasks run in what order, and the command line."""

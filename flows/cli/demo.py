@@ -1,0 +1,75 @@
+"""The verb `demo`: the main job on the tiny zoo, from nothing to a table and a picture."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.cli import options as opt
+from flows.cli.output import print_json, print_table, progress, ratio
+
+if TYPE_CHECKING:
+    from flows.demo import DemoReport, DemoRow
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the verb."""
+    app.command()(demo)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Where the table and the picture go.")] = Path("demo"),
+    store: opt.StoreOption = None,
+    device: opt.Device = "auto",
+    limit: Annotated[int | None, typer.Option(help="Only this many items of each task.", show_default=False)] = None,
+    json: opt.JsonOption = False,
+) -> None:
+    """Compress the tiny zoo's three fine-tunes at CR 4, 8, 16 and 32, rebuild them, and measure what was lost."""
+    from flows.demo import demo as demo_flow
+    from flows.embedded import prefect_server
+    from flows.picture import draw
+    from flows.progress import listening
+    from impart_core.artifacts.store import Store, default_store_url
+    from impart_core.errors import ConfigError
+    from impart_core.files import disk_errors
+    from impart_core.numerics import resolve_device
+
+    if limit is not None and limit < 1:
+        raise ConfigError(f"The limit is {limit}; it must be at least 1 item.")
+    resolve_device(device)
+    url = store or default_store_url()
+    Store(url).require_writable()
+    with progress(quiet=json) as reporter, listening(reporter), prefect_server():
+        report = demo_flow(store=url, device=device, limit=limit)
+    out = out.absolute()
+    with disk_errors(out):
+        draw(report, out / "demo.png")
+        (out / "demo.json").write_text(report.model_dump_json(indent=2) + "\n")
+    if json:
+        print_json(report.model_dump(mode="json"))
+        return
+    _print_report(report, out)
+
+
+def _print_report(report: "DemoReport", out: Path) -> None:
+    columns = ["task", "model", "exact match", "answer loss", "bytes", "cr_projection", "cr_model"]
+    print_table(columns, [_cells(row) for row in report.rows])
+    reused, total = report.evaluations_reused, report.evaluations
+    typer.echo(
+        f"\nExact match and answer loss (nats a token) on {report.items} test items each, ± standard error.\n"
+        f"Reused from {report.store}: {report.compressions_reused} of {report.compressions} compressions, "
+        f"{reused} of {total} evaluations. Took {report.seconds:.1f} s.\n"
+        f"Picture: {out / 'demo.png'}   Figures: {out / 'demo.json'}"
+    )
+
+
+def _cells(row: "DemoRow") -> list[str]:
+    return [
+        row.task,
+        row.model,
+        f"{100 * row.exact_match[0]:.1f} ± {100 * (row.exact_match[1] or 0):.1f} %",
+        f"{row.answer_loss[0]:.3f} ± {row.answer_loss[1] or 0:.3f}",
+        "" if row.bytes is None else f"{row.bytes:,}",
+        "" if row.cr is None else ratio(row.cr_projection),
+        "" if row.cr_model is None else ratio(row.cr_model),
+    ]

@@ -1,0 +1,89 @@
+"""A compression's method on the command line: its flags turned into settings, its help written from the registry."""
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from typer.core import TyperCommand
+
+if TYPE_CHECKING:
+    from impart_core.config import CompressConfig
+
+
+class MethodCommand(TyperCommand):
+    """A verb with `--method` and `--option`, whose help lists the methods and all that can be set of each."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Complete the two flags' help and write it; the registry is read only now, since it loads torch."""
+        texts = {"method": _methods, "option": _options}
+        for parameter in self.params:
+            if parameter.name in texts:
+                parameter.help = f"{parameter.help}\n\n{texts[parameter.name]()}"  # type: ignore[attr-defined]
+        super().format_help(ctx, formatter)
+
+
+def read_config(
+    method: str,
+    cr: float,
+    seed: int,
+    accounting: str,
+    flags: dict[str, Any],
+    options: Sequence[str] = (),
+    **others: Any,
+) -> "CompressConfig":
+    """Build the compression's settings from flags.
+
+    Args:
+        method: the method's name.
+        cr: requested ratio.
+        seed: the masks' seed.
+        accounting: `bytes` or `paper`.
+        flags: method options that have flags of their own, by name; None where the flag was not given.
+        options: the others, as KEY=VALUE.
+        others: further settings of the compression by name.
+
+    Raises:
+        ConfigError: a value is wrong, or the method has no such option.
+        UnknownNameError: a name is wrong; the message gives the nearest valid one.
+    """
+    from impart_core.config import CompressConfig, build_config
+    from impart_core.errors import ConfigError, unknown_name
+
+    if accounting not in ("bytes", "paper"):
+        raise unknown_name("accounting", accounting, ("bytes", "paper"))
+    given = {key: value for key, value in flags.items() if value is not None}
+    for text in options:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise ConfigError(f"--option {text!r} is not KEY=VALUE, such as rescale=false.")
+        if key in given:
+            raise ConfigError(f"Option {key!r} is given twice; give it once.")
+        given[key] = _value(value)
+    settings = {"method": method, "cr": cr, "seed": seed, "accounting": accounting, "options": given, **others}
+    return build_config(CompressConfig, **settings)
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _methods() -> str:
+    from impart_core.sparsify import SPARSIFIERS
+
+    return "\n".join(f"- {name}: {SPARSIFIERS.get(name).summary}" for name in SPARSIFIERS)
+
+
+def _options() -> str:
+    from impart_core.sparsify import SPARSIFIERS
+
+    fields = {name: SPARSIFIERS.get(name).options_model.model_fields for name in SPARSIFIERS}
+    lines = [
+        f"- {name} {key}={json.dumps(field.default)}: {field.description}"
+        for name, own in fields.items()
+        for key, field in own.items()
+    ]
+    none = [name for name, own in fields.items() if not own]
+    return "\n".join([*lines, f"- {', '.join(none)}: none"] if none else lines)

@@ -1,0 +1,104 @@
+"""Verbs that make or measure model folders: reconstruct and evaluate."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.cli import options as opt
+from flows.cli.output import human_bytes, print_json, print_table, progress
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the verbs."""
+    app.command()(reconstruct)
+    app.command()(evaluate)
+
+
+def reconstruct(
+    ref: opt.Ref,
+    base: opt.BaseOption,
+    out: opt.Out,
+    store: opt.StoreOption = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace OUT when it holds files.")] = False,
+    max_shard_bytes: Annotated[int, typer.Option(help="Largest weights file, in bytes.")] = 5_000_000_000,
+    json: opt.JsonOption = False,
+) -> None:
+    """Rebuild a fine-tuned checkpoint from its base and an artifact, as an ordinary Hugging Face folder."""
+    from impart_core.apply.dense import reconstruct as rebuild
+    from impart_core.artifacts.delta import open_delta
+    from impart_core.artifacts.provenance import Stopwatch
+    from impart_core.artifacts.refs import resolve
+    from impart_core.artifacts.store import Store
+    from impart_core.checkpoint.index import open_checkpoint
+    from impart_core.errors import ConfigError
+
+    if max_shard_bytes < 1:
+        raise ConfigError(f"--max-shard-bytes is {max_shard_bytes}; it must be at least 1.")
+    watch, opened = Stopwatch(), Store(store)
+    delta, target = open_delta(opened, resolve(opened, ref)), Path(out).absolute()
+    with progress(quiet=json) as reporter:
+        written = rebuild(
+            delta,
+            open_checkpoint(base),
+            target,
+            overwrite=overwrite,
+            max_shard_bytes=max_shard_bytes,
+            progress=lambda done, total: reporter("reconstruct", done, total, ""),
+        )
+    if json:
+        found = {"artifact": delta.manifest.id, "out": str(target), "bytes": written}
+        print_json({**found, "seconds": round(watch.seconds, 3)})
+        return
+    typer.echo(f"{target}  {human_bytes(written)} of weights in {watch.seconds:.1f} s")
+
+
+def evaluate(
+    model_dir: Annotated[str, typer.Argument(help="A Hugging Face model folder.", show_default=False)],
+    tasks: Annotated[
+        str,
+        typer.Option(
+            help="lm-eval task names, separated by commas; tinyzoo_math, tinyzoo_code and tinyzoo_chat are built in.",
+            show_default=False,
+        ),
+    ],
+    split: Annotated[str, typer.Option(help="validation or test.")] = "test",
+    limit: Annotated[int | None, typer.Option(help="Only this many items of each task.", show_default=False)] = None,
+    store: opt.StoreOption = None,
+    device: opt.Device = "auto",
+    json: opt.JsonOption = False,
+) -> None:
+    """Measure a model with lm-evaluation-harness; finished measurements are reused from the store."""
+    from impart_core.artifacts.store import default_store_url
+    from impart_core.errors import unknown_name
+
+    if split not in ("validation", "test"):
+        raise unknown_name("split", split, ("validation", "test"))
+    from flows.compress import absolute
+    from flows.embedded import prefect_server
+    from flows.evaluate import EvaluateRequest, check_evaluate
+    from flows.evaluate import evaluate as evaluate_flow
+    from flows.progress import listening
+
+    names = tuple(dict.fromkeys(name.strip() for name in tasks.split(",") if name.strip()))
+    request = EvaluateRequest(
+        model=absolute(model_dir),
+        tasks=names,
+        split=split,
+        limit=limit,
+        store=store or default_store_url(),
+        device=device,
+    )
+    check_evaluate(request)
+    with progress(quiet=json) as reporter, listening(reporter), prefect_server():
+        results = evaluate_flow(request)
+    if json:
+        print_json({"model": request.model, "results": [result.model_dump(mode="json") for result in results]})
+        return
+    rows = [
+        [task, metric, f"{value:.4f}", "" if error is None else f"{error:.4f}", str(result.items[task])]
+        for result in results
+        for task, metrics in result.metrics.items()
+        for metric, (value, error) in metrics.items()
+    ]
+    print_table(["task", "metric", "value", "standard error", "items"], rows)

@@ -1,0 +1,90 @@
+"""What the command line prints: results on standard output, everything else on standard error."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+_SECONDS_BETWEEN_LINES = 2.0
+
+errors = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON object, alone on standard output."""
+    typer.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+def print_table(columns: list[str], rows: list[list[str]], title: str | None = None) -> None:
+    """Print a table on standard output: the first column to the left, the others to the right."""
+    table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    width = None if sys.stdout.isatty() else 160
+    Console(width=width, highlight=False, markup=False).print(table)
+
+
+def human_bytes(count: float) -> str:
+    """Return a byte count as people read it, in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def ratio(value: float | None) -> str:
+    """Return a ratio for people; none means that there was nothing to store."""
+    return "no change" if value is None else f"{value:.2f}×"
+
+
+@contextmanager
+def progress(quiet: bool = False) -> Iterator["Reporter"]:
+    """Give a progress listener: bars on a terminal, a line a step elsewhere, nothing when quiet."""
+    reporter = Reporter(bars=errors.is_terminal and not quiet, quiet=quiet)
+    with reporter.display:
+        yield reporter
+
+
+class Reporter:
+    """Listens to progress; see `flows.progress`."""
+
+    def __init__(self, bars: bool, quiet: bool) -> None:
+        """Make a listener that shows bars, or lines, or nothing."""
+        self._bars, self._quiet = bars, quiet
+        self.display = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[what]}"),
+            console=errors,
+            disable=not bars,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._started = self._printed = time.monotonic()
+
+    def __call__(self, stage: str, done: int, total: int, what: str) -> None:
+        """Show that `done` of `total` pieces of a stage are finished."""
+        if self._bars:
+            if stage not in self._tasks or done == 0:
+                self._tasks[stage] = self.display.add_task(stage, total=total, what="")
+            self.display.update(self._tasks[stage], completed=done, total=total, what=what)
+        elif not self._quiet:
+            self._print_line(stage, done, total, what)
+
+    def _print_line(self, stage: str, done: int, total: int, what: str) -> None:
+        """Print a line when a stage ends, and between at most one in two seconds."""
+        now = time.monotonic()
+        if done == total or (done and now - self._printed >= _SECONDS_BETWEEN_LINES):
+            self._printed = now
+            errors.print(f"{stage} {done}/{total} {what} ({now - self._started:.1f} s)", markup=False)

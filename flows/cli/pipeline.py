@@ -1,0 +1,136 @@
+"""Verbs that work on a base and a fine-tuned checkpoint: compress and plan."""
+
+from typing import Annotated
+
+import typer
+
+from flows.cli import options as opt
+from flows.cli.method import MethodCommand, read_config
+from flows.cli.output import human_bytes, print_json, print_table, progress, ratio
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the verbs."""
+    app.command(cls=MethodCommand)(compress)
+    app.command(cls=MethodCommand)(plan)
+
+
+def compress(
+    base: opt.Base,
+    finetuned: opt.Finetuned,
+    cr: opt.Ratio,
+    method: opt.Method = "impart",
+    beta: opt.Beta = None,
+    c: opt.Exponent = None,
+    option: opt.MethodOption = None,
+    seed: opt.Seed = 0,
+    accounting: opt.AccountingOption = "bytes",
+    embeddings: opt.Embeddings = "keep",
+    embeddings_cr: opt.EmbeddingsRatio = None,
+    factors_for: opt.FactorsFor = None,
+    keep_factors: Annotated[
+        bool,
+        typer.Option(
+            help="Publish each block's decomposition too, so that another ratio or method does not repeat it."
+        ),
+    ] = True,
+    store: opt.StoreOption = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name for the artifact (wizardmath-13b@prod).", show_default=False)
+    ] = None,
+    device: opt.Device = "auto",
+    workers: opt.Workers = None,
+    json: opt.JsonOption = False,
+) -> None:
+    """Compress the delta between two checkpoints and publish it as an artifact.
+
+    The work runs as a Prefect flow, one task a block (a decoder layer). Blocks that the store already holds
+    are reused, so an interrupted run goes on where it stopped.
+    """
+    others = {"embeddings": embeddings, "embeddings_cr": embeddings_cr, "factors_for": factors_for}
+    config = read_config(method, cr, seed, accounting, {"beta": beta, "c": c}, option or (), **others)
+    from flows.compress import CompressRequest, absolute, check_compress, run_compress
+    from flows.embedded import prefect_server
+    from flows.progress import listening
+    from impart_core.artifacts.store import default_store_url
+
+    require_workers(workers)
+    request = CompressRequest(
+        base=absolute(base),
+        finetuned=absolute(finetuned),
+        config=config,
+        store=store or default_store_url(),
+        name=name,
+        device=device,
+        workers=workers,
+        keep_factors=keep_factors,
+    )
+    check_compress(request)
+    with progress(quiet=json) as reporter, listening(reporter), prefect_server():
+        report = run_compress(request)
+    if json:
+        print_json(report.model_dump(mode="json"))
+        return
+    reused = f", {report.cached_blocks} reused" if report.cached_blocks else ""
+    typer.echo(f"artifact       {report.artifact}" + (f" ({name})" if name else ""))
+    typer.echo(f"cr_projection  {ratio(report.cr_projection)}   (projections, against 16 bits)")
+    typer.echo(f"cr_model       {ratio(report.cr_model)}   (every byte, against the fine-tuned checkpoint)")
+    typer.echo(f"bytes          {report.bytes:,} in {report.blocks} blocks{reused}")
+    if report.decompositions or report.reused_factors:
+        fallbacks = f", {report.fallbacks} fallbacks" if report.fallbacks else ""
+        typer.echo(f"decomposed     {report.decompositions} matrices{fallbacks}; {report.reused_factors} reused")
+    typer.echo(f"took           {report.seconds:.1f} s, peak memory {human_bytes(report.peak_rss_bytes)}")
+
+
+def plan(
+    base: opt.Base,
+    finetuned: opt.Finetuned,
+    cr: opt.Ratio,
+    method: opt.Method = "impart",
+    beta: opt.Beta = None,
+    c: opt.Exponent = None,
+    option: opt.MethodOption = None,
+    accounting: opt.AccountingOption = "bytes",
+    embeddings: opt.Embeddings = "keep",
+    embeddings_cr: opt.EmbeddingsRatio = None,
+    factors_for: opt.FactorsFor = None,
+    workers: opt.Workers = None,
+    json: opt.JsonOption = False,
+) -> None:
+    """Say what a compression would take, from headers alone: bytes of each block, memory, both ratios."""
+    others = {"embeddings": embeddings, "embeddings_cr": embeddings_cr, "factors_for": factors_for}
+    config = read_config(method, cr, 0, accounting, {"beta": beta, "c": c}, option or (), **others)
+    from impart_core.checkpoint.index import open_checkpoint
+    from impart_core.numerics import default_workers
+    from impart_core.plan import make_plan
+
+    require_workers(workers)
+    made = make_plan(open_checkpoint(base), open_checkpoint(finetuned), config, workers or default_workers())
+    if json:
+        print_json(made.model_dump(mode="json"))
+        return
+    rows = [
+        [
+            block.name,
+            str(block.tensors),
+            human_bytes(block.dense_bytes),
+            human_bytes(block.projection_bytes),
+            human_bytes(block.kept_bytes),
+            human_bytes(block.peak_bytes),
+        ]
+        for block in made.blocks
+    ]
+    print_table(["block", "tensors", "projections", "their codes", "the rest", "peak memory"], rows)
+    typer.echo(f"\ncr_projection  at least {ratio(made.cr_projection)}" if accounting == "bytes" else "")
+    typer.echo(f"cr_model       about {ratio(made.cr_model)} or better   ({human_bytes(made.bytes)})")
+    if made.factors_bytes:
+        typer.echo(f"factors        at most {human_bytes(made.factors_bytes)} beside it, unless --no-keep-factors")
+    typer.echo(f"peak memory    about {human_bytes(made.peak_bytes)} above the idle process, {made.workers} workers")
+
+
+def require_workers(workers: int | None) -> None:
+    """Refuse a worker count below 1."""
+    from impart_core.errors import ConfigError
+
+    if workers is not None and workers < 1:
+        raise ConfigError(f"--workers is {workers}; it must be at least 1.")

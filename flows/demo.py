@@ -1,0 +1,118 @@
+"""Flow: the demo. Each fine-tune of the tiny zoo at several ratios: compressed, rebuilt, measured."""
+
+from collections.abc import Sequence
+
+from prefect import flow
+
+from flows.compress import CompressReport, CompressRequest, compress_steps
+from flows.evaluate import evaluate_steps
+from flows.progress import report
+from impart_core import tinyzoo
+from impart_core.artifacts.provenance import Stopwatch
+from impart_core.checkpoint.index import open_checkpoint
+from impart_core.config import CompressConfig, Frozen, build_config
+from tasks.references import EvaluationJob, EvaluationResult
+
+RATIOS = (4.0, 8.0, 16.0, 32.0)
+
+
+class DemoRow(Frozen):
+    """One measured model: which fine-tune's task, at which ratio (none: as it is), and what was found."""
+
+    task: str
+    model: str
+    cr: float | None
+    exact_match: tuple[float, float | None]
+    answer_loss: tuple[float, float | None]
+    bytes: int | None
+    cr_projection: float | None
+    cr_model: float | None
+
+
+class DemoReport(Frozen):
+    """The demo's table, and what was reused of an earlier run."""
+
+    rows: tuple[DemoRow, ...]
+    store: str
+    items: int
+    compressions: int
+    compressions_reused: int
+    evaluations: int
+    evaluations_reused: int
+    seconds: float
+
+
+@flow(name="demo")
+def demo(store: str, ratios: Sequence[float] = RATIOS, device: str = "auto", limit: int | None = None) -> DemoReport:
+    """Compress, rebuild and evaluate the tiny zoo's fine-tunes at each ratio; everything is published."""
+    watch = Stopwatch()
+    pairs = [(name, cr) for name in tinyzoo.FINE_TUNES for cr in ratios]
+    compressed: dict[tuple[str, float], CompressReport] = {}
+    for done, (name, cr) in enumerate(pairs, 1):
+        compressed[name, cr] = compress_steps(_request(name, cr, store, device))
+        report("models", done, len(pairs), f"{name} at CR {cr:g}")
+    jobs = [job for name in tinyzoo.FINE_TUNES for job in _jobs(name, ratios, compressed, store, device, limit)]
+    results = evaluate_steps(jobs)
+    return DemoReport(
+        rows=tuple(_rows(ratios, compressed, results)),
+        store=store,
+        items=results[0].items[results[0].task],
+        compressions=len(compressed),
+        compressions_reused=sum(made.cached_blocks == made.blocks for made in compressed.values()),
+        evaluations=len(results),
+        evaluations_reused=sum(result.cached for result in results),
+        seconds=round(watch.seconds, 1),
+    )
+
+
+def _request(name: str, cr: float, store: str, device: str) -> CompressRequest:
+    return CompressRequest(
+        base=str(tinyzoo.path("base")),
+        finetuned=str(tinyzoo.path(name)),
+        config=build_config(CompressConfig, cr=cr),
+        store=store,
+        name=f"tinyzoo-{name}@cr{cr:g}",
+        device=device,
+    )
+
+
+def _jobs(
+    name: str,
+    ratios: Sequence[float],
+    compressed: dict[tuple[str, float], CompressReport],
+    store: str,
+    device: str,
+    limit: int | None,
+) -> list[EvaluationJob]:
+    base = str(tinyzoo.path("base"))
+    deltas = [(f"{name} at CR {cr:g}", compressed[name, cr].artifact, base) for cr in ratios]
+    models = [("base", base, None), (name, str(tinyzoo.path(name)), None), *deltas]
+    settings = {"task": f"tinyzoo_{name}", "limit": limit, "store": store, "device": device}
+    return [EvaluationJob(label=label, model=model, base=of, **settings) for label, model, of in models]
+
+
+def _rows(
+    ratios: Sequence[float],
+    compressed: dict[tuple[str, float], CompressReport],
+    results: Sequence[EvaluationResult],
+) -> list[DemoRow]:
+    rows = []
+    measured = iter(results)
+    for name in tinyzoo.FINE_TUNES:
+        whole = open_checkpoint(tinyzoo.path(name)).nbytes
+        for model, cr in [("base", None), ("fine-tuned", None), *((f"CR {cr:g}", cr) for cr in ratios)]:
+            metrics = next(measured).metrics[f"tinyzoo_{name}"]
+            made = None if cr is None else compressed[name, cr]
+            rows.append(
+                DemoRow(
+                    task=name,
+                    model=model,
+                    cr=cr,
+                    exact_match=metrics["exact_match"],
+                    answer_loss=metrics["answer_loss"],
+                    bytes=made.bytes if made else whole if model == "fine-tuned" else None,
+                    cr_projection=made.cr_projection if made else None,
+                    cr_model=made.cr_model if made else None,
+                )
+            )
+    return rows

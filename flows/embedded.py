@@ -1,0 +1,139 @@
+"""The embedded Prefect server: started for one command when no server is configured, gone when it ends.
+
+Prefect's own temporary server outlives a client that is killed. This one is tied to its parent's life, and
+Ctrl-C reaches it only after the flow has ended.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from flows.progress import report
+from impart_core.errors import ImpartError
+
+_STARTUP_SECONDS = 120
+_PATIENCE_SECONDS = 60  # for a configured server that is there but too busy to answer
+
+# Linux ends the server with its parent, however the parent dies; elsewhere only an orderly end stops it.
+_LAUNCHER = """
+import ctypes, os, signal, sys
+parent = int(sys.argv[1])
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    if os.getppid() != parent:
+        sys.exit(0)
+os.execv(sys.executable, [sys.executable, "-m", "uvicorn", *sys.argv[2:]])
+"""
+
+
+class ServerError(ImpartError):
+    """The Prefect server does not answer."""
+
+
+@contextmanager
+def prefect_server() -> Iterator[str]:
+    """Give the URL of the configured Prefect API, or of an embedded server that runs as long as the block.
+
+    Raises:
+        ServerError: the configured server does not answer, or the embedded one does not start.
+    """
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    configured = PREFECT_API_URL.value()
+    if configured:
+        if not _healthy(configured, _PATIENCE_SECONDS):
+            raise ServerError(
+                f"The Prefect server at {configured} does not answer. Start it, or unset PREFECT_API_URL to use "
+                "an embedded one."
+            )
+        yield configured
+        return
+    with _embedded() as url, temporary_settings({PREFECT_API_URL: url}):
+        yield url
+
+
+@contextmanager
+def _embedded() -> Iterator[str]:
+    port = _free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    server = subprocess.Popen(_command(port), env=_environment(), start_new_session=True)
+    try:
+        report("start server", 0, 1)
+        deadline = time.monotonic() + _STARTUP_SECONDS
+        while not _healthy(url):
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise ServerError(
+                    f"The embedded Prefect server did not start (exit code {server.poll()}). "
+                    "See the lines above, or start one with `prefect server start` and set PREFECT_API_URL."
+                )
+            time.sleep(0.1)
+        report("start server", 1, 1, "embedded; set PREFECT_API_URL to use a running one")
+        yield url
+    finally:
+        if server.poll() is None:
+            _send_queued()
+        server.terminate()
+        try:
+            server.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def _send_queued() -> None:
+    """Send the logs and events that Prefect has queued while the server is still there to take them."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    for worker in (EventsWorker, APILogWorker):
+        worker.drain_all(timeout=5)
+
+
+def _command(port: int) -> list[str]:
+    import prefect
+
+    package = str(Path(prefect.__file__).parent)
+    app = ["--app-dir", package, "--factory", "prefect.server.api.server:create_app"]
+    where = ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
+    end = ["--timeout-graceful-shutdown", "3"]
+    return [sys.executable, "-c", _LAUNCHER, str(os.getpid()), *app, *where, *end]
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment in which Prefect starts its own temporary server: no page, no telemetry."""
+    from prefect.settings import get_current_settings
+
+    return {
+        **os.environ,
+        **get_current_settings().to_environment_variables(exclude_unset=True),
+        "PREFECT_UI_ENABLED": "0",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT__SERVER_EPHEMERAL": "1",
+        "PREFECT__SERVER_FINAL": "1",
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _healthy(url: str, patience: float = 0.0) -> bool:
+    """Return whether a server answers; one that takes a connection but stays silent is asked again for a while."""
+    import httpx
+
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return httpx.get(f"{url}/health", timeout=5).status_code == httpx.codes.OK
+        except httpx.TimeoutException:
+            if time.monotonic() >= deadline:
+                return False
+        except httpx.HTTPError:
+            return False

@@ -1,0 +1,80 @@
+"""Flow: a model folder → metrics, each task's published on its own."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from prefect import flow
+
+from flows.progress import report
+from impart_core.artifacts.store import Store
+from impart_core.checkpoint.index import open_checkpoint
+from impart_core.checkpoint.location import is_remote
+from impart_core.config import Frozen
+from impart_core.errors import CheckpointError, ConfigError
+from impart_core.evaluate import check_tasks
+from impart_core.numerics import resolve_device
+from tasks.evaluate import evaluate_model
+from tasks.references import EvaluationJob, EvaluationResult, Split
+
+
+class EvaluateRequest(Frozen):
+    """Which model is measured on what; `store` and `device` are no part of the artifact's id."""
+
+    model: str
+    tasks: tuple[str, ...]
+    split: Split = "test"
+    limit: int | None = None
+    store: str
+    device: str = "auto"
+
+
+def check_evaluate(request: EvaluateRequest) -> None:
+    """Check a request without loading a model; raise an `ImpartError` that says what to change."""
+    resolve_device(request.device)
+    if request.limit is not None and request.limit < 1:
+        raise ConfigError(f"The limit is {request.limit}; it must be at least 1 item.")
+    if not request.tasks:
+        raise ConfigError("No task is named. Give at least one with --tasks.")
+    if is_remote(request.model):
+        raise CheckpointError(
+            f"{request.model} is no folder of this machine, and only folders can be evaluated. "
+            "Download the model (`hf download`, `aws s3 cp --recursive`) and give its folder."
+        )
+    open_checkpoint(request.model)
+    check_tasks(request.tasks)
+    Store(request.store).require_writable()
+
+
+def evaluate_steps(jobs: Sequence[EvaluationJob]) -> list[EvaluationResult]:
+    """Run evaluations one after another inside the flow that calls this: each uses all cores."""
+    results = []
+    report("evaluate", 0, len(jobs))
+    for done, job in enumerate(jobs, 1):
+        results.append(evaluate_model(job))
+        reused = " (reused)" if results[-1].cached else ""
+        report("evaluate", done, len(jobs), f"{job.label} on {job.task}{reused}")
+    return results
+
+
+@flow(name="evaluate", flow_run_name="evaluate {request.model}")
+def evaluate(request: EvaluateRequest) -> list[EvaluationResult]:
+    """Measure a checkpoint folder with lm-evaluation-harness and publish the metrics.
+
+    Raises:
+        ImpartError: the request cannot be carried out; the message says what to change.
+    """
+    check_evaluate(request)
+    return evaluate_steps(
+        [
+            EvaluationJob(
+                label=Path(request.model).name,
+                model=request.model,
+                task=task,
+                split=request.split,
+                limit=request.limit,
+                store=request.store,
+                device=request.device,
+            )
+            for task in request.tasks
+        ]
+    )

@@ -1,0 +1,236 @@
+"""Deltas as artifacts: blocks published on their own, and one manifest that points to them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from impart_core.artifacts.identity import Recipe
+from impart_core.artifacts.manifest import (
+    BlockContent,
+    BlockPointer,
+    DeltaContent,
+    Manifest,
+    TensorEntry,
+)
+from impart_core.artifacts.provenance import Stopwatch
+from impart_core.artifacts.store import Store, file_entry
+from impart_core.busy import busy
+from impart_core.checkpoint.digest import carried_digests, checkpoint_id
+from impart_core.checkpoint.index import Checkpoint
+from impart_core.checkpoint.layout import Block, Role
+from impart_core.checkpoint.pairing import Pairs
+from impart_core.codec.format import CODES_FILE, FORMAT_VERSION, BlockFile, EncodedTensor, write_block
+from impart_core.config import AUTO, CompressConfig
+from impart_core.errors import ConfigError, CorruptArtifactError
+from impart_core.files import scratch_folder
+from impart_core.policy import settings_for
+from impart_core.sparsify import SPARSIFIERS
+
+_BLOCK_VERSION = 1
+_DELTA_VERSION = 1
+_CODED_BY = {"method", "cr", "seed", "accounting", "options"}
+Digests = Mapping[str, str]
+
+
+def block_recipe(
+    pairs: Pairs,
+    block: Block,
+    config: CompressConfig,
+    digests: tuple[Digests, Digests],
+    factors: Recipe | None = None,
+) -> Recipe:
+    """Return what makes a block: its tensors' digests in both checkpoints, and the settings that it depends on.
+
+    A block of which nothing is coded by a method depends on no method and no ratio, and is shared by all of them.
+
+    Args:
+        pairs: the tensors' pairs by name.
+        block: which of them.
+        config: the request.
+        digests: the tensors' digests in the base and in the fine-tuned checkpoint.
+        factors: what makes the block's factors, where the request uses some.
+    """
+    methods = {
+        role.value: {
+            "version": SPARSIFIERS.get(settings.method).version,
+            **settings.model_dump(mode="json", include=_CODED_BY),
+            "may_be_kept": role is not Role.PROJECTION and config.embeddings == AUTO,
+        }
+        for role in sorted({pairs[name].role for name in block.tensors})
+        if (settings := settings_for(role, config))
+    }
+    ours = {pair.base.name: digests[0][pair.base.name] for name in block.tensors if (pair := pairs[name]).base}
+    inputs: dict[str, object] = {"base": ours, "finetuned": {name: digests[1][name] for name in block.tensors}}
+    if factors:
+        inputs["factors"] = factors.id
+    return Recipe(
+        operation="compress-block",
+        version=_BLOCK_VERSION,
+        config={"block": block.name, "format": FORMAT_VERSION, "methods": methods},
+        inputs=inputs,
+    )
+
+
+def delta_recipe(
+    base: Checkpoint, finetuned: Checkpoint, config: CompressConfig, digests: tuple[Digests, Digests]
+) -> Recipe:
+    """Return what makes a delta: both checkpoints by content, the files carried along, and the settings."""
+    return Recipe(
+        operation="compress",
+        version=_DELTA_VERSION,
+        config={
+            "format": FORMAT_VERSION,
+            "method_version": SPARSIFIERS.get(config.method).version,
+            **config.model_dump(mode="json"),
+        },
+        inputs={
+            "base": checkpoint_id(digests[0]),
+            "finetuned": checkpoint_id(digests[1]),
+            "base_files": carried_digests(base),
+            "finetuned_files": carried_digests(finetuned),
+        },
+    )
+
+
+def publish_block(
+    store: Store, recipe: Recipe, name: str, tensors: Mapping[str, EncodedTensor], watch: Stopwatch
+) -> Manifest:
+    """Write a block's codes to scratch and publish them; return the manifest in force.
+
+    Its parent is the artifact that holds its factors, where these were kept.
+    """
+    projections = [item for item in tensors.values() if item.header.role is Role.PROJECTION]
+    entries = {
+        tensor: TensorEntry(
+            method=item.header.method,
+            role=item.header.role,
+            shape=item.header.shape,
+            dtype=item.header.dtype,
+            bytes=item.nbytes,
+        )
+        for tensor, item in sorted(tensors.items())
+    }
+    content = BlockContent(
+        name=name,
+        tensors=entries,
+        projection_bytes=sum(item.nbytes for item in projections),
+        projection_dense_bytes=sum(2 * math.prod(item.header.shape) for item in projections),
+    )
+    factors = recipe.inputs.get("factors")
+    with scratch_folder() as scratch:
+        path = scratch / CODES_FILE
+        with busy():
+            write_block(path, tensors)
+        manifest = Manifest.make(
+            recipe,
+            parents=(factors,) if factors and store.lookup(factors) else (),
+            files=(file_entry(CODES_FILE, path),),
+            content=content,
+            provenance=watch.provenance(),
+        )
+        return store.publish(manifest, {CODES_FILE: path})
+
+
+def publish_delta(
+    store: Store, recipe: Recipe, finetuned: Checkpoint, block_ids: Sequence[str], watch: Stopwatch
+) -> Manifest:
+    """Gather published blocks under one manifest, without copying their bytes; return the manifest in force."""
+    blocks = [store.manifest(block_id) for block_id in block_ids]
+    base_files = recipe.inputs["base_files"]
+    carried = recipe.inputs["finetuned_files"]
+    own = [name for name in sorted(carried) if base_files.get(name) != carried[name]]
+    pointers = tuple(
+        BlockPointer(name=_block_content(block).name, id=block.id, bytes=store.artifact_bytes(block))
+        for block in blocks
+    )
+    codes = sum(_block_content(block).projection_bytes for block in blocks)
+    dense = sum(_block_content(block).projection_dense_bytes for block in blocks)
+    with scratch_folder() as scratch:
+        files = {name: finetuned.carried[name].on_disk(scratch) for name in own}
+        entries = tuple(file_entry(name, path) for name, path in files.items())
+        content = DeltaContent(
+            blocks=pointers,
+            base=recipe.inputs["base"],
+            finetuned=recipe.inputs["finetuned"],
+            finetuned_bytes=finetuned.nbytes,
+            carried=carried,
+            projection_bytes=codes,
+            projection_dense_bytes=dense,
+            data_bytes=sum(pointer.bytes for pointer in pointers) + sum(entry.size for entry in entries),
+            cr_projection=dense / codes if codes else None,
+        )
+        manifest = Manifest.make(
+            recipe,
+            parents=tuple(block_ids),
+            files=entries,
+            content=content,
+            provenance=watch.provenance(),
+        )
+        return store.publish(manifest, files)
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A published delta: its manifest and its blocks' manifests, in the model's order."""
+
+    store: Store
+    manifest: Manifest
+    content: DeltaContent
+    blocks: tuple[Manifest, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Every byte of the artifact and of its blocks as they lie in the store, manifests included."""
+        return sum(self.store.artifact_bytes(made) for made in (self.manifest, *self.blocks))
+
+    @property
+    def cr_model(self) -> float:
+        """The fine-tuned checkpoint's bytes over every byte of the artifact."""
+        return self.content.finetuned_bytes / self.bytes
+
+    def open_blocks(self, stack: ExitStack) -> dict[str, BlockFile]:
+        """Open every block's file for as long as `stack` lasts; return the block file of each tensor."""
+        by_tensor: dict[str, BlockFile] = {}
+        for block in self.blocks:
+            file = BlockFile(stack.enter_context(self.store.local_file(block, CODES_FILE)))
+            if set(file.headers) != set(_block_content(block).tensors):
+                raise CorruptArtifactError(f"{file.path} does not hold the tensors that its manifest lists.")
+            by_tensor.update(dict.fromkeys(file.headers, file))
+        return by_tensor
+
+    def base_digests(self) -> dict[str, str]:
+        """Return the digest of every tensor of the base that this delta was made against."""
+        return {name: d for block in self.blocks for name, d in block.recipe.inputs["base"].items()}
+
+
+def open_delta(store: Store, artifact_id: str) -> Delta:
+    """Open a delta by its artifact id.
+
+    Raises:
+        ArtifactNotFoundError: it, or one of its blocks, does not exist.
+        CorruptArtifactError: a manifest is damaged.
+        ConfigError: the artifact is not a delta.
+    """
+    manifest = store.manifest(artifact_id)
+    if not isinstance(manifest.content, DeltaContent):
+        raise ConfigError(f"Artifact {artifact_id[:12]} is a {manifest.content.kind}, not a compressed delta.")
+    blocks = tuple(store.manifest(pointer.id) for pointer in manifest.content.blocks)
+    return Delta(store=store, manifest=manifest, content=manifest.content, blocks=blocks)
+
+
+def whole_delta(store: Store, artifact_id: str) -> Delta | None:
+    """Return a published delta if it and all its blocks are whole, else None."""
+    manifest = store.lookup(artifact_id)
+    if manifest is None or not isinstance(manifest.content, DeltaContent):
+        return None
+    blocks = [store.lookup(pointer.id) for pointer in manifest.content.blocks]
+    found = tuple(block for block in blocks if block is not None)
+    whole = len(found) == len(blocks)
+    return Delta(store=store, manifest=manifest, content=manifest.content, blocks=found) if whole else None
+
+
+def _block_content(block: Manifest) -> BlockContent:
+    if not isinstance(block.content, BlockContent):
+        raise CorruptArtifactError(f"Artifact {block.id[:12]} is a {block.content.kind}, not a block of a delta.")
+    return block.content

@@ -1,0 +1,73 @@
+"""What a checkpoint is, by content: a digest for each tensor, remembered between runs.
+
+Digests are remembered by each file's address, size and stamp (modification time, ETag, blob id), so that a cached
+run reads no weights, wherever they lie.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import platformdirs
+
+from impart_core.artifacts.identity import digest_of
+from impart_core.busy import busy
+from impart_core.checkpoint.header import TensorInfo
+from impart_core.checkpoint.index import Checkpoint
+from impart_core.checkpoint.reader import tensor_digest
+from impart_core.checkpoint.source import SourceFile
+from impart_core.files import write_atomically
+
+
+def cache_folder() -> Path:
+    """Return where digests are remembered: IMPART_CACHE, else the user's cache folder."""
+    return Path(os.environ.get("IMPART_CACHE") or platformdirs.user_cache_dir("impart"))
+
+
+def tensor_digests(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return the SHA-256 of every tensor by name; reads only files that changed since they were last read."""
+    by_file: dict[SourceFile, list[TensorInfo]] = {}
+    for info in checkpoint.tensors.values():
+        by_file.setdefault(info.file, []).append(info)
+    digests: dict[str, str] = {}
+    for file, infos in by_file.items():
+        digests.update(_file_digests(file, infos))
+    return dict(sorted(digests.items()))
+
+
+def checkpoint_id(digests: Mapping[str, str]) -> str:
+    """Return the id of a checkpoint from its tensors' digests: the same for any sharding and any folder."""
+    return digest_of(dict(digests))
+
+
+def carried_digests(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return the SHA-256 of each carried file (configuration, tokenizer, generation) by name."""
+    return {name: _content_digest(file) for name, file in checkpoint.carried.items()}
+
+
+def _content_digest(file: SourceFile) -> str:
+    digest = hashlib.sha256()
+    for piece in file.chunks(0, file.size):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _file_digests(file: SourceFile, infos: Iterable[TensorInfo]) -> dict[str, str]:
+    if file.stamp is None:
+        return {info.name: tensor_digest(info) for info in infos}
+    stamp = [file.address, file.size, file.stamp]
+    record = cache_folder() / "digests" / f"{hashlib.sha256(file.address.encode()).hexdigest()}.json"
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        remembered = json.loads(record.read_text())
+        if remembered["stamp"] == stamp:
+            return {str(name): str(digest) for name, digest in remembered["digests"].items()}
+    with busy():
+        digests = {info.name: tensor_digest(info) for info in infos}
+    # A cache that cannot be written costs time, nothing else.
+    with contextlib.suppress(OSError):
+        record.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(record, json.dumps({"stamp": stamp, "digests": digests}).encode())
+    return digests

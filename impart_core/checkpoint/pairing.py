@@ -1,0 +1,115 @@
+"""Which tensor of the base each fine-tuned tensor is a delta against."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from impart_core.checkpoint.header import TensorInfo
+from impart_core.checkpoint.index import Checkpoint
+from impart_core.checkpoint.layout import Role, in_layer, role_of
+
+VOCABULARY = (Role.EMBEDDING, Role.HEAD)
+_NO_TOKENS = re.compile(r"pos|wpe|relative|type|segment")  # embeddings of places, and of kinds of input
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A fine-tuned tensor, its role, and what it is a delta against; no base where only the fine-tune has it."""
+
+    finetuned: TensorInfo
+    base: TensorInfo | None
+    role: Role
+
+    @property
+    def name(self) -> str:
+        """The fine-tuned tensor's name."""
+        return self.finetuned.name
+
+    @property
+    def is_stack(self) -> bool:
+        """Whether it is a stack of matrices, (experts, m, n), each coded on its own."""
+        return self.role is Role.PROJECTION and len(self.finetuned.shape) == 3
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the delta: the base's, which has fewer rows where the vocabulary has grown."""
+        return (self.base or self.finetuned).shape
+
+    @property
+    def fits(self) -> bool:
+        """Whether its base has its shape, or its first rows: a vocabulary grows, and the bias of a head with it."""
+        ours, theirs = self.shape, self.finetuned.shape
+        grows = self.role in VOCABULARY or (self.role is Role.BIAS and not in_layer(self.name))
+        return ours == theirs or (grows and len(theirs) > 0 and ours[1:] == theirs[1:] and ours[:1] < theirs[:1])
+
+    def matrices(self) -> "tuple[Pair, ...]":
+        """Return the matrices of a stack, or the tensor itself."""
+        if not self.is_stack:
+            return (self,)
+        return tuple(
+            Pair(self.finetuned.part(index), self.base.part(index) if self.base else None, self.role)
+            for index in range(self.finetuned.shape[0])
+        )
+
+
+Pairs = Mapping[str, Pair]
+
+
+def pair_tensors(base: Checkpoint, finetuned: Checkpoint) -> dict[str, Pair]:
+    """Return the pair of every fine-tuned tensor, by its name.
+
+    The names of one side may have the prefix that a model with a head puts before its body (`bert.`), and those of
+    the other lack it. The head of a fine-tune whose base ties it to the embedding is a delta against that embedding.
+    A matrix outside of layers that the base lacks is new, and no projection that could be compressed. So is a head
+    that the base's does not fit, as it has other labels.
+    """
+    renamed = _renaming(base, finetuned)
+    pairs = {}
+    for name, info in finetuned.tensors.items():
+        role = role_of(info, finetuned.config)
+        ours = base.tensors.get(name) or base.tensors.get(renamed(name))
+        if ours is None and role is Role.HEAD:
+            ours = _tied_embedding(base, finetuned, info)
+        if ours is None and role is Role.PROJECTION and not in_layer(name):
+            role = Role.OTHER
+        pair = Pair(info, ours, role)
+        of_head = role is Role.HEAD or (role is Role.BIAS and not in_layer(name))
+        pairs[name] = pair if pair.fits or not of_head else Pair(info, None, role)
+    return pairs
+
+
+def _renaming(base: Checkpoint, finetuned: Checkpoint) -> Callable[[str], str]:
+    """Return what a fine-tuned tensor is called in the base, where the layers of one side have a prefix more."""
+    theirs, ours = ({name for name in side.tensors if in_layer(name)} for side in (finetuned, base))
+    if not ours & theirs:
+        for prefix in _prefixes(theirs):
+            if all(name.removeprefix(prefix) in ours for name in theirs):
+                return lambda name: name.removeprefix(prefix)
+        for prefix in _prefixes(ours):
+            if all(prefix + name in ours for name in theirs):
+                return lambda name: prefix + name
+    return lambda name: name
+
+
+def _prefixes(names: Iterable[str]) -> list[str]:
+    """Return what names begin with, to their first dot."""
+    return sorted({name[: name.index(".") + 1] for name in names})
+
+
+def _tied_embedding(base: Checkpoint, finetuned: Checkpoint, head: TensorInfo) -> TensorInfo | None:
+    """Return the base's embedding that a head of the vocabulary's shape was tied to; None where there is none."""
+    ours, theirs = _vocabulary(base, head.shape[1]), _vocabulary(finetuned, head.shape[1])
+    if ours is None or ours.shape[0] > head.shape[0] or (theirs and theirs.shape != head.shape):
+        return None
+    untied = any(info.shape == ours.shape and role_of(info, base.config) is Role.HEAD for info in base.tensors.values())
+    return None if untied else ours
+
+
+def _vocabulary(checkpoint: Checkpoint, width: int) -> TensorInfo | None:
+    """Return a checkpoint's largest embedding of this width that is one of tokens."""
+    fitting = [
+        info
+        for name, info in checkpoint.tensors.items()
+        if role_of(info, checkpoint.config) is Role.EMBEDDING and info.shape[1] == width and not _NO_TOKENS.search(name)
+    ]
+    return max(fitting, key=lambda info: info.shape[0], default=None)

@@ -1,0 +1,53 @@
+"""Lazy reading: one tensor at a time, into memory of its own, nothing kept."""
+
+import hashlib
+from collections.abc import Iterable
+
+import torch
+
+from impart_core.checkpoint.header import TensorInfo
+from impart_core.errors import CheckpointError
+
+
+def read_tensor(info: TensorInfo, digest: str | None = None) -> torch.Tensor:
+    """Read one tensor, in its stored dtype and shape, on the CPU.
+
+    Args:
+        info: where it lies.
+        digest: what `tensor_digest` gave before; None leaves the content unchecked.
+
+    Raises:
+        CheckpointError: the file cannot be read, is shorter than when it was indexed, or was changed.
+    """
+    buffer = bytearray(info.nbytes)
+    if info.file.read_into(info.start, memoryview(buffer)) < len(buffer):
+        raise CheckpointError(f"{info.file} became shorter while tensor {info.name!r} was read.")
+    if digest is not None and _digest(info, [buffer]) != digest:
+        raise _changed(info)
+    flat = torch.frombuffer(buffer, dtype=info.torch_dtype) if buffer else torch.empty(0, dtype=info.torch_dtype)
+    return flat.reshape(info.shape)
+
+
+def tensor_digest(info: TensorInfo) -> str:
+    """Return the SHA-256 (hex) of a tensor's dtype, shape and stored bytes: equal wherever it is stored.
+
+    The tensor is read piece by piece; errors as in `read_tensor`.
+    """
+    return _digest(info, info.file.chunks(info.start, info.end))
+
+
+def require_digest(info: TensorInfo, digest: str) -> None:
+    """Check a tensor's content without holding it; errors as in `read_tensor`."""
+    if tensor_digest(info) != digest:
+        raise _changed(info)
+
+
+def _changed(info: TensorInfo) -> CheckpointError:
+    return CheckpointError(f"{info.file} was changed while it was in use (tensor {info.name!r}). Run again.")
+
+
+def _digest(info: TensorInfo, pieces: Iterable[bytearray | memoryview]) -> str:
+    digest = hashlib.sha256(f"{info.dtype}{list(info.shape)}".encode())
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()

@@ -1,0 +1,89 @@
+"""Files of a checkpoint wherever they lie: read in byte ranges, never as a whole."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from impart_core.errors import CheckpointError
+
+CHUNK = 8 << 20
+
+
+@dataclass(frozen=True)
+class SourceFile(ABC):
+    """A file at some place.
+
+    Attributes:
+        location: where it lies, as people write it.
+        size: its bytes.
+        stamp: changes when its content does; None where the place tells nothing of the kind.
+    """
+
+    location: str
+    size: int
+    stamp: str | int | None
+
+    def __str__(self) -> str:
+        """Return where it lies, for messages."""
+        return self.location
+
+    @property
+    def address(self) -> str:
+        """Where it lies, written the same from any working directory."""
+        return self.location
+
+    @abstractmethod
+    def read_into(self, start: int, buffer: memoryview) -> int:
+        """Fill a buffer with the bytes from `start` on, and return how many there were.
+
+        Raises:
+            CheckpointError: the file cannot be read; `UnreachableError` where trying again may help.
+        """
+
+    @abstractmethod
+    def on_disk(self, scratch: Path) -> Path:
+        """Return it as a file of this machine: itself, or a copy in the scratch folder."""
+
+    def read(self, start: int, end: int) -> bytearray:
+        """Return the bytes from `start` to before `end`; errors as in `read_into`."""
+        data = bytearray(end - start)
+        if self.read_into(start, memoryview(data)) < len(data):
+            raise CheckpointError(f"{self} became shorter while it was read. Run again.")
+        return data
+
+    def chunks(self, start: int, end: int) -> Iterator[memoryview]:
+        """Give the bytes from `start` to before `end` piece by piece, each valid until the next is asked for."""
+        buffer = memoryview(bytearray(min(CHUNK, end - start)))
+        for at in range(start, end, CHUNK):
+            piece = buffer[: min(CHUNK, end - at)]
+            if self.read_into(at, piece) < len(piece):
+                raise CheckpointError(f"{self} became shorter while it was read. Run again.")
+            yield piece
+
+    def copy_to(self, target: Path) -> None:
+        """Write its content to a local file."""
+        with target.open("wb") as file:
+            for piece in self.chunks(0, self.size):
+                file.write(piece)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder at some place: what lies directly in it by name, where a folder in it is None."""
+
+    location: str
+    entries: Mapping[str, SourceFile | None]
+
+    def file(self, name: str) -> SourceFile | None:
+        """Return the file of this name, or None where there is none."""
+        return self.entries.get(name)
+
+    def where(self, name: str) -> str:
+        """Return where a file of this name lies, or would lie."""
+        return f"{self.location}/{name}"
+
+
+def no_folder(location: object, found: str) -> CheckpointError:
+    """Return the error for a location that is no folder, with what was found there ("is a file")."""
+    return CheckpointError(f"The checkpoint folder {location} {found}. Give the folder that holds config.json.")

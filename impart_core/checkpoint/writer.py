@@ -1,0 +1,145 @@
+"""Writing safetensors: streamed tensor by tensor, the same bytes each time, folders that appear whole."""
+
+import json
+import math
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from impart_core.checkpoint.header import DTYPE_NAMES, DTYPES
+from impart_core.checkpoint.index import SHARD_INDEX, SINGLE
+from impart_core.errors import OutputExistsError
+from impart_core.files import disk_errors
+
+DEFAULT_SHARD_BYTES = 5_000_000_000
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor to be written: its name, safetensors dtype name and shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor."""
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
+
+def spec_of(name: str, tensor: torch.Tensor) -> TensorSpec:
+    """Return the spec under which a tensor is written."""
+    return TensorSpec(name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape))
+
+
+def write_safetensors(
+    path: Path,
+    specs: Iterable[TensorSpec],
+    produce: Callable[[str], torch.Tensor],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write one safetensors file, holding one tensor in memory at a time.
+
+    Wider dtypes come first, so that every tensor is aligned to its own item size; then by name.
+
+    Args:
+        path: the file to write.
+        specs: what it will hold.
+        produce: returns the tensor of a name; must agree with its spec.
+        metadata: the file's string metadata.
+    """
+    ordered = sorted(specs, key=lambda spec: (-DTYPES[spec.dtype].itemsize, spec.name))
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    offset = 0
+    for spec in ordered:
+        end = offset + spec.nbytes
+        header[spec.name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for spec in ordered:
+            tensor = produce(spec.name).detach().cpu().contiguous()
+            if spec_of(spec.name, tensor) != spec:
+                raise ValueError(f"{spec.name} was announced as {spec} but is {tensor.dtype} {tensor.shape}")
+            file.write(tensor_bytes(tensor))
+
+
+def tensor_bytes(tensor: torch.Tensor) -> bytes | memoryview:
+    """Return a contiguous CPU tensor's bytes without copying them."""
+    if not tensor.numel():
+        return b""
+    flat: np.ndarray[tuple[int], np.dtype[np.uint8]] = tensor.reshape(-1).view(torch.uint8).numpy()
+    return flat.data
+
+
+def write_checkpoint(
+    folder: Path,
+    specs: Sequence[TensorSpec],
+    produce: Callable[[str], torch.Tensor],
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+) -> list[Path]:
+    """Write a checkpoint's weights into a folder: one file, or shards with an index, as Hugging Face does.
+
+    Returns:
+        The weight files that were written.
+    """
+    metadata = {"format": "pt"}
+    shards = list(_shards(specs, max_shard_bytes))
+    if len(shards) == 1:
+        write_safetensors(folder / SINGLE, shards[0], produce, metadata)
+        return [folder / SINGLE]
+    files, weight_map = [], {}
+    for number, shard in enumerate(shards, 1):
+        files.append(folder / f"model-{number:05d}-of-{len(shards):05d}.safetensors")
+        write_safetensors(files[-1], shard, produce, metadata)
+        weight_map.update({spec.name: files[-1].name for spec in shard})
+    index = {"metadata": {"total_size": sum(spec.nbytes for spec in specs)}, "weight_map": weight_map}
+    (folder / SHARD_INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    return files
+
+
+def _shards(specs: Sequence[TensorSpec], max_bytes: int) -> Iterator[list[TensorSpec]]:
+    """Split specs into runs of at most `max_bytes`; a tensor that is larger has a shard of its own."""
+    shard: list[TensorSpec] = []
+    for spec in specs:
+        if shard and sum(s.nbytes for s in shard) + spec.nbytes > max_bytes:
+            yield shard
+            shard = []
+        shard.append(spec)
+    yield shard
+
+
+def check_output_folder(out: Path, overwrite: bool = False) -> None:
+    """Refuse an output folder that already holds files.
+
+    Raises:
+        OutputExistsError: it does, and `overwrite` is false.
+    """
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not overwrite):
+        raise OutputExistsError(f"{out} already holds files. Choose another folder, or pass --overwrite.")
+
+
+@contextmanager
+def new_folder(out: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Give a scratch folder that becomes `out` when the block ends well, and vanishes when it does not."""
+    check_output_folder(out, overwrite)
+    scratch = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
+    with disk_errors(out):
+        try:
+            scratch.mkdir(parents=True)
+            yield scratch
+            if out.exists():
+                shutil.rmtree(out)
+            scratch.replace(out)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)

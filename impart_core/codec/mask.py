@@ -1,0 +1,81 @@
+"""Masks that cost no bytes: regenerated from a key and integer thresholds (DESIGN.md §4).
+
+An entry (row i, column k) is kept when its 32-bit Philox word is below the threshold of column k. Column k
+owns a whole number of Philox blocks, so its words depend on nothing but the key, k and the row count.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+UInt16Array = npt.NDArray[np.uint16]
+UInt32Array = npt.NDArray[np.uint32]
+BoolArray = npt.NDArray[np.bool_]
+
+_WORDS_PER_BLOCK = 8  # one Philox4x64 block: four 64-bit outputs, read as eight 32-bit words
+_CHUNK_BYTES = 4 << 20  # of words at once; their upper halves, and numpy's copies when counting, come on top
+LEVELS = 1 << 16  # keep probabilities are stored in steps of 1/65536
+
+
+def mask_key(seed: int, tensor: str, role: str) -> int:
+    """Return the 128-bit Philox key of one factor of one tensor, independent of all others.
+
+    Args:
+        seed: the request's seed.
+        tensor: the tensor's full name.
+        role: which part of the tensor's codes the mask is for ("u", "v", "delta").
+    """
+    text = json.dumps([seed, tensor, role], separators=(",", ":"), ensure_ascii=True)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "little")
+
+
+def mask_words(key: int, rows: int, columns: int, first: int = 0) -> UInt32Array:
+    """Return the raw words of `columns` columns from column `first` on, shape (columns, rows): one line for each.
+
+    A column's line is the same in every call that it is part of.
+    """
+    blocks = -(-rows // _WORDS_PER_BLOCK)
+    raw = np.random.Philox(key=key, counter=first * blocks).random_raw(columns * blocks * 4)
+    words = np.asarray(raw, dtype="<u8").view("<u4").reshape(columns, blocks * _WORDS_PER_BLOCK)
+    return words[:, :rows]
+
+
+def keep_codes(probability: npt.NDArray[np.float64]) -> UInt16Array:
+    """Round keep probabilities in (0, 1] to the codes that are stored: code c stands for (c + 1) / 65536."""
+    codes: UInt16Array = np.clip(np.rint(probability * LEVELS) - 1, 0, LEVELS - 1).astype(np.uint16)
+    return codes
+
+
+def keep_probability(codes: UInt16Array) -> npt.NDArray[np.float64]:
+    """Return the exact keep probability that each stored code stands for, float64, shape (columns,)."""
+    return (codes.astype(np.float64) + 1.0) / LEVELS
+
+
+def mask_from_words(words: UInt32Array, codes: UInt16Array) -> BoolArray:
+    """Return the kept entries, shape (columns, rows): word < (code + 1)·2¹⁶, in integers."""
+    return mask_from_levels(word_levels(words), codes)
+
+
+def word_levels(words: UInt32Array) -> UInt16Array:
+    """Return the upper halves of the words: all that thresholds in steps of 2¹⁶ can tell apart."""
+    return (words >> np.uint32(16)).astype(np.uint16)
+
+
+def mask_from_levels(levels: UInt16Array, codes: UInt16Array) -> BoolArray:
+    """Return the kept entries from the words' upper halves: word < (c + 1)·2¹⁶ is the same as level ≤ c."""
+    return levels <= codes[:, None]
+
+
+def level_chunks(key: int, rows: int, columns: int) -> Iterator[tuple[slice, UInt16Array]]:
+    """Yield the upper halves of a mask's words a few columns at a time, to bound memory for masks of any size.
+
+    Yields:
+        Which columns, and their levels, shape (columns of the chunk, rows).
+    """
+    step = max(1, _CHUNK_BYTES // (-(-rows // _WORDS_PER_BLOCK) * _WORDS_PER_BLOCK * 4))
+    for first in range(0, columns, step):
+        last = min(first + step, columns)
+        yield slice(first, last), word_levels(mask_words(key, rows, last - first, first))

@@ -1,0 +1,43 @@
+"""Row-sparse deltas: an embedding of which few rows changed, as the rows' numbers and values (DESIGN.md §4)."""
+
+import torch
+
+from impart_core.codec.keep import encode_keep
+from impart_core.errors import CorruptArtifactError
+from impart_core.sparsify.base import read_part
+
+_NUMBER_BYTES = 4
+
+
+def rows_bytes(delta: torch.Tensor) -> int:
+    """Return the bytes of the changed rows of a delta (m, n): a 32-bit number and n values of 16 bits each."""
+    changed = int(delta.any(dim=1).sum())
+    return changed * (_NUMBER_BYTES + 2 * delta.shape[1])
+
+
+def encode_rows(delta: torch.Tensor, name: str) -> dict[str, torch.Tensor]:
+    """Return the changed rows of a float32 delta (m, n).
+
+    Returns:
+        `rows` int32 (k,), rising; `values` float16 (or bfloat16, see `encode_keep`) (k, n).
+
+    Raises:
+        TensorValueError: a value is too large for 16 bits.
+    """
+    changed = delta.any(dim=1).nonzero().flatten()
+    return {"rows": changed.int().cpu(), "values": encode_keep(delta[changed].cpu(), name)}
+
+
+def decode_rows(codes: dict[str, torch.Tensor], name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return the delta, float32, of this shape (m, n).
+
+    Raises:
+        CorruptArtifactError: rows that the tensor does not have, or out of order, or not as many values as rows.
+    """
+    rows, values = read_part(codes, name, "rows", torch.int32, None).long(), codes["values"]
+    ends = torch.cat([torch.tensor([-1]), rows, torch.tensor(shape[:1])])
+    if not bool((ends.diff() > 0).all()) or values.shape != (len(rows), *shape[1:]):
+        raise CorruptArtifactError(f"The rows stored of {name!r} do not fit its shape {list(shape)}.")
+    delta = torch.zeros(shape, dtype=torch.float32)
+    delta[rows] = values.float()
+    return delta

@@ -1,0 +1,139 @@
+"""Compressing one block: delta, factors and codes, in memory one matrix at a time."""
+
+from collections.abc import Callable
+
+import torch
+
+from impart_core.busy import busy
+from impart_core.checkpoint.layout import Block, Role
+from impart_core.checkpoint.pairing import Pair, Pairs
+from impart_core.codec.format import ADDED, KEEP, OMITTED, ROWS, VALUE, EncodedTensor, TensorHeader
+from impart_core.codec.keep import encode_keep
+from impart_core.codec.rows import encode_rows, rows_bytes
+from impart_core.config import CompressConfig
+from impart_core.decompose import factors_of
+from impart_core.delta.extract import require_finite
+from impart_core.delta.factors import Factors
+from impart_core.deltas import Digests, Loaded, load_block
+from impart_core.numerics import one_thread_per_kernel
+from impart_core.policy import depth_for, settings_for, settings_of
+from impart_core.sparsify import SPARSIFIERS
+from impart_core.sparsify.base import Codes, Projection
+
+# Gives the factors of a matrix by name that a decomposition of the same request left, or None: its delta is zero.
+Stored = Callable[[str], Factors | None]
+Made = tuple[str, int, Codes]  # method, seed and codes
+_CPU = torch.device("cpu")
+
+
+def compress_block(
+    pairs: Pairs,
+    block: Block,
+    config: CompressConfig,
+    *,
+    stored: Stored | None = None,
+    device: torch.device = _CPU,
+    digests: tuple[Digests, Digests] = ({}, {}),
+) -> dict[str, EncodedTensor]:
+    """Compress the tensors of one block.
+
+    Args:
+        pairs: the tensors' pairs by name.
+        block: which of them to work on.
+        config: method and ratio.
+        stored: factors that were computed before, from which projections are coded without being read again; None:
+            everything is read, and decomposed here to the same bits.
+        device: where decompositions run.
+        digests: the tensors' digests in the base and in the fine-tuned checkpoint; those given are checked.
+
+    Returns:
+        Header and codes of each tensor by name.
+
+    Raises:
+        TensorValueError: a tensor holds NaN or infinity.
+        CheckpointError: a tensor's content is not what its digest says.
+    """
+    made: dict[str, list[Made]] = {}
+    ready = {name for name in block.tensors if stored and _needs_factors_only(pairs[name], config)}
+    with one_thread_per_kernel():
+        for name in sorted(ready):
+            for matrix in pairs[name].matrices():
+                with busy():
+                    made.setdefault(name, []).append(_encode_factors(matrix, config, stored))
+        unread = Block(block.name, tuple(name for name in block.tensors if name not in ready))
+        for loaded in load_block(pairs, unread, digests):
+            with busy():
+                made.setdefault(loaded.tensor, []).append(_encode(loaded, config, stored, device))
+    return {name: _assembled(pairs[name], parts) for name, parts in made.items()}
+
+
+def _needs_factors_only(pair: Pair, config: CompressConfig) -> bool:
+    """Whether a tensor's codes follow from its factors: how a projection is coded does not depend on its delta."""
+    return pair.role is Role.PROJECTION and depth_for(pair, config) is not None
+
+
+def _assembled(pair: Pair, made: list[Made]) -> EncodedTensor:
+    """Return a tensor from what was made of it, or of each matrix of a stack in turn, whose parts are numbered."""
+    if not pair.is_stack:
+        return _encoded(pair, *made[0])
+    method, seed = next(((method, seed) for method, seed, _ in made if method != OMITTED), (OMITTED, 0))
+    numbered = {f"{index}.{part}": code for index, (*_, codes) in enumerate(made) for part, code in codes.items()}
+    return _encoded(pair, method, seed, numbered)
+
+
+def _encode_factors(pair: Pair, config: CompressConfig, stored: Stored | None) -> Made:
+    """Return the method, the seed and the codes of one projection whose factors are at hand."""
+    factors = stored(pair.name) if stored else None
+    settings = settings_for(pair.role, config)
+    if factors is None or settings is None:
+        return OMITTED, 0, {}
+    m, n = pair.shape
+    projection = Projection(pair.name, (m, n), _no_delta, lambda: factors)
+    return settings.method, settings.seed, SPARSIFIERS.get(settings.method).encode(projection, settings)
+
+
+def _no_delta() -> torch.Tensor:
+    raise AssertionError("a method that works on factors asked for the delta")
+
+
+def _encode(loaded: Loaded, config: CompressConfig, stored: Stored | None, device: torch.device) -> Made:
+    """Return the method, the seed and the codes of one matrix or other tensor."""
+    pair = loaded.pair
+    new = loaded.finetuned if loaded.base is None else loaded.added
+    if new is not None:
+        require_finite(new, pair.name, "fine-tuned")
+    if loaded.base is None or not pair.finetuned.is_floating:
+        same = loaded.base is not None and torch.equal(loaded.base, loaded.finetuned)
+        return (OMITTED, 0, {}) if same else (VALUE, 0, {"value": loaded.finetuned})
+    added = {} if loaded.added is None else {ADDED: loaded.added.contiguous()}
+    delta = loaded.delta()
+    if not bool(delta.any()):
+        return OMITTED, 0, added
+    settings = settings_of(pair, delta, config)
+    if settings is None:
+        in_rows = delta.dim() == 2 and rows_bytes(delta) < 2 * delta.numel()
+        codes = encode_rows(delta, pair.name) if in_rows else {"delta": encode_keep(delta, pair.name)}
+        return ROWS if in_rows else KEEP, 0, {**codes, **added}
+    on_device = delta.to(device)
+    m, n = pair.shape
+
+    def factors() -> Factors:
+        found = stored(pair.name) if stored else None
+        return found or factors_of(on_device, pair, config)
+
+    codes = SPARSIFIERS.get(settings.method).encode(Projection(pair.name, (m, n), lambda: on_device, factors), settings)
+    return settings.method, settings.seed, {**codes, **added}
+
+
+def _encoded(pair: Pair, method: str, seed: int, codes: Codes) -> EncodedTensor:
+    ours = pair.base.name if pair.base and pair.base.name != pair.name else None
+    header = TensorHeader(
+        method=method,
+        role=pair.role,
+        shape=pair.finetuned.shape,
+        dtype=pair.finetuned.dtype,
+        seed=seed,
+        parts=tuple(sorted(codes)),
+        base=ours,
+    )
+    return EncodedTensor(header=header, codes=codes)

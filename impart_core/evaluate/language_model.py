@@ -1,0 +1,64 @@
+"""Opens a model folder as a language model of lm-evaluation-harness, without its chatter."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from impart_core.errors import EvaluationError
+
+
+def open_model(folder: Path, device: str, batch_size: int) -> Any:
+    """Load a Hugging Face folder with its tokenizer.
+
+    Weights are read as safetensors only, and no code from the folder is run. On a CPU all arithmetic is in
+    float32; elsewhere it is in the checkpoint's dtype. Log-probabilities are float32 everywhere.
+
+    Args:
+        folder: the model folder.
+        device: a torch device.
+        batch_size: sequences a forward pass.
+
+    Returns:
+        lm-eval's HFLM.
+
+    Raises:
+        EvaluationError: the folder is missing or cannot be loaded.
+    """
+    from lm_eval.models.huggingface import HFLM
+
+    if not folder.is_dir():
+        raise EvaluationError(f"There is no model folder at {folder}.")
+    try:
+        return HFLM(
+            pretrained=str(folder),
+            device=device,
+            batch_size=batch_size,
+            dtype="float32" if device == "cpu" else "auto",
+            softmax_dtype="float32",
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
+        raise EvaluationError(
+            f"The model in {folder} cannot be loaded for evaluation: {error}. It needs config.json, safetensors "
+            "weights and tokenizer files."
+        ) from error
+
+
+def hush() -> None:
+    """Turn off lm-eval's remarks and progress bars for this process; calling it again changes nothing."""
+    import lm_eval.api.model
+    import lm_eval.api.task
+    import lm_eval.models.huggingface
+    from transformers.utils import logging as transformers_logging
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    for module in (lm_eval.api.model, lm_eval.api.task, lm_eval.models.huggingface):
+        module.tqdm = _no_bar
+
+
+def _no_bar(*args: Any, **options: Any) -> Any:
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    return tqdm(*args, **{**options, "disable": True})

@@ -1,0 +1,42 @@
+"""What an evaluation measured."""
+
+from typing import Literal
+
+from impart_core.config import Frozen
+
+Split = Literal["validation", "test"]
+
+
+class Metric(Frozen):
+    """A mean over items and the standard error of that mean (None where lm-eval gives none)."""
+
+    value: float
+    stderr: float | None = None
+
+
+class TaskResult(Frozen):
+    """All metrics of one task.
+
+    Attributes:
+        metrics: by lm-eval's metric name; a filter other than lm-eval's default follows after a comma.
+        items: number of items that were measured.
+        split: the split they came from; None for a group of tasks.
+    """
+
+    metrics: dict[str, Metric]
+    items: int
+    split: Split | None
+
+
+class Evaluation(Frozen):
+    """The results of one model on one or more tasks.
+
+    Attributes:
+        tasks: by task name, those inside of groups included.
+        lm_eval_version: version of lm-evaluation-harness that measured them.
+        seconds: wall-clock time, loading the model included.
+    """
+
+    tasks: dict[str, TaskResult]
+    lm_eval_version: str
+    seconds: float

@@ -1,0 +1,14 @@
+"""Sparsifiers: one method = one file = one registered name = one test file.
+
+Importing this package imports every file in it, and so registers every method; a new one is a new file.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from impart_core.sparsify.base import SPARSIFIERS, Projection, Sparsifier
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["SPARSIFIERS", "Projection", "Sparsifier"]

@@ -1,0 +1,131 @@
+"""DARE: every entry of ΔW is kept with probability 1/CR, and what is kept is divided by it (PAPER.md §2).
+
+Drop And REscale, Yu et al. 2024 (arXiv 2311.03099). The mask is regenerated from the seed; only values are stored.
+"""
+
+import math
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from impart_core.codec.half import to_half
+from impart_core.codec.mask import (
+    LEVELS,
+    UInt16Array,
+    keep_codes,
+    keep_probability,
+    level_chunks,
+    mask_from_levels,
+    mask_key,
+)
+from impart_core.config import CompressConfig, MethodOptions
+from impart_core.delta.budget import BYTES_PER_VALUE, budget_bytes
+from impart_core.errors import CorruptArtifactError
+from impart_core.sparsify.base import SPARSIFIERS, Codes, Projection, read_part
+
+_CODE_BYTES = 2  # the keep-probability code
+
+
+def fitting_code(key: int, m: int, n: int, budget: int) -> UInt16Array:
+    """Return the highest keep code whose mask keeps no more values than fit the budget.
+
+    Args:
+        key: the mask's key.
+        m: rows of the delta.
+        n: columns of the delta.
+        budget: bytes for this projection's codes.
+
+    Returns:
+        uint16, (1,); or (0,) when even the lowest code keeps too many, which takes a budget of a few bytes.
+    """
+    counts = np.zeros(LEVELS, dtype=np.int64)
+    for _, levels in level_chunks(key, n, m):
+        counts += np.bincount(levels.ravel(), minlength=LEVELS)
+    room = (budget - _CODE_BYTES) // BYTES_PER_VALUE
+    fitting = int(np.searchsorted(np.cumsum(counts), room, side="right"))
+    return np.arange(LEVELS, dtype=np.uint16)[max(0, fitting - 1) : fitting]
+
+
+class Dare:
+    """The method as a sparsifier.
+
+    Codes of one projection: `keep` uint16 (1,), code c standing for the keep probability q = (c + 1)/65536 of
+    every entry; `values` float16, the kept entries row by row, before they are divided by q. The mask has a line
+    of words for each row of the delta. Where nothing fits, both are empty.
+    """
+
+    version: ClassVar[int] = 1
+    options_model: ClassVar[type[MethodOptions]] = MethodOptions
+    summary: ClassVar[str] = "entries of the delta at random, rescaled"
+
+    def check_config(self, config: CompressConfig) -> None:
+        """Accept every config: the method has no settings that could contradict each other."""
+
+    def highest_cr(self, m: int, n: int, config: CompressConfig) -> float:
+        """Return the ratio at which one value fits, but no more than steps of 1/65536 can tell from nothing."""
+        if config.accounting == "bytes":  # at half the steps, the lowest code's mask takes half the budget
+            return min(m * n * BYTES_PER_VALUE / (_CODE_BYTES + BYTES_PER_VALUE), LEVELS / 2)
+        return float(min(m * n, LEVELS))
+
+    def expected_bytes(self, m: int, n: int, config: CompressConfig) -> int:
+        """Return the budget; under the paper's count, the bytes that not one mask in ten million goes beyond."""
+        if config.accounting == "bytes":
+            return budget_bytes(m, n, config.cr)
+        mean = m * n * float(keep_probability(_nearest_code(config.cr))[0])
+        return _CODE_BYTES + BYTES_PER_VALUE * min(m * n, math.ceil(mean + 6 * math.sqrt(mean) + 12))  # Bernstein
+
+    def needed_rank(self, m: int, n: int, config: CompressConfig) -> None:
+        """Return None: entries are dropped from the delta itself."""
+
+    def is_usual(self, config: CompressConfig) -> bool:  # noqa: ARG002
+        """Return true: no triplet is used."""
+        return True
+
+    def encode(self, projection: Projection, config: CompressConfig) -> Codes:
+        """Return the codes of a delta; see `Sparsifier.encode`.
+
+        Raises:
+            TensorValueError: a kept value is beyond float16.
+        """
+        m, n = projection.shape
+        key = mask_key(config.seed, projection.name, "delta")
+        if config.accounting == "bytes":
+            keep = fitting_code(key, m, n, budget_bytes(m, n, config.cr))
+        else:
+            keep = _nearest_code(config.cr)
+        delta, kept = projection.delta().cpu(), []
+        for rows, levels in level_chunks(key, n, m) if len(keep) else ():
+            kept.append(delta[rows][torch.from_numpy(mask_from_levels(levels, keep))])
+        return {
+            "keep": torch.from_numpy(keep),
+            "values": to_half(torch.cat(kept) if kept else torch.empty(0), projection.name),
+        }
+
+    def decode(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:
+        """Return the kept entries divided by the keep probability; see `Sparsifier.decode`."""
+        values = read_part(codes, name, "values", torch.float16, None)
+        keep = read_part(codes, name, "keep", torch.uint16, None).numpy()
+        if len(keep) > 1:
+            raise CorruptArtifactError(f"The codes of {name!r} have {len(keep)} keep probabilities instead of one.")
+        m, n = shape
+        delta, found = torch.zeros(m, n), 0
+        for rows, levels in level_chunks(mask_key(seed, name, "delta"), n, m) if len(keep) else ():
+            mask = torch.from_numpy(mask_from_levels(levels, keep))
+            part = values[found : found + int(mask.sum())]
+            found += int(mask.sum())
+            if found <= len(values):
+                delta[rows][mask] = part.float() / float(keep_probability(keep)[0])
+        if found != len(values):
+            raise CorruptArtifactError(
+                f"The codes of {name!r} hold {len(values):,} values, but its mask keeps {found:,}. "
+                "The artifact is damaged or was made by another version: compress it again."
+            )
+        return delta
+
+
+def _nearest_code(cr: float) -> UInt16Array:
+    return keep_codes(np.array([1.0 / cr]))
+
+
+SPARSIFIERS.register("dare", Dare())

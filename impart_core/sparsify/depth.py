@@ -1,0 +1,78 @@
+"""How deep a decomposition goes: to what any usual request can ask for, so that one serves them all."""
+
+from dataclasses import dataclass
+
+from impart_core.config import CompressConfig
+from impart_core.delta.budget import candidate_pairs, kept_fraction, vector_fraction
+from impart_core.delta.krylov import FloatArray, Needed
+from impart_core.delta.svd import numerical_rank
+from impart_core.errors import ConfigError
+from impart_core.sparsify.base import SPARSIFIERS
+from impart_core.sparsify.impart import USUAL_BETA, USUAL_C, allocate
+
+# The stated maximum: what ImPart keeps at this ratio, β and C. Less is kept at any higher ratio or β, or lower C.
+LOWEST_CR = 4.0
+
+
+@dataclass(frozen=True)
+class Depth:
+    """How many triplets are wanted: what ImPart keeps at ratio `lowest_cr` with β 0.6 and C 1; None: all."""
+
+    lowest_cr: float | None
+
+    def needed(self, m: int, n: int) -> Needed | None:
+        """Return the rule for an m×n delta: from its singular values, the number of triplets.
+
+        It is the greater of two numbers, each with a margin: of Algorithm 1's pairs, which ⌊r(1−β)⌋ may cost one at
+        a low β and not at a higher one, and a σ rounded to float32 another; and of those that fit whole, since
+        `pairs_to_fit` may go one further, and LowRank rounds its number to the nearest.
+        """
+        if self.lowest_cr is None:
+            return None
+        alpha, beta = self._sparsity(m, n)
+        fitting = int(min(m, n) * (1.0 - alpha))
+
+        def count(sigma: FloatArray) -> int:
+            kept = len(allocate((sigma / sigma[0]) ** USUAL_C, min(m, n), alpha, beta))
+            return min(max(kept + 2, fitting + 1), self.most(m, n), len(sigma), numerical_rank(sigma, m, n))
+
+        return count
+
+    def most(self, m: int, n: int) -> int:
+        """Return the most triplets of an m×n delta that may be wanted, whatever its singular values."""
+        if self.lowest_cr is None:
+            return min(m, n)
+        # What pre-pruning leaves bounds ImPart; LowRank may round up to one more.
+        return min(candidate_pairs(min(m, n), self._sparsity(m, n)[1]) + 1, min(m, n))
+
+    def _sparsity(self, m: int, n: int) -> tuple[float, float]:
+        """Return α_uv and β of an m×n delta at `lowest_cr`, as ImPart has them."""
+        assert self.lowest_cr is not None
+        alpha = 1.0 - kept_fraction(m, n, self.lowest_cr)
+        return alpha, min(1.0 - vector_fraction(m, n, USUAL_BETA), alpha)
+
+
+def depth_of(config: CompressConfig, m: int, n: int) -> Depth | None:
+    """Return how deep a request needs an m×n delta decomposed; None where its method needs no decomposition.
+
+    Raises:
+        ConfigError: the request names a depth that does not serve it.
+    """
+    method = SPARSIFIERS.get(config.method)
+    if method.needed_rank(m, n, config) is None:
+        return None
+    usual = method.is_usual(config)
+    if config.factors_for is None:
+        return Depth(LOWEST_CR if usual and config.cr >= LOWEST_CR else None)
+    if not usual:
+        raise ConfigError(
+            f"factors_for {config.factors_for:g} cannot serve these settings of {config.method!r}, which need every "
+            f"singular triplet. Leave factors_for out, or use beta of at least {USUAL_BETA:g} and c of at most "
+            f"{USUAL_C:g} with the importance allocation."
+        )
+    if config.factors_for > config.cr:
+        raise ConfigError(
+            f"factors_for {config.factors_for:g} keeps too few singular triplets for CR {config.cr:g}. Lower it to at "
+            f"most {config.cr:g}, or leave it out."
+        )
+    return Depth(config.factors_for)

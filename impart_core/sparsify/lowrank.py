@@ -1,0 +1,76 @@
+"""LowRank: the leading singular triplets of ΔW, whole (PAPER.md §2)."""
+
+from typing import ClassVar
+
+import torch
+
+from impart_core.config import CompressConfig, MethodOptions
+from impart_core.delta.budget import BYTES_PER_VALUE, budget_bytes, kept_fraction
+from impart_core.delta.svd import numerical_rank
+from impart_core.sparsify.base import SPARSIFIERS, Codes, Projection, read_part
+
+_SIGMA_BYTES = 4
+_ROUNDING = 1e-9  # far above the rounding of r·d, far below one triplet
+
+
+class LowRank:
+    """The method as a sparsifier.
+
+    Codes of one projection, k triplets kept: `sigma` float32 (k,); `u` float16 (k, m) and `v` float16 (k, n), the
+    singular vectors as rows.
+    """
+
+    version: ClassVar[int] = 1
+    options_model: ClassVar[type[MethodOptions]] = MethodOptions
+    summary: ClassVar[str] = "the leading singular triplets, whole"
+
+    def check_config(self, config: CompressConfig) -> None:
+        """Accept every config: the method has no settings that could contradict each other."""
+
+    def highest_cr(self, m: int, n: int, config: CompressConfig) -> float:
+        """Return the ratio at which one triplet fits; under the paper's count, at which r·d rounds up to one."""
+        if config.accounting == "bytes":
+            return 2 * m * n / _triplet_bytes(m, n)
+        return 2 * m * n / (m + n)
+
+    def expected_bytes(self, m: int, n: int, config: CompressConfig) -> int:
+        """Return the bytes of all triplets that the ratio allows; a delta of lower rank has fewer."""
+        return self.needed_rank(m, n, config) * _triplet_bytes(m, n)
+
+    def needed_rank(self, m: int, n: int, config: CompressConfig) -> int:
+        """Return the most triplets that fit the budget; under the paper's count r·d, to the nearest (halves up)."""
+        rank = min(m, n)
+        if config.accounting == "bytes":
+            return min(rank, budget_bytes(m, n, config.cr) // _triplet_bytes(m, n))
+        return int(rank * kept_fraction(m, n, config.cr) + 0.5 + _ROUNDING)
+
+    def is_usual(self, config: CompressConfig) -> bool:  # noqa: ARG002
+        """Return true: whole triplets are fewer than thinned ones in the same room."""
+        return True
+
+    def encode(self, projection: Projection, config: CompressConfig) -> Codes:
+        """Return the codes of a delta that is not zero; see `Sparsifier.encode`."""
+        m, n = projection.shape
+        factors = projection.factors()
+        rank = numerical_rank(factors.sigma.cpu().double().numpy(), m, n)
+        kept = min(self.needed_rank(m, n, config), rank)
+        return {
+            "sigma": factors.sigma[:kept].cpu(),
+            "u": factors.u[:kept].cpu().half(),
+            "v": factors.v[:kept].cpu().half(),
+        }
+
+    def decode(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:  # noqa: ARG002
+        """Return Σ_k σ_k u_k v_kᵀ; see `Sparsifier.decode`."""
+        m, n = shape
+        sigma = read_part(codes, name, "sigma", torch.float32, None)
+        u = read_part(codes, name, "u", torch.float16, len(sigma), m)
+        v = read_part(codes, name, "v", torch.float16, len(sigma), n)
+        return (u.float() * sigma[:, None]).T @ v.float()
+
+
+def _triplet_bytes(m: int, n: int) -> int:
+    return BYTES_PER_VALUE * (m + n) + _SIGMA_BYTES
+
+
+SPARSIFIERS.register("lowrank", LowRank())

@@ -1,0 +1,11 @@
+"""Stage: what a checkpoint is, by content."""
+
+from impart_core.checkpoint.digest import tensor_digests
+from impart_core.checkpoint.index import open_checkpoint
+from tasks.resources import stage
+
+
+@stage("digest checkpoint", "digest {location}")
+def digest_checkpoint(location: str) -> dict[str, str]:
+    """Return the digest of every tensor of a checkpoint, remembered between runs."""
+    return tensor_digests(open_checkpoint(location))

@@ -1,0 +1,59 @@
+"""Stage: a model measured by lm-evaluation-harness."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from impart_core.apply.dense import reconstruct
+from impart_core.artifacts.delta import Delta, open_delta
+from impart_core.artifacts.evaluation import evaluation_recipe, publish_evaluation
+from impart_core.artifacts.manifest import EvaluationContent
+from impart_core.artifacts.provenance import Stopwatch
+from impart_core.artifacts.store import Store
+from impart_core.checkpoint.index import Checkpoint, open_checkpoint
+from impart_core.numerics import resolve_device
+from tasks.references import EvaluationJob, EvaluationResult
+from tasks.resources import stage
+
+
+@stage("evaluate model", "evaluate {job.label} on {job.task}")
+def evaluate_model(job: EvaluationJob) -> EvaluationResult:
+    """Evaluate one model on one task and publish the metrics, unless the store holds them already.
+
+    A delta is rebuilt into scratch first; nothing is rebuilt when its metrics are there.
+    """
+    watch, store = Stopwatch(), Store(job.store)
+    model = open_delta(store, job.model) if job.base else open_checkpoint(job.model)
+    recipe = evaluation_recipe(model, job.task, job.split, job.limit)
+    manifest = store.lookup(recipe.id)
+    cached = manifest is not None
+    if manifest is None:
+        from impart_core.evaluate import evaluate  # loads transformers and lm-eval
+
+        with _folder_of(model, job) as folder:
+            device = str(resolve_device(job.device))
+            found = evaluate(folder, [job.task], split=job.split, limit=job.limit, device=device)
+        parents = [model.manifest.id] if isinstance(model, Delta) else []
+        manifest = publish_evaluation(store, recipe, found, parents, watch)
+    content = manifest.content
+    assert isinstance(content, EvaluationContent)
+    return EvaluationResult(
+        id=manifest.id,
+        task=job.task,
+        cached=cached,
+        metrics=content.metrics,
+        items=content.items,
+        seconds=watch.seconds,
+    )
+
+
+@contextmanager
+def _folder_of(model: Checkpoint | Delta, job: EvaluationJob) -> Iterator[Path]:
+    if isinstance(model, Checkpoint):
+        yield Path(model.location)
+        return
+    with TemporaryDirectory(prefix="impart-") as scratch:
+        folder = Path(scratch) / "model"
+        reconstruct(model, open_checkpoint(str(job.base)), folder)
+        yield folder

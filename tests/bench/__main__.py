@@ -1,0 +1,40 @@
+"""`make bench`: runs every benchmark, prints the figures beside their targets, and writes them to one JSON file."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.bench.codec import measure_codec
+from tests.bench.decomposition import measure_decomposition
+from tests.bench.pipeline import measure_pipeline
+
+BENCHMARKS = {"decomposition": measure_decomposition, "codec": measure_codec, "pipeline": measure_pipeline}
+TARGETS = {
+    "svd_speedup": "≥ 5",
+    "pipeline_overhead": "≤ 1.15",
+    "rss_over_block": "≤ 4",
+    "bytes_over_nominal": "≤ 1.02 for impart, dare and lowrank",
+    "decode_over_product": "≥ 0.5",
+    "scaling_deviation": "≤ 0.1",
+    "peak_8_over_2_blocks": "≤ 1.2",
+}
+
+
+def main() -> None:
+    """Run the benchmarks, or those that are named."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, []], help="which benchmarks; all when left out")
+    parser.add_argument("--out", type=Path, default=Path("bench.json"), help="where the figures go")
+    arguments = parser.parse_args()
+    figures: dict[str, Any] = {}
+    for name in arguments.names or BENCHMARKS:
+        figures |= BENCHMARKS[name]()
+        arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
+    for name, value in figures.items():
+        shown = f"{value:.4g}" if isinstance(value, float) else json.dumps(value)
+        target = f"   target {TARGETS[name]}" if name in TARGETS else ""
+        print(f"{name:28} {shown}{target}")
+
+
+main()

@@ -1,0 +1,23 @@
+"""One compression as a flow, in a process of its own: prints its report and its wall time as JSON."""
+
+import json
+import sys
+from time import perf_counter
+
+from flows.compress import CompressRequest, run_compress
+from flows.embedded import prefect_server
+from impart_core.config import CompressConfig, build_config
+
+
+def main() -> None:
+    """Run the request that is given as JSON: base, finetuned, store, workers, and the settings of the compression."""
+    request = json.loads(sys.argv[1])
+    config = build_config(CompressConfig, **request.pop("config"))
+    with prefect_server():
+        started = perf_counter()
+        report = run_compress(CompressRequest(config=config, **request))
+        wall = perf_counter() - started
+    print(json.dumps({**report.model_dump(mode="json"), "wall_seconds": wall}))
+
+
+main()

@@ -1,0 +1,74 @@
+"""What every test gets: its own store, cache and Prefect home, and one real Prefect server for those that need it."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.servers import s3_server
+from tests.support import make_pair
+
+os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(autouse=True)
+def _own_places(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep every test out of the user's folders."""
+    root = tmp_path_factory.mktemp("places")
+    monkeypatch.setenv("IMPART_STORE", str(root / "store"))
+    monkeypatch.setenv("IMPART_CACHE", str(root / "cache"))
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Run a module's small kernels on one thread: on a busy machine, two that wait for each other take far longer."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folders of a small base and its fine-tune (two layers, bfloat16)."""
+    return make_pair(tmp_path_factory.mktemp("pair"))
+
+
+@pytest.fixture(scope="session")
+def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a real Prefect server with a home of its own, also set for child processes."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.embedded import prefect_server
+
+    previous = os.environ.get("PREFECT_HOME"), os.environ.get("PREFECT_API_URL")
+    os.environ["PREFECT_HOME"] = str(tmp_path_factory.mktemp("prefect"))
+    with prefect_server() as url, temporary_settings({PREFECT_API_URL: url}):
+        os.environ["PREFECT_API_URL"] = url
+        yield url
+    for name, value in zip(("PREFECT_HOME", "PREFECT_API_URL"), previous, strict=True):
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+
+
+@pytest.fixture(scope="session")
+def environment(prefect_api: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | None]:
+    """What commands run with that several tests share: the Prefect server, and one cache of digests."""
+    home = os.environ["PREFECT_HOME"]
+    return {
+        "PREFECT_API_URL": prefect_api,
+        "PREFECT_HOME": home,
+        "IMPART_CACHE": str(tmp_path_factory.mktemp("cache")),
+    }
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The variables that point a client to a real S3 server, which holds the bucket `impart`."""
+    with s3_server(tmp_path_factory.mktemp("s3")) as variables:
+        yield variables

@@ -1,0 +1,36 @@
+"""`--help` of every verb: it exits with 0 and names what the verb takes."""
+
+import pytest
+
+from tests.support import run_impart
+
+pytestmark = pytest.mark.e2e
+
+VERBS = {
+    "": ["compress", "reconstruct", "evaluate", "inspect", "verify", "ls", "plan", "tinyzoo", "demo"],
+    "compress": [
+        *["--cr", "--method", "--beta", "--c ", "--seed", "--accounting", "--store", "--name", "--workers"],
+        *["--embeddings", "--embeddings-cr", "--factors-for", "--no-keep-factors"],
+        *["impart:", "dare:", "lowrank:", "magnitude:", "--option", "KEY=VALUE", "impart rescale=true"],
+    ],
+    "reconstruct": ["--base", "--out", "--overwrite", "--store"],
+    "evaluate": ["--tasks", "--split", "--limit", "--store"],
+    "inspect": ["--store"],
+    "verify": ["--store", "Exit code 1"],
+    "ls": ["--store"],
+    "plan": ["--cr", "--workers", "--embeddings", "--factors-for", "magnitude:", "impart beta=0.6"],
+    "demo": ["--out", "--limit"],
+    "tinyzoo": ["build", "path"],
+    "tinyzoo build": ["--out", "--train"],
+    "tinyzoo path": ["base, math, code or chat"],
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_teaches(verb: str) -> None:
+    done = run_impart(*verb.split(), "--help", environment={"COLUMNS": "200"})
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    is_group = verb in ("", "tinyzoo")
+    for word in [*VERBS[verb], *([] if is_group else ["--json"])]:
+        assert word in done.stdout

@@ -1,0 +1,183 @@
+"""Damage to a published delta: `verify` names the file, `reconstruct` refuses it, `compress` makes it anew."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support import Environment, data_files, make_pair, manifests, run_impart, run_json
+
+pytestmark = pytest.mark.faults
+
+Pair = tuple[Path, Path]
+Find = Callable[[Path], Path]
+
+
+@pytest.fixture(scope="module")
+def pair_with_files(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """A pair whose configurations differ, so that the delta carries one."""
+    base, finetuned = make_pair(tmp_path_factory.mktemp("damage"))
+    config = json.loads((finetuned / "config.json").read_text())
+    (finetuned / "config.json").write_text(json.dumps({**config, "eos_token_id": 3}))
+    return base, finetuned
+
+
+@pytest.fixture(scope="module")
+def published(pair_with_files: Pair, environment: Environment, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the delta `tiny` in it, whole."""
+    store = tmp_path_factory.mktemp("published")
+    run_json(*compress(pair_with_files, store), environment=environment)
+    return store
+
+
+@pytest.fixture
+def store(published: Path, tmp_path: Path) -> Path:
+    """A copy of the store to damage."""
+    return shutil.copytree(published, tmp_path / "store")
+
+
+def compress(pair: Pair, store: Path) -> list[str]:
+    """Return the arguments of the compression that made `tiny`."""
+    return ["compress", *map(str, pair), "--cr", "4", "--name", "tiny", "--store", str(store)]
+
+
+def manifest_of(store: Path, kind: str, number: int = 0) -> Path:
+    """Return the manifest of the delta, or of its block of this number."""
+    found = manifests(store, "delta")
+    (delta,) = found
+    made = delta if kind == "delta" else found[delta]["content"]["blocks"][number]["id"]
+    return store / "artifacts" / made / "manifest.json"
+
+
+def codes_of(store: Path, number: int = 0) -> Path:
+    """Return a block's codes."""
+    (codes,) = manifest_of(store, "block", number).parent.glob("codes.*.safetensors")
+    return codes
+
+
+def config_of(store: Path) -> Path:
+    """Return the fine-tune's configuration, which the delta carries."""
+    (config,) = manifest_of(store, "delta").parent.glob("config.*.json")
+    return config
+
+
+FILES: dict[str, Find] = {
+    "codes": codes_of,
+    "block manifest": lambda store: manifest_of(store, "block"),
+    "delta manifest": lambda store: manifest_of(store, "delta"),
+    "carried configuration": config_of,
+}
+
+
+def flip_a_byte(path: Path) -> None:
+    """Change one bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_one_flipped_byte_is_found_and_never_served(
+    kind: str, store: Path, pair_with_files: Pair, tmp_path: Path
+) -> None:
+    path = FILES[kind](store)
+    flip_a_byte(path)
+    verified = run_impart("verify", "tiny", "--store", str(store), "--json")
+    assert verified.returncode == 1, verified.stderr
+    found = json.loads(verified.stdout)
+    assert not found["ok"]
+    assert str(path) in " ".join(found["faults"])
+    place = ["--store", str(store), "--base", str(pair_with_files[0]), "--out", str(tmp_path / "out")]
+    refused = run_impart("reconstruct", "tiny", *place)
+    assert refused.returncode == 2
+    assert str(path) in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_verify_tells_people_what_is_wrong(store: Path) -> None:
+    flip_a_byte(codes_of(store))
+    codes_of(store, 1).unlink()
+    verified = run_impart("verify", "tiny", "--store", str(store))
+    assert verified.returncode == 1
+    assert verified.stdout.count("fault: ") == 2
+    assert str(codes_of(store)) in verified.stdout
+    assert "2 faults" in verified.stdout
+
+
+def test_compress_makes_lost_and_shortened_blocks_anew(
+    store: Path, published: Path, pair_with_files: Pair, environment: Environment
+) -> None:
+    cut = codes_of(store)
+    cut.write_bytes(cut.read_bytes()[:-1])
+    codes_of(store, 1).unlink()
+    assert_repaired(store, published, pair_with_files, environment, reused=1)
+
+
+def test_compress_makes_damaged_manifests_anew(
+    store: Path, published: Path, pair_with_files: Pair, environment: Environment
+) -> None:
+    flip_a_byte(manifest_of(store, "block"))
+    last = manifest_of(store, "delta").parent
+    flip_a_byte(last / "manifest.json")
+    next(last.glob("config.*.json")).unlink()
+    assert_repaired(store, published, pair_with_files, environment, reused=2)
+
+
+def test_compress_makes_a_lost_block_manifest_anew(
+    store: Path, published: Path, pair_with_files: Pair, environment: Environment
+) -> None:
+    manifest_of(store, "block").unlink()
+    assert_repaired(store, published, pair_with_files, environment, reused=2)
+
+
+def assert_repaired(store: Path, published: Path, pair: Pair, environment: Environment, reused: int) -> None:
+    """Check that compressing again makes just what is damaged, the same bytes, and that sizes are told as they are."""
+    assert run_impart("verify", "tiny", "--store", str(store)).returncode == 1
+    report = run_json(*compress(pair, store), environment=environment)
+    assert (report["blocks"], report["cached_blocks"]) == (3, reused)
+    assert data_files(store) == data_files(published)
+    assert run_json("verify", "tiny", "--store", str(store))["ok"]
+    shown = run_json("inspect", "tiny", "--store", str(store))
+    folders = [store / "artifacts" / made for made in manifests(store, "delta", "block")]
+    on_disk = sum(path.stat().st_size for folder in folders for path in folder.iterdir())
+    assert shown["bytes"] == report["bytes"] == on_disk
+
+
+def factors_of(store: Path, number: int = 0) -> Path:
+    """Return the file of a layer's factors."""
+    (path,) = (store / "artifacts" / list(manifests(store, "factors"))[number]).glob("factors.*.safetensors")
+    return path
+
+
+def damage_factors(how: str, path: Path) -> None:
+    """Damage a file of factors, or their manifest."""
+    if how == "one flipped byte":
+        flip_a_byte(path)
+    elif how == "cut short":
+        path.write_bytes(path.read_bytes()[:-1])
+    elif how == "lost":
+        path.unlink()
+    else:
+        flip_a_byte(path.with_name("manifest.json"))
+
+
+@pytest.mark.parametrize("how", ["one flipped byte", "cut short", "lost", "manifest altered"])
+def test_damaged_factors_are_not_used_but_replaced(
+    how: str, store: Path, published: Path, pair_with_files: Pair, environment: Environment, tmp_path: Path
+) -> None:
+    path = factors_of(store)
+    damage_factors(how, path)
+    verified = run_impart("verify", path.parent.name, "--store", str(store), "--json")
+    assert verified.returncode == 1, verified.stderr
+    assert str(path.parent) in " ".join(json.loads(verified.stdout)["faults"])
+    others = ["--cr", "8", "--seed", "1"]
+    report = run_json(*compress(pair_with_files, store), *others, environment=environment)
+    assert (report["decompositions"], report["reused_factors"]) == (7, 7)
+    assert data_files(store, "factors") == data_files(published, "factors")
+    assert run_json("verify", path.parent.name, "--store", str(store))["ok"]
+    alone = run_json(*compress(pair_with_files, tmp_path / "alone"), *others, environment=environment)
+    assert alone["artifact"] == report["artifact"]
+    assert data_files(tmp_path / "alone").items() <= data_files(store).items()

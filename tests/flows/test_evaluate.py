@@ -1,0 +1,13 @@
+"""What an evaluation takes."""
+
+import pytest
+
+from flows.evaluate import EvaluateRequest, check_evaluate
+from impart_core.errors import CheckpointError
+
+
+@pytest.mark.parametrize("model", ["s3://bucket/model", "hf://org/name", "org/name@v1"])
+def test_only_folders_are_evaluated(model: str) -> None:
+    request = EvaluateRequest(model=model, tasks=("tinyzoo_math",), store="unused")
+    with pytest.raises(CheckpointError, match=f"^{model} is no folder of this machine, and only folders can be eval"):
+        check_evaluate(request)

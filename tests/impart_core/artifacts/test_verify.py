@@ -1,0 +1,166 @@
+"""Verification: every file re-read, and each fault a sentence."""
+
+import uuid
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from impart_core.artifacts.delta import Delta
+from impart_core.artifacts.manifest import BlockContent, DeltaContent, FactorsContent, Manifest
+from impart_core.artifacts.store import Store, sha256_of
+from impart_core.artifacts.verify import verify
+from impart_core.codec.format import BlockFile, EncodedTensor, write_block
+from impart_core.errors import ArtifactNotFoundError
+from tests.impart_core.artifacts.samples import sample
+from tests.impart_core.mixture import EMBEDDING, EXPERTS, HEAD, ROUTER, save_mixture
+from tests.impart_core.pipeline import compress, config_of, flip, stored_path
+
+Pair = tuple[Path, Path]
+
+
+@pytest.fixture
+def delta(pair: Pair, tmp_path: Path) -> Delta:
+    return compress(Store(tmp_path / "store"), *pair, config_of(4))
+
+
+def faults(delta: Delta) -> tuple[str, ...]:
+    return verify(delta.store, delta.manifest.id).faults
+
+
+def test_a_whole_delta_has_no_faults_and_all_its_files_were_read(delta: Delta) -> None:
+    seen: list[tuple[int, int]] = []
+    report = verify(delta.store, delta.manifest.id, lambda done, total: seen.append((done, total)))
+    assert report.faults == ()
+    assert (report.artifacts, report.files) == (4, 3)
+    assert report.bytes == sum(stored_path(delta, number).stat().st_size for number in range(3))
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_a_store_that_is_no_folder_is_verified_alike(pair: Pair) -> None:
+    remote = compress(Store(f"memory://{uuid.uuid4().hex}"), *pair, config_of(4))
+    assert faults(remote) == ()
+
+
+@pytest.mark.parametrize("position", [0, 9, 200, -1])
+def test_one_flipped_bit_anywhere_in_a_block_is_a_fault_that_names_the_file(position: int, delta: Delta) -> None:
+    flip(stored_path(delta, 1), position)
+    (fault,) = faults(delta)
+    assert stored_path(delta, 1).name in fault
+    assert "SHA-256" in fault
+
+
+def test_every_damaged_file_is_reported_and_not_just_the_first(delta: Delta) -> None:
+    flip(stored_path(delta, 0), -1)
+    stored_path(delta, 1).unlink()
+    stored_path(delta, 2).write_bytes(b"short")
+    assert len(faults(delta)) == 3
+
+
+@pytest.mark.parametrize("which", ["delta", "block"])
+def test_a_damaged_manifest_is_a_fault(which: str, delta: Delta) -> None:
+    broken = delta.manifest.id if which == "delta" else delta.blocks[0].id
+    flip(Path(delta.store.url) / "artifacts" / broken / "manifest.json", 100)
+    (fault,) = faults(delta)
+    assert broken in fault
+
+
+def test_a_missing_block_is_a_fault(delta: Delta) -> None:
+    (Path(delta.store.url) / "artifacts" / delta.blocks[1].id / "manifest.json").unlink()
+    (fault,) = faults(delta)
+    assert delta.blocks[1].id[:12] in fault
+
+
+def test_what_does_not_exist_is_not_a_fault_but_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactNotFoundError):
+        verify(Store(tmp_path / "store"), "0" * 64)
+
+
+def test_other_artifacts_are_verified_by_their_files(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    manifest = store.publish(*sample(tmp_path / "scratch"))
+    assert verify(store, manifest.id).faults == ()
+    flip(tmp_path / "store" / "artifacts" / manifest.id / manifest.files[0].path, 3)
+    assert len(verify(store, manifest.id).faults) == 1
+
+
+def lying(manifest: Manifest, content: BlockContent | DeltaContent, **fields: Any) -> Manifest:
+    """Return a manifest sealed as it should be whose content is not what the files hold."""
+    kept = {"files": manifest.files, "parents": manifest.parents, "provenance": manifest.provenance}
+    return Manifest.make(manifest.recipe, content=content.model_copy(update=fields), **kept)
+
+
+def overwrite(delta: Delta, manifest: Manifest) -> None:
+    (Path(delta.store.url) / "artifacts" / manifest.id / "manifest.json").write_bytes(manifest.to_json())
+
+
+@pytest.mark.parametrize("change", [{"bytes": 1}, {"method": "impart"}, {"shape": (1, 2)}, {"dtype": "F32"}])
+def test_a_block_whose_manifest_describes_other_codes_is_a_fault(change: dict[str, Any], delta: Delta) -> None:
+    block = delta.blocks[0]
+    assert isinstance(block.content, BlockContent)
+    name, entry = next(iter(block.content.tensors.items()))
+    tensors = {**block.content.tensors, name: entry.model_copy(update=change)}
+    overwrite(delta, lying(block, block.content, tensors=tensors))
+    (fault,) = faults(delta)
+    assert name in fault
+
+
+def test_a_delta_whose_total_is_not_that_of_its_blocks_is_a_fault(delta: Delta) -> None:
+    overwrite(delta, lying(delta.manifest, delta.content, projection_bytes=delta.content.projection_bytes - 1))
+    (fault,) = faults(delta)
+    assert f"its blocks hold {delta.content.projection_bytes:,}" in fault
+
+
+@pytest.fixture
+def mixture(tmp_path: Path) -> Delta:
+    """A delta with a stack of experts, a router, changed and added rows, a head against an embedding, and factors."""
+    folders, settings = save_mixture(tmp_path), {"embeddings": "auto", "embeddings_cr": 6}
+    return compress(Store(tmp_path / "store"), *folders, config_of(4, **settings), keep_factors=True)
+
+
+def test_a_delta_with_a_stack_and_a_grown_vocabulary_is_whole(mixture: Delta) -> None:
+    methods = {
+        name: entry.method
+        for block in mixture.blocks
+        for name, entry in cast(BlockContent, block.content).tensors.items()
+    }
+    assert [methods[name] for name in (EXPERTS, ROUTER, EMBEDDING, HEAD)] == ["impart", "keep", "rows", "impart"]
+    assert faults(mixture) == ()
+
+
+def test_a_bit_flipped_in_a_stack_is_a_fault(mixture: Delta) -> None:
+    path = stored_path(mixture)
+    flip(path, BlockFile(path).infos(EXPERTS)["2.u"].start)
+    (fault,) = faults(mixture)
+    assert path.name in fault
+
+
+def test_a_stack_that_does_not_decode_is_a_fault_whatever_its_digest_says(mixture: Delta) -> None:
+    file, block = BlockFile(stored_path(mixture)), mixture.blocks[0]
+    tensors = {name: EncodedTensor(header, file.codes(name)) for name, header in file.headers.items()}
+    keep = tensors[EXPERTS].codes["2.keep"]
+    keep[-1] = int(keep[-1]) // 2  # a keep probability that the stored values do not go with
+    write_block(file.path, tensors)
+    entry = block.files[0].model_copy(update={"sha256": sha256_of(file.path)})
+    changed = Manifest.make(
+        block.recipe, files=(entry,), content=block.content, parents=block.parents, provenance=block.provenance
+    )
+    overwrite(mixture, changed)
+    (fault,) = faults(mixture)
+    assert f"'{EXPERTS}[2]' hold" in fault
+
+
+def factors_in(store: Store) -> list[Manifest]:
+    return [made for made in map(store.manifest, store.ids()) if isinstance(made.content, FactorsContent)]
+
+
+def test_factors_are_verified_by_their_digest_and_by_what_they_hold(mixture: Delta) -> None:
+    layer, outside = sorted(factors_in(mixture.store), key=lambda made: cast(FactorsContent, made.content).name)
+    for made in (layer, outside):
+        report = verify(mixture.store, made.id)
+        assert (report.faults, report.artifacts, report.files, report.bytes) == ((), 1, 1, made.files[0].size)
+    path = Path(mixture.store.url) / "artifacts" / layer.id / layer.files[0].path
+    flip(path, -1)
+    (fault,) = verify(mixture.store, layer.id).faults
+    assert path.name in fault
+    assert faults(mixture) == ()  # factors are a means: the delta is whole without them

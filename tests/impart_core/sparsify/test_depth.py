@@ -1,0 +1,185 @@
+"""How deep a decomposition goes: from what is stored, every usual request gets the codes that the whole would give."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from impart_core.config import CompressConfig
+from impart_core.delta.factors import Factors
+from impart_core.errors import ConfigError
+from impart_core.sparsify import SPARSIFIERS
+from impart_core.sparsify.base import Codes, Projection
+from impart_core.sparsify.depth import LOWEST_CR, Depth, depth_of
+from tests.impart_core.pipeline import config_of
+from tests.impart_core.sparsify.codes import same
+from tests.impart_core.sparsify.spectra import FloatArray, factors_of, leading, spectra
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# Mostly small, where ⌊⌋ and rounding to the nearest weigh most; some as large as real projections' smaller sides.
+sides = st.one_of(st.integers(2, 60), st.integers(2, 300))
+accountings = st.sampled_from(["bytes", "paper"])
+higher = st.one_of(st.just(1.0), st.floats(1.0, 1.2), st.floats(1.0, 16.0))  # the ratio, over the depth's
+
+
+@st.composite
+def usual_requests(draw: st.DrawFn, lowest_cr: float) -> CompressConfig:
+    """Draw a request of CR at least `lowest_cr` that takes no more triplets than ImPart at β 0.6 and C 1."""
+    settings_: dict[str, Any] = {"accounting": draw(accountings), "seed": draw(st.integers(0, 3))}
+    cr = lowest_cr * draw(higher)
+    if draw(st.integers(0, 3)) == 0:
+        return config_of(cr, method="lowrank", **settings_)
+    beta, c = (
+        draw(st.one_of(st.just(0.6), st.floats(0.6, 0.65), st.floats(0.6, 0.95))),
+        draw(st.sampled_from([0, 0.5, 1.0])),
+    )
+    assume(2 * cr * (1 - beta) >= 1)
+    rescale = draw(st.booleans())
+    return config_of(cr, options={"beta": beta, "c": c, "rescale": rescale}, **settings_)
+
+
+def encoded(factors: Factors, config: CompressConfig) -> Codes:
+    m, n = factors.u.shape[1], factors.v.shape[1]
+    projection = Projection("w", (m, n), lambda: pytest.fail("it works on the factors"), lambda: factors)
+    return SPARSIFIERS.get(config.method).encode(projection, config)
+
+
+def assert_deep_enough(sigma: FloatArray, shape: tuple[int, int], depth: Depth, config: CompressConfig) -> None:
+    """Check that the codes from factors as deep as `depth` are those from all factors."""
+    needed = depth.needed(*shape)
+    assert needed is not None
+    whole, count = factors_of(sigma, *shape), needed(sigma)
+    assert count <= depth.most(*shape) <= min(shape)
+    assert same(encoded(leading(whole, count), config), encoded(whole, config))
+
+
+def shape_of(sigma: FloatArray, longer: int, wide: bool) -> tuple[int, int]:
+    r = len(sigma)
+    return (r, r + longer) if wide else (r + longer, r)
+
+
+@given(sigma=spectra(sides), longer=st.integers(0, 300), wide=st.booleans(), config=usual_requests(LOWEST_CR))
+@settings(max_examples=400, deadline=None)
+def test_every_usual_request_gets_the_same_codes_from_factors_as_deep_as_are_stored(
+    sigma: FloatArray, longer: int, wide: bool, config: CompressConfig
+) -> None:
+    shape = shape_of(sigma, longer, wide)
+    assume(SPARSIFIERS.get(config.method).highest_cr(*shape, config) >= config.cr)
+    assert depth_of(config, *shape) == Depth(LOWEST_CR)
+    assert_deep_enough(sigma, shape, Depth(LOWEST_CR), config)
+
+
+@given(sigma=spectra(sides), longer=st.integers(0, 300), wide=st.booleans(), data=st.data())
+@settings(max_examples=400, deadline=None)
+def test_so_does_any_depth_for_every_ratio_from_its_own_on(
+    sigma: FloatArray, longer: int, wide: bool, data: st.DataObject
+) -> None:
+    lowest, shape = data.draw(st.floats(1.25, 64)), shape_of(sigma, longer, wide)  # β 0.6 needs a CR of 1.25
+    config = data.draw(usual_requests(lowest)).model_copy(update={"factors_for": lowest})
+    assume(SPARSIFIERS.get(config.method).highest_cr(*shape, config) >= config.cr)
+    assert depth_of(config, *shape) == Depth(lowest)
+    assert_deep_enough(sigma, shape, Depth(lowest), config)
+
+
+@given(m=st.integers(2, 400), n=st.integers(2, 400), cr=st.floats(1, 64), accounting=accountings)
+@settings(max_examples=200, deadline=None)
+def test_lowrank_is_served_on_a_flat_spectrum_too_where_impart_keeps_the_fewest(
+    m: int, n: int, cr: float, accounting: str
+) -> None:
+    needed = Depth(cr).needed(m, n)
+    assert needed is not None
+    kept = SPARSIFIERS.get("lowrank").needed_rank(m, n, config_of(cr, method="lowrank", accounting=accounting))
+    assert kept is not None
+    assert needed(np.ones(min(m, n))) >= kept
+
+
+def test_a_spectrum_rounded_to_float32_asks_for_no_more_than_it_was_decomposed_for() -> None:
+    # Decompositions count by float64 singular values, and methods by what is stored of them.
+    config = config_of(LOWEST_CR)
+    needed = Depth(LOWEST_CR).needed(200, 200)
+    assert needed is not None
+    for power in np.linspace(0.2, 1.2, 60):
+        exact = np.arange(1, 201) ** -power
+        factors = factors_of(exact, 200, 200)
+        assert same(encoded(leading(factors, needed(exact)), config), encoded(factors, config))
+
+
+@pytest.mark.parametrize(("shape", "most"), [((4096, 4096), 1639), ((4096, 11008), 2389), ((1024, 4096), 656)])
+def test_whatever_the_spectrum_no_more_is_stored_than_pre_pruning_leaves(shape: tuple[int, int], most: int) -> None:
+    # ⌊0.4·2mn/(m+n)⌋ pairs and one, of min(m, n).
+    assert Depth(LOWEST_CR).most(*shape) == most
+    needed, sides_ = Depth(LOWEST_CR).needed(*shape), min(shape)
+    assert needed is not None
+    flat, falling, steep = (needed(10.0 ** (-slope * np.arange(sides_) / sides_)) for slope in (0, 2, 5))
+    assert flat < falling < steep <= most
+    assert Depth(None).most(*shape) == sides_
+
+
+def test_nothing_below_the_deltas_rank_is_stored() -> None:
+    needed = Depth(LOWEST_CR).needed(64, 64)
+    assert needed is not None
+    assert needed(np.where(np.arange(64) < 3, 1.0, 1e-9)) == 3
+    assert needed(np.array([1e-30])) == 1
+
+
+UNUSUAL: list[dict[str, Any]] = [
+    {"options": {"beta": 0.59}},
+    {"options": {"c": 1.01}},
+    {"options": {"allocation": "uniform"}},
+    {"options": {"preprune": False}},
+    {"options": {"preprune": False, "beta": 0.8}},
+]
+
+
+@pytest.mark.parametrize("settings_", [*UNUSUAL, {"cr": 3.99}, {"cr": 3.99, "method": "lowrank"}], ids=str)
+def test_an_unusual_request_asks_for_the_whole(settings_: dict[str, Any]) -> None:
+    depth = depth_of(config_of(**{"cr": 8, **settings_}), 32, 48)
+    assert depth == Depth(None)
+    assert depth.needed(32, 48) is None
+    assert depth.most(32, 48) == 32
+
+
+@pytest.mark.parametrize(
+    "settings_",
+    [
+        {},
+        {"method": "lowrank"},
+        {"accounting": "paper"},
+        {"seed": 9},
+        {"cr": 32},
+        {"options": {"beta": 0.8, "c": 0.5}},
+        {"options": {"rescale": False}},
+    ],
+    ids=str,
+)
+def test_usual_requests_share_one_depth(settings_: dict[str, Any]) -> None:
+    assert depth_of(config_of(**{"cr": 4, **settings_}), 32, 48) == Depth(LOWEST_CR)
+
+
+@pytest.mark.parametrize("method", ["dare", "magnitude"])
+def test_a_method_that_works_on_the_delta_itself_needs_no_depth(method: str) -> None:
+    assert depth_of(config_of(8, method=method), 32, 48) is None
+    assert depth_of(config_of(8, method=method, factors_for=64), 32, 48) is None
+
+
+@pytest.mark.parametrize("method", ["impart", "lowrank"])
+@pytest.mark.parametrize("lowest", [1.25, 2, 8])
+def test_a_request_may_say_itself_what_its_factors_are_for(method: str, lowest: float) -> None:
+    assert depth_of(config_of(8, method=method, factors_for=lowest), 32, 48) == Depth(lowest)
+
+
+def test_factors_for_a_higher_ratio_than_the_requests_own_are_refused_with_the_highest_that_serves() -> None:
+    with pytest.raises(ConfigError) as caught:
+        depth_of(config_of(32, factors_for=64), 32, 48)
+    assert str(caught.value) == (
+        "factors_for 64 keeps too few singular triplets for CR 32. Lower it to at most 32, or leave it out."
+    )
+
+
+@pytest.mark.parametrize("settings_", UNUSUAL, ids=str)
+def test_factors_for_a_ratio_are_refused_with_settings_that_need_them_all(settings_: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"factors_for 8 cannot serve .* of 'impart'.*Leave factors_for out, or use"):
+        depth_of(config_of(8, factors_for=8, **settings_), 32, 48)
