@@ -1,58 +1,102 @@
-"""What a store holds, as a list for people."""
+"""What a store holds: one short entry for every artifact, enough to list, to draw lineage and to clean up by."""
+
+from pydantic import Field
 
 from impart_core.artifacts.manifest import BlockContent, DeltaContent, EvaluationContent, FactorsContent, Manifest
 from impart_core.artifacts.refs import all_refs
 from impart_core.artifacts.store import Store
 from impart_core.config import Frozen
-from impart_core.errors import CorruptArtifactError
+from impart_core.errors import ArtifactNotFoundError, CorruptArtifactError
+
+DAMAGED = "damaged"
+_PARTS = ("block", "factors")  # kinds that belong to deltas
 
 
 class CatalogEntry(Frozen):
-    """One artifact: its id, kind, names, what it is in a few words, its own bytes, and when it was made."""
+    """One artifact in a few words.
+
+    Attributes:
+        id: its id.
+        kind: `block`, `factors`, `delta`, `evaluation`, or `damaged` where its manifest cannot be read.
+        summary: what it is, for people: settings, task, or the block's name.
+        bytes: its own bytes in the store, of a delta those of its blocks as well.
+        started: when its making began (UTC, ISO 8601).
+        parents: ids of the artifacts that it points to or was made from.
+        checkpoints: ids of the checkpoints that it was made from by role: `base` and `finetuned` of a delta,
+            `checkpoint` of an evaluation that measured one.
+        metrics: of an evaluation, each task's metrics: value and standard error.
+    """
 
     id: str
     kind: str
-    names: tuple[str, ...]
-    summary: str
-    bytes: int
-    started: str
+    summary: str = ""
+    bytes: int = 0
+    started: str = ""
+    parents: tuple[str, ...] = ()
+    checkpoints: dict[str, str] = Field(default_factory=dict)
+    metrics: dict[str, dict[str, tuple[float, float | None]]] = Field(default_factory=dict)
 
 
-def list_entries(store: Store) -> list[CatalogEntry]:
-    """Return the deltas and evaluations of a store, newest last; blocks and factors belong to deltas."""
+class NamedEntry(CatalogEntry):
+    """An entry and the names that point to it."""
+
+    names: tuple[str, ...] = ()
+
+
+def scan(store: Store) -> dict[str, CatalogEntry]:
+    """Return the entry of every artifact of a store by its id."""
+    found = {}
+    for artifact_id in store.ids():
+        try:
+            found[artifact_id] = entry_of(store.manifest(artifact_id))
+        except CorruptArtifactError:
+            found[artifact_id] = CatalogEntry(id=artifact_id, kind=DAMAGED)
+        except ArtifactNotFoundError:  # it went meanwhile
+            continue
+    return found
+
+
+def list_entries(store: Store) -> list[NamedEntry]:
+    """Return the deltas and evaluations of a store with their names, newest last; blocks and factors are left out."""
     names: dict[str, list[str]] = {}
     for name, artifact_id in all_refs(store).items():
         names.setdefault(artifact_id, []).append(name)
-    entries = []
-    for artifact_id in store.ids():
-        entry = _entry(store, artifact_id, tuple(names.get(artifact_id, ())))
-        if entry:
-            entries.append(entry)
+    entries = [
+        NamedEntry(**entry.model_dump(), names=tuple(names.get(entry.id, ())))
+        for entry in scan(store).values()
+        if entry.kind not in _PARTS
+    ]
     return sorted(entries, key=lambda entry: (entry.started, entry.id))
 
 
-def _entry(store: Store, artifact_id: str, names: tuple[str, ...]) -> CatalogEntry | None:
-    try:
-        manifest = store.manifest(artifact_id)
-    except CorruptArtifactError:
-        return CatalogEntry(id=artifact_id, kind="damaged", names=names, summary="", bytes=0, started="")
-    if isinstance(manifest.content, BlockContent | FactorsContent):
-        return None
-    size = store.artifact_bytes(manifest)
-    if isinstance(manifest.content, DeltaContent):
-        size += sum(block.bytes for block in manifest.content.blocks)
+def entry_of(manifest: Manifest) -> CatalogEntry:
+    """Return the entry of an artifact from its manifest."""
+    content = manifest.content
+    size = len(manifest.to_json()) + sum(file.size for file in manifest.files)
+    checkpoints: dict[str, str] = {}
+    if isinstance(content, DeltaContent):
+        size += sum(block.bytes for block in content.blocks)
+        checkpoints = {"base": content.base, "finetuned": content.finetuned}
+    elif isinstance(content, EvaluationContent) and "checkpoint" in manifest.recipe.inputs:
+        checkpoints = {"checkpoint": manifest.recipe.inputs["checkpoint"]}
     return CatalogEntry(
-        id=artifact_id,
-        kind=manifest.content.kind,
-        names=names,
+        id=manifest.id,
+        kind=content.kind,
         summary=_summary(manifest),
         bytes=size,
         started=manifest.provenance.started,
+        parents=manifest.parents,
+        checkpoints=checkpoints,
+        metrics=content.metrics if isinstance(content, EvaluationContent) else {},
     )
 
 
 def _summary(manifest: Manifest) -> str:
-    settings = manifest.recipe.config
-    if isinstance(manifest.content, EvaluationContent):
-        return f"{settings['task']} ({settings['split']})"
-    return f"{settings['method']} at CR {settings['cr']:g}, seed {settings['seed']}"
+    content, settings = manifest.content, manifest.recipe.config
+    if isinstance(content, BlockContent | FactorsContent):
+        return content.name
+    if isinstance(content, EvaluationContent):
+        return f"{', '.join(content.metrics)} ({settings.get('split', 'all')})"
+    cr = settings.get("cr")
+    at = f" at CR {cr:g}" if isinstance(cr, float | int) else ""
+    return f"{settings.get('method', 'delta')}{at}, seed {settings.get('seed', 0)}"
