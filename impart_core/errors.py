@@ -44,6 +44,14 @@ class StoreError(ImpartError):
     """The artifact store cannot be read or written."""
 
 
+class StoreUnreachableError(StoreError, ConnectionError):
+    """The artifact store does not answer, or not now: the same request may succeed later, and is tried again."""
+
+
+class StoreDeniedError(StoreError):
+    """The artifact store refuses the credentials, or they do not allow what was asked."""
+
+
 class StoreFullError(StoreError):
     """There is no space left where an artifact or a checkpoint was being written."""
 

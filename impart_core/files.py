@@ -1,6 +1,7 @@
 """Files that appear whole or not at all."""
 
 import errno
+import hashlib
 import os
 import tempfile
 import uuid
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from impart_core.errors import StoreError, StoreFullError
 
+_CHUNK = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.EEXIST, errno.EISDIR)
 
@@ -31,6 +33,18 @@ def write_atomically(target: Path, data: bytes, *, place: Callable[[Path, Path],
         place(scratch, target)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def copy_hashed(source: Path, target: Path) -> str:
+    """Copy a file, flush it to disk, and return its SHA-256 (hex)."""
+    digest = hashlib.sha256()
+    with source.open("rb") as reading, target.open("wb") as writing:
+        while piece := reading.read(_CHUNK):
+            digest.update(piece)
+            writing.write(piece)
+        writing.flush()
+        os.fsync(writing.fileno())
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -95,6 +95,15 @@ def make_pair(root: Path, **shapes: int) -> tuple[Path, Path]:
     return save_checkpoint(root / "base", base), save_checkpoint(root / "finetuned", finetune(base))
 
 
+# Ctrl-C reaches the command even where the tests run in the background of a shell, which has it ignored.
+_PROGRAM = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from flows.cli import main
+main()
+"""
+
+
 def start_impart(
     *arguments: str, environment: Environment | None = None, inherited: Mapping[str, str] = os.environ
 ) -> subprocess.Popen[str]:
@@ -107,7 +116,7 @@ def start_impart(
     """
     merged = {**inherited, **(environment or {})}
     return subprocess.Popen(
-        [sys.executable, "-c", "from flows.cli import main; main()", *arguments],
+        [sys.executable, "-c", _PROGRAM, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

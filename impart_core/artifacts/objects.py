@@ -1,0 +1,166 @@
+"""The few operations on named objects that the store is built from: in a folder, in S3, behind any other fsspec URL.
+
+Paths are relative to the store's own prefix, with `/` between parts; nothing outside of it is ever touched.
+"""
+
+import errno
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from impart_core.errors import ImpartError, StoreDeniedError, StoreError, StoreFullError, StoreUnreachableError
+from impart_core.storage import Trouble, diagnose
+
+_PART = re.compile(r"[A-Za-z0-9._@-]{1,255}")
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """An object's size in bytes, and when it was last written by the store's own clock."""
+
+    size: int
+    modified: datetime
+
+
+class Objects(ABC):
+    """Named objects under one prefix.
+
+    Every method raises a `StoreError` that says what the store answered: `StoreUnreachableError` where the same may
+    work later, `StoreDeniedError`, `StoreFullError`, else a plain one.
+    """
+
+    url: str
+    is_local = False
+
+    @abstractmethod
+    def put(self, path: str, source: Path, sha256: str) -> None:
+        """Write an object from a local file: whole or not at all, its bytes checked on the way where that can be.
+
+        Args:
+            path: the object.
+            source: the local file; not all of it is in memory at once.
+            sha256: its digest (hex).
+        """
+
+    @abstractmethod
+    def create(self, path: str, data: bytes) -> bool:
+        """Write a small object if and only if its name is free; return whether it was."""
+
+    @abstractmethod
+    def replace(self, path: str, data: bytes, was: bytes | None) -> bool:
+        """Overwrite a small object.
+
+        Args:
+            path: the object.
+            data: its new content.
+            was: what it held when it was read last; None where it was absent. Where the store can tell, an object
+                that somebody else has written since is left alone.
+
+        Returns:
+            Whether it was written.
+        """
+
+    @abstractmethod
+    def read(self, path: str, limit: int) -> bytes | None:
+        """Return the first `limit` bytes of an object, or None where there is none."""
+
+    @abstractmethod
+    def read_many(self, paths: Iterable[str], limit: int) -> dict[str, bytes]:
+        """Return the first `limit` bytes of each object that there is, many at a time."""
+
+    @abstractmethod
+    def size(self, path: str) -> int | None:
+        """Return an object's size in bytes, or None where there is none."""
+
+    @abstractmethod
+    def fetch(self, path: str, target: Path) -> str | None:
+        """Copy an object to a local file, or find it there; return its SHA-256 (hex) where all of it was read.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+        """
+
+    @abstractmethod
+    def local(self, path: str) -> Path | None:
+        """Return an object as a local file where it is one already."""
+
+    @abstractmethod
+    def names(self, prefix: str) -> list[str]:
+        """Return the names directly under a prefix, sorted; an absent prefix has none."""
+
+    @abstractmethod
+    def find(self, prefix: str) -> dict[str, ObjectInfo]:
+        """Return every object under a prefix by its path, and scratch that a killed writer left."""
+
+    @abstractmethod
+    def delete(self, paths: Iterable[str]) -> None:
+        """Delete objects; one that is absent already is no error."""
+
+    @abstractmethod
+    def now(self) -> datetime:
+        """Return the time by the clock that dates the objects."""
+
+    def unfinished(self) -> Mapping[str, datetime]:
+        """Return when each upload began that was never finished, by a name for `abort`."""
+        return {}
+
+    def abort(self, uploads: Iterable[str]) -> None:
+        """Abort unfinished uploads."""
+        assert not list(uploads)
+
+
+def require_path(path: str) -> str:
+    """Return a path that stays under the prefix, whatever becomes of it on the way to the store.
+
+    Raises:
+        StoreError: it does not.
+    """
+    parts = path.split("/")
+    if all(_PART.fullmatch(part) and part.strip(".") for part in parts):
+        return path
+    raise StoreError(f"{path!r} is no path inside a store; it may hold letters, digits and . _ @ - between slashes.")
+
+
+@contextmanager
+def store_errors(url: str) -> Iterator[None]:
+    """Turn whatever a storage client or the operating system raises while the store is used into a sentence.
+
+    Raises:
+        StoreUnreachableError: it may pass by itself.
+        StoreDeniedError: credentials or permissions do not allow it.
+        StoreFullError: there is no space left, or a quota is used up.
+        StoreError: anything else.
+    """
+    try:
+        yield
+    except (ImpartError, FileNotFoundError):
+        raise
+    except Exception as error:
+        raise _explained(error, url) from error
+
+
+def _explained(error: Exception, url: str) -> StoreError:
+    found = diagnose(error)
+    match found.trouble:
+        case Trouble.REFUSED:
+            return StoreDeniedError(
+                f"The store {url} refuses this: {found.why}. Check the credentials and what they allow; what was "
+                "published is kept, and the same command goes on from there."
+            )
+        case Trouble.PASSING:
+            return StoreUnreachableError(
+                f"The store {url} cannot be reached: {found.why}. Check its address and the network, and run the "
+                "same command again: what was published is kept."
+            )
+        case Trouble.FULL:
+            return StoreFullError(
+                f"No space left while writing to the store {url}. Nothing half-written was published; free some "
+                "space and run the same command again: finished blocks are kept."
+            )
+    if isinstance(error, OSError) and error.errno in (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.EROFS):
+        return StoreError(f"Cannot write to the store {url}: {error.strerror}. Choose another place.")
+    return StoreError(f"The store {url} cannot be used: {found.why}. Check its address, or choose another place.")
