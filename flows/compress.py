@@ -8,10 +8,10 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.progress import report
-from impart_core.artifacts.delta import Delta, block_recipe, delta_recipe, open_delta, whole_delta
+from impart_core.artifacts.delta import block_recipe, delta_recipe
 from impart_core.artifacts.factors import factors_recipe
 from impart_core.artifacts.provenance import Stopwatch, peak_rss_bytes
-from impart_core.artifacts.refs import require_ref_name, set_ref
+from impart_core.artifacts.refs import require_ref_name
 from impart_core.artifacts.store import Store
 from impart_core.busy import busy_seconds
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
@@ -22,8 +22,9 @@ from impart_core.numerics import default_workers, resolve_device
 from impart_core.plan import Work, check_request
 from tasks.decompose import decompose_block
 from tasks.digest import digest_checkpoint
-from tasks.publish import gather_delta
-from tasks.references import BlockJob, BlockResult, DeltaJob, FactorsResult
+from tasks.publish import find_delta, gather_delta
+from tasks.references import BlockJob, BlockResult, DeltaJob, DeltaResult, FactorsResult, Trust
+from tasks.resources import Retried, current_flow_run, give_up, patiently, retried_in
 from tasks.sparsify import sparsify_block
 
 
@@ -41,14 +42,17 @@ class CompressRequest(Frozen):
     device: str = "auto"
     workers: int | None = None
     keep_factors: bool = True
+    trust: Trust = Trust()
 
 
 class CompressReport(Frozen):
     """What a compression made: the artifact, both ratios, all its bytes, and what it cost.
 
     `decompositions` counts the matrices that were decomposed for their factors to be published, `reused_factors`
-    those whose factors were there already, and `fallbacks` how often a quick decomposition did not hold. Of its
-    `seconds`, `busy_seconds` went by inside numeric kernels and file input and output; the rest is overhead.
+    those whose factors were there already, and `fallbacks` how often a quick decomposition did not hold. `remade` says
+    what was wrong with each artifact that was there and had to be made again, `changed` names those that were
+    refreshed and came out otherwise, and `retried` says what was tried again and why. Of its `seconds`,
+    `busy_seconds` went by inside numeric kernels and file input and output; the rest is overhead.
     """
 
     artifact: str
@@ -62,6 +66,9 @@ class CompressReport(Frozen):
     decompositions: int
     reused_factors: int
     fallbacks: int
+    remade: tuple[str, ...]
+    changed: tuple[str, ...]
+    retried: tuple[Retried, ...]
     seconds: float
     busy_seconds: float
     peak_rss_bytes: int
@@ -80,25 +87,54 @@ def check_compress(request: CompressRequest) -> tuple[Checkpoint, Checkpoint, Wo
 
 def compress_steps(request: CompressRequest) -> CompressReport:
     """Run a compression's tasks inside the flow that calls this."""
+    try:
+        return _steps(request)
+    except BaseException:
+        give_up(current_flow_run())
+        raise
+
+
+def _steps(request: CompressRequest) -> CompressReport:
     watch, busy_before = Stopwatch(), busy_seconds()
-    base, finetuned, work = check_compress(request)
+    base, finetuned, work = patiently("check the request", lambda: check_compress(request))
     # Every task reads what was checked here: a Hub id's revision stands for the same commit until the end.
     request = request.model_copy(update={"base": base.location, "finetuned": finetuned.location})
-    sides = [digest_checkpoint.submit(request.base), digest_checkpoint.submit(request.finetuned)]
+    anew = request.trust.refreshes("digest")
+    sides = [digest_checkpoint.submit(place, anew) for place in (request.base, request.finetuned)]
     digests = (sides[0].result(), sides[1].result())
-    recipe = delta_recipe(base, finetuned, request.config, digests)
-    store = Store(request.store)
+    recipe = patiently("read configurations", lambda: delta_recipe(base, finetuned, request.config, digests))
+    job = DeltaJob(
+        finetuned=request.finetuned, recipe=recipe, store=request.store, name=request.name, trust=request.trust
+    )
     results: list[BlockResult] = []
     factors: list[FactorsResult] = []
-    delta = whole_delta(store, recipe.id)
-    if delta is None:
+    found = DeltaResult() if request.trust.refreshes("gather") else find_delta(job)
+    delta = found
+    if found.id is None:
         results, factors = _map_blocks(request, work, digests)
-        ids = tuple(result.id for result in results)
-        job = DeltaJob(finetuned=request.finetuned, recipe=recipe, blocks=ids, store=request.store, name=request.name)
-        delta = open_delta(store, gather_delta(job))
-    elif request.name:
-        set_ref(store, request.name, delta.manifest.id)
-    return _report(request, delta, results, factors, watch, busy_before)
+        made = tuple(result.entry for result in (*results, *factors))
+        delta = gather_delta(job.model_copy(update={"made": made}))
+    faults = [*found.faults, *(result.fault for result in (*factors, *results) if result.fault)]
+    changed = [result.id for result in (*factors, *results) if result.changed]
+    return CompressReport(
+        artifact=str(delta.id),
+        name=request.name,
+        store=request.store,
+        cr_projection=delta.cr_projection,
+        cr_model=delta.cr_model,
+        bytes=delta.bytes,
+        blocks=len(delta.blocks),
+        cached_blocks=len(delta.blocks) - sum(not result.cached for result in results),
+        decompositions=sum(result.matrices for result in factors if not result.cached),
+        reused_factors=sum(result.matrices for result in factors if result.cached),
+        fallbacks=sum(result.fallbacks for result in factors if not result.cached),
+        remade=tuple(dict.fromkeys(faults)),
+        changed=(*changed, *([str(delta.id)] if delta.changed else [])),
+        retried=retried_in(current_flow_run()),
+        seconds=round(watch.seconds, 3),
+        busy_seconds=round(busy_seconds() - busy_before, 3),
+        peak_rss_bytes=peak_rss_bytes(),
+    )
 
 
 def _map_blocks(
@@ -139,33 +175,7 @@ def _job(
         config=request.config,
         store=request.store,
         device=request.device,
-    )
-
-
-def _report(
-    request: CompressRequest,
-    delta: Delta,
-    results: list[BlockResult],
-    factors: list[FactorsResult],
-    watch: Stopwatch,
-    busy_before: float,
-) -> CompressReport:
-    made = sum(not result.cached for result in results)
-    return CompressReport(
-        artifact=delta.manifest.id,
-        name=request.name,
-        store=request.store,
-        cr_projection=delta.content.cr_projection,
-        cr_model=delta.cr_model,
-        bytes=delta.bytes,
-        blocks=len(delta.blocks),
-        cached_blocks=len(delta.blocks) - made,
-        decompositions=sum(found.matrices for found in factors if not found.cached),
-        reused_factors=sum(found.matrices for found in factors if found.cached),
-        fallbacks=sum(found.fallbacks for found in factors if not found.cached),
-        seconds=round(watch.seconds, 3),
-        busy_seconds=round(busy_seconds() - busy_before, 3),
-        peak_rss_bytes=peak_rss_bytes(),
+        trust=request.trust,
     )
 
 

@@ -14,7 +14,8 @@ from impart_core.errors import CheckpointError, ConfigError
 from impart_core.evaluate import check_tasks
 from impart_core.numerics import resolve_device
 from tasks.evaluate import evaluate_model
-from tasks.references import EvaluationJob, EvaluationResult, Split
+from tasks.references import EvaluationJob, EvaluationResult, Split, Trust
+from tasks.resources import current_flow_run, give_up
 
 
 class EvaluateRequest(Frozen):
@@ -26,6 +27,7 @@ class EvaluateRequest(Frozen):
     limit: int | None = None
     store: str
     device: str = "auto"
+    trust: Trust = Trust()
 
 
 def check_evaluate(request: EvaluateRequest) -> None:
@@ -50,7 +52,11 @@ def evaluate_steps(jobs: Sequence[EvaluationJob]) -> list[EvaluationResult]:
     results = []
     report("evaluate", 0, len(jobs))
     for done, job in enumerate(jobs, 1):
-        results.append(evaluate_model(job))
+        try:
+            results.append(evaluate_model(job))
+        except BaseException:
+            give_up(current_flow_run())
+            raise
         reused = " (reused)" if results[-1].cached else ""
         report("evaluate", done, len(jobs), f"{job.label} on {job.task}{reused}")
     return results
@@ -74,6 +80,7 @@ def evaluate(request: EvaluateRequest) -> list[EvaluationResult]:
                 limit=request.limit,
                 store=request.store,
                 device=request.device,
+                trust=request.trust,
             )
             for task in request.tasks
         ]

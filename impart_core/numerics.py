@@ -73,3 +73,8 @@ def release_memory() -> None:
 def default_workers() -> int:
     """Return the number of cores this process may use: one block at a time on each."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def is_out_of_device_memory(error: BaseException) -> bool:
+    """Return whether a device had too little memory left, which another process may give back."""
+    return isinstance(error, torch.OutOfMemoryError)

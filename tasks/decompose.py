@@ -1,36 +1,47 @@
 """Stage: the factors of one block, which every request on the same two checkpoints shares."""
 
-from impart_core.artifacts.factors import lookup_factors, publish_factors
+from impart_core.artifacts.catalog import entry_of
+from impart_core.artifacts.factors import examine_factors, publish_factors
 from impart_core.artifacts.manifest import FactorsContent
 from impart_core.artifacts.provenance import Stopwatch
 from impart_core.artifacts.store import Store
 from impart_core.decompose import decompose_block as decompose
 from impart_core.numerics import release_memory, resolve_device
 from tasks.references import BlockJob, FactorsResult
-from tasks.resources import stage
+from tasks.resources import GPU, patiently, stage
 
 
-@stage("decompose block", "decompose {job.block.name}")
+@stage("decompose block", "decompose {job.block.name}", GPU)
 def decompose_block(job: BlockJob) -> FactorsResult | None:
     """Decompose one block and publish its factors, unless the store holds them, or already what they are for."""
     watch, store = Stopwatch(), Store(job.store)
-    if job.factors is None or store.lookup(job.recipe.id) is not None:
+    if job.factors is None:
         return None
-    manifest = lookup_factors(store, job.factors.id)
+    needed = job.trust.refreshes("sparsify") or store.lookup(job.recipe.id, reread=job.trust.reread) is None
+    if not needed:
+        return None
+    recipe, refresh = job.factors, job.trust.refreshes("decompose")
+    found = examine_factors(store, recipe.id)
+    manifest = None if refresh else found.manifest
     cached = manifest is not None
     if manifest is None:
         factors = decompose(
             job.pairs(), job.block, job.config, device=resolve_device(job.device), digests=job.digests()
         )
-        manifest = publish_factors(store, job.factors, job.block.name, factors, watch)
+        manifest = patiently(
+            f"publish the factors of {job.block.name}",
+            lambda: publish_factors(store, recipe, job.block.name, factors, watch, replace=refresh),
+        )
         del factors
         release_memory()
     content = manifest.content
     assert isinstance(content, FactorsContent)
     return FactorsResult(
-        name=job.block.name,
-        id=manifest.id,
+        entry=entry_of(manifest),
         cached=cached,
+        fault=found.fault,
+        changed=found.manifest is not None and found.manifest.files != manifest.files,
+        name=job.block.name,
         matrices=len(content.matrices),
         fallbacks=sum(entry.fallbacks for entry in content.matrices.values()),
         seconds=watch.seconds,

@@ -2,10 +2,10 @@
 
 from impart_core.checkpoint.digest import tensor_digests
 from impart_core.checkpoint.index import open_checkpoint
-from tasks.resources import stage
+from tasks.resources import NETWORK, stage
 
 
-@stage("digest checkpoint", "digest {location}")
-def digest_checkpoint(location: str) -> dict[str, str]:
+@stage("digest checkpoint", "digest {location}", NETWORK)
+def digest_checkpoint(location: str, refresh: bool = False) -> dict[str, str]:
     """Return the digest of every tensor of a checkpoint, remembered between runs."""
-    return tensor_digests(open_checkpoint(location))
+    return tensor_digests(open_checkpoint(location), refresh=refresh)

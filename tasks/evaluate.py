@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from impart_core.apply.dense import reconstruct
+from impart_core.artifacts.catalog import entry_of, note
 from impart_core.artifacts.delta import Delta, open_delta
 from impart_core.artifacts.evaluation import evaluation_recipe, publish_evaluation
 from impart_core.artifacts.manifest import EvaluationContent
@@ -14,10 +15,10 @@ from impart_core.artifacts.store import Store
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
 from impart_core.numerics import resolve_device
 from tasks.references import EvaluationJob, EvaluationResult
-from tasks.resources import stage
+from tasks.resources import GPU, patiently, stage
 
 
-@stage("evaluate model", "evaluate {job.label} on {job.task}")
+@stage("evaluate model", "evaluate {job.label} on {job.task}", GPU)
 def evaluate_model(job: EvaluationJob) -> EvaluationResult:
     """Evaluate one model on one task and publish the metrics, unless the store holds them already.
 
@@ -26,7 +27,9 @@ def evaluate_model(job: EvaluationJob) -> EvaluationResult:
     watch, store = Stopwatch(), Store(job.store)
     model = open_delta(store, job.model) if job.base else open_checkpoint(job.model)
     recipe = evaluation_recipe(model, job.task, job.split, job.limit)
-    manifest = store.lookup(recipe.id)
+    trust = {"reread": job.trust.reread, "replace": job.trust.refresh_from is not None}
+    before = store.examine(recipe.id, reread=job.trust.reread)
+    manifest = None if trust["replace"] else before.manifest
     cached = manifest is not None
     if manifest is None:
         from impart_core.evaluate import evaluate  # loads transformers and lm-eval
@@ -35,13 +38,19 @@ def evaluate_model(job: EvaluationJob) -> EvaluationResult:
             device = str(resolve_device(job.device))
             found = evaluate(folder, [job.task], split=job.split, limit=job.limit, device=device)
         parents = [model.manifest.id] if isinstance(model, Delta) else []
-        manifest = publish_evaluation(store, recipe, found, parents, watch)
+        manifest = patiently(
+            f"publish {job.label} on {job.task}",
+            lambda: publish_evaluation(store, recipe, found, parents, watch, **trust),
+        )
+        note(store, [entry_of(manifest)])
     content = manifest.content
     assert isinstance(content, EvaluationContent)
     return EvaluationResult(
         id=manifest.id,
         task=job.task,
         cached=cached,
+        fault=before.fault,
+        changed=before.manifest is not None and before.manifest.content != manifest.content,
         metrics=content.metrics,
         items=content.items,
         seconds=watch.seconds,

@@ -1,19 +1,49 @@
-"""Stage: published blocks gathered under one manifest, and given a name."""
+"""Stages: a delta looked for, or its published blocks gathered under one manifest, and named."""
 
-from impart_core.artifacts.delta import publish_delta
+from impart_core.artifacts.catalog import entry_of, note
+from impart_core.artifacts.delta import Delta, examine_delta, open_delta, publish_delta
 from impart_core.artifacts.provenance import Stopwatch
 from impart_core.artifacts.refs import set_ref
 from impart_core.artifacts.store import Store
 from impart_core.checkpoint.index import open_checkpoint
-from tasks.references import DeltaJob
-from tasks.resources import stage
+from tasks.references import DeltaJob, DeltaResult
+from tasks.resources import NETWORK, stage
 
 
-@stage("gather delta", "gather {job.name}")
-def gather_delta(job: DeltaJob) -> str:
-    """Publish the delta that points to these blocks, name it, and return its artifact id."""
+@stage("find delta", "find {job.name}", NETWORK)
+def find_delta(job: DeltaJob) -> DeltaResult:
+    """Look for a delta of which every part is whole, and name it where there is one."""
     store = Store(job.store)
-    manifest = publish_delta(store, job.recipe, open_checkpoint(job.finetuned), job.blocks, Stopwatch())
+    found = examine_delta(store, job.recipe.id, reread=job.trust.reread)
+    if found.delta is None:
+        return DeltaResult(faults=found.faults)
+    if job.name:
+        set_ref(store, job.name, job.recipe.id)
+    return _result(found.delta)
+
+
+@stage("gather delta", "gather {job.name}", NETWORK)
+def gather_delta(job: DeltaJob) -> DeltaResult:
+    """Publish the delta that points to these blocks, name it, and enter all that was made in the catalogue."""
+    store = Store(job.store)
+    refresh = job.trust.refreshes("gather")
+    before = store.lookup(job.recipe.id) if refresh else None
+    blocks = [entry.id for entry in job.made if entry.kind == "block"]
+    trust = {"reread": job.trust.reread, "replace": refresh}
+    manifest = publish_delta(store, job.recipe, open_checkpoint(job.finetuned), blocks, Stopwatch(), **trust)
     if job.name:
         set_ref(store, job.name, manifest.id)
-    return manifest.id
+    note(store, [*job.made, entry_of(manifest)])
+    delta = open_delta(store, manifest.id)
+    changed = before is not None and (before.files, before.content) != (manifest.files, manifest.content)
+    return _result(delta).model_copy(update={"changed": changed})
+
+
+def _result(delta: Delta) -> DeltaResult:
+    return DeltaResult(
+        id=delta.manifest.id,
+        cr_projection=delta.content.cr_projection,
+        cr_model=delta.cr_model,
+        bytes=delta.bytes,
+        blocks={pointer.name: pointer.id for pointer in delta.content.blocks},
+    )

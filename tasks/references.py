@@ -2,6 +2,9 @@
 
 from typing import Literal
 
+from pydantic import Field
+
+from impart_core.artifacts.catalog import CatalogEntry
 from impart_core.artifacts.identity import Recipe
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.checkpoint.layout import Block
@@ -9,6 +12,24 @@ from impart_core.checkpoint.pairing import Pair, pair_tensors
 from impart_core.config import CompressConfig, Frozen
 
 Split = Literal["validation", "test"]
+STAGES = ("digest", "decompose", "sparsify", "gather")
+Stage = Literal["digest", "decompose", "sparsify", "gather"]
+
+
+class Trust(Frozen):
+    """How far what is there already is trusted; no part of any artifact's id.
+
+    Attributes:
+        reread: whether an artifact's files are read, to hold them against the recorded digests, before it is reused.
+        refresh_from: the stage from which on nothing is reused; None: all that is whole is.
+    """
+
+    reread: bool = False
+    refresh_from: Stage | None = None
+
+    def refreshes(self, stage: Stage) -> bool:
+        """Return whether a stage is to be done again whatever is there."""
+        return self.refresh_from is not None and STAGES.index(self.refresh_from) <= STAGES.index(stage)
 
 
 class BlockJob(Frozen):
@@ -23,6 +44,7 @@ class BlockJob(Frozen):
         config: method and ratio.
         store: the store's URL.
         device: where the decomposition runs.
+        trust: how far what is there already is trusted.
     """
 
     base: str
@@ -33,6 +55,7 @@ class BlockJob(Frozen):
     config: CompressConfig
     store: str
     device: str = "auto"
+    trust: Trust = Trust()
 
     def pairs(self) -> dict[str, Pair]:
         """Return the pairs of the two checkpoints' tensors, from their headers."""
@@ -43,35 +66,77 @@ class BlockJob(Frozen):
         return self.recipe.inputs["base"], self.recipe.inputs["finetuned"]
 
 
-class FactorsResult(Frozen):
-    """A block's published factors: artifact id, whether it was there already, matrices, and fallbacks among them."""
+class Made(Frozen):
+    """An artifact that a stage made or found.
+
+    Attributes:
+        entry: its entry for the catalogue.
+        cached: whether it was there already, whole.
+        fault: what was wrong with the one that was there, if anything.
+        changed: whether it was made again as asked and came out other than the one that was there.
+        seconds: how long it took.
+    """
+
+    entry: CatalogEntry
+    cached: bool
+    fault: str | None = None
+    changed: bool = False
+    seconds: float
+
+    @property
+    def id(self) -> str:
+        """The artifact id."""
+        return self.entry.id
+
+
+class FactorsResult(Made):
+    """A block's published factors, how many matrices these are, and fallbacks among them."""
 
     name: str
-    id: str
-    cached: bool
     matrices: int
     fallbacks: int
-    seconds: float
 
 
-class BlockResult(Frozen):
-    """A published block: its artifact id, whether it was there already, and the bytes of its codes' file."""
+class BlockResult(Made):
+    """A published block, and the bytes of its codes' file."""
 
     name: str
-    id: str
-    cached: bool
     bytes: int
-    seconds: float
 
 
 class DeltaJob(Frozen):
-    """Published blocks to gather into a delta."""
+    """A delta to look for, or to gather from published blocks.
+
+    Attributes:
+        finetuned: the fine-tuned checkpoint's location.
+        recipe: what makes the delta.
+        store: the store's URL.
+        name: the name that it gets, if any.
+        trust: how far what is there already is trusted.
+        made: what its stages made, to be entered in the catalogue: blocks in the model's order, and factors.
+    """
 
     finetuned: str
     recipe: Recipe
-    blocks: tuple[str, ...]
     store: str
     name: str | None = None
+    trust: Trust = Trust()
+    made: tuple[CatalogEntry, ...] = ()
+
+
+class DeltaResult(Frozen):
+    """A published delta: both ratios, all its bytes, its blocks' ids by name, and what was wrong with a former one.
+
+    `id` is None where there is no whole delta.
+    """
+
+    id: str | None = None
+    cr_projection: float | None = None
+    cr_model: float = 0.0
+    bytes: int = 0
+    blocks: dict[str, str] = Field(default_factory=dict)
+    faults: tuple[str, ...] = ()
+    changed: bool = False
 
 
 class EvaluationJob(Frozen):
@@ -86,6 +151,7 @@ class EvaluationJob(Frozen):
         limit: number of items; None for all.
         store: the store's URL.
         device: where the model runs.
+        trust: how far what is there already is trusted.
     """
 
     label: str
@@ -96,6 +162,7 @@ class EvaluationJob(Frozen):
     limit: int | None = None
     store: str
     device: str = "auto"
+    trust: Trust = Trust()
 
 
 class EvaluationResult(Frozen):
@@ -107,6 +174,8 @@ class EvaluationResult(Frozen):
     id: str
     task: str
     cached: bool
+    fault: str | None = None
+    changed: bool = False
     metrics: dict[str, dict[str, tuple[float, float | None]]]
     items: dict[str, int]
     seconds: float

@@ -1,5 +1,6 @@
 """Stage: one block's delta, sparsified."""
 
+from impart_core.artifacts.catalog import entry_of
 from impart_core.artifacts.delta import publish_block
 from impart_core.artifacts.factors import stored_factors
 from impart_core.artifacts.provenance import Stopwatch
@@ -7,14 +8,16 @@ from impart_core.artifacts.store import Store
 from impart_core.compress import compress_block
 from impart_core.numerics import release_memory, resolve_device
 from tasks.references import BlockJob, BlockResult
-from tasks.resources import stage
+from tasks.resources import CPU, patiently, stage
 
 
-@stage("sparsify block", "sparsify {job.block.name}")
+@stage("sparsify block", "sparsify {job.block.name}", CPU)
 def sparsify_block(job: BlockJob) -> BlockResult:
     """Compress one block and publish it, unless the store holds it whole already."""
     watch, store = Stopwatch(), Store(job.store)
-    manifest = store.lookup(job.recipe.id)
+    trust = {"reread": job.trust.reread, "replace": job.trust.refreshes("sparsify")}
+    found = store.examine(job.recipe.id, reread=job.trust.reread)
+    manifest = None if trust["replace"] else found.manifest
     cached = manifest is not None
     if manifest is None:
         with stored_factors(store, job.factors.id if job.factors else None) as stored:
@@ -26,13 +29,18 @@ def sparsify_block(job: BlockJob) -> BlockResult:
                 device=resolve_device(job.device),
                 digests=job.digests(),
             )
-        manifest = publish_block(store, job.recipe, job.block.name, tensors, watch)
+        manifest = patiently(
+            f"publish {job.block.name}",
+            lambda: publish_block(store, job.recipe, job.block.name, tensors, watch, **trust),
+        )
         del tensors
         release_memory()
     return BlockResult(
-        name=job.block.name,
-        id=manifest.id,
+        entry=entry_of(manifest),
         cached=cached,
+        fault=found.fault,
+        changed=found.manifest is not None and found.manifest.files != manifest.files,
+        name=job.block.name,
         bytes=sum(entry.size for entry in manifest.files),
         seconds=watch.seconds,
     )

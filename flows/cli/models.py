@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from flows.cli import options as opt
-from flows.cli.output import human_bytes, print_json, print_table, progress
+from flows.cli.output import human_bytes, print_json, print_table, progress, warn_of_faults
+from flows.cli.trust import read_trust
 
 
 def add_to(app: typer.Typer) -> None:
@@ -66,6 +67,8 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="Only this many items of each task.", show_default=False)] = None,
     store: opt.StoreOption = None,
     device: opt.Device = "auto",
+    verify_cache: opt.VerifyCache = False,
+    refresh: opt.Refresh = False,
     json: opt.JsonOption = False,
 ) -> None:
     """Measure a model with lm-evaluation-harness; finished measurements are reused from the store."""
@@ -88,10 +91,14 @@ def evaluate(
         limit=limit,
         store=store or default_store_url(),
         device=device,
+        trust=read_trust(verify_cache, refresh, None),
     )
     check_evaluate(request)
     with progress(quiet=json) as reporter, listening(reporter), prefect_server():
         results = evaluate_flow(request)
+    warn_of_faults(
+        [result.fault for result in results if result.fault], [result.id for result in results if result.changed]
+    )
     if json:
         print_json({"model": request.model, "results": [result.model_dump(mode="json") for result in results]})
         return

@@ -77,6 +77,20 @@ FactorsFor = Annotated[
         show_default=False,
     ),
 ]
+VerifyCache = Annotated[
+    bool,
+    typer.Option("--verify-cache", help="Read what is to be reused, too, and make anew what has another digest."),
+]
+Refresh = Annotated[bool, typer.Option("--refresh", help="Reuse nothing: compute everything again.")]
+RefreshFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--refresh-from",
+        metavar="STAGE",
+        help="Reuse only what comes before a stage: digest, decompose, sparsify or gather.",
+        show_default=False,
+    ),
+]
 Workers = Annotated[
     int | None,
     typer.Option(help="Blocks worked on at once. [default: one for each core]", show_default=False),

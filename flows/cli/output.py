@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,6 +31,18 @@ def print_table(columns: list[str], rows: list[list[str]], title: str | None = N
         table.add_row(*row)
     width = None if sys.stdout.isatty() else 160
     Console(width=width, highlight=False, markup=False).print(table)
+
+
+def warn_of_faults(remade: Iterable[str], changed: Iterable[str]) -> None:
+    """Say on standard error what had to be made anew, and what came out otherwise than before."""
+    for fault in remade:
+        errors.print(f"warning: {fault.partition('. Compress with')[0].rstrip('.')}. It was made anew.", markup=False)
+    for artifact in changed:
+        errors.print(
+            f"warning: {artifact[:12]} came out otherwise than the one that was published. The store holds the new "
+            "one; what else was made with the former can be checked with `impart verify`.",
+            markup=False,
+        )
 
 
 def human_bytes(count: float) -> str:

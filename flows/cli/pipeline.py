@@ -6,7 +6,8 @@ import typer
 
 from flows.cli import options as opt
 from flows.cli.method import MethodCommand, read_config
-from flows.cli.output import human_bytes, print_json, print_table, progress, ratio
+from flows.cli.output import human_bytes, print_json, print_table, progress, ratio, warn_of_faults
+from flows.cli.trust import read_trust
 
 
 def add_to(app: typer.Typer) -> None:
@@ -40,6 +41,9 @@ def compress(
     ] = None,
     device: opt.Device = "auto",
     workers: opt.Workers = None,
+    verify_cache: opt.VerifyCache = False,
+    refresh: opt.Refresh = False,
+    refresh_from: opt.RefreshFrom = None,
     json: opt.JsonOption = False,
 ) -> None:
     """Compress the delta between two checkpoints and publish it as an artifact.
@@ -64,10 +68,12 @@ def compress(
         device=device,
         workers=workers,
         keep_factors=keep_factors,
+        trust=read_trust(verify_cache, refresh, refresh_from),
     )
     check_compress(request)
     with progress(quiet=json) as reporter, listening(reporter), prefect_server():
         report = run_compress(request)
+    warn_of_faults(report.remade, report.changed)
     if json:
         print_json(report.model_dump(mode="json"))
         return
@@ -79,6 +85,8 @@ def compress(
     if report.decompositions or report.reused_factors:
         fallbacks = f", {report.fallbacks} fallbacks" if report.fallbacks else ""
         typer.echo(f"decomposed     {report.decompositions} matrices{fallbacks}; {report.reused_factors} reused")
+    for again in report.retried:
+        typer.echo(f"retried        {again.what}, {again.times}×: {again.why}")
     typer.echo(f"took           {report.seconds:.1f} s, peak memory {human_bytes(report.peak_rss_bytes)}")
 
 

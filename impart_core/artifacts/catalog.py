@@ -1,15 +1,38 @@
-"""What a store holds: one short entry for every artifact, enough to list, to draw lineage and to clean up by."""
+"""What a store holds: one short entry for every artifact, enough to list, to draw lineage and to clean up by.
 
-from pydantic import Field
+The truth is in the manifests. Entries are also kept together, in packs that are named by their content, so that a
+store of thousands of artifacts is read with few requests:
 
+catalog/<number of entries>-<digest>.json
+
+Every run adds a pack of what it made; many small packs are merged into one. A pack that is lost or damaged costs time:
+its artifacts' manifests are read again.
+"""
+
+import contextlib
+import hashlib
+import re
+from collections.abc import Collection, Iterable
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from impart_core.artifacts.identity import canonical_json
 from impart_core.artifacts.manifest import BlockContent, DeltaContent, EvaluationContent, FactorsContent, Manifest
 from impart_core.artifacts.refs import all_refs
 from impart_core.artifacts.store import Store
 from impart_core.config import Frozen
-from impart_core.errors import ArtifactNotFoundError, CorruptArtifactError
+from impart_core.errors import StoreError
 
 DAMAGED = "damaged"
 _PARTS = ("block", "factors")  # kinds that belong to deltas
+_FOLDER = "catalog"
+_PACK = re.compile(r"([0-9]{8})-([0-9a-f]{64})\.json")
+_ID = re.compile(r"[0-9a-f]{64}")
+# Packs of fewer entries are merged when there are more than so many of them.
+_SMALL_PACK = 1000
+_MOST_SMALL_PACKS = 32
+_WORTH_A_PACK = 32
+_MAX_PACK_BYTES = 256 << 20
 
 
 class CatalogEntry(Frozen):
@@ -37,6 +60,9 @@ class CatalogEntry(Frozen):
     metrics: dict[str, dict[str, tuple[float, float | None]]] = Field(default_factory=dict)
 
 
+_ENTRIES = TypeAdapter(list[CatalogEntry])
+
+
 class NamedEntry(CatalogEntry):
     """An entry and the names that point to it."""
 
@@ -44,16 +70,68 @@ class NamedEntry(CatalogEntry):
 
 
 def scan(store: Store) -> dict[str, CatalogEntry]:
-    """Return the entry of every artifact of a store by its id."""
-    found = {}
-    for artifact_id in store.ids():
-        try:
-            found[artifact_id] = entry_of(store.manifest(artifact_id))
-        except CorruptArtifactError:
-            found[artifact_id] = CatalogEntry(id=artifact_id, kind=DAMAGED)
-        except ArtifactNotFoundError:  # it went meanwhile
+    """Return the entry of every artifact of a store by its id; manifests are read where no pack has their entry."""
+    present = [name for name in store.names_under("artifacts") if _ID.fullmatch(name)]
+    known = _read_packs(store, _pack_names(store))
+    found = {artifact_id: known[artifact_id] for artifact_id in present if artifact_id in known}
+    read = {
+        artifact_id: entry_of(manifest) if manifest else CatalogEntry(id=artifact_id, kind=DAMAGED)
+        for artifact_id, manifest in store.manifests(name for name in present if name not in known)
+    }
+    whole = [entry for entry in read.values() if entry.kind != DAMAGED]
+    if len(whole) >= _WORTH_A_PACK:
+        with contextlib.suppress(StoreError):  # whoever may only read can do without
+            note(store, whole)
+    return dict(sorted({**found, **read}.items()))
+
+
+def note(store: Store, entries: Iterable[CatalogEntry]) -> None:
+    """Enter artifacts in the catalogue, once more where they are in it already."""
+    _write_pack(store, entries)
+    small = [name for name in _pack_names(store) if int(name[:8]) < _SMALL_PACK]
+    if len(small) > _MOST_SMALL_PACKS:
+        _replace_packs(store, small, ())
+
+
+def forget(store: Store, artifact_ids: Collection[str]) -> None:
+    """Take artifacts out of the catalogue, before they are deleted."""
+    names = _pack_names(store)
+    if names:
+        _replace_packs(store, names, artifact_ids)
+
+
+def _replace_packs(store: Store, names: list[str], without: Collection[str]) -> None:
+    kept = {key: entry for key, entry in _read_packs(store, names).items() if key not in without}
+    written = _write_pack(store, kept.values())
+    store.objects.delete(f"{_FOLDER}/{name}" for name in names if name != written)
+
+
+def _pack_names(store: Store) -> list[str]:
+    return [name for name in store.names_under(_FOLDER) if _PACK.fullmatch(name)]
+
+
+def _read_packs(store: Store, names: Iterable[str]) -> dict[str, CatalogEntry]:
+    """Read packs; of several entries of one artifact the latest holds. One that is damaged is left out."""
+    found: dict[str, CatalogEntry] = {}
+    for path, data in store.objects.read_many([f"{_FOLDER}/{name}" for name in names], _MAX_PACK_BYTES).items():
+        if not path.endswith(f"-{hashlib.sha256(data).hexdigest()}.json"):
             continue
+        try:
+            entries = _ENTRIES.validate_json(data)
+        except ValidationError:  # of another version
+            continue
+        for entry in entries:
+            if entry.id not in found or found[entry.id].started <= entry.started:
+                found[entry.id] = entry
     return found
+
+
+def _write_pack(store: Store, entries: Iterable[CatalogEntry]) -> str:
+    ordered = sorted({entry.id: entry for entry in entries}.values(), key=lambda entry: entry.id)
+    data = canonical_json([entry.model_dump(mode="json") for entry in ordered])
+    name = f"{len(ordered):08d}-{hashlib.sha256(data).hexdigest()}.json"
+    store.create(f"{_FOLDER}/{name}", data)
+    return name
 
 
 def list_entries(store: Store) -> list[NamedEntry]:

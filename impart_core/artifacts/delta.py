@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from impart_core.artifacts.identity import Recipe
 from impart_core.artifacts.manifest import (
+    MANIFEST,
     BlockContent,
     BlockPointer,
     DeltaContent,
@@ -14,7 +15,7 @@ from impart_core.artifacts.manifest import (
     TensorEntry,
 )
 from impart_core.artifacts.provenance import Stopwatch
-from impart_core.artifacts.store import Store, file_entry
+from impart_core.artifacts.store import Found, Store, file_entry
 from impart_core.busy import busy
 from impart_core.checkpoint.digest import carried_digests, checkpoint_id
 from impart_core.checkpoint.index import Checkpoint
@@ -94,11 +95,16 @@ def delta_recipe(
 
 
 def publish_block(
-    store: Store, recipe: Recipe, name: str, tensors: Mapping[str, EncodedTensor], watch: Stopwatch
+    store: Store,
+    recipe: Recipe,
+    name: str,
+    tensors: Mapping[str, EncodedTensor],
+    watch: Stopwatch,
+    **trust: bool,
 ) -> Manifest:
     """Write a block's codes to scratch and publish them; return the manifest in force.
 
-    Its parent is the artifact that holds its factors, where these were kept.
+    Its parent is the artifact that holds its factors, where these were kept. `trust` is as in `Store.publish`.
     """
     projections = [item for item in tensors.values() if item.header.role is Role.PROJECTION]
     entries = {
@@ -129,13 +135,21 @@ def publish_block(
             content=content,
             provenance=watch.provenance(),
         )
-        return store.publish(manifest, {CODES_FILE: path})
+        return store.publish(manifest, {CODES_FILE: path}, **trust)
 
 
 def publish_delta(
-    store: Store, recipe: Recipe, finetuned: Checkpoint, block_ids: Sequence[str], watch: Stopwatch
+    store: Store,
+    recipe: Recipe,
+    finetuned: Checkpoint,
+    block_ids: Sequence[str],
+    watch: Stopwatch,
+    **trust: bool,
 ) -> Manifest:
-    """Gather published blocks under one manifest, without copying their bytes; return the manifest in force."""
+    """Gather published blocks under one manifest, without copying their bytes; return the manifest in force.
+
+    `trust` is as in `Store.publish`.
+    """
     blocks = [store.manifest(block_id) for block_id in block_ids]
     base_files = recipe.inputs["base_files"]
     carried = recipe.inputs["finetuned_files"]
@@ -167,7 +181,7 @@ def publish_delta(
             content=content,
             provenance=watch.provenance(),
         )
-        return store.publish(manifest, files)
+        return store.publish(manifest, files, **trust)
 
 
 @dataclass(frozen=True)
@@ -219,15 +233,30 @@ def open_delta(store: Store, artifact_id: str) -> Delta:
     return Delta(store=store, manifest=manifest, content=manifest.content, blocks=blocks)
 
 
-def whole_delta(store: Store, artifact_id: str) -> Delta | None:
-    """Return a published delta if it and all its blocks are whole, else None."""
-    manifest = store.lookup(artifact_id)
-    if manifest is None or not isinstance(manifest.content, DeltaContent):
-        return None
-    blocks = [store.lookup(pointer.id) for pointer in manifest.content.blocks]
-    found = tuple(block for block in blocks if block is not None)
-    whole = len(found) == len(blocks)
-    return Delta(store=store, manifest=manifest, content=manifest.content, blocks=found) if whole else None
+@dataclass(frozen=True)
+class FoundDelta:
+    """What a look for a delta found: the delta where it and all its blocks are whole, and whatever is wrong with it."""
+
+    delta: Delta | None
+    faults: tuple[str, ...] = ()
+
+
+def examine_delta(store: Store, artifact_id: str, *, reread: bool = False) -> FoundDelta:
+    """Look for a published delta of which every part is whole; `reread` as in `Store.examine`."""
+    top = store.examine(artifact_id, reread=reread)
+    if top.manifest is None or not isinstance(top.manifest.content, DeltaContent):
+        return FoundDelta(None, (top.fault,) if top.fault else ())
+    pointers = top.manifest.content.blocks
+    blocks = [(pointer, store.examine(pointer.id, reread=reread)) for pointer in pointers]
+    whole = tuple(found.manifest for _, found in blocks if found.manifest)
+    if len(whole) == len(pointers):
+        return FoundDelta(Delta(store=store, manifest=top.manifest, content=top.manifest.content, blocks=whole))
+    return FoundDelta(None, tuple(_fault(store, pointer, found) for pointer, found in blocks if not found.manifest))
+
+
+def _fault(store: Store, pointer: BlockPointer, found: Found) -> str:
+    lost = f"{store.url.rstrip('/')}/artifacts/{pointer.id}/{MANIFEST} is missing: block {pointer.name} is lost."
+    return found.fault or lost
 
 
 def _block_content(block: Manifest) -> BlockContent:

@@ -41,9 +41,9 @@ def evaluation_recipe(model: Checkpoint | Delta, task: str, split: str, limit: i
 
 
 def publish_evaluation(
-    store: Store, recipe: Recipe, evaluation: Evaluation, parents: Sequence[str], watch: Stopwatch
+    store: Store, recipe: Recipe, evaluation: Evaluation, parents: Sequence[str], watch: Stopwatch, **trust: bool
 ) -> Manifest:
-    """Publish what the harness returned; return the manifest in force."""
+    """Publish what the harness returned; return the manifest in force. `trust` is as in `Store.publish`."""
     content = EvaluationContent(
         metrics={
             task: {name: (metric.value, metric.stderr) for name, metric in result.metrics.items()}
@@ -61,4 +61,4 @@ def publish_evaluation(
             content=content,
             provenance=watch.provenance(),
         )
-        return store.publish(manifest, {RESULTS_FILE: path})
+        return store.publish(manifest, {RESULTS_FILE: path}, **trust)

@@ -7,7 +7,7 @@ from pathlib import Path
 from impart_core.artifacts.identity import Recipe
 from impart_core.artifacts.manifest import FactorsContent, FactorsEntry, Manifest
 from impart_core.artifacts.provenance import Stopwatch
-from impart_core.artifacts.store import Store, file_entry
+from impart_core.artifacts.store import Found, Store, file_entry
 from impart_core.busy import busy
 from impart_core.checkpoint.header import TensorInfo, read_header
 from impart_core.checkpoint.layout import Block
@@ -48,9 +48,12 @@ def factors_recipe(
 
 
 def publish_factors(
-    store: Store, recipe: Recipe, name: str, factors: Mapping[str, Factors], watch: Stopwatch
+    store: Store, recipe: Recipe, name: str, factors: Mapping[str, Factors], watch: Stopwatch, *, replace: bool = False
 ) -> Manifest:
-    """Write a block's factors to scratch and publish them; return the manifest in force."""
+    """Write a block's factors to scratch and publish them; return the manifest in force.
+
+    `replace` is as in `Store.publish`.
+    """
     parts = {f"{key}:{part}": getattr(found, part) for key, found in factors.items() for part in _PARTS}
     content = FactorsContent(
         name=name,
@@ -63,7 +66,7 @@ def publish_factors(
         manifest = Manifest.make(
             recipe, files=(file_entry(FACTORS_FILE, path),), content=content, provenance=watch.provenance()
         )
-        return store.publish(manifest, {FACTORS_FILE: path}, reread=True)
+        return store.publish(manifest, {FACTORS_FILE: path}, reread=True, replace=replace)
 
 
 def _entry(factors: Factors) -> FactorsEntry:
@@ -77,10 +80,10 @@ def _entry(factors: Factors) -> FactorsEntry:
     )
 
 
-def lookup_factors(store: Store, artifact_id: str) -> Manifest | None:
-    """Return the manifest of published factors whose file has been re-read and is right, else None."""
-    manifest = store.lookup(artifact_id, reread=True)
-    return manifest if manifest is not None and isinstance(manifest.content, FactorsContent) else None
+def examine_factors(store: Store, artifact_id: str) -> Found:
+    """Look for published factors; their file is re-read, for much is made from them."""
+    found = store.examine(artifact_id, reread=True)
+    return found if found.manifest is None or isinstance(found.manifest.content, FactorsContent) else Found()
 
 
 def locate_factors(path: Path, content: FactorsContent) -> dict[str, tuple[TensorInfo, ...]]:

@@ -88,7 +88,7 @@ class Store:
             manifest: made with `file_entry` for each file.
             files: local paths of the data files by name.
             reread: trust what is there only if its files have the recorded digests, too; else it is replaced.
-            replace: put this in the place of what is there, if its files differ.
+            replace: put this in the place of what is there, if its files or its content differ.
 
         Returns:
             The manifest that is in force: another writer's, if a whole artifact was there first.
@@ -103,7 +103,8 @@ class Store:
                 # Another writer was first, or the artifact is damaged, and this its repair, or it is to be replaced.
                 was = self.objects.read(self._path(manifest.id, MANIFEST), _MAX_MANIFEST_BYTES)
                 present = self.lookup(manifest.id, reread=reread)
-                if present is not None and (not replace or present.files == manifest.files):
+                same = present is not None and (present.files, present.content) == (manifest.files, manifest.content)
+                if present is not None and (same or not replace):
                     return present
                 if was is not None and self.objects.replace(self._path(manifest.id, MANIFEST), manifest.to_json(), was):
                     break

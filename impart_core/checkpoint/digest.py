@@ -27,14 +27,19 @@ def cache_folder() -> Path:
     return Path(os.environ.get("IMPART_CACHE") or platformdirs.user_cache_dir("impart"))
 
 
-def tensor_digests(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return the SHA-256 of every tensor by name; reads only files that changed since they were last read."""
+def tensor_digests(checkpoint: Checkpoint, *, refresh: bool = False) -> dict[str, str]:
+    """Return the SHA-256 of every tensor by name; reads only files that changed since they were last read.
+
+    Args:
+        checkpoint: the checkpoint.
+        refresh: whether all files are read, whatever is remembered of them.
+    """
     by_file: dict[SourceFile, list[TensorInfo]] = {}
     for info in checkpoint.tensors.values():
         by_file.setdefault(info.file, []).append(info)
     digests: dict[str, str] = {}
     for file, infos in by_file.items():
-        digests.update(_file_digests(file, infos))
+        digests.update(_file_digests(file, infos, refresh))
     return dict(sorted(digests.items()))
 
 
@@ -55,14 +60,14 @@ def _content_digest(file: SourceFile) -> str:
     return digest.hexdigest()
 
 
-def _file_digests(file: SourceFile, infos: Iterable[TensorInfo]) -> dict[str, str]:
+def _file_digests(file: SourceFile, infos: Iterable[TensorInfo], refresh: bool) -> dict[str, str]:
     if file.stamp is None:
         return {info.name: tensor_digest(info) for info in infos}
     stamp = [file.address, file.size, file.stamp]
     record = cache_folder() / "digests" / f"{hashlib.sha256(file.address.encode()).hexdigest()}.json"
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         remembered = json.loads(record.read_text())
-        if remembered["stamp"] == stamp:
+        if remembered["stamp"] == stamp and not refresh:
             return {str(name): str(digest) for name, digest in remembered["digests"].items()}
     with busy():
         digests = {info.name: tensor_digest(info) for info in infos}

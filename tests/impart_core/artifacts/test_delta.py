@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from impart_core.artifacts.delta import Delta, block_recipe, delta_recipe, open_delta, whole_delta
+from impart_core.artifacts.delta import Delta, block_recipe, delta_recipe, examine_delta, open_delta
 from impart_core.artifacts.manifest import BlockContent
 from impart_core.artifacts.store import Store
 from impart_core.checkpoint.digest import tensor_digests
@@ -152,15 +152,15 @@ def test_a_delta_works_in_a_store_that_is_no_folder(pair: Pair, delta: Delta) ->
 def test_a_delta_is_whole_only_while_every_block_is(pair: Pair, tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     made = compress(store, *pair, config_of(4))
-    found = whole_delta(store, made.manifest.id)
+    found = examine_delta(store, made.manifest.id).delta
     assert found is not None
     assert found.blocks == made.blocks
     stored_path(made, 1).write_bytes(b"short")
-    assert whole_delta(store, made.manifest.id) is None
+    assert examine_delta(store, made.manifest.id).delta is None
     assert compress(store, *pair, config_of(4)).manifest.id == made.manifest.id
-    assert whole_delta(store, made.manifest.id) is not None
+    assert examine_delta(store, made.manifest.id).delta is not None
     (tmp_path / "store" / "artifacts" / made.blocks[0].id / "manifest.json").unlink()
-    assert whole_delta(store, made.manifest.id) is None
+    assert examine_delta(store, made.manifest.id).delta is None
     with pytest.raises(ArtifactNotFoundError):
         open_delta(store, made.manifest.id)
 
@@ -170,7 +170,7 @@ def test_only_a_delta_opens_as_one(delta: Delta, tmp_path: Path) -> None:
     for artifact_id, kind in ((evaluation.id, "evaluation"), (delta.blocks[0].id, "block")):
         with pytest.raises(ConfigError, match=f"is a {kind}, not a compressed delta"):
             open_delta(delta.store, artifact_id)
-        assert whole_delta(delta.store, artifact_id) is None
+        assert examine_delta(delta.store, artifact_id).delta is None
 
 
 def test_another_finetune_of_the_same_base_shares_only_what_is_equal(pair: Pair, delta: Delta, tmp_path: Path) -> None:

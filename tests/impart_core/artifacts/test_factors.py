@@ -12,8 +12,8 @@ from impart_core.artifacts import factors as module
 from impart_core.artifacts.delta import Delta
 from impart_core.artifacts.factors import (
     FACTORS_FILE,
+    examine_factors,
     factors_recipe,
-    lookup_factors,
     publish_factors,
     stored_factors,
 )
@@ -161,7 +161,7 @@ def test_factors_of_a_block_in_which_nothing_changed_are_an_empty_artifact(tmp_p
     manifest = published(Store(tmp_path / "store"), mixture)
     assert isinstance(manifest.content, FactorsContent)
     assert manifest.content.matrices == {}
-    assert lookup_factors(Store(tmp_path / "store"), manifest.id) == manifest
+    assert examine_factors(Store(tmp_path / "store"), manifest.id).manifest == manifest
 
 
 @pytest.mark.parametrize("place", ["folder", "memory"])
@@ -183,13 +183,13 @@ def test_where_there_are_none_none_are_given(tmp_path: Path) -> None:
     for artifact in (None, "0" * 64):
         with stored_factors(Store(tmp_path), artifact) as stored:
             assert stored is None
-    assert lookup_factors(Store(tmp_path), "0" * 64) is None
+    assert examine_factors(Store(tmp_path), "0" * 64).manifest is None
 
 
 def test_an_artifact_of_another_kind_is_none(pair: tuple[Path, Path], tmp_path: Path) -> None:
     delta = compress(Store(tmp_path), *pair, config_of(4))
     for artifact in (delta.manifest.id, delta.blocks[0].id):
-        assert lookup_factors(delta.store, artifact) is None
+        assert examine_factors(delta.store, artifact).manifest is None
         with stored_factors(delta.store, artifact) as stored:
             assert stored is None
 
@@ -227,11 +227,11 @@ def test_damaged_factors_are_never_used_and_the_next_decomposition_replaces_them
     manifest = published(store, mixture)
     whole = data_files(tmp_path)
     damage(how, store, manifest)
-    assert lookup_factors(store, manifest.id) is None
+    assert examine_factors(store, manifest.id).manifest is None
     with stored_factors(store, manifest.id) as stored:
         assert stored is None
     repaired = published(store, mixture)
-    assert lookup_factors(store, manifest.id) == repaired
+    assert examine_factors(store, manifest.id).manifest == repaired
     assert (repaired.files, repaired.content) == (manifest.files, manifest.content)
     assert data_files(tmp_path) == whole
 
@@ -246,7 +246,7 @@ def test_a_repair_that_comes_out_otherwise_is_what_is_used_from_then_on(
     elsewhere[Q].u[0, 0] += 0.001  # as another machine's last bits may differ
     repaired = publish_factors(store, recipe_of(mixture), layer.name, elsewhere, Stopwatch())
     assert repaired.files != manifest.files
-    assert lookup_factors(store, manifest.id) == repaired
+    assert examine_factors(store, manifest.id).manifest == repaired
     with stored_factors(store, manifest.id) as stored:
         found = stored(Q)
     assert found is not None

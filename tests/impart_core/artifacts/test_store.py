@@ -1,6 +1,7 @@
 """The store: artifacts whole or absent, on a folder and on any other fsspec URL."""
 
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 import fsspec
@@ -43,10 +44,11 @@ def put(store: Store, path: str, data: bytes | None) -> None:
 def objects(store: Store) -> dict[str, bytes]:
     """Return every object of a store by its path."""
     fs, root = fsspec.core.url_to_fs(store.url)
-    found = fs.find(root) if fs.exists(root) else []
-    # The S3 server goes on listing a folder that is empty again.
-    files = [path for path in found if fs.protocol[0] != "s3" or fs.exists(path)]
-    return {str(path).removeprefix(str(root)).lstrip("/"): fs.cat_file(path) for path in files}
+    found = {}
+    for path in fs.find(root) if fs.exists(root) else []:
+        with suppress(FileNotFoundError):  # the S3 server goes on listing a folder that is empty again
+            found[str(path).removeprefix(str(root)).lstrip("/")] = fs.cat_file(path)
+    return found
 
 
 def data_path(manifest: Manifest, name: str = "data.bin") -> str:
