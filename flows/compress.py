@@ -10,6 +10,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.progress import report
 from impart_core.artifacts.delta import block_recipe, delta_recipe
 from impart_core.artifacts.factors import factors_recipe
+from impart_core.artifacts.pins import pin
 from impart_core.artifacts.provenance import Stopwatch, peak_rss_bytes
 from impart_core.artifacts.refs import require_ref_name
 from impart_core.artifacts.store import Store
@@ -106,14 +107,20 @@ def _steps(request: CompressRequest) -> CompressReport:
     job = DeltaJob(
         finetuned=request.finetuned, recipe=recipe, store=request.store, name=request.name, trust=request.trust
     )
+    jobs = [_job(request, work, block, digests) for block in work.blocks]
+    recipes = (recipe, *(found for each in jobs for found in (each.recipe, each.factors) if found))
+    hold = patiently("pin what may be reused", lambda: pin(Store(request.store), [found.id for found in recipes]))
     results: list[BlockResult] = []
     factors: list[FactorsResult] = []
-    found = DeltaResult() if request.trust.refreshes("gather") else find_delta(job)
-    delta = found
-    if found.id is None:
-        results, factors = _map_blocks(request, work, digests)
-        made = tuple(result.entry for result in (*results, *factors))
-        delta = gather_delta(job.model_copy(update={"made": made}))
+    try:
+        found = DeltaResult() if request.trust.refreshes("gather") else find_delta(job)
+        delta = found
+        if found.id is None:
+            results, factors = _map_blocks(request, jobs)
+            made = tuple(result.entry for result in (*results, *factors))
+            delta = gather_delta(job.model_copy(update={"made": made}))
+    finally:
+        hold.release()
     faults = [*found.faults, *(result.fault for result in (*factors, *results) if result.fault)]
     changed = [result.id for result in (*factors, *results) if result.changed]
     return CompressReport(
@@ -137,14 +144,11 @@ def _steps(request: CompressRequest) -> CompressReport:
     )
 
 
-def _map_blocks(
-    request: CompressRequest, work: Work, digests: tuple[dict[str, str], dict[str, str]]
-) -> tuple[list[BlockResult], list[FactorsResult]]:
+def _map_blocks(request: CompressRequest, jobs: list[BlockJob]) -> tuple[list[BlockResult], list[FactorsResult]]:
     """Decompose and sparsify every block; a block is sparsified as soon as it is decomposed.
 
     Decompositions are started a few blocks ahead only, so that finished blocks are published early.
     """
-    jobs = [_job(request, work, block, digests) for block in work.blocks]
     ahead = 1 + (request.workers or default_workers())
     report("compress", 0, len(jobs))
     decomposing: dict[int, PrefectFuture[FactorsResult | None]] = {}

@@ -43,6 +43,7 @@ class CatalogEntry(Frozen):
         kind: `block`, `factors`, `delta`, `evaluation`, or `damaged` where its manifest cannot be read.
         summary: what it is, for people: settings, task, or the block's name.
         bytes: its own bytes in the store, of a delta those of its blocks as well.
+        files: number of its data files.
         started: when its making began (UTC, ISO 8601).
         parents: ids of the artifacts that it points to or was made from.
         checkpoints: ids of the checkpoints that it was made from by role: `base` and `finetuned` of a delta,
@@ -54,6 +55,7 @@ class CatalogEntry(Frozen):
     kind: str
     summary: str = ""
     bytes: int = 0
+    files: int = 0
     started: str = ""
     parents: tuple[str, ...] = ()
     checkpoints: dict[str, str] = Field(default_factory=dict)
@@ -162,6 +164,7 @@ def entry_of(manifest: Manifest) -> CatalogEntry:
         kind=content.kind,
         summary=_summary(manifest),
         bytes=size,
+        files=len(manifest.files),
         started=manifest.provenance.started,
         parents=manifest.parents,
         checkpoints=checkpoints,

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from impart_core.artifacts.objects import ObjectInfo, Objects, require_path, store_errors
+from impart_core.artifacts.objects import PROBES, ObjectInfo, Objects, require_path, store_errors
 from impart_core.errors import StoreError
 from impart_core.files import copy_hashed, disk_errors, write_atomically
 
@@ -125,7 +125,7 @@ class FolderObjects(Objects):
 
     def now(self) -> datetime:
         """Date a probe file."""
-        probe = f".clock-{uuid.uuid4().hex}"
+        probe = f"{PROBES}/{uuid.uuid4().hex}"
         self.replace(probe, b"", None)
         try:
             return datetime.fromtimestamp(self._place(probe).stat().st_mtime, UTC)

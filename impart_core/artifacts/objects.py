@@ -15,6 +15,7 @@ from pathlib import Path
 from impart_core.errors import ImpartError, StoreDeniedError, StoreError, StoreFullError, StoreUnreachableError
 from impart_core.storage import Trouble, diagnose
 
+PROBES = "probes"
 _PART = re.compile(r"[A-Za-z0-9._@-]{1,255}")
 
 

@@ -23,6 +23,7 @@ from impart_core.errors import (
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(@[A-Za-z0-9][A-Za-z0-9._-]{0,63})?")
 _ID = re.compile(r"[0-9a-f]{6,64}")
 _ATTEMPTS = 100
+_LARGEST = 64 << 10
 
 
 class RefEntry(Frozen):
@@ -72,8 +73,22 @@ def get_ref(store: Store, name: str) -> str | None:
 
 def all_refs(store: Store) -> dict[str, str]:
     """Return every name and the id that it points to."""
-    found = {name: get_ref(store, name) for name in store.names_under("refs")}
-    return {name: artifact_id for name, artifact_id in found.items() if artifact_id}
+    return {name: moves[-1].id for name, moves in all_moves(store).items()}
+
+
+def all_moves(store: Store) -> dict[str, list[RefEntry]]:
+    """Return every name's moves, oldest first, with few requests.
+
+    Raises:
+        CorruptArtifactError: one of them is damaged.
+    """
+    found: dict[str, dict[int, RefEntry]] = {}
+    for path, data in store.objects.read_many(sorted(store.objects.find("refs")), _LARGEST).items():
+        _, name, file = path.split("/", 2)
+        stem = file.removesuffix(".json")
+        if _NAME.fullmatch(name) and stem.isdecimal():
+            found.setdefault(name, {})[int(stem)] = _parse(store, path, data)
+    return {name: [moves[number] for number in sorted(moves)] for name, moves in sorted(found.items())}
 
 
 def resolve(store: Store, ref: str) -> str:
@@ -110,7 +125,11 @@ def _numbers(store: Store, name: str) -> list[int]:
 
 def _entry(store: Store, name: str, number: int) -> RefEntry:
     path = _path(name, number)
+    return _parse(store, path, store.read(path) or b"")
+
+
+def _parse(store: Store, path: str, data: bytes) -> RefEntry:
     try:
-        return RefEntry.model_validate_json(store.read(path) or b"")
+        return RefEntry.model_validate_json(data)
     except ValidationError as error:
         raise CorruptArtifactError(f"{store.url}/{path} is not a ref. Delete it to fall back one move.") from error

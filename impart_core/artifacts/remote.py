@@ -83,8 +83,9 @@ class RemoteObjects(Objects):
                     piece = self._range(key, start, start + _PART_BYTES)
                 digest.update(piece)
                 file.write(piece)
-                start += len(piece)
-                if len(piece) < _PART_BYTES:
+                start, last = start + len(piece), len(piece) < _PART_BYTES
+                del piece  # else it would still be there while the next one comes
+                if last:
                     return digest.hexdigest()
 
     def local(self, path: str) -> Path | None:  # noqa: ARG002 - none is
@@ -95,10 +96,11 @@ class RemoteObjects(Objects):
         """List what is directly under a prefix."""
         with store_errors(self.url):
             try:
-                found = self._fs.ls(self._key(prefix), detail=False)
+                found = {str(path).rstrip("/") for path in self._fs.ls(self._key(prefix), detail=False)}
             except (FileNotFoundError, NotADirectoryError):
                 return []
-        return sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in found)
+        # Some servers list a folder that is empty again as an object in itself.
+        return sorted(path.rpartition("/")[2] for path in found - {self._key(prefix)})
 
     def find(self, prefix: str) -> dict[str, ObjectInfo]:
         """List all that is under a prefix."""
@@ -110,7 +112,7 @@ class RemoteObjects(Objects):
         return {
             str(path)[len(self._root) + 1 :]: ObjectInfo(int(info["size"] or 0), _modified(info))
             for path, info in listed.items()
-            if not str(path).endswith("/")
+            if info.get("type") != "directory" and not str(path).endswith("/")
         }
 
     def delete(self, paths: Iterable[str]) -> None:

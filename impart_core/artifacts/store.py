@@ -22,7 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from impart_core.artifacts.folder import FolderObjects
 from impart_core.artifacts.manifest import MANIFEST, FileEntry, Manifest, parse_manifest
-from impart_core.artifacts.objects import Objects
+from impart_core.artifacts.objects import PROBES, Objects
 from impart_core.artifacts.remote import RemoteObjects, S3Objects
 from impart_core.busy import busy
 from impart_core.errors import ArtifactNotFoundError, CorruptArtifactError, StoreError
@@ -69,7 +69,7 @@ class Store:
         Raises:
             StoreError: it cannot be written, or two writers could overwrite each other's names.
         """
-        probe = f".probe-{uuid.uuid4().hex}"
+        probe = f"{PROBES}/{uuid.uuid4().hex}"
         self.objects.create(probe, b"impart")
         twice = self.objects.create(probe, b"impart")
         self.objects.delete([probe])
