@@ -94,10 +94,10 @@ def compress_steps(request: CompressRequest) -> CompressReport:
     if delta is None:
         results, factors = _map_blocks(request, work, digests)
         ids = tuple(result.id for result in results)
-        job = DeltaJob(finetuned=request.finetuned, recipe=recipe, blocks=ids, store=request.store, name=request.name)
-        delta = open_delta(store, gather_delta(job))
+        places = {"base": request.base, "finetuned": request.finetuned, "store": request.store}
+        delta = open_delta(store, gather_delta(DeltaJob(recipe=recipe, blocks=ids, name=request.name, **places)))
     elif request.name:
-        set_ref(store, request.name, delta.manifest.id)
+        set_ref(store, request.name, delta.manifest.id, why="compress")
     return _report(request, delta, results, factors, watch, busy_before)
 
 

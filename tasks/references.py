@@ -65,8 +65,9 @@ class BlockResult(Frozen):
 
 
 class DeltaJob(Frozen):
-    """Published blocks to gather into a delta."""
+    """Published blocks to gather into a delta of the two checkpoints."""
 
+    base: str
     finetuned: str
     recipe: Recipe
     blocks: tuple[str, ...]
