@@ -32,7 +32,7 @@ def lineage(
         str,
         typer.Option(
             "--format",
-            help="text (a tree), svg (a picture), mermaid (for wikis and code hosts that draw it), dot (Graphviz), json.",
+            help="text (a tree), svg (a picture), mermaid (for wikis and code hosts), dot (Graphviz) or json.",
         ),
     ] = "text",
     out: Annotated[Path | None, typer.Option(help="Write to this file instead.", show_default=False)] = None,
@@ -48,8 +48,11 @@ def lineage(
     from impart_core.artifacts.refs import resolve
     from impart_core.artifacts.store import Store
     from impart_core.draw import FORMATS
+    from impart_core.errors import OutputExistsError
     from impart_core.files import disk_errors, write_atomically
 
+    if out and out.is_dir():
+        raise OutputExistsError(f"{out} is a folder. --out takes the name of a file to write.")
     draw, opened = FORMATS.get(form), Store(store)
     found = lineage_of(opened, resolve(opened, ref), parts=blocks)
     if json and not out and form in ("text", "json"):

@@ -8,10 +8,10 @@ from impart_core.artifacts.lineage import Lineage, Node
 from impart_core.draw.labels import colour, lines
 from impart_core.draw.layers import Item, layers_of
 
-_WIDTH, _HEIGHT, _BEND_HEIGHT = 272, 62, 12  # of a box; of the lane of an edge that passes by
+_WIDTH, _HEIGHT, _BEND_HEIGHT = 272, 66, 12  # of a box; of the lane of an edge that passes by
 _GAP_ACROSS, _GAP_DOWN, _MARGIN = 84, 14, 20
 _COLUMNS = 34  # characters of a line: 7.2 pixels each in a monospaced font of 12, and room at both sides
-_LINE, _BASELINE = 18, 20
+_LINE, _BASELINE = 17, 20
 _HEAD = (
     '<defs><marker id="tip" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="8" markerHeight="8" orient="auto">'
     '<path d="M0 0L8 4L0 8z" fill="#555"/></marker></defs>'
