@@ -19,7 +19,8 @@ class Input(Frozen):
 
     Attributes:
         role: what it was to the operation (`base`, `finetuned`, `checkpoint`, `delta`, `factors`).
-        id: its checkpoint or artifact id; empty where its tensors count one by one, as a block's do.
+        id: its checkpoint or artifact id; empty where its tensors count one by one, as a block's do, or where
+            it is no part of the artifact's id.
         location: where it lay, if that is recorded.
         tensors: how many of its tensors were read; none where that is not recorded.
         files: how many of its other files (configuration, tokenizer) were read.
@@ -107,7 +108,10 @@ def _is_seed(key: str, value: Any) -> bool:
 
 
 def _inputs(store: Store, manifest: Manifest) -> tuple[Input, ...]:
-    """Return a recipe's inputs; those that are files beside a checkpoint's tensors count with the checkpoint."""
+    """Return a recipe's inputs; those that are files beside a checkpoint's tensors count with the checkpoint.
+
+    What was read besides is known by its place alone: the base that a delta was rebuilt on to be measured.
+    """
     given, sources = manifest.recipe.inputs, manifest.provenance.sources
     found = []
     for role in given:
@@ -124,7 +128,8 @@ def _inputs(store: Store, manifest: Manifest) -> tuple[Input, ...]:
                 files=len(files) if isinstance(files, dict) else None,
             )
         )
-    return tuple(found)
+    besides = [Input(role=role, location=place) for role, place in sources.items() if role not in given]
+    return (*found, *besides)
 
 
 def _tensors(store: Store, manifest: Manifest, role: str) -> int | None:

@@ -7,7 +7,7 @@ import pytest
 from impart_core.artifacts.delta import Delta
 from impart_core.artifacts.refs import set_ref
 from impart_core.artifacts.store import Store
-from impart_core.artifacts.why import explain, flatten
+from impart_core.artifacts.why import Input, explain, flatten
 from impart_core.errors import CorruptArtifactError
 from tests.impart_core.artifacts.samples import sample
 from tests.impart_core.pipeline import compress, config_of, flip
@@ -55,6 +55,15 @@ def test_an_evaluation_tells_its_metrics(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     found = explain(store, store.publish(*sample(tmp_path / "scratch")).id)
     assert (found.kind, found.metrics, found.items) == ("evaluation", {"task": {"acc": (0.5, None)}}, {"task": 4})
+
+
+def test_the_base_that_a_measured_delta_was_rebuilt_on_is_known_by_its_place(tmp_path: Path) -> None:
+    manifest, files = sample(tmp_path / "scratch")
+    made = manifest.provenance.model_copy(update={"sources": {"base": "/models/base"}})
+    fields = {name: getattr(manifest, name) for name in ("files", "content")}
+    store = Store(tmp_path / "store")
+    published = store.publish(type(manifest).make(manifest.recipe, provenance=made, **fields), files)
+    assert explain(store, published.id).inputs == (Input(role="base", location="/models/base"),)
 
 
 def test_a_damaged_manifest_explains_nothing(delta: Delta) -> None:
