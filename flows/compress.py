@@ -105,7 +105,12 @@ def _steps(request: CompressRequest) -> CompressReport:
     digests = (sides[0].result(), sides[1].result())
     recipe = patiently("read configurations", lambda: delta_recipe(base, finetuned, request.config, digests))
     job = DeltaJob(
-        finetuned=request.finetuned, recipe=recipe, store=request.store, name=request.name, trust=request.trust
+        base=request.base,
+        finetuned=request.finetuned,
+        recipe=recipe,
+        store=request.store,
+        name=request.name,
+        trust=request.trust,
     )
     jobs = [_job(request, work, block, digests) for block in work.blocks]
     recipes = (recipe, *(found for each in jobs for found in (each.recipe, each.factors) if found))

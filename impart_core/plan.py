@@ -14,7 +14,7 @@ from impart_core.sparsify import SPARSIFIERS
 
 # Around each block: its safetensors header and its manifest. Measured on the tiny zoo, within a tenth.
 _DESCRIPTION_BYTES_PER_TENSOR = 700
-_DESCRIPTION_BYTES_PER_BLOCK = 1500
+_DESCRIPTION_BYTES_PER_BLOCK = 1750
 
 # Picking entries of a delta: magnitudes and masks for each entry, positions and their order for each kept one.
 # Measured, for the method that takes the most of those without a decomposition.

@@ -10,12 +10,12 @@ from impart_core.artifacts.catalog import entry_of, note
 from impart_core.artifacts.delta import Delta, open_delta
 from impart_core.artifacts.evaluation import evaluation_recipe, publish_evaluation
 from impart_core.artifacts.manifest import EvaluationContent
-from impart_core.artifacts.provenance import Stopwatch
 from impart_core.artifacts.store import Store
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
 from impart_core.numerics import resolve_device
 from tasks.references import EvaluationJob, EvaluationResult
 from tasks.resources import GPU, patiently, stage
+from tasks.watch import start_watch
 
 
 @stage("evaluate model", "evaluate {job.label} on {job.task}", GPU)
@@ -24,7 +24,8 @@ def evaluate_model(job: EvaluationJob) -> EvaluationResult:
 
     A delta is rebuilt into scratch first; nothing is rebuilt when its metrics are there.
     """
-    watch, store = Stopwatch(), Store(job.store)
+    watch = start_watch(base=job.base) if job.base else start_watch(checkpoint=job.model)
+    store = Store(job.store)
     model = open_delta(store, job.model) if job.base else open_checkpoint(job.model)
     recipe = evaluation_recipe(model, job.task, job.split, job.limit)
     trust = {"reread": job.trust.reread, "replace": job.trust.refresh_from is not None}

@@ -2,12 +2,12 @@
 
 from impart_core.artifacts.catalog import entry_of, note
 from impart_core.artifacts.delta import Delta, examine_delta, open_delta, publish_delta
-from impart_core.artifacts.provenance import Stopwatch
 from impart_core.artifacts.refs import set_ref
 from impart_core.artifacts.store import Store
 from impart_core.checkpoint.index import open_checkpoint
 from tasks.references import DeltaJob, DeltaResult
 from tasks.resources import NETWORK, stage
+from tasks.watch import start_watch
 
 
 @stage("find delta", "find {job.name}", NETWORK)
@@ -18,21 +18,21 @@ def find_delta(job: DeltaJob) -> DeltaResult:
     if found.delta is None:
         return DeltaResult(faults=found.faults)
     if job.name:
-        set_ref(store, job.name, job.recipe.id)
+        set_ref(store, job.name, job.recipe.id, why="compress")
     return _result(found.delta)
 
 
 @stage("gather delta", "gather {job.name}", NETWORK)
 def gather_delta(job: DeltaJob) -> DeltaResult:
     """Publish the delta that points to these blocks, name it, and enter all that was made in the catalogue."""
-    store = Store(job.store)
+    watch, store = start_watch(base=job.base, finetuned=job.finetuned), Store(job.store)
     refresh = job.trust.refreshes("gather")
     before = store.lookup(job.recipe.id) if refresh else None
     blocks = [entry.id for entry in job.made if entry.kind == "block"]
     trust = {"reread": job.trust.reread, "replace": refresh}
-    manifest = publish_delta(store, job.recipe, open_checkpoint(job.finetuned), blocks, Stopwatch(), **trust)
+    manifest = publish_delta(store, job.recipe, open_checkpoint(job.finetuned), blocks, watch, **trust)
     if job.name:
-        set_ref(store, job.name, manifest.id)
+        set_ref(store, job.name, manifest.id, why="compress")
     note(store, [*job.made, entry_of(manifest)])
     delta = open_delta(store, manifest.id)
     changed = before is not None and (before.files, before.content) != (manifest.files, manifest.content)

@@ -108,6 +108,7 @@ class DeltaJob(Frozen):
     """A delta to look for, or to gather from published blocks.
 
     Attributes:
+        base: the base checkpoint's location.
         finetuned: the fine-tuned checkpoint's location.
         recipe: what makes the delta.
         store: the store's URL.
@@ -116,6 +117,7 @@ class DeltaJob(Frozen):
         made: what its stages made, to be entered in the catalogue: blocks in the model's order, and factors.
     """
 
+    base: str
     finetuned: str
     recipe: Recipe
     store: str

@@ -3,18 +3,18 @@
 from impart_core.artifacts.catalog import entry_of
 from impart_core.artifacts.delta import publish_block
 from impart_core.artifacts.factors import stored_factors
-from impart_core.artifacts.provenance import Stopwatch
 from impart_core.artifacts.store import Store
 from impart_core.compress import compress_block
 from impart_core.numerics import release_memory, resolve_device
 from tasks.references import BlockJob, BlockResult
 from tasks.resources import CPU, patiently, stage
+from tasks.watch import start_watch
 
 
 @stage("sparsify block", "sparsify {job.block.name}", CPU)
 def sparsify_block(job: BlockJob) -> BlockResult:
     """Compress one block and publish it, unless the store holds it whole already."""
-    watch, store = Stopwatch(), Store(job.store)
+    watch, store = start_watch(base=job.base, finetuned=job.finetuned), Store(job.store)
     trust = {"reread": job.trust.reread, "replace": job.trust.refreshes("sparsify")}
     found = store.examine(job.recipe.id, reread=job.trust.reread)
     manifest = None if trust["replace"] else found.manifest

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from impart_core.units import human_bytes as human_bytes
+
 _SECONDS_BETWEEN_LINES = 2.0
 
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -43,15 +45,6 @@ def warn_of_faults(remade: Iterable[str], changed: Iterable[str]) -> None:
             "one; what else was made with the former can be checked with `impart verify`.",
             markup=False,
         )
-
-
-def human_bytes(count: float) -> str:
-    """Return a byte count as people read it, in powers of 1000."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def ratio(value: float | None) -> str:

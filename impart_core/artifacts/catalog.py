@@ -158,7 +158,7 @@ def entry_of(manifest: Manifest) -> CatalogEntry:
         size += sum(block.bytes for block in content.blocks)
         checkpoints = {"base": content.base, "finetuned": content.finetuned}
     elif isinstance(content, EvaluationContent) and "checkpoint" in manifest.recipe.inputs:
-        checkpoints = {"checkpoint": manifest.recipe.inputs["checkpoint"]}
+        checkpoints = {"checkpoint": str(manifest.recipe.inputs["checkpoint"])}
     return CatalogEntry(
         id=manifest.id,
         kind=content.kind,

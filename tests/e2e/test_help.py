@@ -7,7 +7,18 @@ from tests.support import run_impart
 pytestmark = pytest.mark.e2e
 
 VERBS = {
-    "": ["compress", "reconstruct", "evaluate", "inspect", "verify", "ls", "plan", "tinyzoo", "demo"],
+    "": [
+        "compress",
+        "reconstruct",
+        "evaluate",
+        "inspect",
+        "verify",
+        "ls",
+        "plan",
+        "tinyzoo",
+        "demo",
+        *["lineage", "why", "diff", "tag", "history", "rollback"],
+    ],
     "compress": [
         *["--cr", "--method", "--beta", "--c ", "--seed", "--accounting", "--store", "--name", "--workers"],
         *["--embeddings", "--embeddings-cr", "--factors-for", "--no-keep-factors"],
@@ -18,6 +29,12 @@ VERBS = {
     "inspect": ["--store"],
     "verify": ["--store", "Exit code 1"],
     "ls": ["--store"],
+    "lineage": ["--blocks", "--format", "mermaid", "svg", "--out", "--store"],
+    "why": ["seeds", "--store"],
+    "diff": ["equal", "--store"],
+    "tag": ["math@prod", "history", "--store"],
+    "history": ["by whom", "--store"],
+    "rollback": ["--to", "undoes", "--store"],
     "plan": ["--cr", "--workers", "--embeddings", "--factors-for", "magnitude:", "impart beta=0.6"],
     "demo": ["--out", "--limit"],
     "tinyzoo": ["build", "path"],

@@ -1,15 +1,33 @@
 """Names for artifacts: moved atomically, their history kept, nothing outside the store."""
 
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from impart_core.artifacts.refs import all_refs, get_ref, require_ref_name, resolve, set_ref
+from impart_core.artifacts.provenance import user_name
+from impart_core.artifacts.refs import (
+    all_refs,
+    get_ref,
+    history,
+    require_ref_name,
+    resolve,
+    rollback,
+    set_ref,
+    tag,
+)
 from impart_core.artifacts.store import Store
-from impart_core.errors import ArtifactNotFoundError, ConfigError, CorruptArtifactError, UnknownNameError
+from impart_core.errors import (
+    ArtifactNotFoundError,
+    ConfigError,
+    CorruptArtifactError,
+    StoreError,
+    UnknownNameError,
+)
 from tests.impart_core.artifacts.samples import sample
 
 ONE, TWO = "1" * 64, "2" * 64
@@ -149,3 +167,143 @@ def test_stray_files_beside_a_refs_moves_are_ignored(store: Store) -> None:
     set_ref(store, "math", ONE)
     store.create("refs/math/notes.txt", b"x")
     assert get_ref(store, "math") == ONE
+
+
+def published(store: Store, scratch: Path, count: int = 3) -> list[str]:
+    """Publish small artifacts and return their ids."""
+    return [store.publish(*sample(scratch / str(seed), seed=seed)).id for seed in range(count)]
+
+
+def test_history_tells_every_move_with_when_by_whom_and_why(store: Store, tmp_path: Path) -> None:
+    one, two, _ = published(store, tmp_path)
+    set_ref(store, "math", one, why="compress")
+    tag(store, "math", two)
+    moves = history(store, "math")
+    assert [(move.number, move.id, move.why) for move in moves] == [(1, one, "compress"), (2, two, "tag")]
+    assert {move.by for move in moves} == {user_name()}
+    assert all(move.moved.endswith("+00:00") for move in moves)
+
+
+def test_a_tag_on_what_does_not_exist_is_refused_and_writes_nothing(store: Store) -> None:
+    with pytest.raises(ArtifactNotFoundError, match="no artifact 111111111111"):
+        tag(store, "math", ONE)
+    assert store.names_under("refs") == []
+
+
+def test_a_rollback_is_one_more_move_to_an_earlier_artifact(store: Store, tmp_path: Path) -> None:
+    one, two, three = published(store, tmp_path)
+    for artifact in (one, two, three):
+        tag(store, "math", artifact)
+    before = history(store, "math")
+    assert rollback(store, "math").id == two
+    assert rollback(store, "math", 1).id == one
+    assert history(store, "math")[:3] == before
+    assert [move.why for move in history(store, "math")[3:]] == ["rollback to 2", "rollback to 1"]
+    assert get_ref(store, "math") == one
+
+
+def test_a_second_rollback_undoes_the_first(store: Store, tmp_path: Path) -> None:
+    one, two, _ = published(store, tmp_path)
+    for artifact in (one, two):
+        tag(store, "math", artifact)
+    assert [rollback(store, "math").id for _ in range(3)] == [one, two, one]
+
+
+def test_a_rollback_to_what_is_in_force_writes_nothing(store: Store, tmp_path: Path) -> None:
+    one, two, _ = published(store, tmp_path)
+    for artifact in (one, two, one):
+        tag(store, "math", artifact)
+    assert rollback(store, "math", 1).number == 3
+    assert len(history(store, "math")) == 3
+
+
+def test_there_must_be_something_to_roll_back_to(store: Store, tmp_path: Path) -> None:
+    one, two, _ = published(store, tmp_path)
+    with pytest.raises(ArtifactNotFoundError, match="holds no names"):
+        rollback(store, "math")
+    tag(store, "math", one)
+    with pytest.raises(ConfigError, match="moved once only"):
+        rollback(store, "math")
+    tag(store, "math", two)
+    for wrong in (0, 3, -1):
+        with pytest.raises(ConfigError, match=rf"no move {wrong}. Its moves are 1 to 2"):
+            rollback(store, "math", wrong)
+    with pytest.raises(UnknownNameError, match="Did you mean 'math'"):
+        rollback(store, "maths")
+    for verb in (history, rollback):
+        with pytest.raises(UnknownNameError):
+            verb(store, "../artifacts")
+
+
+def test_a_rollback_to_an_artifact_that_is_gone_is_refused(store: Store, tmp_path: Path) -> None:
+    (one,) = published(store, tmp_path, 1)
+    set_ref(store, "math", ONE)
+    tag(store, "math", one)
+    with pytest.raises(ArtifactNotFoundError, match="cannot go back to move 1: its artifact 111111111111 is no longer"):
+        rollback(store, "math")
+    assert len(history(store, "math")) == 2
+
+
+class Overtaken(Store):
+    """A store in which another writer moves the name right before each of ours does."""
+
+    other = ""
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Let the other be first."""
+        Store(self.url).create(path, f'{{"id":"{self.other}","moved":"","by":"other","why":""}}'.encode())
+        return super().create(path, data)
+
+
+def test_a_rollback_gives_way_to_another_writer_whose_move_stays(store: Store, tmp_path: Path) -> None:
+    one, two, three = published(store, tmp_path)
+    for artifact in (one, two):
+        tag(store, "math", artifact)
+    overtaken = Overtaken(store.url)
+    overtaken.other = three
+    with pytest.raises(StoreError, match="moved by someone else at this moment, and was not rolled back"):
+        rollback(overtaken, "math")
+    assert [move.id for move in history(store, "math")] == [one, two, three]
+
+
+def test_many_writers_at_once_lose_no_move_and_rewrite_none(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    ids = published(store, tmp_path)
+    for artifact in ids:
+        tag(store, "math", artifact)
+
+    def move(turn: int) -> int | None:
+        try:
+            return (tag(store, "math", ids[turn % 3]) if turn % 2 else rollback(store, "math")).number
+        except StoreError:
+            return None
+
+    with ThreadPoolExecutor(8) as pool:
+        reported = {number for number in pool.map(move, range(60)) if number}
+    moves = history(store, "math")
+    assert [move.number for move in moves] == list(range(1, len(moves) + 1))
+    assert reported <= set(range(1, len(moves) + 1))
+    assert {4, len(moves)} <= reported  # the moves that were written are those that were told of
+    assert [move.id for move in moves[:3]] == ids
+
+
+@given(st.lists(st.integers(0, 8), max_size=12))
+def test_history_only_grows_and_each_rollback_leads_to_a_move_in_it(steps: list[int]) -> None:
+    store = Store(f"memory://{uuid.uuid4().hex}")
+    with TemporaryDirectory() as scratch:
+        ids = published(store, Path(scratch))
+    tag(store, "math", ids[0])
+    for step in steps:
+        before = history(store, "math")
+        if step < 3:
+            expected = tag(store, "math", ids[step]).id
+            assert expected == ids[step]
+        elif step - 2 <= len(before):
+            expected = rollback(store, "math", step - 2).id
+            assert expected == before[step - 3].id
+        else:
+            continue
+        after = history(store, "math")
+        assert after[: len(before)] == before
+        assert len(after) - len(before) == (before[-1].id != expected)
+        assert get_ref(store, "math") == after[-1].id == expected

@@ -1,0 +1,84 @@
+"""Verbs for the names of artifacts: tag, history and rollback."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.cli import options as opt
+from flows.cli.output import print_json, print_table
+
+if TYPE_CHECKING:
+    from impart_core.artifacts.refs import Move
+
+Name = Annotated[
+    str,
+    typer.Argument(help="A name, with or without a label (math-13b, math-13b@prod).", show_default=False),
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the verbs."""
+    app.command()(tag)
+    app.command()(history)
+    app.command()(rollback)
+
+
+def tag(ref: opt.Ref, name: Name, store: opt.StoreOption = None, json: opt.JsonOption = False) -> None:
+    """Give an artifact a name, or move a name to it: `impart tag math@cr16 math@prod`.
+
+    Whoever resolves the name gets the new artifact from then on. The move is added to the name's history.
+    """
+    from impart_core.artifacts import refs
+    from impart_core.artifacts.store import Store
+
+    opened = Store(store)
+    _print_move(name, refs.tag(opened, name, refs.resolve(opened, ref)), json)
+
+
+def history(name: Name, store: opt.StoreOption = None, json: opt.JsonOption = False) -> None:
+    """Show every artifact that a name pointed to: when it was moved there, by whom and why; the last one is in force.
+
+    `impart rollback` takes the numbers of the first column.
+    """
+    from impart_core.artifacts import refs
+    from impart_core.artifacts.store import Store
+
+    moves = refs.history(Store(store), name)
+    if json:
+        print_json({"name": name, "moves": [move.model_dump(mode="json") for move in moves]})
+        return
+    rows = [
+        [str(move.number), move.id[:12], move.moved, move.by, move.why, "now" if move is moves[-1] else ""]
+        for move in moves
+    ]
+    print_table(["move", "artifact", "when", "by", "why", ""], rows, title=name)
+
+
+def rollback(
+    name: Name,
+    to: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of the move to go back to, as `impart history` shows it. [default: the one before the last]",
+            show_default=False,
+        ),
+    ] = None,
+    store: opt.StoreOption = None,
+    json: opt.JsonOption = False,
+) -> None:
+    """Point a name to an artifact that it pointed to before.
+
+    History is not rewritten: the rollback is one more move, so that a second rollback without --to undoes the
+    first. Nothing happens when someone else moves the name at the same time, or when the artifact is gone.
+    """
+    from impart_core.artifacts import refs
+    from impart_core.artifacts.store import Store
+
+    _print_move(name, refs.rollback(Store(store), name, to), json)
+
+
+def _print_move(name: str, move: "Move", json: bool) -> None:
+    if json:
+        print_json({"name": name, **move.model_dump(mode="json")})
+        return
+    typer.echo(f"{name} is {move.id[:12]} (move {move.number}, {move.why or 'named'}, by {move.by} at {move.moved})")

@@ -1,0 +1,10 @@
+"""Numbers as people read them."""
+
+
+def human_bytes(count: float) -> str:
+    """Return a byte count as people read it, in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
