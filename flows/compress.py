@@ -1,5 +1,6 @@
 """Flow: a fine-tuned checkpoint → a published delta. Blocks are mapped over tasks, then gathered."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from impart_core.checkpoint.location import is_remote
 from impart_core.config import CompressConfig, Frozen
 from impart_core.numerics import default_workers, resolve_device
 from impart_core.plan import Work, check_request
+from tasks.datasets import Dataset, artifact_dataset, checkpoint_dataset
 from tasks.decompose import decompose_block
 from tasks.digest import digest_checkpoint
+from tasks.events import observed_run
 from tasks.publish import gather_delta
 from tasks.references import BlockJob, BlockResult, DeltaJob, FactorsResult
 from tasks.sparsify import sparsify_block
@@ -49,6 +52,7 @@ class CompressReport(Frozen):
     `decompositions` counts the matrices that were decomposed for their factors to be published, `reused_factors`
     those whose factors were there already, and `fallbacks` how often a quick decomposition did not hold. Of its
     `seconds`, `busy_seconds` went by inside numeric kernels and file input and output; the rest is overhead.
+    `events_sent` and `events_lost` count OpenLineage events; both are 0 where no receiver is configured.
     """
 
     artifact: str
@@ -65,6 +69,27 @@ class CompressReport(Frozen):
     seconds: float
     busy_seconds: float
     peak_rss_bytes: int
+    events_sent: int = 0
+    events_lost: int = 0
+
+
+@dataclass(frozen=True)
+class Compression:
+    """A finished compression: what it was run on, what it reports, the delta, and which blocks' ids it made anew."""
+
+    request: CompressRequest
+    report: CompressReport
+    delta: Delta
+    made: frozenset[str]
+
+    def inputs(self) -> tuple[Dataset, Dataset]:
+        """Return its two checkpoints, those of the Hub with their commits."""
+        return checkpoint_dataset(self.request.base), checkpoint_dataset(self.request.finetuned)
+
+    def output(self) -> Dataset:
+        """Return the delta."""
+        made = self.report
+        return artifact_dataset(made.store, made.artifact, "delta", made.bytes, made.cached_blocks == made.blocks)
 
 
 def check_compress(request: CompressRequest) -> tuple[Checkpoint, Checkpoint, Work]:
@@ -78,7 +103,7 @@ def check_compress(request: CompressRequest) -> tuple[Checkpoint, Checkpoint, Wo
     return base, finetuned, work
 
 
-def compress_steps(request: CompressRequest) -> CompressReport:
+def compress_steps(request: CompressRequest) -> Compression:
     """Run a compression's tasks inside the flow that calls this."""
     watch, busy_before = Stopwatch(), busy_seconds()
     base, finetuned, work = check_compress(request)
@@ -98,7 +123,8 @@ def compress_steps(request: CompressRequest) -> CompressReport:
         delta = open_delta(store, gather_delta(job))
     elif request.name:
         set_ref(store, request.name, delta.manifest.id)
-    return _report(request, delta, results, factors, watch, busy_before)
+    made = frozenset(result.id for result in results if not result.cached)
+    return Compression(request, _report(request, delta, results, factors, watch, busy_before), delta, made)
 
 
 def _map_blocks(
@@ -176,7 +202,11 @@ def compress(request: CompressRequest) -> CompressReport:
     Raises:
         ImpartError: the request cannot be carried out; the message says what to change.
     """
-    return compress_steps(request)
+    with observed_run() as run:
+        done = compress_steps(request)
+        run.inputs += done.inputs()
+        run.outputs.append(done.output())
+    return done.report.model_copy(update={"events_sent": run.sent, "events_lost": run.lost})
 
 
 def run_compress(request: CompressRequest) -> CompressReport:

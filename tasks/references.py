@@ -55,10 +55,11 @@ class FactorsResult(Frozen):
 
 
 class BlockResult(Frozen):
-    """A published block: its artifact id, whether it was there already, and the bytes of its codes' file."""
+    """A published block: its artifact id and its parents', whether it was there already, and its codes' bytes."""
 
     name: str
     id: str
+    parents: tuple[str, ...] = ()
     cached: bool
     bytes: int
     seconds: float

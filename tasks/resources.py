@@ -8,6 +8,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task, exponential_backoff
 
+from tasks.events import observed
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -54,7 +56,7 @@ def stage(name: str, run_name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
 
     def decorate(function: Callable[P, R]) -> Task[P, R]:
         return Task(
-            function,
+            observed(function),
             name=name,
             task_run_name=run_name,
             retries=4,

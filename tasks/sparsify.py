@@ -32,6 +32,7 @@ def sparsify_block(job: BlockJob) -> BlockResult:
     return BlockResult(
         name=job.block.name,
         id=manifest.id,
+        parents=manifest.parents,
         cached=cached,
         bytes=sum(entry.size for entry in manifest.files),
         seconds=watch.seconds,

@@ -79,6 +79,9 @@ def compress(
     if report.decompositions or report.reused_factors:
         fallbacks = f", {report.fallbacks} fallbacks" if report.fallbacks else ""
         typer.echo(f"decomposed     {report.decompositions} matrices{fallbacks}; {report.reused_factors} reused")
+    if report.events_sent or report.events_lost:
+        lost = f", {report.events_lost} lost: the receiver did not take them" if report.events_lost else ""
+        typer.echo(f"events         {report.events_sent} sent{lost}")
     typer.echo(f"took           {report.seconds:.1f} s, peak memory {human_bytes(report.peak_rss_bytes)}")
 
 
