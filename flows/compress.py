@@ -9,6 +9,7 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.progress import report
+from flows.run_page import show_compression
 from impart_core.artifacts.delta import Delta, block_recipe, delta_recipe, open_delta, whole_delta
 from impart_core.artifacts.factors import factors_recipe
 from impart_core.artifacts.provenance import Stopwatch, peak_rss_bytes
@@ -206,6 +207,7 @@ def compress(request: CompressRequest) -> CompressReport:
         done = compress_steps(request)
         run.inputs += done.inputs()
         run.outputs.append(done.output())
+    show_compression(done.report, done.delta, done.made)
     return done.report.model_copy(update={"events_sent": run.sent, "events_lost": run.lost})
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from prefect import flow
 
 from flows.progress import report
+from flows.run_page import show_evaluation
 from impart_core.artifacts.store import Store
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.checkpoint.location import is_remote
@@ -71,6 +72,7 @@ def evaluate(request: EvaluateRequest) -> list[EvaluationResult]:
         check_evaluate(request)
         results = evaluate_steps([_job(request, label, task) for task in request.tasks])
         run.outputs += [found for result in results for found in outputs_of(result, request.store)]
+    show_evaluation(label, results)
     return results
 
 
