@@ -81,7 +81,7 @@ def observed(function: Callable[P, R]) -> Callable[P, R]:
         if context is None or not is_configured():
             return function(*args, **kwargs)
         job = next(iter((*args, *kwargs.values())), None)
-        store, inputs = str(getattr(job, "store", "")), inputs_of(job)
+        store, inputs = str(getattr(job, "store", "")), _found(inputs_of, job)
         send = partial(_send, context, inputs=inputs)
         if context.task_run.run_count <= 1:
             send("START")
@@ -91,10 +91,19 @@ def observed(function: Callable[P, R]) -> Callable[P, R]:
             if not _is_tried_again(context, error):
                 send(_end_by(error), error=_message(error))
             raise
-        send("COMPLETE", inputs=(*inputs, *parents_of(result, store)), outputs=outputs_of(result, store))
+        parents, outputs = _found(parents_of, result, store), _found(outputs_of, result, store)
+        send("COMPLETE", inputs=inputs + parents, outputs=outputs)
         return result
 
     return run
+
+
+def _found(find: Callable[..., tuple[Dataset, ...]], *about: object) -> tuple[Dataset, ...]:
+    """Return the datasets that are found, none where looking fails: an event must not fail its stage."""
+    try:
+        return find(*about)
+    except Exception:
+        return ()
 
 
 def _send(context: TaskRunContext, type: Literal["START", "COMPLETE", "FAIL", "ABORT"], **fields: Any) -> None:

@@ -114,7 +114,7 @@ class Receiver:
             from tasks.openlineage_client import connect, run_event
 
             client = connect()
-            while (event := self._queue.get()) is not None:
+            while (event := self._queue.get()) is not None and not self.failed:
                 if client is None:
                     with self._counting:
                         self._offered -= 1

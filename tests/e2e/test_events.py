@@ -18,7 +18,7 @@ from prefect.client.orchestration import get_client
 from referencing import Registry, Resource
 
 from impart_core.errors import ConfigError
-from tasks.events import observed_run
+from tasks.events import _receiver_of_process, observed_run
 from tasks.resources import stage
 from tests.support import VECTORS, Environment, manifests, run_impart
 
@@ -253,3 +253,39 @@ def test_a_retried_task_starts_once_and_a_failure_is_told_without_secrets(
     assert [dataset["name"] for dataset in found[4]["inputs"]] == ["base"]
     assert KEY not in text
     assert os.environ.get("OPENLINEAGE__TRANSPORT")  # what the user set is left as it was
+
+
+def test_a_task_that_outlives_its_failed_flow_is_told_too(
+    prefect_api: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = {"type": "file", "log_file_path": str(tmp_path / "events"), "append": True}
+    monkeypatch.setenv("OPENLINEAGE__TRANSPORT", json.dumps(target))
+    started, failed = threading.Event(), threading.Event()
+
+    @stage("slow", "slow")
+    def slow(text: str) -> None:
+        started.set()
+        failed.wait(10)
+
+    @flow(name="fails")
+    def fails() -> None:
+        try:
+            with observed_run():
+                slow.submit("no location, and too long for one: " * 1000)
+                started.wait(10)
+                raise ConfigError("wrong")
+        finally:
+            failed.set()
+
+    with pytest.raises(ConfigError):
+        fails()
+    _receiver_of_process().close()
+    _receiver_of_process.cache_clear()
+    found = [json.loads(line) for line in (tmp_path / "events").read_text().splitlines()]
+    assert [(event["job"]["name"], event["eventType"]) for event in found] == [
+        ("fails", "START"),
+        ("slow", "START"),
+        ("fails", "FAIL"),
+        ("slow", "COMPLETE"),
+    ]
+    assert found[1]["inputs"] == []
