@@ -1,5 +1,6 @@
 """Flow: a fine-tuned checkpoint → a published delta. Blocks are mapped over tasks, then gathered."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,10 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.progress import report
+from flows.run_page import show_compression
 from impart_core.artifacts.delta import block_recipe, delta_recipe
 from impart_core.artifacts.factors import factors_recipe
+from impart_core.artifacts.manifest import BlockPointer
 from impart_core.artifacts.pins import pin
 from impart_core.artifacts.provenance import Stopwatch, peak_rss_bytes
 from impart_core.artifacts.refs import require_ref_name
@@ -21,8 +24,10 @@ from impart_core.checkpoint.location import is_remote
 from impart_core.config import CompressConfig, Frozen
 from impart_core.numerics import default_workers, resolve_device
 from impart_core.plan import Work, check_request
+from tasks.datasets import Dataset, artifact_dataset, checkpoint_dataset
 from tasks.decompose import decompose_block
 from tasks.digest import digest_checkpoint
+from tasks.events import observed_run
 from tasks.publish import find_delta, gather_delta
 from tasks.references import BlockJob, BlockResult, DeltaJob, DeltaResult, FactorsResult, Trust
 from tasks.resources import Retried, current_flow_run, give_up, patiently, retried_in
@@ -53,7 +58,8 @@ class CompressReport(Frozen):
     those whose factors were there already, and `fallbacks` how often a quick decomposition did not hold. `remade` says
     what was wrong with each artifact that was there and had to be made again, `changed` names those that were
     refreshed and came out otherwise, and `retried` says what was tried again and why. Of its `seconds`,
-    `busy_seconds` went by inside numeric kernels and file input and output; the rest is overhead.
+    `busy_seconds` went by inside numeric kernels and file input and output; the rest is overhead. `events_sent` and
+    `events_lost` count OpenLineage events; both are 0 where no receiver is configured.
     """
 
     artifact: str
@@ -73,6 +79,27 @@ class CompressReport(Frozen):
     seconds: float
     busy_seconds: float
     peak_rss_bytes: int
+    events_sent: int = 0
+    events_lost: int = 0
+
+
+@dataclass(frozen=True)
+class Compression:
+    """A finished compression: what it was run on, what it reports, its blocks, and which of their ids it made anew."""
+
+    request: CompressRequest
+    report: CompressReport
+    blocks: tuple[BlockPointer, ...]
+    made: frozenset[str]
+
+    def inputs(self) -> tuple[Dataset, Dataset]:
+        """Return its two checkpoints, those of the Hub with their commits."""
+        return checkpoint_dataset(self.request.base), checkpoint_dataset(self.request.finetuned)
+
+    def output(self) -> Dataset:
+        """Return the delta."""
+        made = self.report
+        return artifact_dataset(made.store, made.artifact, "delta", made.bytes, made.cached_blocks == made.blocks)
 
 
 def check_compress(request: CompressRequest) -> tuple[Checkpoint, Checkpoint, Work]:
@@ -86,7 +113,7 @@ def check_compress(request: CompressRequest) -> tuple[Checkpoint, Checkpoint, Wo
     return base, finetuned, work
 
 
-def compress_steps(request: CompressRequest) -> CompressReport:
+def compress_steps(request: CompressRequest) -> Compression:
     """Run a compression's tasks inside the flow that calls this."""
     try:
         return _steps(request)
@@ -95,7 +122,7 @@ def compress_steps(request: CompressRequest) -> CompressReport:
         raise
 
 
-def _steps(request: CompressRequest) -> CompressReport:
+def _steps(request: CompressRequest) -> Compression:
     watch, busy_before = Stopwatch(), busy_seconds()
     base, finetuned, work = patiently("check the request", lambda: check_compress(request))
     # Every task reads what was checked here: a Hub id's revision stands for the same commit until the end.
@@ -128,7 +155,7 @@ def _steps(request: CompressRequest) -> CompressReport:
         hold.release()
     faults = [*found.faults, *(result.fault for result in (*factors, *results) if result.fault)]
     changed = [result.id for result in (*factors, *results) if result.changed]
-    return CompressReport(
+    report = CompressReport(
         artifact=str(delta.id),
         name=request.name,
         store=request.store,
@@ -147,6 +174,7 @@ def _steps(request: CompressRequest) -> CompressReport:
         busy_seconds=round(busy_seconds() - busy_before, 3),
         peak_rss_bytes=peak_rss_bytes(),
     )
+    return Compression(request, report, delta.blocks, frozenset(result.id for result in results if not result.cached))
 
 
 def _map_blocks(request: CompressRequest, jobs: list[BlockJob]) -> tuple[list[BlockResult], list[FactorsResult]]:
@@ -195,7 +223,12 @@ def compress(request: CompressRequest) -> CompressReport:
     Raises:
         ImpartError: the request cannot be carried out; the message says what to change.
     """
-    return compress_steps(request)
+    with observed_run() as run:
+        done = compress_steps(request)
+        run.inputs += done.inputs()
+        run.outputs.append(done.output())
+    show_compression(done.report, done.blocks, done.made)
+    return done.report.model_copy(update={"events_sent": run.sent, "events_lost": run.lost})
 
 
 def run_compress(request: CompressRequest) -> CompressReport:

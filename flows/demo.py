@@ -11,6 +11,8 @@ from impart_core import tinyzoo
 from impart_core.artifacts.provenance import Stopwatch
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.config import CompressConfig, Frozen, build_config
+from tasks.datasets import outputs_of
+from tasks.events import observed_run
 from tasks.references import EvaluationJob, EvaluationResult
 
 RATIOS = (4.0, 8.0, 16.0, 32.0)
@@ -48,11 +50,16 @@ def demo(store: str, ratios: Sequence[float] = RATIOS, device: str = "auto", lim
     watch = Stopwatch()
     pairs = [(name, cr) for name in tinyzoo.FINE_TUNES for cr in ratios]
     compressed: dict[tuple[str, float], CompressReport] = {}
-    for done, (name, cr) in enumerate(pairs, 1):
-        compressed[name, cr] = compress_steps(_request(name, cr, store, device))
-        report("models", done, len(pairs), f"{name} at CR {cr:g}")
-    jobs = [job for name in tinyzoo.FINE_TUNES for job in _jobs(name, ratios, compressed, store, device, limit)]
-    results = evaluate_steps(jobs)
+    with observed_run() as run:
+        for done, (name, cr) in enumerate(pairs, 1):
+            made = compress_steps(_request(name, cr, store, device))
+            compressed[name, cr] = made.report
+            run.inputs += [found for found in made.inputs() if found not in run.inputs]
+            run.outputs.append(made.output())
+            report("models", done, len(pairs), f"{name} at CR {cr:g}")
+        jobs = [job for name in tinyzoo.FINE_TUNES for job in _jobs(name, ratios, compressed, store, device, limit)]
+        results = evaluate_steps(jobs)
+        run.outputs += [found for result in results for found in outputs_of(result, store)]
     return DemoReport(
         rows=tuple(_rows(ratios, compressed, results)),
         store=store,

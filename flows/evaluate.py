@@ -6,6 +6,7 @@ from pathlib import Path
 from prefect import flow
 
 from flows.progress import report
+from flows.run_page import show_evaluation
 from impart_core.artifacts.store import Store
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.checkpoint.location import is_remote
@@ -13,7 +14,9 @@ from impart_core.config import Frozen
 from impart_core.errors import CheckpointError, ConfigError
 from impart_core.evaluate import check_tasks
 from impart_core.numerics import resolve_device
+from tasks.datasets import checkpoint_dataset, outputs_of
 from tasks.evaluate import evaluate_model
+from tasks.events import observed_run
 from tasks.references import EvaluationJob, EvaluationResult, Split, Trust
 from tasks.resources import current_flow_run, give_up
 
@@ -69,19 +72,24 @@ def evaluate(request: EvaluateRequest) -> list[EvaluationResult]:
     Raises:
         ImpartError: the request cannot be carried out; the message says what to change.
     """
-    check_evaluate(request)
-    return evaluate_steps(
-        [
-            EvaluationJob(
-                label=Path(request.model).name,
-                model=request.model,
-                task=task,
-                split=request.split,
-                limit=request.limit,
-                store=request.store,
-                device=request.device,
-                trust=request.trust,
-            )
-            for task in request.tasks
-        ]
+    label = Path(request.model).name
+    with observed_run() as run:
+        run.inputs.append(checkpoint_dataset(request.model))
+        check_evaluate(request)
+        results = evaluate_steps([_job(request, label, task) for task in request.tasks])
+        run.outputs += [found for result in results for found in outputs_of(result, request.store)]
+    show_evaluation(label, results)
+    return results
+
+
+def _job(request: EvaluateRequest, label: str, task: str) -> EvaluationJob:
+    return EvaluationJob(
+        label=label,
+        model=request.model,
+        task=task,
+        split=request.split,
+        limit=request.limit,
+        store=request.store,
+        device=request.device,
+        trust=request.trust,
     )

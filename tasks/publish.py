@@ -45,5 +45,5 @@ def _result(delta: Delta) -> DeltaResult:
         cr_projection=delta.content.cr_projection,
         cr_model=delta.cr_model,
         bytes=delta.bytes,
-        blocks={pointer.name: pointer.id for pointer in delta.content.blocks},
+        blocks=delta.content.blocks,
     )

@@ -2,10 +2,9 @@
 
 from typing import Literal
 
-from pydantic import Field
-
 from impart_core.artifacts.catalog import CatalogEntry
 from impart_core.artifacts.identity import Recipe
+from impart_core.artifacts.manifest import BlockPointer
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.checkpoint.layout import Block
 from impart_core.checkpoint.pairing import Pair, pair_tensors
@@ -127,7 +126,7 @@ class DeltaJob(Frozen):
 
 
 class DeltaResult(Frozen):
-    """A published delta: both ratios, all its bytes, its blocks' ids by name, and what was wrong with a former one.
+    """A published delta: both ratios, all its bytes, its blocks, and what was wrong with a former one.
 
     `id` is None where there is no whole delta.
     """
@@ -136,7 +135,7 @@ class DeltaResult(Frozen):
     cr_projection: float | None = None
     cr_model: float = 0.0
     bytes: int = 0
-    blocks: dict[str, str] = Field(default_factory=dict)
+    blocks: tuple[BlockPointer, ...] = ()
     faults: tuple[str, ...] = ()
     changed: bool = False
 

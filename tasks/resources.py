@@ -17,6 +17,7 @@ from prefect.tasks import Task
 
 from impart_core.config import Frozen
 from impart_core.numerics import is_out_of_device_memory
+from tasks.events import observed
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -77,6 +78,7 @@ class Retried(Frozen):
 class _FlowRun:
     retried: dict[str, Retried] = field(default_factory=dict)
     failed_first: dict[UUID, float] = field(default_factory=dict)
+    noted: set[tuple[UUID, int]] = field(default_factory=set)
     given_up: bool = False
 
 
@@ -150,9 +152,15 @@ def _condition(policy: RetryPolicy) -> Callable[[Task[..., Any], TaskRun, State[
             state.result()
         except BaseException as error:  # whatever the task raised, Ctrl-C included
             with _lock:
-                began = _runs[run.flow_run_id].failed_first.setdefault(run.id, time.monotonic())
-            late = time.monotonic() - began > policy.limit_seconds
-            return not late and is_transient(error) and _note(run.flow_run_id, run.name, error)
+                of = _runs[run.flow_run_id]
+                began = of.failed_first.setdefault(run.id, time.monotonic())
+                again = (run.id, run.run_count) in of.noted  # whoever sends events asks, too
+            if time.monotonic() - began > policy.limit_seconds or not is_transient(error):
+                return False
+            if again:
+                return not of.given_up
+            of.noted.add((run.id, run.run_count))
+            return _note(run.flow_run_id, run.name, error)
         return False
 
     return retry_if_transient
@@ -172,7 +180,7 @@ def stage(name: str, run_name: str, policy: RetryPolicy = CPU) -> Callable[[Call
 
     def decorate(function: Callable[P, R]) -> Task[P, R]:
         return Task(
-            function,
+            observed(function),
             name=name,
             task_run_name=run_name,
             retries=policy.retries,

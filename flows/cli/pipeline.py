@@ -87,6 +87,9 @@ def compress(
         typer.echo(f"decomposed     {report.decompositions} matrices{fallbacks}; {report.reused_factors} reused")
     for again in report.retried:
         typer.echo(f"retried        {again.what}, {again.times}×: {again.why}")
+    if report.events_sent or report.events_lost:
+        lost = f", {report.events_lost} lost: the receiver did not take them" if report.events_lost else ""
+        typer.echo(f"events         {report.events_sent} sent{lost}")
     typer.echo(f"took           {report.seconds:.1f} s, peak memory {human_bytes(report.peak_rss_bytes)}")
 
 

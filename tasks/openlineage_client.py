@@ -1,0 +1,77 @@
+"""OpenLineage's library: its client, kept quiet, and events in its classes. Loaded only to send."""
+
+import logging
+import os
+
+import attr
+from openlineage.client import OpenLineageClient, set_producer
+from openlineage.client.event_v2 import InputDataset, Job, OutputDataset, Run, RunEvent, RunState
+from openlineage.client.facet_v2 import DatasetFacet, JobFacet, RunFacet, error_message_run, job_type_job, parent_run
+
+from impart_core import __version__
+from tasks.datasets import Dataset
+from tasks.receiver import THREAD, Event
+
+NAMESPACE = "impart"
+_SILENT = logging.NullHandler()
+
+
+@attr.define
+class ArtifactDatasetFacet(DatasetFacet):
+    """What is known of an artifact: its kind, its bytes, and whether it was there before the run."""
+
+    kind: str
+    bytes: int | None
+    cached: bool | None
+
+
+def connect() -> OpenLineageClient | None:
+    """Return a client of the configured receiver; None where what is configured is none after all."""
+    set_producer(f"urn:impart:{__version__}")
+    _silence()
+    before = set(os.environ)
+    client = OpenLineageClient()
+    # The client leaves copies of OPENLINEAGE_URL and of the key behind, which outlive a change of the originals.
+    for name in set(os.environ) - before:
+        if name.startswith("OPENLINEAGE__"):
+            del os.environ[name]
+    # Without a transport in its settings the library would print; a console is no receiver of ours.
+    return None if client.transport.kind in ("console", "noop") else client
+
+
+def _silence() -> None:
+    """Keep the libraries' logs of failures off the screen, where settings with keys would be among them."""
+    ours = logging.getLogger("openlineage")
+    ours.addHandler(_SILENT)
+    ours.propagate = False
+    logging.getLogger("urllib3.connectionpool").addFilter(_of_another_thread)
+
+
+def _of_another_thread(record: logging.LogRecord) -> bool:
+    return record.threadName != THREAD
+
+
+def run_event(event: Event) -> RunEvent:
+    """Return an event as OpenLineage's library sends it."""
+    kind: JobFacet = job_type_job.JobTypeJobFacet(processingType="BATCH", integration="IMPART", jobType=event.kind)
+    facets: dict[str, RunFacet] = {}
+    if event.parent:
+        run, name = event.parent
+        parent = parent_run.Job(namespace=NAMESPACE, name=name)
+        facets["parent"] = parent_run.ParentRunFacet(run=parent_run.Run(runId=str(run)), job=parent)
+    if event.error is not None:
+        facets["errorMessage"] = error_message_run.ErrorMessageRunFacet(event.error, programmingLanguage="PYTHON")
+    return RunEvent(
+        eventType=RunState(event.type),
+        eventTime=event.time.isoformat(),
+        run=Run(runId=str(event.run), facets=facets),
+        job=Job(namespace=NAMESPACE, name=event.job, facets={"jobType": kind}),
+        inputs=[InputDataset(found.namespace, found.name, facets=_facets(found)) for found in event.inputs],
+        outputs=[OutputDataset(found.namespace, found.name, facets=_facets(found)) for found in event.outputs],
+    )
+
+
+def _facets(dataset: Dataset) -> dict[str, DatasetFacet]:
+    if dataset.kind is None:
+        return {}
+    return {"impart_artifact": ArtifactDatasetFacet(dataset.kind, dataset.bytes, dataset.cached)}

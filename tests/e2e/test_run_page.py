@@ -1,0 +1,107 @@
+"""The page of a run in Prefect: what it made, read back from a real server."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+
+from flows import run_page
+from flows.compress import CompressReport, CompressRequest, run_compress
+from impart_core.config import CompressConfig, build_config
+from tasks.references import EvaluationResult
+from tests.support import manifests
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def request_(pair: tuple[Path, Path], prefect_api: str, tmp_path_factory: pytest.TempPathFactory) -> CompressRequest:
+    """A request with a name, on a store of its own."""
+    return CompressRequest(
+        base=str(pair[0]),
+        finetuned=str(pair[1]),
+        config=build_config(CompressConfig, cr=4.0),
+        store=str(tmp_path_factory.mktemp("page") / "store"),
+        name="Paged@cr4",
+    )
+
+
+@pytest.fixture(scope="module")
+def reports(request_: CompressRequest) -> list[CompressReport]:
+    """The request carried out twice."""
+    return [run_compress(request_), run_compress(request_)]
+
+
+def pages(key: str) -> list[dict[str, Any]]:
+    """Return the pages under a key, the oldest first."""
+    with get_client(sync_client=True) as client:
+        found = client.request("POST", "/artifacts/filter", json={"artifacts": {"key": {"any_": [key]}}}).json()
+    return sorted(found, key=lambda page: page["created"])
+
+
+def test_each_run_adds_a_text_and_a_link_under_the_names_keys(reports: list[CompressReport]) -> None:
+    texts, links = pages("delta-paged-cr4"), pages("place-paged-cr4")
+    assert [page["type"] for page in texts + links] == ["markdown"] * 4
+    runs = [page["flow_run_id"] for page in texts]
+    assert len(set(runs)) == 2
+    assert [page["flow_run_id"] for page in links] == runs
+    with get_client(sync_client=True) as client:
+        ours = {"artifacts": {"flow_run_id": {"any_": runs}}}
+        assert client.request("POST", "/artifacts/count", json=ours).json() == 4
+
+
+def test_the_text_holds_all_that_was_reported_and_every_block(
+    reports: list[CompressReport], request_: CompressRequest
+) -> None:
+    first, again = (page["data"] for page in pages("delta-paged-cr4"))
+    report, store = reports[0], Path(request_.store)
+    assert first.startswith("# Paged@cr4\n")
+    for line in (
+        f"| artifact | {report.artifact} |",
+        f"| cr projection | {report.cr_projection:.2f} |",
+        f"| cr model | {report.cr_model:.2f} |",
+        f"| bytes | {report.bytes:,} |",
+        "| cached blocks | 0 |",
+        f"| store | {store.as_uri()} |",
+    ):
+        assert line in first
+    for block, manifest in manifests(store, "block").items():
+        size = sum(path.stat().st_size for path in (store / "artifacts" / block).iterdir())
+        row = f"| {manifest['content']['name']} | {block} | {size:,} |"
+        assert f"{row} made |" in first
+        assert f"{row} reused |" in again
+
+
+def test_the_link_is_the_artifacts_place(reports: list[CompressReport], request_: CompressRequest) -> None:
+    place = f"{Path(request_.store).as_uri()}/artifacts/{reports[0].artifact}"
+    assert pages("place-paged-cr4")[0]["data"] == f"[artifact Paged@cr4]({place})"
+
+
+def test_an_evaluation_is_a_table(prefect_api: str) -> None:
+    metrics = {"exact_match": (0.5, 0.1), "loss": (1.5, None)}
+    result = EvaluationResult(
+        id="ab" * 32, task="sums", cached=True, metrics={"sums": metrics}, items={"sums": 8}, seconds=1
+    )
+
+    @flow(name="shows")
+    def shows() -> None:
+        run_page.show_evaluation("Math.v2", [result])
+
+    shows()
+    (page,) = pages("evaluation-math-v2")
+    assert page["type"] == "table"
+    common = {"task": "sums", "items": 8, "artifact": "ab" * 32, "from": "reused"}
+    assert json.loads(page["data"]) == [
+        {**common, "metric": "exact_match", "value": 0.5, "standard error": 0.1},
+        {**common, "metric": "loss", "value": 1.5, "standard error": None},
+    ]
+
+
+def test_a_page_that_is_not_taken_fails_no_run(
+    request_: CompressRequest, reports: list[CompressReport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_page, "page_key", lambda kind, name: "Not a Key!")
+    assert run_compress(request_).artifact == reports[0].artifact

@@ -1,0 +1,86 @@
+"""How checkpoints and artifacts are named in OpenLineage events, and what stages say they read and made."""
+
+from pathlib import Path
+
+import pytest
+
+from impart_core.artifacts.identity import Recipe
+from tasks.datasets import (
+    Dataset,
+    artifact_dataset,
+    checkpoint_dataset,
+    inputs_of,
+    outputs_of,
+    parents_of,
+    public_url,
+    without_secrets,
+)
+from tasks.references import BlockResult, DeltaJob, EvaluationJob, FactorsResult
+
+COMMIT = "1" * 40
+
+
+@pytest.mark.parametrize(
+    ("location", "namespace", "name"),
+    [
+        ("/models/a b", "file", "/models/a b"),
+        ("file:///models/base", "file", "/models/base"),
+        ("s3://bucket/models/base/", "s3://bucket", "models/base"),
+        ("s3://bucket", "s3://bucket", "/"),
+        ("s3://bucket/a#b", "s3://bucket", "a#b"),
+        ("gs://bucket/base", "gs://bucket", "base"),
+        ("abfss://container@account.dfs.core.windows.net/a", "abfss://container@account.dfs.core.windows.net", "a"),
+        ("simplecache::s3://bucket/base", "s3://bucket", "base"),
+        (f"hf://org/name@{COMMIT}", "hf://org", f"name@{COMMIT}"),
+        ("org/name@v1", "hf://org", "name@v1"),
+        ("https://user:p@ss@host:8080/base?token=x", "https://host:8080", "base"),
+    ],
+)
+def test_a_checkpoint_is_named_by_where_it_lies(location: str, namespace: str, name: str) -> None:
+    assert checkpoint_dataset(location) == Dataset(namespace, name)
+
+
+def test_an_artifact_is_named_by_its_store_and_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for store in (str(tmp_path / "store"), "store", f"file://{tmp_path}/store"):
+        assert artifact_dataset(store, "ab", "delta").namespace == f"file://{tmp_path}/store"
+    assert artifact_dataset("s3://bucket/store/", "ab", "delta") == Dataset(
+        "s3://bucket/store", "artifacts/ab", kind="delta"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("ftp://me:secret@host/a is gone", "ftp://host/a is gone"),
+        ("https://TOKEN@host/a?sig=secret is gone", "https://host/a is gone"),
+        ("abfs://key:secret@host/a", "abfs://host/a"),
+        ("simplecache::ftp://me:secret@host/a", "simplecache::ftp://host/a"),
+        ("Is there a folder? name@home", "Is there a folder? name@home"),
+    ],
+)
+def test_secrets_in_urls_are_left_out(text: str, clean: str) -> None:
+    assert without_secrets(text) == clean
+    assert "secret" not in public_url(text)
+
+
+def test_a_stage_reads_what_its_job_names_and_makes_what_it_returns() -> None:
+    recipe = Recipe(operation="compress", version=1, config={}, inputs={})
+    gather = DeltaJob(finetuned="/m/f", recipe=recipe, blocks=("aa", "bb"), store="s3://b/s")
+    assert [found.name for found in inputs_of(gather)] == ["/m/f", "artifacts/aa", "artifacts/bb"]
+    assert [found.name for found in inputs_of("/m/f")] == ["/m/f"]
+    rebuilt = EvaluationJob(label="x", model="dd", base="/m/b", task="t", store="s3://b/s")
+    assert [found.name for found in inputs_of(rebuilt)] == ["/m/b", "artifacts/dd"]
+    folder = EvaluationJob(label="x", model="/m/f", task="t", store="s3://b/s")
+    assert inputs_of(folder) == (Dataset("file", "/m/f"),)
+    block = BlockResult(name="layer 0", id="aa", parents=("ff",), cached=False, bytes=7, seconds=1)
+    assert outputs_of(block, "s3://b/s") == (Dataset("s3://b/s", "artifacts/aa", "block", 7, False),)
+    assert parents_of(block, "s3://b/s") == (Dataset("s3://b/s", "artifacts/ff", "factors"),)
+    factors = FactorsResult(name="layer 0", id="ff", cached=True, matrices=7, fallbacks=0, seconds=1)
+    assert outputs_of(factors, "s3://b/s") == (Dataset("s3://b/s", "artifacts/ff", "factors", None, True),)
+    assert outputs_of("dd", "s3://b/s") == (Dataset("s3://b/s", "artifacts/dd", "delta"),)
+
+
+@pytest.mark.parametrize("unknown", [None, 1, {"a": "b"}, object()])
+def test_what_is_not_known_reads_and_makes_nothing(unknown: object) -> None:
+    assert inputs_of(unknown) == outputs_of(unknown, "") == parents_of(unknown, "") == ()
