@@ -7,10 +7,11 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-_CHUNK = 1 << 16
+from tests.wire import Head, Stream, body
+
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends a reset instead of an end
 _CODES = {403: "AccessDenied", 500: "InternalError", 503: "SlowDown"}
 _WITHOUT_BODY = {204, 304}
@@ -73,90 +74,6 @@ class Fault:
 
 class _CutError(Exception):
     """The connections are to be closed now."""
-
-
-class _Stream:
-    """A connection's bytes, by lines and by pieces."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self.connection = connection
-        self.ahead = b""
-
-    def piece(self, most: int = _CHUNK) -> bytes:
-        """Return the next bytes, none at the end."""
-        data = self.ahead or self.connection.recv(most)
-        self.ahead = data[most:]
-        return data[:most]
-
-    def until(self, end: bytes) -> bytes:
-        """Return all up to and with an end mark, or nothing where the connection ends first."""
-        data = self.ahead
-        while end not in data:
-            more = self.connection.recv(_CHUNK)
-            if not more:
-                return b""
-            data += more
-        found = data.index(end) + len(end)
-        self.ahead = data[found:]
-        return data[:found]
-
-    def exactly(self, count: int) -> Iterator[bytes]:
-        """Give so many bytes piece by piece."""
-        while count:
-            data = self.piece(min(count, _CHUNK))
-            if not data:
-                raise ConnectionError("ended in mid-body")
-            count -= len(data)
-            yield data
-
-    def chunks(self) -> Iterator[bytes]:
-        """Give a body in chunks as it is, sizes and trailers included."""
-        while line := self.until(b"\r\n"):
-            yield line
-            size = int(line.split(b";")[0], 16)
-            if size == 0:
-                break
-            yield from self.exactly(size + 2)
-        while line := self.until(b"\r\n"):
-            yield line
-            if line == b"\r\n":
-                return
-        raise ConnectionError("ended in mid-body")
-
-    def rest(self) -> Iterator[bytes]:
-        """Give all until the connection ends."""
-        while data := self.piece():
-            yield data
-
-
-@dataclass
-class _Head:
-    """The first lines of a request or an answer, as they came."""
-
-    raw: bytes
-    first: list[str] = field(init=False)
-    fields: dict[str, str] = field(init=False)
-
-    def __post_init__(self) -> None:
-        lines = self.raw.decode("latin-1").split("\r\n")
-        self.first = lines[0].split(" ", 2)
-        pairs = (line.partition(":") for line in lines[1:] if line)
-        self.fields = {name.strip().lower(): value.strip() for name, _, value in pairs}
-
-    @property
-    def chunked(self) -> bool:
-        return "chunked" in self.fields.get("transfer-encoding", "").lower()
-
-    @property
-    def length(self) -> int | None:
-        return int(self.fields["content-length"]) if "content-length" in self.fields else None
-
-    @property
-    def status(self) -> int:
-        return int(self.first[1])
-
-    def closes(self) -> bool:
-        return self.fields.get("connection", "").lower() == "close"
 
 
 class S3Proxy:
@@ -315,7 +232,7 @@ class S3Proxy:
         pair = _Pair(self, connection)
         try:
             while head := pair.client.until(b"\r\n\r\n"):
-                if not pair.exchange(_Head(head)):
+                if not pair.exchange(Head(head)):
                     break
         except (OSError, _CutError):
             pass
@@ -328,17 +245,17 @@ class _Pair:
 
     def __init__(self, proxy: S3Proxy, connection: socket.socket) -> None:
         self.proxy = proxy
-        self.client = _Stream(connection)
-        self.server: _Stream | None = None
+        self.client = Stream(connection)
+        self.server: Stream | None = None
         self._open(connection)
 
-    def _open(self, connection: socket.socket) -> _Stream:
+    def _open(self, connection: socket.socket) -> Stream:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with self.proxy._lock:
             self.proxy._live.add(connection)
-        return _Stream(connection)
+        return Stream(connection)
 
-    def _drop(self, stream: _Stream | None) -> None:
+    def _drop(self, stream: Stream | None) -> None:
         if stream:
             with self.proxy._lock:
                 self.proxy._live.discard(stream.connection)
@@ -348,7 +265,7 @@ class _Pair:
         self._drop(self.client)
         self._drop(self.server)
 
-    def exchange(self, head: _Head) -> bool:
+    def exchange(self, head: Head) -> bool:
         """Pass a request on and its answer back, or break it; return whether the connection goes on."""
         method, path, _ = head.first
         request = Request(method, path, None if head.chunked else head.length or 0)
@@ -370,11 +287,11 @@ class _Pair:
         finally:
             self.proxy._note(request, status)
 
-    def _answer(self, head: _Head, status: int) -> int:
+    def _answer(self, head: Head, status: int) -> int:
         """Answer in the server's place, once the body was taken so that the connection can go on."""
         if "expect" in head.fields:
             self.client.connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-        for _ in _body(self.client, head):
+        for _ in body(self.client, head):
             pass
         code = _CODES.get(status, "InternalError")
         text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>Injected.</Message></Error>".encode()
@@ -382,7 +299,7 @@ class _Pair:
         self.client.connection.sendall(lines.encode() + (b"" if head.first[0] == "HEAD" else text))
         return status
 
-    def _ask(self, head: _Head, cut: Fault | None) -> _Head:
+    def _ask(self, head: Head, cut: Fault | None) -> Head:
         """Pass a request on; return the head of its answer."""
         self._connect()
         self._send(head.raw)
@@ -394,7 +311,7 @@ class _Pair:
             self.client.connection.sendall(answer.raw)
         passed = 0
         with suppress(BrokenPipeError, ConnectionResetError):  # it may answer without having read it all
-            for piece in _body(self.client, head):
+            for piece in body(self.client, head):
                 half = max(1, (head.length or 0) // 2)
                 if cut and (head.length is None or passed + len(piece) >= half):
                     self._send(piece[: max(1, half - passed)] if head.length else piece[: len(piece) // 2])
@@ -405,7 +322,7 @@ class _Pair:
             self._cut(cut)
         return self._answer_head()
 
-    def _give(self, asked: _Head, answer: _Head, cut: Fault | None) -> None:
+    def _give(self, asked: Head, answer: Head, cut: Fault | None) -> None:
         """Pass an answer back."""
         bodiless = asked.first[0] == "HEAD" or answer.status in _WITHOUT_BODY or answer.length == 0
         if cut and bodiless:
@@ -417,7 +334,7 @@ class _Pair:
         assert self.server
         passed = 0
         ends = answer.chunked or answer.length is not None
-        for piece in _body(self.server, answer) if ends else self.server.rest():
+        for piece in body(self.server, answer) if ends else self.server.rest():
             with self.proxy._lock:
                 self.proxy.received += len(piece)
             half = (answer.length or 0) // 2
@@ -429,7 +346,7 @@ class _Pair:
         if not ends:
             raise _CutError
 
-    def _connect(self) -> _Stream:
+    def _connect(self) -> Stream:
         """Return the connection to the server, a new one where it ended the last."""
         if self.server and select.select([self.server.connection], [], [], 0)[0]:
             self._drop(self.server)
@@ -444,23 +361,19 @@ class _Pair:
         with self.proxy._lock:
             self.proxy.sent += len(data)
 
-    def _answer_head(self) -> _Head:
+    def _answer_head(self) -> Head:
         assert self.server
         raw = self.server.until(b"\r\n\r\n")
         if not raw:
             raise ConnectionError("no answer")
         with self.proxy._lock:
             self.proxy.received += len(raw)
-        return _Head(raw)
+        return Head(raw)
 
     def _cut(self, fault: Fault) -> None:
         if fault.reset:
             self.client.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         raise _CutError
-
-
-def _body(stream: _Stream, head: _Head) -> Iterator[bytes]:
-    return stream.chunks() if head.chunked else stream.exactly(head.length or 0)
 
 
 def _reset(connection: socket.socket) -> None:
