@@ -6,33 +6,95 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 SCRIPT = Path(__file__).parent.parent / "infra" / "s3-server"
+_RELOAD_SECONDS = 0.3  # it reads its identities again within a few milliseconds of being told
 MAIN, OLD = "1" * 40, "2" * 40  # the commits of the served models' branch `main` and tag `v1`
+
+
+class S3Server:
+    """A real S3 server of its own, that may be killed, restarted, filled, and told to trust its writer no more.
+
+    Attributes:
+        variables: what points a client to it; it holds one bucket, `impart`.
+        reader: the same for an identity that may read and list, but not write.
+    """
+
+    def __init__(self, home: Path, data: Path | None = None, min_free: str = "1") -> None:
+        """Choose ports; nothing is started yet.
+
+        Args:
+            home: the folder of its identities and its log.
+            data: the folder of its data, by default in its home.
+            min_free: it takes no writes with less free space than this, percent or a size such as 4MiB.
+        """
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        places = {"S3_DEV_HOME": str(home), "S3_DATA": str(data or home / "data"), "S3_MIN_FREE": min_free}
+        self._environment = {**os.environ, **places, "PATH": path, "S3_PORT": str(_free_ports(8))}
+        self._identities = home / "identities.json"
+        self.variables: dict[str, str] = {}
+        self.reader: dict[str, str] = {}
+
+    def start(self) -> None:
+        """Start it on the data and ports that it had, and wait until it stores and returns."""
+        self.variables = _exports(self._run("start"))
+        self.reader = _exports(self._run("reader"))
+
+    def stop(self) -> None:
+        """Stop it, as an administrator would."""
+        self._run("stop")
+
+    def kill(self) -> None:
+        """End it without a chance to tidy up."""
+        self._run("kill")
+
+    def revoke(self) -> None:
+        """Take from the writer the right to do anything. Its keys stay known: a removed identity would be kept."""
+        self._allow([])
+
+    def restore(self) -> None:
+        """Give the writer back what it may do."""
+        self._allow(["Admin", "Read", "Write", "List", "Tagging"])
+
+    def _allow(self, actions: list[str]) -> None:
+        found = json.loads(self._identities.read_text())
+        found["identities"][0]["actions"] = actions
+        self._identities.write_text(json.dumps(found))
+        self._run("reload")
+        time.sleep(_RELOAD_SECONDS)
+
+    def _run(self, verb: str) -> str:
+        done = subprocess.run([SCRIPT, verb], env=self._environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
 
 @contextmanager
 def s3_server(home: Path) -> Iterator[dict[str, str]]:
     """Run a real S3 server; give the variables that point a client to it. It holds one bucket, `impart`."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "S3_DEV_HOME": str(home), "S3_PORT": str(_free_ports(8))}
+    with running_s3(S3Server(home)) as server:
+        yield server.variables
 
-    def run(verb: str) -> str:
-        done = subprocess.run([SCRIPT, verb], env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
 
+@contextmanager
+def running_s3(server: S3Server) -> Iterator[S3Server]:
+    """Run this S3 server as long as the block lasts."""
     try:
-        printed = run("start")
-        exports = [line.removeprefix("export ") for line in printed.splitlines() if line.startswith("export ")]
-        yield dict(pair.split("=", 1) for line in exports for pair in line.split())
+        server.start()
+        yield server
     finally:
-        run("stop")
+        server.stop()
+
+
+def _exports(printed: str) -> dict[str, str]:
+    lines = [line.removeprefix("export ") for line in printed.splitlines() if line.startswith("export ")]
+    return dict(pair.split("=", 1) for line in lines for pair in line.split())
 
 
 def _free_ports(count: int) -> int:
@@ -50,32 +112,6 @@ def _free_ports(count: int) -> int:
                     taken = True
         if not taken:
             return first
-
-
-class CountingProxy:
-    """Passes connections on to a server and counts the bytes that come back."""
-
-    def __init__(self, url: str) -> None:
-        """Listen on a port of its own for as long as the process runs."""
-        target = urlsplit(url)
-        self._target = (str(target.hostname), int(target.port or 80))
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self.received = 0
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            client, _ = self._listener.accept()
-            server = socket.create_connection(self._target)
-            threading.Thread(target=self._pass, args=(client, server, False), daemon=True).start()
-            threading.Thread(target=self._pass, args=(server, client, True), daemon=True).start()
-
-    def _pass(self, source: socket.socket, target: socket.socket, counted: bool) -> None:
-        with suppress(OSError), closing(target):
-            while data := source.recv(1 << 16):
-                self.received += len(data) if counted else 0
-                target.sendall(data)
 
 
 class Hub(ThreadingHTTPServer):

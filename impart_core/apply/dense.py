@@ -11,7 +11,7 @@ import torch
 from impart_core.artifacts.delta import Delta
 from impart_core.checkpoint.digest import tensor_digests
 from impart_core.checkpoint.header import DTYPES
-from impart_core.checkpoint.index import Checkpoint
+from impart_core.checkpoint.index import CARRIED, Checkpoint
 from impart_core.checkpoint.reader import read_tensor
 from impart_core.checkpoint.writer import (
     DEFAULT_SHARD_BYTES,
@@ -20,7 +20,7 @@ from impart_core.checkpoint.writer import (
     new_folder,
     write_checkpoint,
 )
-from impart_core.codec.format import ADDED, VALUE, BlockFile, TensorHeader, decode_delta, decode_stack
+from impart_core.codec.format import ADDED, VALUE, BlockFile, TensorHeader, decode_delta, decode_stack, delta_shape
 from impart_core.errors import CheckpointError, CorruptArtifactError, WrongBaseError
 from impart_core.numerics import one_thread_per_kernel
 
@@ -96,18 +96,35 @@ def reconstruct(
 
 
 def rebuild_tensor(name: str, base: Checkpoint, header: TensorHeader, block: BlockFile) -> torch.Tensor:
-    """Return W_base + ΔŴ in the fine-tuned checkpoint's dtype: added in float32, cast once."""
+    """Return W_base + ΔŴ in the fine-tuned checkpoint's dtype: added in float32, cast once.
+
+    Raises:
+        CorruptArtifactError: the codes do not fit the tensor, in this file or in the base.
+    """
+    dtype = DTYPES[header.dtype]
     if header.method == VALUE:
-        return block.codes(name)["value"]
-    info, dtype = base.tensors[header.base or name], DTYPES[header.dtype]
-    if header.is_stack:
+        value = block.codes(name).get("value")
+        if value is None or (value.shape, value.dtype) != (header.shape, dtype):
+            raise CorruptArtifactError(f"{block.path} does not hold {name!r} as its header says.")
+        return value
+    info = base.tensors.get(header.base or name)
+    if header.is_stack and info and info.shape == header.shape:
         stack = torch.empty(header.shape, dtype=dtype)
         for index, delta in enumerate(decode_stack(block, name)):
             stack[index] = _add(read_tensor(info.part(index)), delta, dtype)
         return stack
     codes = block.codes(name)
+    if info is None or info.shape != _shape_in_base(name, header, codes):  # before memory is taken for the shape
+        raise CorruptArtifactError(f"{block.path} holds a delta of {name!r} that does not fit the base's tensor.")
     common = _add(read_tensor(info), decode_delta(name, header, codes), dtype)
     return torch.cat([common, codes[ADDED]]) if ADDED in codes else common
+
+
+def _shape_in_base(name: str, header: TensorHeader, codes: dict[str, torch.Tensor]) -> tuple[int, ...]:
+    try:
+        return delta_shape(header, codes)
+    except (ValueError, IndexError) as error:
+        raise CorruptArtifactError(f"The codes of {name!r} do not fit its header: {error}") from error
 
 
 def _add(ours: torch.Tensor, delta: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
@@ -118,6 +135,8 @@ def _write_carried(delta: Delta, base: Checkpoint, folder: Path) -> None:
     """Write configuration and tokenizer files: the artifact's own, and the base's where they are the same."""
     stored = {entry.name for entry in delta.manifest.files}
     for name, digest in sorted(delta.content.carried.items()):
+        if name not in CARRIED:  # weights, or code, of a stranger
+            raise CorruptArtifactError(f"The delta {delta.manifest.id[:12]} brings {name!r}, which no delta carries.")
         if name in stored:
             with delta.store.local_file(delta.manifest, name) as path:
                 shutil.copyfile(path, folder / name)

@@ -150,7 +150,18 @@ def list_entries(store: Store) -> list[NamedEntry]:
 
 
 def entry_of(manifest: Manifest) -> CatalogEntry:
-    """Return the entry of an artifact from its manifest."""
+    """Return the entry of an artifact from its manifest.
+
+    Raises:
+        CorruptArtifactError: it says of what it was made in another form than any artifact.
+    """
+    try:
+        return _entry_of(manifest)
+    except (ValueError, OverflowError) as error:
+        raise CorruptArtifactError(f"The manifest of {manifest.id[:12]} cannot be told in short: {error}") from error
+
+
+def _entry_of(manifest: Manifest) -> CatalogEntry:
     content = manifest.content
     size = len(manifest.to_json()) + sum(file.size for file in manifest.files)
     checkpoints: dict[str, str] = {}

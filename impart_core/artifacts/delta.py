@@ -214,8 +214,18 @@ class Delta:
         return by_tensor
 
     def base_digests(self) -> dict[str, str]:
-        """Return the digest of every tensor of the base that this delta was made against."""
-        return {name: d for block in self.blocks for name, d in block.recipe.inputs["base"].items()}
+        """Return the digest of every tensor of the base that this delta was made against.
+
+        Raises:
+            CorruptArtifactError: a block's manifest does not tell.
+        """
+        found: dict[str, str] = {}
+        for block in self.blocks:
+            base = block.recipe.inputs.get("base")
+            if not isinstance(base, dict):
+                raise CorruptArtifactError(f"Block {block.id[:12]} does not say what base it was made against.")
+            found.update(base)
+        return found
 
 
 def open_delta(store: Store, artifact_id: str) -> Delta:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import FailFast, Field, ValidationError, model_validator
 
 from impart_core.artifacts.identity import Recipe, canonical_json, digest_of
 from impart_core.artifacts.provenance import Provenance
@@ -13,6 +13,7 @@ from impart_core.errors import CorruptArtifactError
 
 MANIFEST = "manifest.json"
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_MOST_ERRORS = 100  # to look into: as objects they take a thousand times the bytes that a stranger wrote
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,199}$")]
 
 
@@ -105,7 +106,7 @@ class DeltaContent(Frozen):
     """
 
     kind: Literal["delta"] = "delta"
-    blocks: tuple[BlockPointer, ...]
+    blocks: Annotated[tuple[BlockPointer, ...], FailFast()]
     base: Sha256
     finetuned: Sha256
     finetuned_bytes: int
@@ -144,8 +145,8 @@ class Manifest(Frozen):
     format: Literal[1] = 1
     id: Sha256
     recipe: Recipe
-    parents: tuple[Sha256, ...] = ()
-    files: tuple[FileEntry, ...]
+    parents: Annotated[tuple[Sha256, ...], FailFast()] = ()
+    files: Annotated[tuple[FileEntry, ...], FailFast()]
     content: Content
     provenance: Provenance
     seal: Sha256 = "0" * 64
@@ -193,9 +194,15 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
             return manifest
         why = "its content does not match its seal"
     except ValidationError as error:
-        first = error.errors()[0]
-        why = f"{'.'.join(str(part) for part in first['loc'])} {first['msg'].lower()}"
+        why = _first_of(error)
     raise CorruptArtifactError(
         f"{where} is not a valid manifest: {why}. It was altered after it was published; "
         "compress with the same settings again to make it anew."
     )
+
+
+def _first_of(error: ValidationError) -> str:
+    if error.error_count() > _MOST_ERRORS:
+        return f"{error.error_count():,} of its values are wrong"
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    return f"{'.'.join(str(part)[:100] for part in first['loc'])} {first['msg'].lower()}"

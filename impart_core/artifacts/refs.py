@@ -24,6 +24,7 @@ from impart_core.errors import (
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(@[A-Za-z0-9][A-Za-z0-9._-]{0,63})?")
 _ID = re.compile(r"[0-9a-f]{6,64}")
+_ENTRY = re.compile(r"([0-9]{8})\.json")
 _ATTEMPTS = 100
 _LARGEST = 64 << 10
 
@@ -224,8 +225,8 @@ def _path(name: str, number: int) -> str:
 
 
 def _numbers(store: Store, name: str) -> list[int]:
-    stems = (file.removesuffix(".json") for file in store.names_under(f"refs/{name}"))
-    return sorted(int(stem) for stem in stems if stem.isdigit())
+    found = (_ENTRY.fullmatch(file) for file in store.names_under(f"refs/{name}"))
+    return sorted(int(entry[1]) for entry in found if entry)
 
 
 def _move(store: Store, name: str, number: int) -> Move:

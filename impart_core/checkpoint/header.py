@@ -16,6 +16,7 @@ from impart_core.errors import CheckpointError
 
 _FIRST_RANGE = 64 << 10  # holds the header of most files
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+MOST_DIMENSIONS = 64  # the most that torch computes with; a product of millions of sides would take hours
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -89,44 +90,55 @@ def read_header(file: SourceFile) -> tuple[dict[str, TensorInfo], dict[str, str]
     if len(text) < length:
         text += file.read(len(head), 8 + length)
     try:
-        header = json.loads(text)
+        header = json.loads(text.decode(), object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
-        raise _not_safetensors(file, "its header is not JSON") from error
+        raise _not_safetensors(file, "its header is not JSON, or has a key twice") from error
     if not isinstance(header, dict):
         raise _not_safetensors(file, "its header is not a JSON object")
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict):
         raise _not_safetensors(file, "its metadata is not a JSON object")
+    if not all(isinstance(value, str) for value in metadata.values()):
+        raise _not_safetensors(file, "its metadata holds other values than text")
     tensors = {name: _tensor(file, name, entry, 8 + length, size) for name, entry in header.items()}
     _require_contiguous(file, tensors.values(), 8 + length, size)
-    return tensors, {str(key): str(value) for key, value in metadata.items()}
+    return tensors, metadata
 
 
 def _tensor(file: SourceFile, name: str, entry: Any, offset: int, size: int) -> TensorInfo:
     try:
         dtype, shape = str(entry["dtype"]), tuple(_whole(n) for n in entry["shape"])
         start, end = (offset + _whole(at) for at in entry["data_offsets"])
+        if len(shape) > MOST_DIMENSIONS:
+            raise ValueError(f"it has {len(shape)} dimensions")
     except (KeyError, TypeError, ValueError) as error:
-        raise _not_safetensors(file, f"the entry of tensor {name!r} is malformed") from error
+        raise _not_safetensors(file, f"the entry of tensor {name!r:.200} is malformed") from error
     if dtype not in DTYPES:
         raise CheckpointError(
-            f"Tensor {name!r} in {file} has dtype {dtype}, which is not supported. "
+            f"Tensor {name!r:.200} in {file} has dtype {dtype!r:.50}, which is not supported. "
             f"Supported: {', '.join(DTYPES)}. Convert the checkpoint to one of them."
         )
     expected = math.prod(shape) * DTYPES[dtype].itemsize
     if min(shape, default=0) < 0 or start < offset or end - start != expected:
-        raise _not_safetensors(file, f"the byte range of tensor {name!r} does not fit its shape")
+        raise _not_safetensors(file, f"the byte range of tensor {name!r:.200} does not fit its shape")
     if end > size:
         raise CheckpointError(
-            f"{file} is cut short: tensor {name!r} ends at byte {end:,} but the file has {size:,}. "
+            f"{file} is cut short: tensor {name!r:.200} ends at byte {end:,} but the file has {size:,}. "
             "Download or save the checkpoint again."
         )
     return TensorInfo(name, dtype, shape, file, start, end)
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice")
+    return found
+
+
 def _whole(value: Any) -> int:
     if type(value) is not int or abs(value) >= 2**63:
-        raise ValueError(f"{value!r} is not a size")
+        raise ValueError("it is not a size")
     return value
 
 
@@ -134,7 +146,7 @@ def _require_contiguous(file: SourceFile, tensors: Iterable[TensorInfo], start: 
     """Tensors lie end to end from the header to the end of the file, as the format demands."""
     for info in sorted(tensors, key=lambda info: (info.start, info.end)):
         if info.start != start:
-            raise _not_safetensors(file, f"tensor {info.name!r} does not begin where the one before it ends")
+            raise _not_safetensors(file, f"tensor {info.name!r:.200} does not begin where the one before it ends")
         start = info.end
     if start != size:
         raise _not_safetensors(file, f"it has {size - start:,} bytes after its last tensor")

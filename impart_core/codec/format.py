@@ -1,14 +1,16 @@
 """The compressed delta on disk: one safetensors file a block, each tensor with what its decoding needs."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, field_validator
 
-from impart_core.checkpoint.header import DTYPES, TensorInfo, read_header
+from impart_core.checkpoint.header import DTYPES, MOST_DIMENSIONS, TensorInfo, read_header
 from impart_core.checkpoint.layout import Role
 from impart_core.checkpoint.local import local_file
 from impart_core.checkpoint.reader import read_tensor
@@ -23,6 +25,8 @@ CODES_FILE = "codes.safetensors"
 OMITTED, KEEP, ROWS, VALUE = "omitted", "keep", "rows", "value"
 ADDED = "added"  # part: rows that the base does not have, as they are
 _HEADER_KEY = "impart"
+_MOST_ENTRIES = 1 << 34  # of a matrix or vector: far above any model's, and 64 GiB once it is decoded
+_MOST_MATRICES = 1 << 16  # of a stack: far above the experts of any layer
 # What reading a hostile header may raise: ValidationError and JSONDecodeError are ValueErrors, and so on.
 _NOT_A_BLOCK = (CheckpointError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
@@ -43,11 +47,18 @@ class TensorHeader(Frozen):
 
     method: str
     role: Role
-    shape: tuple[int, ...]
+    shape: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(max_length=MOST_DIMENSIONS)]
     dtype: str
     seed: int = 0
     parts: tuple[str, ...] = ()
     base: str | None = None
+
+    @field_validator("dtype")
+    @classmethod
+    def _dtype_is_known(cls, dtype: str) -> str:
+        if dtype not in DTYPES:
+            raise ValueError(f"{dtype!r:.50} is not a dtype")
+        return dtype
 
     @property
     def is_stack(self) -> bool:
@@ -138,21 +149,27 @@ def decode_delta(name: str, header: TensorHeader, codes: Mapping[str, torch.Tens
         return None
     own = {part: code for part, code in codes.items() if part != ADDED}
     try:
-        shape = _shape_of_delta(header, codes)
+        shape = delta_shape(header, codes)
         if header.method == OMITTED:
             return None
+        if math.prod(shape) > _MOST_ENTRIES:
+            raise ValueError(f"no tensor has the shape {list(shape)}")
         if header.method == KEEP:
             return own["delta"].float().reshape(shape)
         if header.method == ROWS:
             return decode_rows(own, name, shape)
         rows, columns = shape
         return SPARSIFIERS.get(header.method).decode(own, name, (rows, columns), header.seed)
-    except (RuntimeError, ValueError, KeyError, IndexError) as error:
+    except (RuntimeError, ValueError, KeyError, IndexError, TypeError, OverflowError, MemoryError) as error:
         raise CorruptArtifactError(f"The codes of {name!r} do not fit its header: {error}") from error
 
 
-def _shape_of_delta(header: TensorHeader, codes: Mapping[str, torch.Tensor]) -> tuple[int, ...]:
-    """Return the shape without the added rows."""
+def delta_shape(header: TensorHeader, codes: Mapping[str, torch.Tensor]) -> tuple[int, ...]:
+    """Return the shape without the added rows.
+
+    Raises:
+        ValueError: the added rows are not of this tensor.
+    """
     if ADDED not in codes:
         return header.shape
     added = codes[ADDED]
@@ -165,9 +182,12 @@ def _shape_of_delta(header: TensorHeader, codes: Mapping[str, torch.Tensor]) -> 
 def decode_stack(file: BlockFile, name: str) -> Iterator[torch.Tensor | None]:
     """Give the delta of each matrix of a stack in turn, float32, or None where it is zero; errors as for one."""
     header = file.headers[name]
+    if header.shape[0] > _MOST_MATRICES:
+        raise CorruptArtifactError(f"{file.path} says that {name!r} is a stack of {header.shape[0]:,} matrices.")
     matrix, read = header.model_copy(update={"shape": header.shape[1:]}), 0
+    coded = {part.partition(".")[0] for part in header.parts}
     for index in range(header.shape[0]):
-        codes = file.codes(name, f"{index}.")
+        codes = file.codes(name, f"{index}.") if str(index) in coded else {}
         read += len(codes)
         yield decode_delta(f"{name}[{index}]", matrix, codes) if codes else None
     if read != len(header.parts):

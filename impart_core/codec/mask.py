@@ -6,6 +6,7 @@ owns a whole number of Philox blocks, so its words depend on nothing but the key
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -52,6 +53,16 @@ def keep_codes(probability: npt.NDArray[np.float64]) -> UInt16Array:
 def keep_probability(codes: UInt16Array) -> npt.NDArray[np.float64]:
     """Return the exact keep probability that each stored code stands for, float64, shape (columns,)."""
     return (codes.astype(np.float64) + 1.0) / LEVELS
+
+
+def may_keep(count: int, rows: int, codes: UInt16Array) -> bool:
+    """Return whether a mask of (columns, rows) may keep so many entries, without making it.
+
+    A number that is 12 standard deviations and more away from the mean is not that of any mask (Bernstein); so a mask
+    that a damaged shape makes far too large is noticed before it takes memory or time.
+    """
+    mean = rows * float(keep_probability(codes).sum())
+    return abs(count - mean) <= 12 * math.sqrt(mean) + 64
 
 
 def mask_from_words(words: UInt32Array, codes: UInt16Array) -> BoolArray:

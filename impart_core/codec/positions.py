@@ -73,10 +73,12 @@ def decode_positions(codes: PositionCodes, count: int, size: int, name: str) -> 
     if len(codes.remainders) != packed_bytes(count, codes.width):
         raise _damaged(name, size, f"{len(codes.remainders):,} bytes of remainders are not {count:,} positions")
     bits = np.unpackbits(codes.quotients, bitorder="little")
+    if (found := int(np.count_nonzero(bits))) != count:  # their ends would take eight bytes each
+        raise _damaged(name, size, f"the quotients are those of {found:,} positions, not of {count:,}")
     ends = np.flatnonzero(bits)
     used = int(ends[-1]) + 1 if len(ends) else 0
-    if len(ends) != count or len(codes.quotients) != packed_bytes(used, 1):
-        raise _damaged(name, size, f"the quotients are those of {len(ends):,} positions, not of {count:,}")
+    if len(codes.quotients) != packed_bytes(used, 1):
+        raise _damaged(name, size, "the quotients go on after their last position")
     gaps = _gaps(ends)
     total = (int(gaps.sum()) << codes.width) + count
     if codes.width:

@@ -18,6 +18,7 @@ from impart_core.codec.mask import (
     level_chunks,
     mask_from_levels,
     mask_key,
+    may_keep,
 )
 from impart_core.config import CompressConfig, MethodOptions
 from impart_core.delta.budget import BYTES_PER_VALUE, budget_bytes
@@ -109,6 +110,8 @@ class Dare:
         if len(keep) > 1:
             raise CorruptArtifactError(f"The codes of {name!r} have {len(keep)} keep probabilities instead of one.")
         m, n = shape
+        if len(keep) and not may_keep(len(values), m * n, keep):
+            raise _other_number(name, len(values), "far more or fewer")
         delta, found = torch.zeros(m, n), 0
         for rows, levels in level_chunks(mask_key(seed, name, "delta"), n, m) if len(keep) else ():
             mask = torch.from_numpy(mask_from_levels(levels, keep))
@@ -117,15 +120,19 @@ class Dare:
             if found <= len(values):
                 delta[rows][mask] = part.float() / float(keep_probability(keep)[0])
         if found != len(values):
-            raise CorruptArtifactError(
-                f"The codes of {name!r} hold {len(values):,} values, but its mask keeps {found:,}. "
-                "The artifact is damaged or was made by another version: compress it again."
-            )
+            raise _other_number(name, len(values), f"{found:,}")
         return delta
 
 
 def _nearest_code(cr: float) -> UInt16Array:
     return keep_codes(np.array([1.0 / cr]))
+
+
+def _other_number(name: str, found: int, kept: str) -> CorruptArtifactError:
+    return CorruptArtifactError(
+        f"The codes of {name!r} hold {found:,} values, but its mask keeps {kept}. "
+        "The artifact is damaged or was made by another version: compress it again."
+    )
 
 
 SPARSIFIERS.register("dare", Dare())

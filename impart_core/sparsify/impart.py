@@ -21,6 +21,7 @@ from impart_core.codec.mask import (
     mask_from_words,
     mask_key,
     mask_words,
+    may_keep,
     word_levels,
 )
 from impart_core.config import Accounting, CompressConfig, MethodOptions
@@ -35,7 +36,7 @@ from impart_core.delta.budget import (
 )
 from impart_core.delta.svd import numerical_rank
 from impart_core.errors import ConfigError, CorruptArtifactError
-from impart_core.sparsify.base import SPARSIFIERS, Codes, Projection
+from impart_core.sparsify.base import SPARSIFIERS, Codes, Projection, read_part
 
 USUAL_BETA, USUAL_C = 0.6, 1.0  # the edge of the paper's grid where the most vector pairs are kept
 
@@ -235,13 +236,15 @@ class Impart:
 
     def decode(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:
         """Return Σ_k σ_k û_k v̂_kᵀ, with û and v̂ rescaled by 1/(1 − p_k); see `Sparsifier.decode`."""
-        keep = codes["keep"].numpy()
-        if codes["sigma"].shape != codes["keep"].shape:
+        keep = read_part(codes, name, "keep", torch.uint16, None).numpy()
+        sigma = read_part(codes, name, "sigma", torch.float32, None)
+        if len(sigma) != len(keep) or len(keep) > min(shape):
             raise CorruptArtifactError(f"The codes of {name!r} do not have one singular value for each vector pair.")
         scale = torch.from_numpy(1.0 / keep_probability(keep)).float()[:, None]
-        u = scale * _scatter(codes["u"], seed, name, "u", shape[0], keep)
-        v = scale * _scatter(codes["v"], seed, name, "v", shape[1], keep)
-        return (u * codes["sigma"][:, None]).T @ v
+        sides = zip("uv", shape, strict=True)
+        values = {role: read_part(codes, name, role, torch.float16, None) for role in "uv"}
+        u, v = (scale * _scatter(values[role], seed, name, role, size, keep) for role, size in sides)
+        return (u * sigma[:, None]).T @ v
 
 
 def _options(config: CompressConfig) -> ImpartOptions:
@@ -267,15 +270,21 @@ def _select(vectors: torch.Tensor, levels: UInt16Array, keep: UInt16Array) -> to
 
 
 def _scatter(values: torch.Tensor, seed: int, name: str, role: str, rows: int, keep: UInt16Array) -> torch.Tensor:
+    if not may_keep(len(values), rows, keep):
+        raise _other_number(name, role, len(values), "far more or fewer")
     mask = torch.from_numpy(mask_from_words(mask_words(mask_key(seed, name, role), rows, len(keep)), keep))
-    if int(mask.sum()) != values.numel():
-        raise CorruptArtifactError(
-            f"The codes of {name!r} hold {values.numel():,} values of {role.upper()}, but its mask keeps "
-            f"{int(mask.sum()):,}. The artifact is damaged or was made by another version: compress it again."
-        )
+    if int(mask.sum()) != len(values):
+        raise _other_number(name, role, len(values), f"{int(mask.sum()):,}")
     dense = torch.zeros(mask.shape, dtype=torch.float32)
     dense[mask] = values.float()
     return dense
+
+
+def _other_number(name: str, role: str, found: int, kept: str) -> CorruptArtifactError:
+    return CorruptArtifactError(
+        f"The codes of {name!r} hold {found:,} values of {role.upper()}, but its mask keeps {kept}. "
+        "The artifact is damaged or was made by another version: compress it again."
+    )
 
 
 SPARSIFIERS.register("impart", Impart())

@@ -16,7 +16,8 @@ from impart_core.checkpoint.index import open_checkpoint
 from impart_core.errors import CheckpointError
 from impart_core.plan import make_plan
 from tests.impart_core import pipeline as library
-from tests.servers import MAIN, CountingProxy, Hub, hub_server
+from tests.s3proxy import S3Proxy
+from tests.servers import MAIN, Hub, hub_server
 from tests.support import Environment, data_files, make_pair, manifests, run_impart, run_json
 
 pytestmark = pytest.mark.e2e
@@ -89,7 +90,7 @@ def test_checkpoints_in_s3_make_the_artifact_of_the_folders_and_are_read_once(
     environment: Environment,
     tmp_path: Path,
 ) -> None:
-    proxy = CountingProxy(s3["AWS_ENDPOINT_URL"])
+    proxy = S3Proxy(s3["AWS_ENDPOINT_URL"])
     there = {**environment, **s3, "AWS_ENDPOINT_URL": proxy.url, "IMPART_CACHE": str(tmp_path / "cache")}
     weights = [(folder / "model.safetensors").stat().st_size for folder in models]
 

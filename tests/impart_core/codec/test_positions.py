@@ -128,7 +128,7 @@ def test_each_damage_is_told_apart() -> None:
         (codes, 501, "501 of them"),
         (PositionCodes(codes.width, np.zeros(64, np.uint8), codes.remainders), count, "not possible"),
         (PositionCodes(codes.width, codes.quotients, codes.remainders[:-1]), count, "bytes of remainders"),
-        (PositionCodes(codes.width, longer, codes.remainders), count, "quotients are those of 4 positions, not of 4"),
+        (PositionCodes(codes.width, longer, codes.remainders), count, "quotients go on after their last position"),
         (PositionCodes(codes.width, codes.quotients[:0], codes.remainders), count, "those of 0 positions, not of 4"),
     ):
         with pytest.raises(CorruptArtifactError, match=why):

@@ -1,0 +1,138 @@
+"""Small files that claim to be enormous: refused before they take memory or time."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from impart_core.artifacts.manifest import parse_manifest
+from impart_core.checkpoint.header import read_header
+from impart_core.checkpoint.local import local_file
+from impart_core.codec.format import write_block
+from impart_core.errors import CheckpointError, CorruptArtifactError
+from tests.faults.hostile import time_limit
+from tests.faults.test_hostile import every_method
+
+pytestmark = pytest.mark.faults
+
+ROOT = Path(__file__).parents[2]
+SHAPES: tuple[list[int], ...] = (
+    [2**62, 2**62],
+    [2**31, 2**31],
+    [2**40, 1],
+    [1, 2**40],
+    [2**17, 2**17],
+    [2**62],
+    [0, 2**62],
+    [10**30, 1],
+    [2**60, 16, 24],
+    [2**16, 16, 24],
+    [3, 2**31, 2**31],
+    [1] * 65,
+    [-1, -1],
+)
+SPARE_BYTES = 1 << 30  # of address space: torch and numpy reserve more than they touch
+TOUCHED_BYTES = 200 << 20
+CHILD = """
+import json, resource, sys
+from impart_core.artifacts.provenance import peak_rss_bytes
+from impart_core.errors import ImpartError
+from tests.faults.hostile import time_limit
+from tests.faults.test_hostile import Path, read_block, torch
+torch.set_num_threads(1)
+torch.ones(64, 64) @ torch.ones(64, 64)
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + SPARE_BYTES,) * 2)
+before, outcomes = peak_rss_bytes(), {}
+for path in map(Path, sys.argv[1:]):
+    try:
+        with time_limit(5):
+            read_block(path)
+        outcomes[path.name] = "taken"
+    except ImpartError as error:
+        outcomes[path.name] = str(error)
+print(json.dumps([outcomes, peak_rss_bytes() - before]))
+"""
+
+
+def claiming(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Give a block's file with each of its tensors said to be of each of the shapes, and what it is called."""
+    write_block(path, every_method())
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    inner = json.loads(header["__metadata__"]["impart"])
+    for name, described in inner["tensors"].items():
+        for shape in SHAPES:
+            tensors = {**inner["tensors"], name: {**described, "shape": shape}}
+            header["__metadata__"]["impart"] = json.dumps({**inner, "tensors": tensors})
+            yield f"{name} of {shape}"[:80], framed(json.dumps(header).encode(), data[end:])
+
+
+def framed(header: bytes, data: bytes = b"") -> bytes:
+    """Return a safetensors file of this header."""
+    return len(header).to_bytes(8, "little") + header + data
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads its own size under /proc")
+def test_tensors_that_claim_any_shape_take_neither_memory_nor_time(tmp_path: Path) -> None:
+    paths = []
+    for name, data in claiming(tmp_path / "block"):
+        paths.append(tmp_path / name)
+        paths[-1].write_bytes(data)
+    code = CHILD.replace("SPARE_BYTES", str(SPARE_BYTES))
+    command = [sys.executable, "-c", code, *map(str, paths)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    outcomes, touched = json.loads(done.stdout)
+    assert len(outcomes) == len(paths)
+    taken = {name for name, said in outcomes.items() if said == "taken"}
+    # Of these nothing is decoded: what is stored whole has no delta, and what is zero has none of any shape.
+    assert {name for name in taken if name.split()[0] not in ("bias", "flags")} == {"stack of [65536, 16, 24]"}
+    assert touched < TOUCHED_BYTES
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [2**62] * 1_000_000, "data_offsets": [0, 8]},
+        {"dtype": "F32", "shape": [1] * 1_000_000, "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [2**60], "data_offsets": [0, 2**62]},
+        {"dtype": "F32", "shape": [0, 2**62, 2**62], "data_offsets": [0, 0]},
+        {"dtype": "x" * 10_000_000, "shape": [], "data_offsets": [0, 0]},
+    ],
+)
+def test_headers_that_claim_much(entry: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(framed(json.dumps({"w": entry}).encode(), bytes(8)))
+    with time_limit(10), pytest.raises(CheckpointError) as refused:
+        read_header(local_file(tmp_path / "file"))
+    assert len(str(refused.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"files":[' + b"{}," * 300_000 + b"{}]}",
+        b'{"parents":[' + b"1," * 300_000 + b"1]}",
+        json.dumps(dict.fromkeys(map(str, range(100_000)))).encode(),
+        json.dumps({"content": {"kind": "block", "tensors": dict.fromkeys(map(str, range(100_000)))}}).encode(),
+        b'{"recipe":' + b"[" * 1_000_000,
+        b'{"format":' + b"9" * 1_000_000 + b"}",
+    ],
+    ids=["files", "parents", "keys", "tensors", "deep", "long number"],
+)
+def test_manifests_with_many_faults_take_a_small_multiple_of_their_bytes(text: bytes) -> None:
+    import tracemalloc
+
+    tracemalloc.start()
+    try:
+        with time_limit(20), pytest.raises(CorruptArtifactError) as refused:
+            parse_manifest(text, "here")
+        assert tracemalloc.get_traced_memory()[1] < 128 * len(text)
+    finally:
+        tracemalloc.stop()
+    assert len(str(refused.value)) < 1000
