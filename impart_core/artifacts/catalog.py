@@ -21,7 +21,7 @@ from impart_core.artifacts.manifest import BlockContent, DeltaContent, Evaluatio
 from impart_core.artifacts.refs import all_refs
 from impart_core.artifacts.store import Store
 from impart_core.config import Frozen
-from impart_core.errors import StoreError
+from impart_core.errors import CorruptArtifactError, StoreError
 
 DAMAGED = "damaged"
 _PARTS = ("block", "factors")  # kinds that belong to deltas
@@ -76,15 +76,20 @@ def scan(store: Store) -> dict[str, CatalogEntry]:
     present = [name for name in store.names_under("artifacts") if _ID.fullmatch(name)]
     known = _read_packs(store, _pack_names(store))
     found = {artifact_id: known[artifact_id] for artifact_id in present if artifact_id in known}
-    read = {
-        artifact_id: entry_of(manifest) if manifest else CatalogEntry(id=artifact_id, kind=DAMAGED)
-        for artifact_id, manifest in store.manifests(name for name in present if name not in known)
-    }
+    unknown = store.manifests(name for name in present if name not in known)
+    read = {artifact_id: _read_entry(artifact_id, manifest) for artifact_id, manifest in unknown}
     whole = [entry for entry in read.values() if entry.kind != DAMAGED]
     if len(whole) >= _WORTH_A_PACK:
         with contextlib.suppress(StoreError):  # whoever may only read can do without
             note(store, whole)
     return dict(sorted({**found, **read}.items()))
+
+
+def _read_entry(artifact_id: str, manifest: Manifest | None) -> CatalogEntry:
+    with contextlib.suppress(CorruptArtifactError):
+        if manifest:
+            return entry_of(manifest)
+    return CatalogEntry(id=artifact_id, kind=DAMAGED)
 
 
 def note(store: Store, entries: Iterable[CatalogEntry]) -> None:

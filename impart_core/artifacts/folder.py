@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from impart_core.artifacts.objects import PROBES, ObjectInfo, Objects, require_path, store_errors
+from impart_core.artifacts.objects import PROBES, ObjectInfo, Objects, is_path, require_path, store_errors
 from impart_core.errors import StoreError
 from impart_core.files import copy_hashed, disk_errors, write_atomically
 
@@ -59,8 +59,11 @@ class FolderObjects(Objects):
         """Read the beginning of a file."""
         with store_errors(self.url):
             try:
-                with self._place(path).open("rb") as file:
-                    return file.read(limit)
+                place = self._place(path)
+                if place.exists() and not place.is_file():  # a pipe would be waited for without end
+                    return None
+                with place.open("rb") as file:
+                    return file.read(min(limit, os.fstat(file.fileno()).st_size))  # what is asked for is allocated
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
@@ -104,6 +107,8 @@ class FolderObjects(Objects):
                 with contextlib.suppress(FileNotFoundError), os.scandir(self._root / folder) as entries:
                     for entry in entries:
                         path = f"{folder}/{entry.name}"
+                        if not is_path(path):
+                            continue
                         if entry.is_dir(follow_symlinks=False):
                             folders.append(path)
                             continue

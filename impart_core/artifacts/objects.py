@@ -49,7 +49,7 @@ class Objects(ABC):
 
     @abstractmethod
     def create(self, path: str, data: bytes) -> bool:
-        """Write a small object if and only if its name is free; return whether it was."""
+        """Write a small object if and only if its name is free; return whether it was, or held just these bytes."""
 
     @abstractmethod
     def replace(self, path: str, data: bytes, was: bytes | None) -> bool:
@@ -95,7 +95,10 @@ class Objects(ABC):
 
     @abstractmethod
     def find(self, prefix: str) -> dict[str, ObjectInfo]:
-        """Return every object under a prefix by its path, and scratch that a killed writer left."""
+        """Return every object under a prefix by its path, scratch of killed writers included.
+
+        What has another name than anything that is ever written is left out.
+        """
 
     @abstractmethod
     def delete(self, paths: Iterable[str]) -> None:
@@ -114,14 +117,18 @@ class Objects(ABC):
         assert not list(uploads)
 
 
+def is_path(path: str) -> bool:
+    """Return whether a path stays under the prefix, whatever becomes of it on the way to the store."""
+    return all(_PART.fullmatch(part) and part.strip(".") for part in path.split("/"))
+
+
 def require_path(path: str) -> str:
-    """Return a path that stays under the prefix, whatever becomes of it on the way to the store.
+    """Return a path that stays under the prefix; see `is_path`.
 
     Raises:
         StoreError: it does not.
     """
-    parts = path.split("/")
-    if all(_PART.fullmatch(part) and part.strip(".") for part in parts):
+    if is_path(path):
         return path
     raise StoreError(f"{path!r} is no path inside a store; it may hold letters, digits and . _ @ - between slashes.")
 

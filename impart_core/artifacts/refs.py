@@ -102,9 +102,9 @@ def all_moves(store: Store) -> dict[str, list[Move]]:
     found: dict[str, dict[int, Move]] = {}
     for path, data in store.objects.read_many(sorted(store.objects.find("refs")), _LARGEST).items():
         _, name, file = path.split("/", 2)
-        stem = file.removesuffix(".json")
-        if _NAME.fullmatch(name) and stem.isdecimal():
-            found.setdefault(name, {})[int(stem)] = _parse(store, path, int(stem), data)
+        entry = _ENTRY.fullmatch(file)
+        if _NAME.fullmatch(name) and entry:
+            found.setdefault(name, {})[int(entry[1])] = _parse(store, path, int(entry[1]), data)
     return {name: [moves[number] for number in sorted(moves)] for name, moves in sorted(found.items())}
 
 

@@ -10,12 +10,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
-from impart_core.artifacts.objects import ObjectInfo, Objects, require_path, store_errors
+from impart_core.artifacts.objects import ObjectInfo, Objects, is_path, require_path, store_errors
 from impart_core.errors import StoreUnreachableError
 
 # One part is in memory at a time; S3 allows 10,000 of them, of 5 MiB or more.
 _PART_BYTES = 16 << 20
 _AT_ONCE = 64
+_READ_SECONDS = 20.0
+_PATIENCE = 4  # read time-outs that a request may take with all that s3fs tries again
 _MODIFIED = ("LastModified", "mtime", "created", "last_modified")
 _TAKEN = {"PreconditionFailed", "412"}
 _MOST_DELETED = 1000
@@ -36,7 +38,7 @@ class RemoteObjects(Objects):
     def create(self, path: str, data: bytes) -> bool:
         """Write an object under a name that is free.
 
-        A call that is repeated because its answer was lost finds its own object, and counts as too late.
+        A call that a client repeats by itself because its answer was lost finds its own object.
         """
         with store_errors(self.url):
             try:
@@ -44,7 +46,7 @@ class RemoteObjects(Objects):
             except OSError as error:
                 if not _is_taken(error):
                     raise
-                return False
+                return self.read(path, len(data) + 1) == data
         return True
 
     def replace(self, path: str, data: bytes, was: bytes | None) -> bool:  # noqa: ARG002 - not every place compares
@@ -109,10 +111,11 @@ class RemoteObjects(Objects):
                 listed = self._fs.find(self._key(prefix), detail=True)
             except (FileNotFoundError, NotADirectoryError):
                 return {}
+        found = {str(path)[len(self._root) + 1 :]: info for path, info in listed.items()}
         return {
-            str(path)[len(self._root) + 1 :]: ObjectInfo(int(info["size"] or 0), _modified(info))
-            for path, info in listed.items()
-            if info.get("type") != "directory" and not str(path).endswith("/")
+            path: ObjectInfo(int(info["size"] or 0), _modified(info))
+            for path, info in found.items()
+            if info.get("type") != "directory" and is_path(path)
         }
 
     def delete(self, paths: Iterable[str]) -> None:
@@ -145,21 +148,30 @@ class S3Objects(RemoteObjects):
             first = file.read(_PART_BYTES)
             if len(first) < _PART_BYTES:
                 checksum = base64.b64encode(bytes.fromhex(sha256)).decode()
-                self._fs.call_s3("put_object", **where, Body=first, ChecksumSHA256=checksum)
+                self._call("put_object", **where, Body=first, ChecksumSHA256=checksum)
                 return
-            upload = self._fs.call_s3("create_multipart_upload", **where, ChecksumAlgorithm="SHA256")
+            upload = self._call("create_multipart_upload", **where, ChecksumAlgorithm="SHA256")
             named = {**where, "UploadId": upload["UploadId"]}
             try:
                 parts = [self._put_part(named, number, part) for number, part in enumerate(_parts(first, file), 1)]
-                self._fs.call_s3("complete_multipart_upload", **named, MultipartUpload={"Parts": parts})
+                self._call("complete_multipart_upload", **named, MultipartUpload={"Parts": parts})
             except BaseException:
                 with suppress(Exception):  # whoever is to blame, the first failure is the one to tell
-                    self._fs.call_s3("abort_multipart_upload", **named)
+                    self._call("abort_multipart_upload", **named)
                 raise
+
+    def _call(self, method: str, **arguments: Any) -> Any:
+        """Make a request and give it up after a while.
+
+        A server that takes an upload and says nothing would be waited for without end: aiohttp's read time-out
+        does not run while it waits to be told to go on.
+        """
+        patience = float(self._fs.config_kwargs.get("read_timeout", _READ_SECONDS))
+        return self._fs.call_s3(method, **arguments, timeout=_PATIENCE * patience)
 
     def _put_part(self, named: Mapping[str, str], number: int, part: bytes) -> dict[str, Any]:
         checksum = _checksum(part)
-        done = self._fs.call_s3("upload_part", **named, PartNumber=number, Body=part, ChecksumSHA256=checksum)
+        done = self._call("upload_part", **named, PartNumber=number, Body=part, ChecksumSHA256=checksum)
         return {"PartNumber": number, "ETag": done["ETag"], "ChecksumSHA256": checksum}
 
     def replace(self, path: str, data: bytes, was: bytes | None) -> bool:
@@ -168,7 +180,7 @@ class S3Objects(RemoteObjects):
         with store_errors(self.url):
             try:
                 condition = {"IfNoneMatch": "*"} if was is None else {"IfMatch": self._etag(path, was)}
-                self._fs.call_s3("put_object", **where, Body=data, ChecksumSHA256=_checksum(data), **condition)
+                self._call("put_object", **where, Body=data, ChecksumSHA256=_checksum(data), **condition)
             except (FileNotFoundError, OSError) as error:
                 if not _is_taken(error) and not isinstance(error, FileNotFoundError):
                     raise
@@ -224,7 +236,7 @@ class S3Objects(RemoteObjects):
         for batch in _batches(paths, _MOST_DELETED):
             objects = [{"Key": self._where(path)["Key"]} for path in batch]
             with store_errors(self.url):
-                done = self._fs.call_s3("delete_objects", Bucket=bucket, Delete={"Objects": objects, "Quiet": True})
+                done = self._call("delete_objects", Bucket=bucket, Delete={"Objects": objects, "Quiet": True})
             for error in done.get("Errors", ()):
                 raise StoreUnreachableError(
                     f"The store {self.url} did not delete {error.get('Key')}: {error.get('Message')}. Run it again."
@@ -234,7 +246,7 @@ class S3Objects(RemoteObjects):
         """Return the time that the server gives with an answer."""
         where = self._where("any")
         with store_errors(self.url):
-            answer = self._fs.call_s3("list_objects_v2", Bucket=where["Bucket"], Prefix=where["Key"], MaxKeys=1)
+            answer = self._call("list_objects_v2", Bucket=where["Bucket"], Prefix=where["Key"], MaxKeys=1)
         date = answer["ResponseMetadata"]["HTTPHeaders"]["date"]
         return datetime.strptime(date, "%a, %d %b %Y %H:%M:%S %Z").replace(tzinfo=UTC)
 
@@ -242,7 +254,7 @@ class S3Objects(RemoteObjects):
         """List the multipart uploads under the prefix that were neither completed nor aborted."""
         bucket, _, root = self._root.partition("/")
         with store_errors(self.url):
-            found = self._fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{root}/" if root else "")
+            found = self._call("list_multipart_uploads", Bucket=bucket, Prefix=f"{root}/" if root else "")
         return {f"{upload['Key']}\n{upload['UploadId']}": upload["Initiated"] for upload in found.get("Uploads", ())}
 
     def abort(self, uploads: Iterable[str]) -> None:
@@ -251,13 +263,11 @@ class S3Objects(RemoteObjects):
         for upload in uploads:
             key, upload_id = upload.split("\n")
             with store_errors(self.url), suppress(FileNotFoundError):
-                self._fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload_id)
+                self._call("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload_id)
 
     def _create(self, key: str, data: bytes) -> None:
         bucket, _, name = key.partition("/")
-        self._fs.call_s3(
-            "put_object", Bucket=bucket, Key=name, Body=data, ChecksumSHA256=_checksum(data), IfNoneMatch="*"
-        )
+        self._call("put_object", Bucket=bucket, Key=name, Body=data, ChecksumSHA256=_checksum(data), IfNoneMatch="*")
 
     def _range(self, key: str, start: int, end: int) -> bytes:
         try:

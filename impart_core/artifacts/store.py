@@ -29,7 +29,7 @@ from impart_core.errors import ArtifactNotFoundError, CorruptArtifactError, Stor
 from impart_core.files import disk_errors
 from impart_core.storage import extras_of, open_url
 
-_MAX_MANIFEST_BYTES = 64 << 20
+_MAX_MANIFEST_BYTES = 16 << 20
 
 
 def default_store_url() -> str:
@@ -70,8 +70,8 @@ class Store:
             StoreError: it cannot be written, or two writers could overwrite each other's names.
         """
         probe = f"{PROBES}/{uuid.uuid4().hex}"
-        self.objects.create(probe, b"impart")
-        twice = self.objects.create(probe, b"impart")
+        self.objects.create(probe, b"first")
+        twice = self.objects.create(probe, b"second")
         self.objects.delete([probe])
         if twice:
             raise StoreError(

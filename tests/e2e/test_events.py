@@ -25,7 +25,7 @@ from tests.support import VECTORS, Environment, manifests, run_impart
 pytestmark = pytest.mark.e2e
 
 KEY = "a-secret-key"
-STAGES = {"digest checkpoint": 2, "decompose block": 2, "sparsify block": 3, "gather delta": 1}
+STAGES = {"digest checkpoint": 2, "find delta": 1, "decompose block": 2, "sparsify block": 3, "gather delta": 1}
 Event = dict[str, Any]
 Node = tuple[str, str]
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from impart_core.artifacts.catalog import CatalogEntry
 from impart_core.artifacts.identity import Recipe
 from tasks.datasets import (
     Dataset,
@@ -15,7 +16,7 @@ from tasks.datasets import (
     public_url,
     without_secrets,
 )
-from tasks.references import BlockResult, DeltaJob, EvaluationJob, FactorsResult
+from tasks.references import BlockResult, DeltaJob, DeltaResult, EvaluationJob, FactorsResult
 
 COMMIT = "1" * 40
 
@@ -66,19 +67,26 @@ def test_secrets_in_urls_are_left_out(text: str, clean: str) -> None:
 
 def test_a_stage_reads_what_its_job_names_and_makes_what_it_returns() -> None:
     recipe = Recipe(operation="compress", version=1, config={}, inputs={})
-    gather = DeltaJob(finetuned="/m/f", recipe=recipe, blocks=("aa", "bb"), store="s3://b/s")
-    assert [found.name for found in inputs_of(gather)] == ["/m/f", "artifacts/aa", "artifacts/bb"]
+    made = tuple(
+        CatalogEntry(id=name, kind=kind) for name, kind in (("aa", "block"), ("bb", "block"), ("ff", "factors"))
+    )
+    gather = DeltaJob(base="/m/b", finetuned="/m/f", recipe=recipe, made=made, store="s3://b/s")
+    assert [found.name for found in inputs_of(gather)] == ["/m/b", "/m/f", "artifacts/aa", "artifacts/bb"]
     assert [found.name for found in inputs_of("/m/f")] == ["/m/f"]
     rebuilt = EvaluationJob(label="x", model="dd", base="/m/b", task="t", store="s3://b/s")
     assert [found.name for found in inputs_of(rebuilt)] == ["/m/b", "artifacts/dd"]
     folder = EvaluationJob(label="x", model="/m/f", task="t", store="s3://b/s")
     assert inputs_of(folder) == (Dataset("file", "/m/f"),)
-    block = BlockResult(name="layer 0", id="aa", parents=("ff",), cached=False, bytes=7, seconds=1)
+    entry = CatalogEntry(id="aa", kind="block", parents=("ff",))
+    block = BlockResult(name="layer 0", entry=entry, cached=False, bytes=7, seconds=1)
     assert outputs_of(block, "s3://b/s") == (Dataset("s3://b/s", "artifacts/aa", "block", 7, False),)
     assert parents_of(block, "s3://b/s") == (Dataset("s3://b/s", "artifacts/ff", "factors"),)
-    factors = FactorsResult(name="layer 0", id="ff", cached=True, matrices=7, fallbacks=0, seconds=1)
+    entry = CatalogEntry(id="ff", kind="factors")
+    factors = FactorsResult(name="layer 0", entry=entry, cached=True, matrices=7, fallbacks=0, seconds=1)
     assert outputs_of(factors, "s3://b/s") == (Dataset("s3://b/s", "artifacts/ff", "factors", None, True),)
-    assert outputs_of("dd", "s3://b/s") == (Dataset("s3://b/s", "artifacts/dd", "delta"),)
+    delta = DeltaResult(id="dd", bytes=9)
+    assert outputs_of(delta, "s3://b/s") == (Dataset("s3://b/s", "artifacts/dd", "delta", 9),)
+    assert outputs_of(DeltaResult(), "s3://b/s") == ()
 
 
 @pytest.mark.parametrize("unknown", [None, 1, {"a": "b"}, object()])
