@@ -8,8 +8,14 @@ from typing import Any
 from tests.bench.codec import measure_codec
 from tests.bench.decomposition import measure_decomposition
 from tests.bench.pipeline import measure_pipeline
+from tests.bench.store import measure_store
 
-BENCHMARKS = {"decomposition": measure_decomposition, "codec": measure_codec, "pipeline": measure_pipeline}
+BENCHMARKS = {
+    "decomposition": measure_decomposition,
+    "codec": measure_codec,
+    "pipeline": measure_pipeline,
+    "store": measure_store,
+}
 TARGETS = {
     "svd_speedup": "≥ 5",
     "pipeline_overhead": "≤ 1.15",
@@ -17,6 +23,10 @@ TARGETS = {
     "bytes_over_nominal": "≤ 1.02 for impart, dare and lowrank",
     "decode_over_product": "≥ 0.5",
     "scaling_deviation": "≤ 0.1",
+    "ls_seconds": "≤ 10",
+    "lineage_seconds": "≤ 10",
+    "gc_seconds": "≤ 10",
+    "requests_deviation": "≤ 0.02",
     "peak_8_over_2_blocks": "≤ 1.2",
 }
 
