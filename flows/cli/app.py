@@ -6,7 +6,7 @@ from typing import cast
 
 import typer
 
-from flows.cli import artifacts, demo, models, pipeline, tinyzoo
+from flows.cli import artifacts, demo, models, pipeline, tinyzoo, transfer
 from flows.cli.output import errors, print_json
 from impart_core.errors import ImpartError
 
@@ -19,7 +19,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for module in (pipeline, models, artifacts, demo):
+for module in (pipeline, models, artifacts, transfer, demo):
     module.add_to(app)
 app.add_typer(tinyzoo.app, name="tinyzoo")
 

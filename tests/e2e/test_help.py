@@ -7,7 +7,10 @@ from tests.support import run_impart
 pytestmark = pytest.mark.e2e
 
 VERBS = {
-    "": ["compress", "reconstruct", "evaluate", "inspect", "verify", "ls", "plan", "tinyzoo", "demo"],
+    "": [
+        *["compress", "reconstruct", "evaluate", "inspect", "verify", "ls", "plan", "tinyzoo", "demo"],
+        *["export", "import", "push-hub"],
+    ],
     "compress": [
         *["--cr", "--method", "--beta", "--c ", "--seed", "--accounting", "--store", "--name", "--workers"],
         *["--embeddings", "--embeddings-cr", "--factors-for", "--no-keep-factors"],
@@ -16,7 +19,10 @@ VERBS = {
     "reconstruct": ["--base", "--out", "--overwrite", "--store"],
     "evaluate": ["--tasks", "--split", "--limit", "--store"],
     "inspect": ["--store"],
-    "verify": ["--store", "Exit code 1"],
+    "verify": ["--store", "--all", "Exit code 1"],
+    "export": ["--to", "--factors", "--no-evaluations", "--move-names", "--verify-cache", "--store"],
+    "import": ["--from", "--factors", "--no-evaluations", "--move-names", "--verify-cache", "--store"],
+    "push-hub": ["--repo", "--out", "--upload", "--private", "--store", "HF_TOKEN"],
     "ls": ["--store"],
     "plan": ["--cr", "--workers", "--embeddings", "--factors-for", "magnitude:", "impart beta=0.6"],
     "demo": ["--out", "--limit"],
