@@ -255,12 +255,23 @@ class _Copier:
             self._copy(part)
         whole = not any(part.id in self.faults for part in bundle.needed)
         if whole:
-            for part in (*bundle.evaluations, bundle.top):
+            for part in bundle.evaluations:
                 self._copy(part)
+            self._require_parts(bundle)
+            self._copy(bundle.top)
         here = [part.entry for part in bundle.parts if part.present or part.id in self.copied]
         if any(entry.id in self.copied for entry in here):
             note(self._target, here)
         return whole and bundle.top.id not in self.faults
+
+    def _require_parts(self, bundle: _Bundle) -> None:
+        """Look once more for what was skipped: whoever cleans up the target may have found it unused meanwhile."""
+        skipped = [part.id for part in bundle.needed if part.present]
+        if skipped and len([made for made in self._target.manifests(skipped) if made[1]]) < len(set(skipped)):
+            raise StoreError(
+                f"Blocks of {bundle.top.id[:12]} were deleted from {self._target.url} while it was being copied. "
+                "Run the same command again."
+            )
 
     def _copy(self, part: _Part) -> None:
         if part.present or part.id in self.copied or part.id in self.faults:

@@ -221,6 +221,18 @@ def test_a_block_that_the_target_has_whole_is_not_missed_in_the_source(delta: De
     assert verify(folder, delta.manifest.id).faults == ()
 
 
+def test_parts_that_are_deleted_from_the_target_meanwhile_are_not_relied_on(delta: Delta, folder: Store) -> None:
+    transfer(delta.store, folder, [delta.blocks[0].id])
+
+    def delete(*_: int) -> None:
+        shutil.rmtree(Path(folder.url) / "artifacts" / delta.blocks[0].id, ignore_errors=True)
+
+    with pytest.raises(StoreError, match=r"were deleted from .*Run the same command again"):
+        transfer(delta.store, folder, [delta.manifest.id], progress=delete)
+    assert delta.manifest.id not in folder.ids()
+    assert send(delta, folder).copied.artifacts == {"block": 1, "delta": 1}
+
+
 def test_damage_in_the_target_is_repaired_where_it_is_seen(delta: Delta, folder: Store) -> None:
     send(delta, folder)
     whole = artifacts(folder)
