@@ -120,6 +120,7 @@ def _evaluations(measured: Measured) -> list[str]:
         for manifest in manifests:
             for key, items, value in _metrics(manifest):
                 rows.setdefault(key, _Row(items)).values[model] = value
+    rows = {key: row for key, row in rows.items() if set(row.values) != {_OF_MODELS[0]}}  # other models' tasks
     if not rows:
         return []
     table = [

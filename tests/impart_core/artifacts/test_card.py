@@ -82,7 +82,9 @@ def test_evaluations_stand_side_by_side_where_they_measured_alike(delta: Delta, 
         return evaluation_of(store, {"checkpoint": who}, metrics=metrics, task=task)
 
     found = Measured(
-        base=[measured("b", 2.5, 0.125)], finetuned=[measured("f", 0.5, None)], delta=[measured("d", 1.0, 0.25, "own")]
+        base=[measured("b", 2.5, 0.125), measured("b", 2.5, 0.125, "of another fine-tune")],
+        finetuned=[measured("f", 0.5, None)],
+        delta=[measured("d", 1.0, 0.25, "own")],
     )
     card = model_card(delta, "team/x", "x", found)
     table = [line for line in card.splitlines() if "`exact_match`" in line or "`answer_loss`" in line]
