@@ -72,6 +72,10 @@ class OutputExistsError(ImpartError):
     """An output folder already holds files and must not be overwritten."""
 
 
+class HubError(ImpartError):
+    """A folder cannot be uploaded to the Hugging Face Hub."""
+
+
 class DeviceError(ImpartError):
     """The requested device is not available on this machine."""
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 SCRIPT = Path(__file__).parent.parent / "infra" / "s3-server"
 _RELOAD_SECONDS = 0.3  # it reads its identities again within a few milliseconds of being told
+UPLOADER = "hf_uploader"  # the token that may write
 MAIN, OLD = "1" * 40, "2" * 40  # the commits of the served models' branch `main` and tag `v1`
 
 
@@ -115,7 +117,7 @@ def _free_ports(count: int) -> int:
 
 
 class Hub(ThreadingHTTPServer):
-    """The few endpoints of the Hugging Face Hub that reading a model takes, over folders of this machine.
+    """The few endpoints of the Hugging Face Hub that reading or uploading a model takes, over folders of this machine.
 
     Weights are elsewhere, as there: requests for them are sent on to another path.
 
@@ -123,6 +125,8 @@ class Hub(ThreadingHTTPServer):
         models: the folders by id (`org/name`); an id that ends in `-gated` may be listed but not read.
         requests: the path and the Range header of every request.
         broken: the status that every request is answered with, if any.
+        created: whether each repository is private that was created here or there before.
+        uploaded: the files of each repository that were committed to it, by path.
     """
 
     daemon_threads = True
@@ -133,6 +137,8 @@ class Hub(ThreadingHTTPServer):
         self.models = models
         self.requests: list[tuple[str, str | None]] = []
         self.broken: int | None = None
+        self.created: dict[str, bool] = {}
+        self.uploaded: dict[str, dict[str, bytes]] = {}
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
 
@@ -163,7 +169,39 @@ class _Answer(BaseHTTPRequestHandler):
         else:
             self._resolve("/".join(parts[:2]), *parts[3:5], asked)
 
+    def do_POST(self) -> None:
+        self.server.requests.append((self.path, None))
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = urlsplit(self.path).path.strip("/").split("/")
+        repo = "/".join(parts[2:4])
+        if self.server.broken:
+            self._refuse(self.server.broken, "")
+        elif parts[1:] == ["validate-yaml"]:
+            self._send_json({"errors": [], "warnings": []})
+        elif self.headers.get("Authorization") != f"Bearer {UPLOADER}":
+            self._refuse(401, "")
+        elif parts[1:] == ["repos", "create"]:
+            self._create(json.loads(body))
+        elif parts[4] == "preupload":
+            files = [{"path": file["path"], "uploadMode": "regular"} for file in json.loads(body)["files"]]
+            self._send_json({"files": [{**file, "shouldIgnore": False} for file in files]})
+        else:
+            lines = [json.loads(line) for line in body.splitlines()]
+            files = [line["value"] for line in lines if line["key"] == "file"]
+            held = self.server.uploaded.setdefault(repo, {})
+            held.update((file["path"], b64decode(file["content"])) for file in files)
+            self._send_json({"commitUrl": f"{self.server.url}/{repo}/commit/{MAIN}", "commitOid": MAIN})
+
+    def _create(self, asked: dict[str, str]) -> None:
+        repo = f"{asked['organization']}/{asked['name']}"
+        there = repo in self.server.created
+        self.server.created.setdefault(repo, asked.get("visibility") == "private")
+        self._send_json({"url": f"{self.server.url}/{repo}"}, 409 if there else 200)
+
     def _describe(self, repo: str, rest: list[str]) -> None:
+        if repo in self.server.created:
+            self._send_json({"id": repo, "sha": MAIN, "private": self.server.created[repo]})
+            return
         if repo not in self.server.models:
             self._refuse(401, "RepoNotFound")
             return
@@ -198,6 +236,9 @@ class _Answer(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    def _send_json(self, value: object, status: int = 200) -> None:
+        self._send(json.dumps(value).encode(), status)
 
     def _refuse(self, status: int, code: str) -> None:
         self.send_response(status)

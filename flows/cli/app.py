@@ -6,7 +6,7 @@ from typing import cast
 
 import typer
 
-from flows.cli import artifacts, demo, lineage, models, names, pipeline, tinyzoo, upkeep
+from flows.cli import artifacts, demo, lineage, models, names, pipeline, tinyzoo, transfer, upkeep
 from flows.cli.output import errors, print_json
 from impart_core.errors import ImpartError
 
@@ -19,7 +19,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for module in (pipeline, models, artifacts, lineage, names, upkeep, demo):
+for module in (pipeline, models, artifacts, lineage, names, transfer, upkeep, demo):
     module.add_to(app)
 app.add_typer(tinyzoo.app, name="tinyzoo")
 

@@ -1,15 +1,18 @@
 """Verbs that look at a store: inspect, verify and ls."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows.cli import options as opt
 from flows.cli.output import human_bytes, print_json, print_table, progress, ratio
+from flows.cli.remaining import by_bytes
 
 if TYPE_CHECKING:
     from impart_core.artifacts.delta import Delta
     from impart_core.artifacts.manifest import FactorsContent, Manifest
+    from impart_core.artifacts.store import Store
 
 
 def add_to(app: typer.Typer) -> None:
@@ -57,27 +60,68 @@ def inspect(ref: opt.Ref, store: opt.StoreOption = None, json: opt.JsonOption = 
     typer.echo(f"bytes          {delta.bytes:,}")
 
 
-def verify(ref: opt.Ref, store: opt.StoreOption = None, json: opt.JsonOption = False) -> None:
-    """Re-read every file of an artifact: sizes, digests, headers and codes. Exit code 1 when a fault is found."""
+def verify(
+    ref: opt.OptionalRef = None,
+    every: Annotated[bool, typer.Option("--all", help="Verify every artifact of the store instead of one.")] = False,
+    store: opt.StoreOption = None,
+    json: opt.JsonOption = False,
+) -> None:
+    """Re-read every file of an artifact, or of all: sizes, digests, headers and codes.
+
+    Exit code 1 when a fault is found. What a killed writer left beside artifacts is counted, and no fault.
+    """
     from impart_core.artifacts.refs import resolve
     from impart_core.artifacts.store import Store
     from impart_core.artifacts.verify import verify as verify_artifact
+    from impart_core.errors import ConfigError
 
+    if (ref is None) != every:
+        raise ConfigError("Say what to verify: either an artifact (its name or id) or --all.")
     opened = Store(store)
+    if ref is None:
+        _verify_store(opened, json)
+        return
     artifact = resolve(opened, ref)
     with progress(quiet=json) as reporter:
         report = verify_artifact(opened, artifact, lambda done, total: reporter("verify", done, total, ""))
     if json:
         print_json({**report.model_dump(mode="json"), "ok": not report.faults})
     else:
-        for fault in report.faults:
-            typer.echo(f"fault: {fault}")
-        state = f"{len(report.faults)} faults" if report.faults else "whole"
+        _print_faults(report.faults)
+        state = _state(report.faults)
         typer.echo(
             f"{artifact[:12]} is {state}: {report.artifacts} artifacts, {report.files} files, {report.bytes:,} bytes"
         )
     if report.faults:
         raise typer.Exit(1)
+
+
+def _verify_store(store: "Store", json: bool) -> None:
+    from impart_core.artifacts.verify import verify_store
+
+    with progress(quiet=json) as reporter:
+        report = verify_store(store, by_bytes(reporter, "verify"))
+    if json:
+        print_json({**report.model_dump(mode="json"), "ok": not report.faults})
+    else:
+        _print_faults(report.faults)
+        typer.echo(
+            f"{store.url} is {_state(report.faults)}: {report.artifacts} artifacts, {report.files} files, "
+            f"{report.bytes:,} bytes"
+        )
+        if report.leftovers:
+            typer.echo(f"{report.leftovers} leftovers beside them, {human_bytes(report.leftover_bytes)}")
+    if report.faults:
+        raise typer.Exit(1)
+
+
+def _print_faults(faults: Sequence[str]) -> None:
+    for fault in faults:
+        typer.echo(f"fault: {fault}")
+
+
+def _state(faults: Sequence[str]) -> str:
+    return f"{len(faults)} faults" if faults else "whole"
 
 
 def list_artifacts(store: opt.StoreOption = None, json: opt.JsonOption = False) -> None:

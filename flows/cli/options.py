@@ -17,6 +17,12 @@ Ref = Annotated[
         help="An artifact: its name, its id, or the first six or more digits of its id.", show_default=False
     ),
 ]
+OptionalRef = Annotated[
+    str | None,
+    typer.Argument(
+        help="An artifact: its name, its id, or the first six or more digits of its id.", show_default=False
+    ),
+]
 StoreOption = Annotated[
     str | None,
     typer.Option(

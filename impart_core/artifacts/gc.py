@@ -84,6 +84,18 @@ class _Garbage:
         )
 
 
+@dataclass(frozen=True)
+class _Look:
+    """The objects of every artifact as they were at first, which of these are young, and when what is not was written.
+
+    What is published later is not among them, and cannot be taken for garbage.
+    """
+
+    listed: dict[str, dict[str, ObjectInfo]]
+    young: frozenset[str]
+    oldest: datetime
+
+
 def collect(
     store: Store, *, grace: timedelta = DEFAULT_GRACE, history: int | None = None, delete: bool = False
 ) -> GcReport:
@@ -98,13 +110,14 @@ def collect(
     Raises:
         CorruptArtifactError: something that is kept is damaged, so that it is not known what it needs.
     """
-    found = _mark(store, grace, history)
+    look = _look(store, grace)
+    found = _mark(store, look, history)
     if not delete:
         return found.report(deleted=False)
     deadline = time.monotonic() + 0.8 * SWEEP_LEASE.total_seconds()
-    with sweeping(store, found.objects):
+    with sweeping(store, {*found.objects, *map(_owner, found.leftovers)}):
         # Whoever pinned, named or published something before seeing the sweep is seen now.
-        sure = found.both(_mark(store, grace, history))
+        sure = found.both(_mark(store, look, history))
         complete = _delete(store, sure, deadline)
     return sure.report(deleted=True, complete=complete)
 
@@ -125,19 +138,24 @@ def _delete(store: Store, garbage: _Garbage, deadline: float) -> bool:
     return True
 
 
-def _mark(store: Store, grace: timedelta, history: int | None) -> _Garbage:
-    # The objects first: what is published after this is not among them, and cannot be taken for garbage.
+def _look(store: Store, grace: timedelta) -> _Look:
     listed: dict[str, dict[str, ObjectInfo]] = defaultdict(dict)
     for path, info in store.objects.find("artifacts").items():
         if path.count("/") == 2:
-            listed[path.split("/")[1]][path] = info
+            listed[_owner(path)][path] = info
     oldest = store.objects.now() - grace
-    entries = scan(store)
     young = {name for name, found in listed.items() if any(info.modified > oldest for info in found.values())}
+    return _Look(listed, frozenset(young), oldest)
+
+
+def _mark(store: Store, look: _Look, history: int | None) -> _Garbage:
+    entries, listed, oldest = scan(store), look.listed, look.oldest
+    new = entries.keys() - listed.keys()  # published since
     named = {
         entry.id for moves in all_moves(store).values() for entry in (moves if history is None else moves[-history:])
     }
-    kept = _reach(entries, named | young | pinned_ids(store))
+    pinned = pinned_ids(store)
+    kept = _reach(entries, named | look.young | new | pinned)
     _require_readable(entries, kept)
     garbage = _Garbage(kept=sum(name in kept for name in entries))
     for name, found in listed.items():
@@ -145,9 +163,16 @@ def _mark(store: Store, grace: timedelta, history: int | None) -> _Garbage:
             garbage.objects[name] = found
             if name in entries:
                 garbage.entries[name] = entries[name]
-    garbage.leftovers = _leftovers(store, entries, {name: listed[name] for name in kept if name in listed}, oldest)
+    # Of what is pinned nothing is a leftover: it may be under repair, with a file that lies there already.
+    settled = {name: listed[name] for name in kept - pinned if name in listed}
+    garbage.leftovers = _leftovers(store, entries, settled, oldest)
     garbage.uploads = [name for name, began in store.objects.unfinished().items() if began < oldest]
     return garbage
+
+
+def _owner(path: str) -> str:
+    """Return the artifact that an object lies beside, or whatever else it lies under."""
+    return path.split("/")[1]
 
 
 def _reach(entries: Mapping[str, CatalogEntry], roots: Iterable[str]) -> set[str]:

@@ -166,6 +166,13 @@ class Manifest(Frozen):
             raise ValueError("its id is not the digest of its recipe")
         return self
 
+    @model_validator(mode="after")
+    def _files_lie_apart(self) -> "Manifest":
+        for taken in ([entry.name for entry in self.files], [MANIFEST, *(entry.path for entry in self.files)]):
+            if len(set(taken)) < len(taken):
+                raise ValueError("two of its files have the same name or place")
+        return self
+
     def to_json(self) -> bytes:
         """Return the manifest as canonical JSON."""
         return canonical_json(self.model_dump(mode="json"))

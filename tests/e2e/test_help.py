@@ -8,16 +8,8 @@ pytestmark = pytest.mark.e2e
 
 VERBS = {
     "": [
-        "compress",
-        "reconstruct",
-        "evaluate",
-        "inspect",
-        "verify",
-        "ls",
-        "plan",
-        "tinyzoo",
-        "demo",
-        *["lineage", "why", "diff", "tag", "history", "rollback"],
+        *["compress", "reconstruct", "evaluate", "inspect", "verify", "ls", "plan", "tinyzoo", "demo"],
+        *["lineage", "why", "diff", "tag", "history", "rollback", "gc", "export", "import", "push-hub"],
     ],
     "compress": [
         *["--cr", "--method", "--beta", "--c ", "--seed", "--accounting", "--store", "--name", "--workers"],
@@ -27,8 +19,12 @@ VERBS = {
     "reconstruct": ["--base", "--out", "--overwrite", "--store"],
     "evaluate": ["--tasks", "--split", "--limit", "--store"],
     "inspect": ["--store"],
-    "verify": ["--store", "Exit code 1"],
+    "verify": ["--store", "--all", "Exit code 1"],
+    "export": ["--to", "--factors", "--no-evaluations", "--move-names", "--verify-cache", "--store"],
+    "import": ["--from", "--factors", "--no-evaluations", "--move-names", "--verify-cache", "--store"],
+    "push-hub": ["--repo", "--out", "--upload", "--private", "--store", "HF_TOKEN"],
     "ls": ["--store"],
+    "gc": ["--grace", "--history", "--delete", "running flow", "--store"],
     "lineage": ["--blocks", "--format", "mermaid", "svg", "--out", "--store"],
     "why": ["seeds", "--store"],
     "diff": ["equal", "--store"],

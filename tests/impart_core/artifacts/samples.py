@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from impart_core.artifacts.identity import Recipe
+from impart_core.artifacts.evaluation import RESULTS_FILE
+from impart_core.artifacts.identity import Recipe, canonical_json
 from impart_core.artifacts.manifest import EvaluationContent, Manifest
 from impart_core.artifacts.provenance import Stopwatch
-from impart_core.artifacts.store import file_entry
+from impart_core.artifacts.store import Store, file_entry
+from impart_core.files import scratch_folder
 
 
 def sample(
@@ -26,3 +28,24 @@ def sample(
         **fields,
     )
     return manifest, files
+
+
+def evaluation_of(
+    store: Store,
+    inputs: dict[str, str],
+    parents: tuple[str, ...] = (),
+    metrics: dict[str, tuple[float, float | None]] | None = None,
+    task: str = "task",
+) -> Manifest:
+    """Publish an evaluation of what `inputs` names, as if a harness had measured it."""
+    with scratch_folder() as scratch:
+        path = scratch / RESULTS_FILE
+        path.write_bytes(canonical_json(inputs))
+        manifest = Manifest.make(
+            Recipe(operation="evaluate", version=1, config={"task": task, "split": "test"}, inputs=inputs),
+            parents=parents,
+            files=(file_entry(RESULTS_FILE, path),),
+            content=EvaluationContent(metrics={task: metrics or {"acc": (0.5, 0.25)}}, items={task: 4}),
+            provenance=Stopwatch().provenance(),
+        )
+        return store.publish(manifest, {RESULTS_FILE: path})

@@ -9,9 +9,9 @@ import pytest
 from impart_core.artifacts.delta import Delta
 from impart_core.artifacts.manifest import BlockContent, DeltaContent, FactorsContent, Manifest
 from impart_core.artifacts.store import Store, sha256_of
-from impart_core.artifacts.verify import verify
+from impart_core.artifacts.verify import StoreReport, verify, verify_store
 from impart_core.codec.format import BlockFile, EncodedTensor, write_block
-from impart_core.errors import ArtifactNotFoundError
+from impart_core.errors import ArtifactNotFoundError, StoreUnreachableError
 from tests.impart_core.artifacts.samples import sample
 from tests.impart_core.mixture import EMBEDDING, EXPERTS, HEAD, ROUTER, save_mixture
 from tests.impart_core.pipeline import compress, config_of, flip, stored_path
@@ -164,3 +164,110 @@ def test_factors_are_verified_by_their_digest_and_by_what_they_hold(mixture: Del
     (fault,) = verify(mixture.store, layer.id).faults
     assert path.name in fault
     assert faults(mixture) == ()  # factors are a means: the delta is whole without them
+
+
+def test_a_block_that_holds_more_than_its_manifest_lists_is_a_fault(delta: Delta) -> None:
+    block = delta.blocks[0]
+    assert isinstance(block.content, BlockContent)
+    overwrite(delta, lying(block, block.content, tensors=dict(list(block.content.tensors.items())[1:])))
+    (fault,) = faults(delta)
+    assert "does not hold the tensors that its manifest lists" in fault
+
+
+def test_a_block_whose_projections_are_not_as_long_as_it_says_is_a_fault(delta: Delta) -> None:
+    block = delta.blocks[0]
+    assert isinstance(block.content, BlockContent)
+    overwrite(delta, lying(block, block.content, projection_bytes=block.content.projection_bytes + 1))
+    (fault,) = faults(delta)
+    assert "bytes of projections" in fault
+
+
+def test_a_disk_that_does_not_give_a_file_back_is_a_fault(delta: Delta, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(path: Path) -> str:
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr("impart_core.artifacts.store.sha256_of", broken)
+    found = faults(delta)
+    assert len(found) == 3
+    assert all("cannot be read: Input/output error" in fault for fault in found)
+
+
+def test_a_store_that_does_not_answer_is_an_error_and_no_fault(delta: Delta, monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(*_: object, **__: object) -> None:
+        raise StoreUnreachableError("silence")
+
+    monkeypatch.setattr(Store, "local_file", silent)
+    for check in (lambda: verify(delta.store, delta.manifest.id), lambda: verify_store(delta.store)):
+        with pytest.raises(StoreUnreachableError):
+            check()
+
+
+@pytest.fixture
+def two(pair: Pair, delta: Delta) -> Delta:
+    """A delta in a store with another that shares its block of what is in no layer."""
+    other = compress(delta.store, *pair, config_of(5))
+    assert delta.content.blocks[-1].id == other.content.blocks[-1].id
+    return delta
+
+
+def test_a_whole_store_has_no_faults_and_a_shared_block_is_read_once(
+    two: Delta, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    local_file = Store.local_file
+
+    def watched(self: Store, manifest: Manifest, name: str, **options: bool) -> Any:
+        read.append(f"{manifest.id}/{name}")
+        return local_file(self, manifest, name, **options)
+
+    monkeypatch.setattr(Store, "local_file", watched)
+    seen: list[tuple[int, int, int, int]] = []
+    report = verify_store(two.store, lambda *done: seen.append(done))
+    paths = [path for path in Path(two.store.url).glob("artifacts/*/*") if path.name != "manifest.json"]
+    assert report == StoreReport(
+        store=two.store.url,
+        artifacts=7,
+        files=5,
+        bytes=sum(path.stat().st_size for path in paths),
+        leftovers=0,
+        leftover_bytes=0,
+        faults=(),
+    )
+    assert len(read) == len(set(read)) == 5
+    assert [done[0] for done in seen] == list(range(1, 8))
+    assert seen[-1][2] == seen[-1][3] == sum(path.stat().st_size for path in Path(two.store.url).glob("artifacts/*/*"))
+
+
+def test_every_fault_of_a_store_is_a_sentence_that_names_the_file(two: Delta) -> None:
+    flip(stored_path(two, 0), -1)
+    (Path(two.store.url) / "artifacts" / two.blocks[1].id / "manifest.json").unlink()
+    flip(Path(two.store.url) / "artifacts" / two.blocks[2].id / "manifest.json", 100)
+    found = verify_store(two.store).faults
+    assert len(found) == 3
+    for name in (stored_path(two, 0).name, two.blocks[1].id, two.blocks[2].id):
+        assert len([fault for fault in found if name in fault]) == 1
+
+
+def test_totals_are_held_against_the_blocks_of_every_delta(two: Delta) -> None:
+    overwrite(two, lying(two.manifest, two.content, projection_bytes=two.content.projection_bytes - 1))
+    (fault,) = verify_store(two.store).faults
+    assert f"its blocks hold {two.content.projection_bytes:,}" in fault
+
+
+def test_leftovers_are_counted_and_no_fault(two: Delta) -> None:
+    artifacts = Path(two.store.url) / "artifacts"
+    (artifacts / ("0" * 64)).mkdir()
+    (artifacts / ("0" * 64) / "codes.bin").write_bytes(b"12345")
+    (artifacts / two.blocks[0].id / ".codes.tmp").write_bytes(b"123")
+    (artifacts / "stray").mkdir()
+    (artifacts / "stray" / "manifest.json").write_bytes(b"{}")
+    report = verify_store(two.store)
+    assert (report.leftovers, report.leftover_bytes, report.faults, report.artifacts) == (3, 10, (), 7)
+
+
+def test_an_empty_store_and_one_that_is_no_folder_are_verified_alike(pair: Pair, tmp_path: Path) -> None:
+    assert verify_store(Store(tmp_path / "none")).artifacts == 0
+    remote = Store(f"memory://{uuid.uuid4().hex}")
+    compress(remote, *pair, config_of(4), keep_factors=True)
+    report = verify_store(remote)
+    assert (report.artifacts, report.files, report.faults) == (6, 5, ())
