@@ -5,8 +5,14 @@ STAMP := .venv/.installed
 
 .PHONY: demo test test-unit lint bench methods zoo clean
 
+# STORE=s3 keeps the artifacts on a real S3 server of its own; any other value is the store's folder or URL.
+STORE ?=
 demo: $(STAMP)
-	$(BIN)/impart demo --out demo
+ifeq ($(STORE),s3)
+	infra/s3-server run $(BIN)/impart demo --out demo --store s3://impart/demo
+else
+	$(BIN)/impart demo --out demo $(if $(STORE),--store $(STORE))
+endif
 
 test: lint
 	$(BIN)/pytest -m "not e2e and not faults and not slow" -n 2
