@@ -7,6 +7,9 @@ from prefect import flow
 
 from flows.progress import report
 from flows.run_page import show_evaluation
+from impart_core.apply.dense import require_base
+from impart_core.artifacts.delta import open_delta
+from impart_core.artifacts.refs import resolve
 from impart_core.artifacts.store import Store
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.checkpoint.location import is_remote
@@ -14,17 +17,21 @@ from impart_core.config import Frozen
 from impart_core.errors import CheckpointError, ConfigError
 from impart_core.evaluate import check_tasks
 from impart_core.numerics import resolve_device
-from tasks.datasets import checkpoint_dataset, outputs_of
+from tasks.datasets import checkpoint_dataset, inputs_of, outputs_of
 from tasks.evaluate import evaluate_model
 from tasks.events import observed_run
 from tasks.references import EvaluationJob, EvaluationResult, Split, Trust
-from tasks.resources import current_flow_run, give_up
+from tasks.resources import current_flow_run, give_up, patiently
 
 
 class EvaluateRequest(Frozen):
-    """Which model is measured on what; `store` and `device` are no part of the artifact's id."""
+    """Which model is measured on what; `store` and `device` are no part of the artifact's id.
+
+    `model` is a checkpoint's folder or, where `base` is given, an artifact: a delta against that base.
+    """
 
     model: str
+    base: str | None = None
     tasks: tuple[str, ...]
     split: Split = "test"
     limit: int | None = None
@@ -33,21 +40,31 @@ class EvaluateRequest(Frozen):
     trust: Trust = Trust()
 
 
-def check_evaluate(request: EvaluateRequest) -> None:
-    """Check a request without loading a model; raise an `ImpartError` that says what to change."""
+def check_evaluate(request: EvaluateRequest) -> str:
+    """Check a request without loading a model; raise an `ImpartError` that says what to change.
+
+    Returns:
+        The model: its folder, or the delta's artifact id.
+    """
     resolve_device(request.device)
     if request.limit is not None and request.limit < 1:
         raise ConfigError(f"The limit is {request.limit}; it must be at least 1 item.")
     if not request.tasks:
         raise ConfigError("No task is named. Give at least one with --tasks.")
-    if is_remote(request.model):
+    if request.base is None and is_remote(request.model):
         raise CheckpointError(
             f"{request.model} is no folder of this machine, and only folders can be evaluated. "
             "Download the model (`hf download`, `aws s3 cp --recursive`) and give its folder."
         )
-    open_checkpoint(request.model)
     check_tasks(request.tasks)
-    Store(request.store).require_writable()
+    store = Store(request.store)
+    store.require_writable()
+    if request.base is None:
+        open_checkpoint(request.model)
+        return request.model
+    delta = open_delta(store, resolve(store, request.model))
+    require_base(delta, open_checkpoint(request.base))
+    return delta.manifest.id
 
 
 def evaluate_steps(jobs: Sequence[EvaluationJob]) -> list[EvaluationResult]:
@@ -67,25 +84,29 @@ def evaluate_steps(jobs: Sequence[EvaluationJob]) -> list[EvaluationResult]:
 
 @flow(name="evaluate", flow_run_name="evaluate {request.model}")
 def evaluate(request: EvaluateRequest) -> list[EvaluationResult]:
-    """Measure a checkpoint folder with lm-evaluation-harness and publish the metrics.
+    """Measure a checkpoint folder, or the model that a delta gives, with lm-evaluation-harness and publish the metrics.
 
     Raises:
         ImpartError: the request cannot be carried out; the message says what to change.
     """
     label = Path(request.model).name
     with observed_run() as run:
-        run.inputs.append(checkpoint_dataset(request.model))
-        check_evaluate(request)
-        results = evaluate_steps([_job(request, label, task) for task in request.tasks])
+        if request.base is None:
+            run.inputs.append(checkpoint_dataset(request.model))
+        model = patiently("check the request", lambda: check_evaluate(request))
+        jobs = [_job(request, model, label, task) for task in request.tasks]
+        run.inputs += [found for found in inputs_of(jobs[0]) if found not in run.inputs]
+        results = evaluate_steps(jobs)
         run.outputs += [found for result in results for found in outputs_of(result, request.store)]
     show_evaluation(label, results)
     return results
 
 
-def _job(request: EvaluateRequest, label: str, task: str) -> EvaluationJob:
+def _job(request: EvaluateRequest, model: str, label: str, task: str) -> EvaluationJob:
     return EvaluationJob(
         label=label,
-        model=request.model,
+        model=model,
+        base=request.base,
         task=task,
         split=request.split,
         limit=request.limit,

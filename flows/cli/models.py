@@ -55,7 +55,9 @@ def reconstruct(
 
 
 def evaluate(
-    model_dir: Annotated[str, typer.Argument(help="A Hugging Face model folder.", show_default=False)],
+    model_dir: Annotated[
+        str, typer.Argument(help="A Hugging Face model folder; with --base, an artifact.", show_default=False)
+    ],
     tasks: Annotated[
         str,
         typer.Option(
@@ -63,6 +65,14 @@ def evaluate(
             show_default=False,
         ),
     ],
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="Measure an artifact: it is rebuilt from this base in scratch, and what was measured of it is kept "
+            "with it. Folder, Hub id or fsspec URL.",
+            show_default=False,
+        ),
+    ] = None,
     split: Annotated[str, typer.Option(help="validation or test.")] = "test",
     limit: Annotated[int | None, typer.Option(help="Only this many items of each task.", show_default=False)] = None,
     store: opt.StoreOption = None,
@@ -85,7 +95,8 @@ def evaluate(
 
     names = tuple(dict.fromkeys(name.strip() for name in tasks.split(",") if name.strip()))
     request = EvaluateRequest(
-        model=absolute(model_dir),
+        model=absolute(model_dir) if base is None else model_dir,
+        base=None if base is None else absolute(base),
         tasks=names,
         split=split,
         limit=limit,

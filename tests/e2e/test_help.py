@@ -17,7 +17,7 @@ VERBS = {
         *["impart:", "dare:", "lowrank:", "magnitude:", "--option", "KEY=VALUE", "impart rescale=true"],
     ],
     "reconstruct": ["--base", "--out", "--overwrite", "--store"],
-    "evaluate": ["--tasks", "--split", "--limit", "--store"],
+    "evaluate": ["--tasks", "--base", "--split", "--limit", "--refresh", "--store"],
     "inspect": ["--store"],
     "verify": ["--store", "--all", "Exit code 1"],
     "export": ["--to", "--factors", "--no-evaluations", "--move-names", "--verify-cache", "--store"],
