@@ -3,7 +3,6 @@
 import random
 import signal
 import time
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -19,14 +18,10 @@ pytestmark = pytest.mark.faults
 
 Pair = tuple[Path, Path]
 KILLS = 10
-LONGEST_SECONDS = 4.0  # what a warm run of the large pair takes, of which the first third is Prefect's
-EARLIER = 0.7  # where it was over before its moment came, on a faster machine or because much was there already
+# What a warm run of the large pair takes before its first block, for each block, and after the last one.
+FIRST_SECONDS, BLOCK_SECONDS, LAST_SECONDS = 0.7, 0.25, 0.7
+EARLIER = 0.6  # where it was over before its moment came, on a faster machine
 BLOCKS = 9
-
-
-def finished(objects: Mapping[str, bytes]) -> set[str]:
-    """Return the ids of the blocks, factors and deltas that are published."""
-    return set(manifests_in(objects))
 
 
 def kill_again_and_again(place: Place, arguments: list[str], wanted: Wanted, seed: int) -> int:
@@ -38,17 +33,19 @@ def kill_again_and_again(place: Place, arguments: list[str], wanted: Wanted, see
         How many stores were filled.
     """
     rng = random.Random(seed)
-    moments = [LONGEST_SECONDS * (step + rng.random()) / KILLS for step in range(KILLS)]
+    moments = [(step + rng.random()) / KILLS for step in range(KILLS)]  # as parts of what is left to do
     rng.shuffle(moments)
     filled = 0
     while moments:
         there = replace(place, url=f"{place.url}/{filled}")
         run = [*arguments, "--store", there.url, "--name", "killed"]
         before: dict[str, object] = {}
+        missing = BLOCKS
         while moments and filled == int(there.url.rpartition("/")[2]):
             with warm(*run, environment=there.environment) as command:
+                moment = moments[-1] * (FIRST_SECONDS + BLOCK_SECONDS * missing + LAST_SECONDS)
                 began = time.monotonic()
-                while command.running and time.monotonic() - began < moments[-1]:
+                while command.running and time.monotonic() - began < moment:
                     time.sleep(0.005)
                 command.send(signal.SIGKILL)
                 done = command.wait()
@@ -58,11 +55,14 @@ def kill_again_and_again(place: Place, arguments: list[str], wanted: Wanted, see
             else:
                 moments.pop()
             assert done.returncode == (0 if over else -signal.SIGKILL), done.stderr
-            files_in(there.objects())  # whatever is published is whole
+            objects = there.objects()
+            files_in(objects)  # whatever is published is whole
+            missing = BLOCKS - len(manifests_in(objects, "block"))
             written = there.written()
             kept = {path: when for path, when in before.items() if path.startswith("artifacts/")}
             assert kept.items() <= written.items(), "what was finished was written again"
-            before = {path: written[path] for path in written if path.split("/")[1] in finished(there.objects())}
+            finished = set(manifests_in(objects))
+            before = {path: written[path] for path in written if path.split("/")[1] in finished}
             filled += over
         assert_ends_well(there, run, wanted)
     return filled

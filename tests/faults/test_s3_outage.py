@@ -20,6 +20,7 @@ from tests.support import Environment, manifests
 pytestmark = pytest.mark.faults
 
 Pair = tuple[Path, Path]
+WRITES = 2 * (9 + 8 + 1)  # blocks, factors and the delta
 
 
 @pytest.fixture
@@ -80,13 +81,14 @@ def test_commands_outlast_a_server_that_is_killed(
 ) -> None:
     run = ["compress", *map(str, large_pair), "--cr", "4"]
     new, out = replace(published, url=unique()), tmp_path / "out"
-    writing, written = start(new, *run)
-    wait_until(lambda: written.count("PUT", 200) >= 5, writing)
+    writing, written = start(new, *run, "--workers", "1")
+    wait_until(lambda: written.count("PUT", 200) >= 3, writing)
     reading, read = start(published, *run, "--verify-cache")
     wait_until(lambda: read.count("GET") >= 3, writing, reading)
     rebuilding, fetched = start(published, "reconstruct", "whole", "--base", str(large_pair[0]), "--out", str(out))
     wait_until(lambda: read.count("GET") >= 6 and fetched.count("GET") >= 4, writing, reading, rebuilding)
     s3_to_break.kill()
+    assert written.count("PUT", 200) < WRITES, "it was over before the server was killed; the model must be larger"
     time.sleep(gone_for)
     s3_to_break.start()
     count("S3 server killed in mid-write, mid-read and mid-rebuild", 3)
@@ -97,9 +99,8 @@ def test_commands_outlast_a_server_that_is_killed(
     assert_whole(new, wanted_large)
     assert_whole(published, wanted_large)
     assert {path.name: sha256_of(path) for path in out.iterdir()} == rebuilt_undisturbed
-    if gone_for:  # far longer than s3fs tries by itself
-        for report in (made, found, rebuilt):
-            assert report["retried"], report
-            assert all("cannot be reached" in again["why"] for again in report["retried"])
+    for report in (made, found, rebuilt):
+        assert all("cannot be reached" in again["why"] for again in report["retried"])
+    assert made["retried"] or not gone_for  # the others may have read all by then, and be about to end
     verified = run_warm("verify", "whole", "--store", published.url, environment=published.environment)
     assert verified.returncode == 0
