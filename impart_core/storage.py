@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -38,6 +39,7 @@ _NETWORK = {
 }
 _NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"}
 _REFUSED_CODES = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "ExpiredToken", "InvalidToken"}
+_CLOCK_CODES = {"RequestTimeTooSkewed", "RequestInTheFuture"}
 _FULL_CODES = {"XMinioStorageFull", "InsufficientStorage", "QuotaExceeded", "StorageFull"}
 _BUSY_CODES = {"SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "OperationAborted"}
 _BUSY_CODES |= {"ConditionalRequestConflict", "IncompleteBody", "BadDigest"}
@@ -82,8 +84,21 @@ def open_url(url: str) -> tuple[Any, str]:
         own = options.get("config_kwargs")
         merged = {**_S3_DEFAULTS["config_kwargs"], **(own if isinstance(own, dict) else {})}
         options = {**_S3_DEFAULTS, **options, "config_kwargs": merged}
+        _retry_what_passes()
     fs, path = fsspec.core.url_to_fs(url, **options)
     return fs, str(path).rstrip("/")
+
+
+@cache
+def _retry_what_passes() -> None:
+    """Let s3fs try again by itself what may pass: left alone it gives up at the first 500.
+
+    A task that makes dozens of requests would hardly ever get through where a tenth of them fail.
+    """
+    from s3fs import core
+
+    before = core.CUSTOM_ERROR_HANDLER
+    core.set_custom_error_handler(lambda error: before(error) or _trouble(error) is Trouble.PASSING)
 
 
 def extras_of(url: str) -> str | None:
@@ -100,6 +115,7 @@ def extras_of(url: str) -> str | None:
 class Trouble(Enum):
     """What kind of failure a storage client met."""
 
+    CLOCK = "the time of this machine is not the server's"
     REFUSED = "credentials that are missing, wrong, or not allowed to do this"
     ABSENT = "nothing there"
     PASSING = "no connection, a time-out, a server that is busy or failed: may pass by itself"
@@ -129,6 +145,8 @@ def _trouble(error: BaseException) -> Trouble:
         return Trouble.FULL
     if code in _BUSY_CODES:
         return Trouble.PASSING
+    if code in _CLOCK_CODES:
+        return Trouble.CLOCK
     refused = status in _REFUSED_STATUS or code in _REFUSED_CODES or names & _NO_CREDENTIALS
     if isinstance(error, PermissionError) or refused:
         return Trouble.REFUSED
@@ -172,6 +190,8 @@ def explain(error: Exception, where: object) -> CheckpointError:
     match found.trouble:
         case Trouble.REFUSED:
             sentence = f"{where} may not be read: {found.why}. Check the credentials and what they may read."
+        case Trouble.CLOCK:
+            sentence = f"{where} may not be read: {found.why}. Set the clock of this machine, and try again."
         case Trouble.ABSENT:
             sentence = f"{where} does not exist, or is hidden from these credentials. Check its address."
         case Trouble.PASSING:

@@ -33,24 +33,33 @@ def reconstruct(
     from impart_core.artifacts.store import Store
     from impart_core.checkpoint.index import open_checkpoint
     from impart_core.errors import ConfigError
+    from tasks.resources import patiently, retried_in
 
     if max_shard_bytes < 1:
         raise ConfigError(f"--max-shard-bytes is {max_shard_bytes}; it must be at least 1.")
     watch, opened = Stopwatch(), Store(store)
-    delta, target = open_delta(opened, resolve(opened, ref)), Path(out).absolute()
+    target = Path(out).absolute()
+    delta = patiently("look for the delta", lambda: open_delta(opened, resolve(opened, ref)))
     with progress(quiet=json) as reporter:
-        written = rebuild(
-            delta,
-            open_checkpoint(base),
-            target,
-            overwrite=overwrite,
-            max_shard_bytes=max_shard_bytes,
-            progress=lambda done, total: reporter("reconstruct", done, total, ""),
+        written = patiently(
+            "reconstruct",
+            lambda: rebuild(
+                delta,
+                open_checkpoint(base),
+                target,
+                overwrite=overwrite,
+                max_shard_bytes=max_shard_bytes,
+                progress=lambda done, total: reporter("reconstruct", done, total, ""),
+            ),
         )
+    retried = retried_in(None)
     if json:
         found = {"artifact": delta.manifest.id, "out": str(target), "bytes": written}
-        print_json({**found, "seconds": round(watch.seconds, 3)})
+        again = [one.model_dump(mode="json") for one in retried]
+        print_json({**found, "retried": again, "seconds": round(watch.seconds, 3)})
         return
+    for one in retried:
+        typer.echo(f"retried {one.what}, {one.times}×: {one.why}")
     typer.echo(f"{target}  {human_bytes(written)} of weights in {watch.seconds:.1f} s")
 
 

@@ -3,13 +3,17 @@
 import contextlib
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 from impart_core.artifacts.objects import PROBES, ObjectInfo, Objects, is_path, require_path, store_errors
 from impart_core.errors import StoreError
 from impart_core.files import copy_hashed, disk_errors, write_atomically
+
+R = TypeVar("R")
+_ATTEMPTS = 20
 
 
 class FolderObjects(Objects):
@@ -24,11 +28,10 @@ class FolderObjects(Objects):
     def put(self, path: str, source: Path, sha256: str) -> None:
         """Copy a file beside its place, flush it to disk, then move it there."""
         place = self._place(path)
+        scratch = place.with_name(f".{place.name}.{uuid.uuid4().hex}.tmp")
         with disk_errors(f"the store {self.url}"):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            scratch = place.with_name(f".{place.name}.{uuid.uuid4().hex}.tmp")
             try:
-                if copy_hashed(source, scratch) != sha256:
+                if _in_folder(place.parent, lambda: copy_hashed(source, scratch)) != sha256:
                     raise StoreError(f"{source} changed while it was being copied to {place}. Run it again.")
                 scratch.replace(place)
             finally:
@@ -37,22 +40,22 @@ class FolderObjects(Objects):
     def create(self, path: str, data: bytes) -> bool:
         """Write a file and link it to its name, which fails where the name is taken."""
         place = self._place(path)
-        with disk_errors(f"the store {self.url}"):
+
+        def write() -> bool:
             try:
-                place.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(place, data, place=os.link)
             except FileExistsError:
-                if place.parent.is_dir():
-                    return False
-                raise
-        return True
+                return False
+            return True
+
+        with disk_errors(f"the store {self.url}"):
+            return _in_folder(place.parent, write)
 
     def replace(self, path: str, data: bytes, was: bytes | None) -> bool:  # noqa: ARG002 - a folder cannot compare
         """Write a file beside the present one and move it over that."""
         place = self._place(path)
         with disk_errors(f"the store {self.url}"):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(place, data)
+            _in_folder(place.parent, lambda: write_atomically(place, data))
         return True
 
     def read(self, path: str, limit: int) -> bytes | None:
@@ -141,3 +144,17 @@ class FolderObjects(Objects):
 
     def _place(self, path: str) -> Path:
         return self._root / require_path(path)
+
+
+def _in_folder(folder: Path, write: Callable[[], R]) -> R:
+    """Make a folder and write in it, again where somebody's `delete` took it away for being empty in between."""
+    for _ in range(_ATTEMPTS):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return write()
+        except FileNotFoundError:
+            continue
+        except FileExistsError:  # `mkdir` found it there, and then no longer
+            if folder.exists() and not folder.is_dir():
+                raise
+    return write()

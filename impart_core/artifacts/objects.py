@@ -159,6 +159,11 @@ def _explained(error: Exception, url: str) -> StoreError:
                 f"The store {url} refuses this: {found.why}. Check the credentials and what they allow; what was "
                 "published is kept, and the same command goes on from there."
             )
+        case Trouble.CLOCK:
+            return StoreDeniedError(
+                f"The store {url} refuses this: {found.why}. Set the clock of this machine, and run the same command "
+                "again: what was published is kept."
+            )
         case Trouble.PASSING:
             return StoreUnreachableError(
                 f"The store {url} cannot be reached: {found.why}. Check its address and the network, and run the "

@@ -7,6 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from impart_core.artifacts.pins import pin
+from impart_core.artifacts.store import Store
+from tests.faults.places import Place, assert_whole
+from tests.faults.tally import Tally
+from tests.faults.warm import run_warm, warm_json
+from tests.impart_core.artifacts.samples import sample
 from tests.support import Environment, data_files, make_pair, manifests, run_impart, run_json
 
 pytestmark = pytest.mark.faults
@@ -181,3 +187,85 @@ def test_damaged_factors_are_not_used_but_replaced(
     alone = run_json(*compress(pair_with_files, tmp_path / "alone"), *others, environment=environment)
     assert alone["artifact"] == report["artifact"]
     assert data_files(tmp_path / "alone").items() <= data_files(store).items()
+
+
+def one_of(pattern: str) -> Find:
+    """Return a way to find a store's first file that fits."""
+    return lambda store: min(store.glob(pattern))
+
+
+def evaluation_of(store: Path) -> Path:
+    """Return the results of an evaluation, which is put in the store first."""
+    manifest, files = sample(store.parent / "sample", {"results.json": b'{"acc": 0.5}'})
+    Store(store).publish(manifest, files)
+    return store / "artifacts" / manifest.id / manifest.files[0].path
+
+
+FOUND_BY_VERIFY: dict[str, Find] = {
+    **FILES,
+    "factors": factors_of,
+    "factors' manifest": lambda store: factors_of(store).with_name("manifest.json"),
+    "evaluation results": evaluation_of,
+    "evaluation manifest": lambda store: evaluation_of(store).with_name("manifest.json"),
+}
+
+
+@pytest.mark.parametrize("kind", FOUND_BY_VERIFY)
+def test_a_flipped_bit_anywhere_in_an_artifact_is_found_and_made_anew(
+    kind: str, store: Path, published: Path, pair_with_files: Pair, environment: Environment, count: Tally
+) -> None:
+    path = FOUND_BY_VERIFY[kind](store)
+    before = path.read_bytes()
+    flip_a_byte(path)
+    count(f"bit flipped: {kind}")
+    own = "tiny" if kind in FILES else path.parent.name
+    verified = run_warm("verify", own, "--store", str(store), "--json", environment=environment)
+    assert verified.returncode == 1, verified.stderr
+    assert str(path) in " ".join(json.loads(verified.stdout)["faults"])
+    if "evaluation" in kind:
+        return  # compressing does not make these
+    done = run_warm(*compress(pair_with_files, store), "--verify-cache", "--json", environment=environment)
+    assert done.returncode == 0, done.stderr
+    remade = json.loads(done.stdout)["remade"]
+    if "factors" in kind:  # nothing that is whole was made from these anew; the next one to need them tells
+        others = [*compress(pair_with_files, store), "--cr", "8", "--name", "other", "--verify-cache", "--json"]
+        done = run_warm(*others, environment=environment)
+        assert done.returncode == 0, done.stderr
+        remade = json.loads(done.stdout)["remade"]
+    assert len(remade) == 1
+    assert str(path) in remade[0]
+    assert str(path) in done.stderr
+    assert "factors" not in kind or path.read_bytes() == before or path.name == "manifest.json"
+    assert_whole(Place(str(store), environment), data_files(published), others=True)
+    assert run_warm("verify", own, "--store", str(store), environment=environment).returncode == 0
+
+
+def test_a_flipped_bit_in_a_name_is_found_and_one_move_back_is_right(
+    store: Path, environment: Environment, count: Tally
+) -> None:
+    run_warm("tag", "tiny", "copy", "--store", str(store), environment=environment)
+    path = one_of("refs/copy/*.json")(store)
+    flip_a_byte(path)
+    count("bit flipped: ref")
+    verified = run_warm("verify", "copy", "--store", str(store), environment=environment)
+    if verified.returncode:  # of most bits; of one in a date or a person's name nobody can tell
+        assert verified.returncode == 2
+        assert str(path) in verified.stderr or "There is no artifact" in verified.stderr
+    assert run_warm("verify", "tiny", "--store", str(store), environment=environment).returncode == 0
+
+
+@pytest.mark.parametrize("kind", ["catalog", "pins"])
+def test_a_flipped_bit_in_what_serves_speed_and_upkeep_is_harmless(
+    kind: str, store: Path, published: Path, pair_with_files: Pair, environment: Environment, count: Tally
+) -> None:
+    (made,) = manifests(store, "delta")
+    pin(Store(store), [made])  # of a run that was killed
+    flip_a_byte(one_of(f"{kind}/*.json")(store))
+    count(f"bit flipped: {kind}")
+    listed = warm_json("ls", "--store", str(store), environment=environment)
+    assert [(entry["id"], entry["names"]) for entry in listed["artifacts"]] == [(made, ["tiny"])]
+    swept = warm_json("gc", "--grace", "0s", "--delete", "--store", str(store), environment=environment)
+    assert swept["artifacts"] == {}
+    report = warm_json(*compress(pair_with_files, store), "--verify-cache", environment=environment)
+    assert (report["artifact"], report["cached_blocks"], report["remade"]) == (made, 3, [])
+    assert_whole(Place(str(store), environment), data_files(published))
