@@ -4,6 +4,7 @@ Column after column is rounded, and what that changes of the outputs is made up 
 e = (w − q)/U_jj, column i > j becomes w_i − U_ji·e, U being upper triangular with H⁻¹ = UᵀU.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -66,7 +67,7 @@ def sparse_gptq(
         return rounded_instead(weight, mask, curvature, ranges, name, options)
     work = _Work.of(values, mask, curvature, ranges, options)
     error = work.run(curvature.inverse_root)
-    if not bool(torch.isfinite(work.values).all()):
+    if not (math.isfinite(error) and bool(torch.isfinite(work.values).all())):
         return rounded_instead(weight, mask, curvature, ranges, name, options)
     found, order = work.codes_as_they_lie(curvature), options.order(curvature)
     return Quantized(found, gather(found, values, order), error, order, curvature.damping)

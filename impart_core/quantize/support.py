@@ -10,6 +10,7 @@ needs no inverse (Chee et al., QuIP, 2023, Theorem 6). Supports are listed from 
 first, so that R is the lower triangular factor that the library gives, and its columns are contiguous.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -56,7 +57,7 @@ def support_gptq(
         if root is None:
             return rounded_instead(weight, mask, curvature, ranges, name, options)
         error += _quantize(values, codes, grid, root, rows, support)
-    if not bool(torch.isfinite(codes).all()):
+    if not (math.isfinite(error) and bool(torch.isfinite(codes).all())):
         return rounded_instead(weight, mask, curvature, ranges, name, options)
     found = grid.codes(codes, ranges)
     return Quantized(found, gather(found, values, order), error, order, curvature.damping)
