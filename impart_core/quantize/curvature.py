@@ -75,7 +75,7 @@ class Curvature:
         assert self.root is not None
         identity = torch.eye(len(self.root), dtype=self.root.dtype, device=self.root.device)
         inverse: torch.Tensor = torch.linalg.solve_triangular(self.root, identity, upper=True)
-        return inverse
+        return inverse.contiguous()  # its rows are what is read; the library gives it column by column
 
 
 def output_error(weight: torch.Tensor, quantized: torch.Tensor, hessian: torch.Tensor) -> float:

@@ -7,6 +7,7 @@ e = (w − q)/U_jj, column i > j becomes w_i − U_ji·e, U being upper triangul
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from pydantic import Field
@@ -17,7 +18,6 @@ from impart_core.quantize.result import (
     GridOptions,
     Quantized,
     RangeCodes,
-    gather,
     masked_weight,
     rounded_instead,
     static_grids,
@@ -32,7 +32,7 @@ class GptqOptions(GridOptions):
             Groups that follow the order of quantisation take their grids from finished blocks.
     """
 
-    block_size: int = Field(default=128, ge=1)
+    block_size: int = Field(default=64, ge=1)
 
 
 def sparse_gptq(
@@ -67,33 +67,43 @@ def sparse_gptq(
         return rounded_instead(weight, mask, curvature, ranges, name, options)
     work = _Work.of(values, mask, curvature, ranges, options)
     error = work.run(curvature.inverse_root)
-    if not (math.isfinite(error) and bool(torch.isfinite(work.values).all())):
+    if not math.isfinite(error):  # nor is it where any value is not
         return rounded_instead(weight, mask, curvature, ranges, name, options)
-    found, order = work.codes_as_they_lie(curvature), options.order(curvature)
-    return Quantized(found, gather(found, values, order), error, order, curvature.damping)
+    natural = torch.argsort(curvature.order)
+    found, quantized = work.codes_as_they_lie(natural), work.values[natural].T.contiguous()
+    return Quantized(found, quantized, error, options.order(curvature), curvature.damping)
 
 
 @dataclass
 class _Work:
     """The state of one run: columns first and in the order of quantisation, so that each one is contiguous.
 
+    Steps are codes less the zero point, so that zero is zero in every grid. Columns have places in the order that
+    groups follow; a cell is places between which no group of any range begins, so that all its columns share grids.
+
     Attributes:
         values: what is left to quantise, then what was quantised, float32, (columns, rows).
         keep: the mask as float32, (columns, rows).
-        codes: float32, (columns, rows).
-        scales: of each column's groups, float32, (columns, rows).
-        zeros: likewise.
-        levels: the highest code of each row, float32, (rows,).
+        steps: found so far, float32, (columns, rows).
+        cells: the cell of each place, (columns,).
+        places: the place of each column, (columns,).
+        begins: by place, the ranges of which a group begins there whose grids are still to be taken.
+        scales: of each cell's groups, float32, (cells, rows).
+        lowest: the steps that their grids begin with, float32, (cells, rows).
+        highest: the steps that they end with, likewise.
         ranges: the ranges of rows.
         options: the settings.
     """
 
     values: torch.Tensor
     keep: torch.Tensor
-    codes: torch.Tensor
+    steps: torch.Tensor
+    cells: list[int]
+    places: list[int]
+    begins: dict[int, list[RowRange]]
     scales: torch.Tensor
-    zeros: torch.Tensor
-    levels: torch.Tensor
+    lowest: torch.Tensor
+    highest: torch.Tensor
     ranges: Sequence[RowRange]
     options: GptqOptions
 
@@ -107,19 +117,26 @@ class _Work:
         options: GptqOptions,
     ) -> "_Work":
         """Lay out the weight, (rows, columns); static grids are known beforehand."""
-        ordered = values.T[curvature.order].contiguous()
-        keep = mask.T[curvature.order].float().contiguous()
-        scales, zeros = torch.ones_like(ordered), torch.zeros_like(ordered)
-        levels = torch.zeros(ordered.shape[1], device=values.device)
+        ordered, keep = (part.T.contiguous()[curvature.order] for part in (values, mask))
+        columns, rows = ordered.shape
+        begins: dict[int, list[RowRange]] = {0: []}
         for span in ranges:
-            levels[span.rows] = float(span.levels)
+            for place in range(0, columns if span.groups(columns) else 0, span.width(columns)):
+                begins.setdefault(place, []).append(span)
+        cells = [cell - 1 for cell in accumulate(int(place in begins) for place in range(columns))]
+        places = curvature.order.tolist() if options.static_groups else list(range(columns))
+        grids = [torch.zeros(len(begins), rows, device=values.device) for _ in range(3)]
+        steps = torch.empty_like(ordered)
+        work = cls(ordered, keep.float(), steps, cells, places, begins, *grids, ranges=ranges, options=options)
+        work.scales.fill_(1.0)  # of rows at 16 bits, whose steps are not used
         if options.static_groups:
-            for span, (scale, zero) in zip(ranges, static_grids(values, ranges, options, None), strict=True):
-                if span.bits != HALF:
-                    groups = curvature.order // span.width(len(ordered))
-                    scales[:, span.rows], zeros[:, span.rows] = scale.float().T[groups], zero.float().T[groups]
-        return cls(ordered, keep, torch.zeros_like(ordered), scales, zeros, levels, ranges, options)
+            for span, (scales, zeros) in zip(ranges, static_grids(values, ranges, options, None), strict=True):
+                for group in range(span.groups(columns)):
+                    work._lay(span, group * span.width(columns), scales[:, group], zeros[:, group])
+            begins.clear()
+        return work
 
+    @torch.inference_mode()  # a column takes a few microseconds, of which bookkeeping for gradients is a part
     def run(self, upper: torch.Tensor) -> float:
         """Quantise all columns in place and return the error.
 
@@ -129,46 +146,64 @@ class _Work:
         columns, block, error = len(self.values), self.options.block_size, 0.0
         for start in range(0, columns, block):
             stop = min(start + block, columns)
-            errors = torch.zeros_like(self.values[start:stop])
-            into = upper[start:stop, start:stop].T.contiguous()  # row j: what each earlier column's error does to j
-            for j in range(start, stop):
-                if not self.options.static_groups:
-                    self._fit(j)
-                self._round(j, errors, into[j - start], j - start)
-            self.values[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
-            error += 0.5 * float(errors.double().square().sum())
+            diagonal = upper.diagonal()[start:stop, None]
+            errors = self._quantize_block(slice(start, stop), upper[start:stop, start:stop] / diagonal)
+            self.values[stop:].addmm_((upper[start:stop, stop:] / diagonal).T, errors, alpha=-1)
+            error += 0.5 * float((errors / diagonal).square_().sum(dtype=torch.float64))
         return error
 
-    def _fit(self, j: int) -> None:
-        """Take the grids of groups that begin at column j; from there on only finished blocks have touched them."""
-        for span in self.ranges:
-            width = span.width(len(self.values))
-            if span.bits != HALF and j % width == 0:
-                scale, zero = row_grids(self.values[j : j + width, span.rows].T, span, self.options.dtype)
-                self.scales[j : j + width, span.rows] = scale[:, 0].float()
-                self.zeros[j : j + width, span.rows] = zero[:, 0].float()
+    def _quantize_block(self, block: slice, upper: torch.Tensor) -> torch.Tensor:
+        """Round the columns of a block one after the other, and return their errors, (block, rows).
 
-    def _round(self, j: int, errors: torch.Tensor, into: torch.Tensor, done: int) -> None:
-        """Round column j after what the `done` earlier ones of its block leave to it; keep its error."""
-        target = torch.addmv(self.values[j], errors[:done].T, into[:done], alpha=-1).mul_(self.keep[j])
-        scale, zero = self.scales[j], self.zeros[j]
-        code = torch.minimum((target / scale).round_().add_(zero).clamp_(min=0), self.levels)
-        self.codes[j] = code
-        torch.mul(code.sub_(zero), scale, out=self.values[j])  # a masked entry has the code of zero
+        Args:
+            block: which columns.
+            upper: U_ij/U_ii among them, what an error in column i does to column j, (block, block).
+        """
+        errors = torch.zeros_like(self.values[block])
+        done = errors.T  # those to come are zero as yet
+        halves = [span.rows for span in self.ranges if span.bits == HALF]
+        grids = list(zip(self.scales.unbind(), self.lowest.unbind(), self.highest.unbind(), strict=True))
+        parts = (part[block].unbind() for part in (self.values, self.keep, self.steps))
+        columns = zip(*parts, errors.unbind(), upper.T.contiguous().unbind(), strict=True)
+        for j, (value, keep, step, error, into) in enumerate(columns, block.start):
+            for span in self.begins.get(j, ()):
+                self._fit(span, j)
+            scale, lowest, highest = grids[self.cells[self.places[j]]]
+            target = torch.addmv(value, done, into, alpha=-1).mul_(keep)
+            torch.div(target, scale, out=step).round_().clamp_(lowest, highest)
+            torch.mul(step, scale, out=value)
+            for rows in halves:
+                value[rows] = target[rows].half().float()
+            torch.sub(target, value, out=error)
+        return errors
+
+    def _fit(self, span: RowRange, j: int) -> None:
+        """Take the grids of the groups that begin at column j; from there on only finished blocks changed anything."""
+        scales, zeros = row_grids(
+            self.values[j : j + span.width(len(self.values)), span.rows].T, span, self.options.dtype
+        )
+        self._lay(span, j, scales[:, 0], zeros[:, 0])
+
+    def _lay(self, span: RowRange, place: int, scale: torch.Tensor, zero: torch.Tensor) -> None:
+        """Set the grids, scales and zero points both (rows,), of the groups that begin at a place."""
+        last = min(place + span.width(len(self.cells)), len(self.cells)) - 1
+        cells = slice(self.cells[place], self.cells[last] + 1)
+        self.scales[cells, span.rows] = scale.float()
+        self.lowest[cells, span.rows] = -zero.float()
+        self.highest[cells, span.rows] = span.levels - zero.float()
+
+    def codes_as_they_lie(self, natural: torch.Tensor) -> tuple[RangeCodes, ...]:
+        """Return the codes with columns as they lie; `natural` says where each is in the order of quantisation."""
+        columns, found = len(self.values), []
+        cells = torch.tensor(self.cells, device=natural.device)
+        own = cells[torch.tensor(self.places, device=natural.device)]  # of each column
         for span in self.ranges:
+            first = cells[: columns if span.groups(columns) else 0 : span.width(columns)]  # of each group
+            scales, zeros = self.scales[first, span.rows].T, -self.lowest[first, span.rows].T
             if span.bits == HALF:
-                self.values[j, span.rows] = target[span.rows].half().float()
-        torch.div(target.sub_(self.values[j]), into[done], out=errors[done])
-
-    def codes_as_they_lie(self, curvature: Curvature) -> tuple[RangeCodes, ...]:
-        """Return the codes with columns as they lie; grids in the order that groups follow."""
-        columns, place = len(self.values), torch.argsort(curvature.order)
-        along = slice(None) if self.options.order(curvature) is not None else place
-        found = []
-        for span in self.ranges:
-            first = slice(0, columns if span.groups(columns) else 0, span.width(columns))  # column of each group
-            scales = self.scales[along][first, span.rows].T.contiguous().to(self.options.dtype)
-            zeros = self.zeros[along][first, span.rows].T.contiguous().to(torch.uint8)
-            kept = self.values[:, span.rows].half() if span.bits == HALF else self.codes[:, span.rows].to(torch.uint8)
-            found.append(RangeCodes(span, kept[place].T.contiguous(), scales, zeros))
+                codes = self.values[:, span.rows].half()
+            else:
+                codes = (self.steps[:, span.rows] - self.lowest[own, span.rows]).to(torch.uint8)
+            parts = (codes[natural].T, scales.to(self.options.dtype), zeros.to(torch.uint8))
+            found.append(RangeCodes(span, *(part.contiguous() for part in parts)))
         return tuple(found)

@@ -1,6 +1,7 @@
 """What quantising a factor's rows returns, the checks before it, and rounding to nearest."""
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -97,12 +98,13 @@ def masked_weight(
     if [span.start for span in ranges] + [rows] != [0] + [span.stop for span in ranges]:
         raise ValueError(f"{name!r}: ranges {ranges} are not its {rows} rows")
     values = weight.float()
-    if not bool(torch.isfinite(values).all()):
+    reach = max(float(bound.abs()) for bound in values.aminmax()) if values.numel() else 0.0
+    if not math.isfinite(reach):
         raise TensorValueError(f"{name!r} holds NaN or infinity and cannot be quantised. Check both checkpoints.")
     limit = torch.finfo(torch.float16).max
-    if values.numel() and float(values.abs().max()) > limit:
+    if reach > limit:
         raise TensorValueError(
-            f"{name!r} reaches {values.abs().max():g}, beyond the {limit:g} that 16-bit scales are made for. "
+            f"{name!r} reaches {reach:g}, beyond the {limit:g} that 16-bit scales are made for. "
             "Check that the base is the right one."
         )
     return torch.where(mask.bool(), values, 0.0)

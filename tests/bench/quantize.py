@@ -16,7 +16,8 @@ from impart_core.quantize.result import GridOptions, round_to_nearest
 from impart_core.quantize.support import support_gptq
 from tests.impart_core.quantize.samples import CASES, factor_of, hessian_of, plain_gptq
 
-COLUMNS, ROWS, GROUP = 2048, 512, 128
+COLUMNS, GROUP = 2048, 128
+WHOLE, THIN = 2048, 512  # rows: all vectors of a square projection, or what a ratio of about 32 leaves of them
 REPEATS = 3
 SHARED = ("q", "k", "v")
 
@@ -24,38 +25,35 @@ SHARED = ("q", "k", "v")
 def measure_quantize() -> dict[str, Any]:
     """Return the speed-up on a 2048-column factor, and the error over that of rounding to nearest on each vector.
 
-    `gptq_speedup`: the plain column-by-column loop over ours, with the same factor of the Hessian at hand, medians.
-    `shared_speedup`: three weights with a Hessian factored for each over the same with one for all.
-    `gptq_over_rtn`: errors as Algorithm 2 counts them; `outputs_over_rtn`: of the outputs, all of it;
-    `support_over_rtn`: likewise, of GPTQ on each row's support, and `support_seconds_over_gptq` what that takes.
+    `gptq_speedup`: the plain column-by-column loop over ours, with the factored Hessian at hand, medians of runs that
+    take turns; `_thin` with fewer rows. `shared_speedup`: three weights with a Hessian factored for each over the same
+    with one for all. `gptq_over_rtn`: errors as Algorithm 2 counts them; `outputs_over_rtn`: those of the outputs;
+    `support_over_rtn`: the same of GPTQ on each row's support, which takes `support_seconds_thin`.
     """
     with one_thread_per_kernel():
         return _speed() | _errors()
 
 
 def _speed() -> dict[str, float]:
-    weight, _ = factor_of(ROWS, COLUMNS)
-    mask = torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)) < _keep_probabilities()
-    hessian, ranges = hessian_of("correlated", COLUMNS), Ladder().spans(ROWS, GROUP)
+    hessian = hessian_of("correlated", COLUMNS)
     curvature = Curvature.of(hessian, "bench")
-    masked, upper = weight * mask, curvature.inverse_root
-    plain = partial(plain_gptq, masked, mask, upper, curvature.order, 2, GROUP)
-    ours = partial(sparse_gptq, weight, mask, curvature, ranges, "bench")
-    seconds = _medians(plain, ours)
+    upper, figures = curvature.inverse_root, dict[str, float]()
+    for suffix, rows in (("", WHOLE), ("_thin", THIN)):
+        weight, mask = _factor(rows)
+        plain = partial(plain_gptq, weight * mask, mask, upper, curvature.order, 2, GROUP)
+        ours = partial(sparse_gptq, weight, mask, curvature, Ladder().spans(rows, GROUP), "bench")
+        plain_seconds, seconds = _medians(plain, ours)
+        figures |= {f"gptq_speedup{suffix}": plain_seconds / seconds, f"gptq_seconds{suffix}": seconds}
+    given = (*_factor(THIN), Ladder().spans(THIN, GROUP))
 
     def quantize_all(shared: bool) -> None:
         one = Curvature.of(hessian, "bench") if shared else None
         for name in SHARED:
-            sparse_gptq(weight, mask, one or Curvature.of(hessian, "bench"), ranges, name)
+            sparse_gptq(given[0], given[1], one or Curvature.of(hessian, "bench"), given[2], name)
 
     apart, together = _medians(partial(quantize_all, False), partial(quantize_all, True))
-    support = _seconds(partial(support_gptq, weight, mask, curvature, ranges, "bench"))
-    return {
-        "gptq_speedup": seconds[0] / seconds[1],
-        "gptq_seconds": seconds[1],
-        "shared_speedup": apart / together,
-        "support_seconds_over_gptq": support / seconds[1],
-    }
+    support = _seconds(partial(support_gptq, given[0], given[1], curvature, given[2], "bench"))
+    return {**figures, "shared_speedup": apart / together, "support_seconds_thin": support}
 
 
 def _errors() -> dict[str, dict[str, float]]:
@@ -71,9 +69,11 @@ def _errors() -> dict[str, dict[str, float]]:
     return figures
 
 
-def _keep_probabilities() -> torch.Tensor:
-    """Return what ImPart keeps of each vector at about CR 32, (rows, 1): all of the first, little of the last."""
-    return torch.linspace(1, 0, ROWS)[:, None] ** 2 * 0.5 + 0.02
+def _factor(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a factor, and a mask that keeps half of its first vectors and hardly anything of its last."""
+    weight, _ = factor_of(rows, COLUMNS)
+    keep = torch.linspace(1, 0, rows)[:, None] ** 2 * 0.5 + 0.02
+    return weight, torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)) < keep
 
 
 def _medians(*works: Callable[[], object]) -> list[float]:
