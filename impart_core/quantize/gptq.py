@@ -19,6 +19,7 @@ from impart_core.quantize.result import (
     Quantized,
     RangeCodes,
     masked_weight,
+    nearest_half,
     rounded_instead,
     static_grids,
 )
@@ -125,14 +126,14 @@ class _Work:
                 begins.setdefault(place, []).append(span)
         cells = [cell - 1 for cell in accumulate(int(place in begins) for place in range(columns))]
         places = curvature.order.tolist() if options.static_groups else list(range(columns))
-        grids = [torch.zeros(len(begins), rows, device=values.device) for _ in range(3)]
+        scales, lowest, highest = (torch.zeros(len(begins), rows, device=values.device) for _ in range(3))
+        scales.fill_(1.0)  # of rows at 16 bits, whose steps are not used
         steps = torch.empty_like(ordered)
-        work = cls(ordered, keep.float(), steps, cells, places, begins, *grids, ranges=ranges, options=options)
-        work.scales.fill_(1.0)  # of rows at 16 bits, whose steps are not used
+        work = cls(ordered, keep.float(), steps, cells, places, begins, scales, lowest, highest, ranges, options)
         if options.static_groups:
-            for span, (scales, zeros) in zip(ranges, static_grids(values, ranges, options, None), strict=True):
+            for span, (scale, zero) in zip(ranges, static_grids(values, ranges, options, None), strict=True):
                 for group in range(span.groups(columns)):
-                    work._lay(span, group * span.width(columns), scales[:, group], zeros[:, group])
+                    work._lay(span, group * span.width(columns), scale[:, group], zero[:, group])
             begins.clear()
         return work
 
@@ -173,7 +174,7 @@ class _Work:
             torch.div(target, scale, out=step).round_().clamp_(lowest, highest)
             torch.mul(step, scale, out=value)
             for rows in halves:
-                value[rows] = target[rows].half().float()
+                value[rows] = nearest_half(target[rows])
             torch.sub(target, value, out=error)
         return errors
 

@@ -110,6 +110,12 @@ def masked_weight(
     return torch.where(mask.bool(), values, 0.0)
 
 
+def nearest_half(values: torch.Tensor) -> torch.Tensor:
+    """Return the nearest values that float16 holds, float32, like `values`."""
+    limit = torch.finfo(torch.float16).max
+    return values.clamp(-limit, limit).half().float()
+
+
 def static_grids(
     values: torch.Tensor, ranges: Sequence[RowRange], options: GridOptions, order: torch.Tensor | None
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -153,8 +159,8 @@ def rounded_instead(
 ) -> Quantized:
     """Round to nearest because the Hessian is of no use, and say so."""
     logger.warning(
-        "%s: the Hessian of its inputs is not positive definite, with any damping; its values are rounded to nearest. "
-        "More calibration text may help.",
+        "%s: the Hessian of its inputs is not positive definite, or too near to that, with any damping; "
+        "its values are rounded to nearest. More calibration text may help.",
         name,
     )
     return round_to_nearest(weight, mask, curvature, ranges, name, options)

@@ -24,6 +24,7 @@ from impart_core.quantize.result import (
     RangeCodes,
     gather,
     masked_weight,
+    nearest_half,
     rounded_instead,
     static_grids,
 )
@@ -57,7 +58,7 @@ def support_gptq(
         if root is None:
             return rounded_instead(weight, mask, curvature, ranges, name, options)
         error += _quantize(values, codes, grid, root, rows, support)
-    if not (math.isfinite(error) and bool(torch.isfinite(codes).all())):
+    if not math.isfinite(error):  # nor is it where any value is not
         return rounded_instead(weight, mask, curvature, ranges, name, options)
     found = grid.codes(codes, ranges)
     return Quantized(found, gather(found, values, order), error, order, curvature.damping)
@@ -155,7 +156,7 @@ def _quantize(
         code = torch.minimum((wanted / scales[j]).round_().add_(zeros[j]).clamp_(min=0), levels)
         value = (code - zeros[j]) * scales[j]
         if any_half:
-            rounded = wanted.half().float()
+            rounded = nearest_half(wanted)
             code, value = torch.where(half, rounded, code), torch.where(half, rounded, value)
         found[j] = code
         delta[:, j] = target[j] - value

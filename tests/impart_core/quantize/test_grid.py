@@ -28,6 +28,7 @@ def on_grid(values: torch.Tensor, levels: int, dtype: torch.dtype) -> tuple[torc
 @example(values=np.full(3, 1e-9, np.float32), bits=8)
 @example(values=np.full(4, -65504, np.float32), bits=2)
 @example(values=np.array([1e-40, -1e-42], np.float32), bits=3)
+@example(values=np.array([1e-45], np.float32), bits=8)
 @settings(max_examples=300, deadline=None)
 def test_every_value_is_at_most_half_a_step_from_the_grid_that_is_stored(values: np.ndarray, bits: int) -> None:
     given_ = torch.from_numpy(values)

@@ -125,17 +125,32 @@ def test_with_a_hessian_of_no_use_values_are_rounded_to_nearest_and_the_tensor_i
     assert "layers.3.o_proj:v" in caplog.text
 
 
-@with_fallback
-def test_a_factor_that_turns_out_to_be_of_no_use_is_noticed_in_time(quantize: Quantizer) -> None:
+SOUND = Curvature.of(torch.eye(2), "w", act_order=False)
+
+
+@pytest.mark.parametrize(
+    ("quantize", "torn"),
+    [
+        (sparse_gptq, replace(SOUND, root=torch.tensor([[1.0, 1e38], [0.0, 1e-6]]))),  # its inverse is infinite
+        (support_gptq, replace(SOUND, hessian=torch.tensor([[1.0, 2.0], [2.0, 1.0]]))),  # it has no root
+        (support_gptq, replace(SOUND, hessian=torch.tensor([[1e37, 0.9], [0.9, 1e-37]]), added=0.0)),  # 1e37 times w
+    ],
+)
+def test_a_factor_that_turns_out_to_be_of_no_use_is_noticed_in_time(quantize: Quantizer, torn: Curvature) -> None:
     weight, mask = factor_of(4, 2)
-    sound = Curvature.of(torch.eye(2), "w", act_order=False)
-    torn = {
-        sparse_gptq: replace(sound, root=torch.tensor([[1.0, 1e38], [0.0, 1e-6]])),  # its inverse is infinite
-        support_gptq: replace(sound, hessian=torch.tensor([[1.0, 2.0], [2.0, 1.0]])),
-    }[quantize]
+    weight *= 2e4
     found = quantize(weight, mask, torn, WHOLE, "w")
     assert found.damping is None
-    assert same(found, round_to_nearest(weight, mask, sound, WHOLE, "w"))
+    assert same(found, round_to_nearest(weight, mask, SOUND, WHOLE, "w"))
+
+
+@with_fallback
+def test_values_that_are_pushed_beyond_float16_are_its_largest(quantize: Quantizer) -> None:
+    weight = torch.tensor([[65487.0, 65504.0]])  # rounds to 65472, which the other has to make up for
+    curvature = Curvature.of(torch.tensor([[100.0, 9.9], [9.9, 1.0]]), "w", act_order=False)
+    found = quantize(weight, weight > 0, curvature, (RowRange(0, 1, 16),), "w")
+    assert found.damping == 0.01
+    assert found.weight.tolist() == [[65472, 65504]]
 
 
 @with_fallback
