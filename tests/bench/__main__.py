@@ -8,11 +8,13 @@ from typing import Any
 from tests.bench.codec import measure_codec
 from tests.bench.decomposition import measure_decomposition
 from tests.bench.pipeline import measure_pipeline
+from tests.bench.quantize import measure_quantize
 from tests.bench.store import measure_store
 
 BENCHMARKS = {
     "decomposition": measure_decomposition,
     "codec": measure_codec,
+    "quantize": measure_quantize,
     "pipeline": measure_pipeline,
     "store": measure_store,
 }
@@ -22,6 +24,9 @@ TARGETS = {
     "rss_over_block": "≤ 4",
     "bytes_over_nominal": "≤ 1.02 for impart, dare and lowrank",
     "decode_over_product": "≥ 0.5",
+    "gptq_speedup": "≥ 3",
+    "gptq_over_rtn": "< 1 on every vector",
+    "support_over_rtn": "< 1 on every vector",
     "scaling_deviation": "≤ 0.1",
     "ls_seconds": "≤ 10",
     "lineage_seconds": "≤ 10",

@@ -1,0 +1,82 @@
+"""BitDelta: ΔW ≈ s·sign(ΔW), one bit an entry, s = mean|ΔW| (Liu et al. 2024; PAPER.md §3).
+
+That s is the best for the signs: it minimises ‖ΔW − s·sign(ΔW)‖. With a mask, as BitDelta is combined with DARE,
+only kept entries have a bit and count in s; dividing s by the keep probability is the caller's.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from impart_core.codec.bitpack import UInt8Array, pack, packed_bytes, unpack
+from impart_core.errors import TensorValueError
+
+SCALE_BYTES = 4  # float32: the mean of a delta may be far below what float16 holds exactly
+
+
+@dataclass(frozen=True)
+class SignCodes:
+    """A delta as signs.
+
+    Attributes:
+        scales: s, float32, (1,), or one for each row, (m,).
+        signs: bits of kept entries row by row, set where the entry is not negative; uint8, (⌈kept/8⌉,).
+    """
+
+    scales: torch.Tensor
+    signs: UInt8Array
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both parts."""
+        return SCALE_BYTES * len(self.scales) + len(self.signs)
+
+
+def encode_signs(delta: torch.Tensor, name: str, per_row: bool = False, mask: torch.Tensor | None = None) -> SignCodes:
+    """Return the signs and the mean magnitude of a delta.
+
+    Args:
+        delta: any floating dtype, (m, n).
+        name: the tensor, for the error.
+        per_row: one scale for each row; else one for all.
+        mask: which entries are kept, bool, (m, n); None: all. A row without any has the scale 0.
+
+    Raises:
+        TensorValueError: the delta holds NaN or infinity.
+    """
+    values = delta.detach().cpu().float()
+    if not bool(torch.isfinite(values).all()):
+        raise TensorValueError(f"The delta of {name!r} holds NaN or infinity. Check both checkpoints.")
+    keep = torch.ones_like(values, dtype=torch.bool) if mask is None else mask.cpu().bool()
+    total = torch.where(keep, values, 0.0).abs().double().sum(dim=1)
+    count = keep.sum(dim=1)
+    if not per_row:
+        total, count = total.sum().reshape(1), count.sum().reshape(1)
+    scales = (total / count.clamp(min=1)).float()
+    return SignCodes(scales, pack((values[keep] >= 0).numpy().astype(np.uint8), 1))
+
+
+def decode_signs(codes: SignCodes, shape: tuple[int, int], mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Return s·sign of every kept entry and zero elsewhere, float32, (m, n).
+
+    Args:
+        codes: what `encode_signs` returned.
+        shape: (m, n).
+        mask: the one that it was given.
+
+    Raises:
+        ValueError: the codes are not of such a delta.
+    """
+    if len(codes.scales) not in (1, shape[0]):
+        raise ValueError(f"{len(codes.scales)} scales for {shape[0]} rows")
+    keep = torch.ones(shape, dtype=torch.bool) if mask is None else mask.cpu().bool()
+    bits = torch.from_numpy(unpack(codes.signs, 1, int(keep.sum())))
+    signs = torch.zeros(shape, dtype=torch.float32)
+    signs[keep] = bits.float() * 2 - 1
+    return signs * codes.scales[:, None]
+
+
+def sign_bytes(kept: int, scales: int = 1) -> int:
+    """Return the bytes of so many kept entries' signs and so many scales."""
+    return packed_bytes(kept, 1) + SCALE_BYTES * scales

@@ -1,0 +1,165 @@
+"""GPTQ of each row on what its mask keeps of it, where Algorithm 2 works on all columns and masks afterwards.
+
+Algorithm 2 makes up for errors in masked entries too, and then loses that part, as they stay zero. Here row k sees
+H_SS, the rows and columns of H that its mask keeps: what is made up for is made up for in kept entries alone, and
+½·Δ·H·Δᵀ of the row is exactly what the rounding of its columns adds up to. Each row needs a factor of its own,
+|S|³/3 operations; with a full mask it is GPTQ.
+
+With H_SS = R·Rᵀ, R upper triangular, column j becomes w_j + Σ_{i<j} (w_i − q_i)·R_ij/R_jj: the form of GPTQ that
+needs no inverse (Chee et al., QuIP, 2023, Theorem 6). Supports are listed from the last column to be quantised to the
+first, so that R is the lower triangular factor that the library gives, and its columns are contiguous.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from impart_core.quantize.curvature import Curvature
+from impart_core.quantize.grid import HALF, RowRange, column_groups
+from impart_core.quantize.result import (
+    GridOptions,
+    Quantized,
+    RangeCodes,
+    gather,
+    masked_weight,
+    nearest_half,
+    rounded_instead,
+    static_grids,
+)
+
+_MOST_ENTRIES = 1 << 24  # of the factors worked on at once: 64 MiB, and a few times that in temporaries
+
+
+def support_gptq(
+    weight: torch.Tensor,
+    mask: torch.Tensor,
+    curvature: Curvature,
+    ranges: Sequence[RowRange],
+    name: str,
+    options: GridOptions | None = None,
+) -> Quantized:
+    """Quantise rows along their columns, each on its own support; grids are those of the weights as given.
+
+    Arguments, fallback and errors are those of `gptq.sparse_gptq`; `error` is ½·tr(Δ·H·Δᵀ) with the damped H.
+    """
+    options = options or GridOptions()
+    values = masked_weight(weight, mask, curvature, ranges, name)
+    if curvature.root is None:
+        return rounded_instead(weight, mask, curvature, ranges, name, options)
+    order = options.order(curvature)
+    grid = _Grid.of(values, ranges, options, order)
+    codes, error = torch.empty_like(values), 0.0
+    codes.copy_(grid.zeros)  # the code of zero
+    damped = _padded(curvature)
+    for rows, support in _batches(mask.bool(), curvature.order):
+        root = _roots(damped, support)
+        if root is None:
+            return rounded_instead(weight, mask, curvature, ranges, name, options)
+        error += _quantize(values, codes, grid, root, rows, support)
+    if not math.isfinite(error):  # nor is it where any value is not
+        return rounded_instead(weight, mask, curvature, ranges, name, options)
+    found = grid.codes(codes, ranges)
+    return Quantized(found, gather(found, values, order), error, order, curvature.damping)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Every entry's grid, float32, (rows, columns); rows at 16 bits are told by `half`, bool, (rows,)."""
+
+    scales: torch.Tensor
+    zeros: torch.Tensor
+    levels: torch.Tensor
+    half: torch.Tensor
+    stored: list[tuple[torch.Tensor, torch.Tensor]]
+
+    @classmethod
+    def of(
+        cls, values: torch.Tensor, ranges: Sequence[RowRange], options: GridOptions, order: torch.Tensor | None
+    ) -> "_Grid":
+        scales, zeros = torch.ones_like(values), torch.zeros_like(values)
+        levels = torch.zeros(len(values), device=values.device)
+        half = torch.zeros(len(values), dtype=torch.bool, device=values.device)
+        stored = static_grids(values, ranges, options, order)
+        for span, (scale, zero) in zip(ranges, stored, strict=True):
+            levels[span.rows], half[span.rows] = float(span.levels), span.bits == HALF
+            if span.bits != HALF:
+                groups = column_groups(values.shape[1], span.width(values.shape[1]), order).to(values.device)
+                scales[span.rows], zeros[span.rows] = scale.float()[:, groups], zero.float()[:, groups]
+        return cls(scales, zeros, levels, half, stored)
+
+    def codes(self, codes: torch.Tensor, ranges: Sequence[RowRange]) -> tuple[RangeCodes, ...]:
+        """Return each range's codes; of rows at 16 bits, `codes` holds the values."""
+        return tuple(
+            RangeCodes(span, codes[span.rows].to(torch.float16 if span.bits == HALF else torch.uint8), scales, zeros)
+            for span, (scales, zeros) in zip(ranges, self.stored, strict=True)
+        )
+
+
+def _batches(mask: torch.Tensor, order: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield rows with about as many kept entries, to be worked on together.
+
+    Yields:
+        Which rows, int64, (batch,); and their supports, int64, (batch, size): kept columns from the last to be
+        quantised to the first, then the number of columns as often as it takes to be as long as the longest.
+    """
+    backwards = order.flip(0)
+    kept = mask[:, backwards]
+    counts = kept.sum(dim=1)
+    by_count = torch.argsort(counts, descending=True, stable=True)
+    first = 0
+    while first < len(by_count) and (size := int(counts[by_count[first]])):
+        rows = by_count[first : first + max(1, _MOST_ENTRIES // size**2)]
+        places = torch.argsort(~kept[rows], dim=1, stable=True)[:, :size]  # kept ones first, their order unchanged
+        yield rows, backwards[places].masked_fill(~torch.gather(kept[rows], 1, places), len(order))
+        first += len(rows)
+
+
+def _padded(curvature: Curvature) -> torch.Tensor:
+    """Return the damped H with a row and a column of zeros after the last, (columns + 1, columns + 1)."""
+    damped = torch.nn.functional.pad(curvature.hessian, (0, 1, 0, 1))
+    damped.diagonal()[:-1].add_(curvature.added)
+    return damped
+
+
+def _roots(damped: torch.Tensor, support: torch.Tensor) -> torch.Tensor | None:
+    """Return the factors of H_SS, lower triangular, (batch, size, size), or None where one does not exist."""
+    matrices = torch.stack([damped.index_select(0, one).index_select(1, one) for one in support])
+    matrices.diagonal(dim1=1, dim2=2).masked_fill_(support == len(damped) - 1, 1.0)
+    root, info = torch.linalg.cholesky_ex(matrices)
+    exists = bool((info == 0).all()) and bool(torch.isfinite(root.diagonal(dim1=1, dim2=2)).all())
+    return root if exists else None
+
+
+def _quantize(
+    values: torch.Tensor,
+    codes: torch.Tensor,
+    grid: _Grid,
+    root: torch.Tensor,
+    rows: torch.Tensor,
+    support: torch.Tensor,
+) -> float:
+    """Quantise a batch of rows and write their codes into `codes`; return the error."""
+    kept = support < values.shape[1]
+    at = (rows[:, None], torch.where(kept, support, 0))
+    target, scales, zeros = (part[at].T.contiguous() for part in (values, grid.scales, grid.zeros))
+    target.mul_(kept.T)  # (size, batch); what is filled up is zero, and stays so
+    levels, half = grid.levels[rows], grid.half[rows]
+    any_half = bool(half.any())
+    diagonal = root.diagonal(dim1=1, dim2=2).T.contiguous()
+    below = root.transpose(1, 2)  # row j: column j of R
+    delta, found = torch.zeros(support.shape, device=values.device), torch.empty_like(target)
+    error = torch.zeros(len(rows), dtype=torch.float64, device=values.device)
+    for j in reversed(range(len(target))):
+        wanted = target[j] + (below[:, j, j + 1 :] * delta[:, j + 1 :]).sum(dim=1) / diagonal[j]
+        code = torch.minimum((wanted / scales[j]).round_().add_(zeros[j]).clamp_(min=0), levels)
+        value = (code - zeros[j]) * scales[j]
+        if any_half:
+            rounded = nearest_half(wanted)
+            code, value = torch.where(half, rounded, code), torch.where(half, rounded, value)
+        found[j] = code
+        delta[:, j] = target[j] - value
+        error += ((wanted - value) * diagonal[j]).double().square()
+    codes[rows[kept.nonzero()[:, 0]], support[kept]] = found.T[kept]
+    return 0.5 * float(error.sum())
