@@ -7,12 +7,26 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.faults import tally
 from tests.servers import s3_server
 from tests.support import make_pair
 
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Count the faults that a test injected, in whichever process it ran."""
+    for name, value in report.user_properties if report.when == "teardown" else ():
+        if name == tally.PROPERTY:
+            tally.add(*value)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many faults there were."""
+    if tally.injected:
+        terminalreporter.write_line(tally.summary())
 
 
 @pytest.fixture(autouse=True)

@@ -31,18 +31,12 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many faults there were."""
-    if tally.injected:
-        terminalreporter.write_line(tally.summary())
-
-
 @pytest.fixture
 def count(request: pytest.FixtureRequest) -> Iterator[tally.Tally]:
     """Counts the faults that a test injects."""
     made = tally.Tally()
     yield made
-    made.close(request.node.stash.get(_PASSED, False))
+    request.node.user_properties.append((tally.PROPERTY, [dict(made.found), request.node.stash.get(_PASSED, False)]))
 
 
 @pytest.fixture(scope="session")

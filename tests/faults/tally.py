@@ -1,7 +1,8 @@
-"""How many faults a session of tests injected, and how many the program survived."""
+"""How many faults tests injected, and how many the program survived."""
 
 from collections import Counter
 
+PROPERTY = "faults"  # of a test's report: its faults by kind, and whether it passed
 injected: Counter[str] = Counter()
 survived: Counter[str] = Counter()
 
@@ -17,11 +18,12 @@ class Tally:
         """Count faults of one kind, named in a few words."""
         self.found[what] += times
 
-    def close(self, passed: bool) -> None:
-        """Add them to the session's."""
-        injected.update(self.found)
-        if passed:
-            survived.update(self.found)
+
+def add(found: dict[str, int], passed: bool) -> None:
+    """Add one test's faults to the session's."""
+    injected.update(found)
+    if passed:
+        survived.update(found)
 
 
 def summary() -> str:
