@@ -9,7 +9,8 @@ from impart_core.apply.dense import reconstruct
 from impart_core.artifacts.catalog import entry_of, note
 from impart_core.artifacts.delta import Delta, open_delta
 from impart_core.artifacts.evaluation import evaluation_recipe, publish_evaluation
-from impart_core.artifacts.manifest import EvaluationContent
+from impart_core.artifacts.manifest import EvaluationContent, Manifest
+from impart_core.artifacts.pins import pinned
 from impart_core.artifacts.store import Store
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
 from impart_core.numerics import resolve_device
@@ -39,11 +40,14 @@ def evaluate_model(job: EvaluationJob) -> EvaluationResult:
             device = str(resolve_device(job.device))
             found = evaluate(folder, [job.task], split=job.split, limit=job.limit, device=device)
         parents = [model.manifest.id] if isinstance(model, Delta) else []
-        manifest = patiently(
-            f"publish {job.label} on {job.task}",
-            lambda: publish_evaluation(store, recipe, found, parents, watch, **trust),
-        )
-        note(store, [entry_of(manifest)])
+
+        def publish() -> Manifest:
+            with pinned(store, [recipe.id]):
+                made = publish_evaluation(store, recipe, found, parents, watch, **trust)
+                note(store, [entry_of(made)])
+                return made
+
+        manifest = patiently(f"publish {job.label} on {job.task}", publish)
     content = manifest.content
     assert isinstance(content, EvaluationContent)
     return EvaluationResult(

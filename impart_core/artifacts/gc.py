@@ -22,6 +22,7 @@ from impart_core.errors import CorruptArtifactError
 
 DEFAULT_GRACE = timedelta(days=7)
 _TAIL = f"/{MANIFEST}"
+_SCRATCH_AGE = timedelta(hours=1)  # writing a small object takes seconds: what is older has lost its writer
 _SIDE_FOLDERS = ("refs", "catalog", "pins", "sweeps", PROBES)
 
 
@@ -216,8 +217,9 @@ def _leftovers(
             own = {f"artifacts/{name}/{path}" for path in (MANIFEST, *(file.path for file in manifest.files))}
             found = kept[name].items()
             leftovers.update({path: info for path, info in found if path not in own and info.modified <= oldest})
+    dead = store.objects.now() - _SCRATCH_AGE
     for folder in _SIDE_FOLDERS:
         found = store.objects.find(folder).items()
         scratch = {path: info for path, info in found if folder == PROBES or path.rpartition("/")[2].startswith(".")}
-        leftovers.update({path: info for path, info in scratch.items() if info.modified <= oldest})
+        leftovers.update({path: info for path, info in scratch.items() if info.modified <= min(oldest, dead)})
     return leftovers

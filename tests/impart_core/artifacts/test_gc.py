@@ -132,12 +132,26 @@ def test_evaluations_stay_with_what_they_measured(folder_store: Store, pair: Pai
     assert verify(folder_store, delta.manifest.id).faults == ()
 
 
-def test_what_writers_left_behind_goes_when_it_is_old(store: Store, tmp_path: Path) -> None:
+def test_scratch_is_left_alone_for_an_hour_whatever_the_grace_time(folder_store: Store) -> None:
+    put(folder_store, "probes/0", b"in use")
+    put(folder_store, "refs/name/.00000001.json.0.tmp", b"in use")
+    later(folder_store)
+    assert collect(folder_store, grace=NOW, delete=True).leftovers == 0
+    then = time.time() - 3700
+    for path in Path(folder_store.url).rglob("*"):
+        os.utime(path, (then, then))
+    assert collect(folder_store, grace=NOW, delete=True).leftovers == 2
+
+
+def test_what_writers_left_behind_goes_when_it_is_old(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     manifest = make(store, tmp_path, 0)
     set_ref(store, "kept", manifest.id)
     put(store, f"artifacts/{manifest.id}/data.0123456789abcdef.bin", b"of another writer")
     put(store, f"artifacts/{'1' * 64}/data.bin", b"no manifest")
     put(store, "refs/kept/.00000002.json.0.tmp", b"scratch")
+    monkeypatch.setattr(gc, "_SCRATCH_AGE", NOW)
     later(store)
     young = collect(store, delete=True)
     assert (young.leftovers, gone(young), young.bytes) == (0, set(), 0)
