@@ -42,7 +42,7 @@ def prefect_server() -> Iterator[str]:
     Raises:
         ServerError: the configured server does not answer, or the embedded one does not start.
     """
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     configured = PREFECT_API_URL.value()
     if configured:
@@ -53,7 +53,8 @@ def prefect_server() -> Iterator[str]:
             )
         yield configured
         return
-    with _embedded() as url, temporary_settings({PREFECT_API_URL: url}):
+    # Nobody is left to miss a heartbeat when the command dies, and every run would wait up to a second for the last.
+    with _embedded() as url, temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         yield url
 
 

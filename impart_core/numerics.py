@@ -7,11 +7,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 
 from impart_core.errors import ConfigError, DeviceError
 
+_M_MMAP_THRESHOLD = -3  # malloc.h
 _lock = threading.Lock()
 _inside = 0
 _threads_before = 1
@@ -68,6 +70,19 @@ def release_memory() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
+
+
+@cache
+def return_large_memory_at_once() -> None:
+    """Have large tensors' memory given back to the system as soon as they are freed, where the C library is glibc.
+
+    Left alone it learns to keep blocks of up to 32 MiB, of which more lie idle the more sizes there are: a fifth of
+    the peak. From 16 MiB on, what this costs in time is within the noise.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(_M_MMAP_THRESHOLD, 16 << 20)
 
 
 def default_workers() -> int:

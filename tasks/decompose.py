@@ -5,7 +5,7 @@ from impart_core.artifacts.factors import examine_factors, publish_factors
 from impart_core.artifacts.manifest import FactorsContent
 from impart_core.artifacts.store import Store
 from impart_core.decompose import decompose_block as decompose
-from impart_core.numerics import release_memory, resolve_device
+from impart_core.numerics import release_memory, resolve_device, return_large_memory_at_once
 from tasks.references import BlockJob, FactorsResult
 from tasks.resources import GPU, patiently, stage
 from tasks.watch import start_watch
@@ -14,6 +14,7 @@ from tasks.watch import start_watch
 @stage("decompose block", "decompose {job.block.name}", GPU)
 def decompose_block(job: BlockJob) -> FactorsResult | None:
     """Decompose one block and publish its factors, unless the store holds them, or already what they are for."""
+    return_large_memory_at_once()
     watch, store = start_watch(base=job.base, finetuned=job.finetuned), Store(job.store)
     if job.factors is None:
         return None

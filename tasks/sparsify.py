@@ -5,7 +5,7 @@ from impart_core.artifacts.delta import publish_block
 from impart_core.artifacts.factors import stored_factors
 from impart_core.artifacts.store import Store
 from impart_core.compress import compress_block
-from impart_core.numerics import release_memory, resolve_device
+from impart_core.numerics import release_memory, resolve_device, return_large_memory_at_once
 from tasks.references import BlockJob, BlockResult
 from tasks.resources import CPU, patiently, stage
 from tasks.watch import start_watch
@@ -14,6 +14,7 @@ from tasks.watch import start_watch
 @stage("sparsify block", "sparsify {job.block.name}", CPU)
 def sparsify_block(job: BlockJob) -> BlockResult:
     """Compress one block and publish it, unless the store holds it whole already."""
+    return_large_memory_at_once()
     watch, store = start_watch(base=job.base, finetuned=job.finetuned), Store(job.store)
     trust = {"reread": job.trust.reread, "replace": job.trust.refreshes("sparsify")}
     found = store.examine(job.recipe.id, reread=job.trust.reread)
