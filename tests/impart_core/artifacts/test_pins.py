@@ -59,7 +59,9 @@ def test_a_pin_waits_until_a_sweep_over_it_has_ended(store: Store) -> None:
 
 def test_a_pin_does_not_wait_for_a_sweep_over_others(store: Store) -> None:
     with sweeping(store, [B]):
-        pin(store, [A]).release()
+        made = pin(store, [A])
+        assert pinned_ids(store) == {A}
+        made.release()
 
 
 def test_a_killed_collectors_sweep_lapses(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
