@@ -1,7 +1,7 @@
 """Stages: a delta looked for, or its published blocks gathered under one manifest, and named."""
 
 from impart_core.artifacts.catalog import entry_of, note
-from impart_core.artifacts.delta import Delta, examine_delta, open_delta, publish_delta
+from impart_core.artifacts.delta import Delta, examine_delta, publish_delta
 from impart_core.artifacts.refs import set_ref
 from impart_core.artifacts.store import Store
 from impart_core.checkpoint.index import open_checkpoint
@@ -30,11 +30,11 @@ def gather_delta(job: DeltaJob) -> DeltaResult:
     before = store.lookup(job.recipe.id) if refresh else None
     blocks = [entry.id for entry in job.made if entry.kind == "block"]
     trust = {"reread": job.trust.reread, "replace": refresh}
-    manifest = publish_delta(store, job.recipe, open_checkpoint(job.finetuned), blocks, watch, **trust)
+    delta = publish_delta(store, job.recipe, open_checkpoint(job.finetuned), blocks, watch, **trust)
+    manifest = delta.manifest
     if job.name:
         set_ref(store, job.name, manifest.id, why="compress")
     note(store, [*job.made, entry_of(manifest)])
-    delta = open_delta(store, manifest.id)
     changed = before is not None and (before.files, before.content) != (manifest.files, manifest.content)
     return _result(delta).model_copy(update={"changed": changed})
 

@@ -138,52 +138,6 @@ def publish_block(
         return store.publish(manifest, {CODES_FILE: path}, **trust)
 
 
-def publish_delta(
-    store: Store,
-    recipe: Recipe,
-    finetuned: Checkpoint,
-    block_ids: Sequence[str],
-    watch: Stopwatch,
-    **trust: bool,
-) -> Manifest:
-    """Gather published blocks under one manifest, without copying their bytes; return the manifest in force.
-
-    `trust` is as in `Store.publish`.
-    """
-    blocks = [store.manifest(block_id) for block_id in block_ids]
-    base_files = recipe.inputs["base_files"]
-    carried = recipe.inputs["finetuned_files"]
-    own = [name for name in sorted(carried) if base_files.get(name) != carried[name]]
-    pointers = tuple(
-        BlockPointer(name=_block_content(block).name, id=block.id, bytes=store.artifact_bytes(block))
-        for block in blocks
-    )
-    codes = sum(_block_content(block).projection_bytes for block in blocks)
-    dense = sum(_block_content(block).projection_dense_bytes for block in blocks)
-    with scratch_folder() as scratch:
-        files = {name: finetuned.carried[name].on_disk(scratch) for name in own}
-        entries = tuple(file_entry(name, path) for name, path in files.items())
-        content = DeltaContent(
-            blocks=pointers,
-            base=recipe.inputs["base"],
-            finetuned=recipe.inputs["finetuned"],
-            finetuned_bytes=finetuned.nbytes,
-            carried=carried,
-            projection_bytes=codes,
-            projection_dense_bytes=dense,
-            data_bytes=sum(pointer.bytes for pointer in pointers) + sum(entry.size for entry in entries),
-            cr_projection=dense / codes if codes else None,
-        )
-        manifest = Manifest.make(
-            recipe,
-            parents=tuple(block_ids),
-            files=entries,
-            content=content,
-            provenance=watch.provenance(),
-        )
-        return store.publish(manifest, files, **trust)
-
-
 @dataclass(frozen=True)
 class Delta:
     """A published delta: its manifest and its blocks' manifests, in the model's order."""
@@ -228,6 +182,54 @@ class Delta:
         return found
 
 
+def publish_delta(
+    store: Store,
+    recipe: Recipe,
+    finetuned: Checkpoint,
+    block_ids: Sequence[str],
+    watch: Stopwatch,
+    **trust: bool,
+) -> Delta:
+    """Gather published blocks under one manifest, without copying their bytes; return the delta in force.
+
+    `trust` is as in `Store.publish`.
+    """
+    blocks = [store.manifest(block_id) for block_id in block_ids]
+    base_files = recipe.inputs["base_files"]
+    carried = recipe.inputs["finetuned_files"]
+    own = [name for name in sorted(carried) if base_files.get(name) != carried[name]]
+    pointers = tuple(
+        BlockPointer(name=_block_content(block).name, id=block.id, bytes=store.artifact_bytes(block))
+        for block in blocks
+    )
+    codes = sum(_block_content(block).projection_bytes for block in blocks)
+    dense = sum(_block_content(block).projection_dense_bytes for block in blocks)
+    with scratch_folder() as scratch:
+        files = {name: finetuned.carried[name].on_disk(scratch) for name in own}
+        entries = tuple(file_entry(name, path) for name, path in files.items())
+        content = DeltaContent(
+            blocks=pointers,
+            base=recipe.inputs["base"],
+            finetuned=recipe.inputs["finetuned"],
+            finetuned_bytes=finetuned.nbytes,
+            carried=carried,
+            projection_bytes=codes,
+            projection_dense_bytes=dense,
+            data_bytes=sum(pointer.bytes for pointer in pointers) + sum(entry.size for entry in entries),
+            cr_projection=dense / codes if codes else None,
+        )
+        manifest = Manifest.make(
+            recipe,
+            parents=tuple(block_ids),
+            files=entries,
+            content=content,
+            provenance=watch.provenance(),
+        )
+        manifest = store.publish(manifest, files, **trust)
+    read = {block.id: block for block in blocks}
+    return _delta_of(store, manifest, read)
+
+
 def open_delta(store: Store, artifact_id: str) -> Delta:
     """Open a delta by its artifact id.
 
@@ -236,10 +238,15 @@ def open_delta(store: Store, artifact_id: str) -> Delta:
         CorruptArtifactError: a manifest is damaged.
         ConfigError: the artifact is not a delta.
     """
-    manifest = store.manifest(artifact_id)
+    return _delta_of(store, store.manifest(artifact_id), {})
+
+
+def _delta_of(store: Store, manifest: Manifest, read: Mapping[str, Manifest]) -> Delta:
+    """Return a delta from its manifest and those of its blocks, which are read unless they have been; see above."""
     if not isinstance(manifest.content, DeltaContent):
-        raise ConfigError(f"Artifact {artifact_id[:12]} is a {manifest.content.kind}, not a compressed delta.")
-    blocks = tuple(store.manifest(pointer.id) for pointer in manifest.content.blocks)
+        raise ConfigError(f"Artifact {manifest.id[:12]} is a {manifest.content.kind}, not a compressed delta.")
+    ids = (pointer.id for pointer in manifest.content.blocks)
+    blocks = tuple(read.get(block_id) or store.manifest(block_id) for block_id in ids)
     return Delta(store=store, manifest=manifest, content=manifest.content, blocks=blocks)
 
 

@@ -9,7 +9,7 @@ from tests.support import Environment, make_pair, run_json
 
 pytestmark = pytest.mark.e2e
 
-PER_BLOCK, BESIDE = 16, 8
+PER_BLOCK, BESIDE = 15, 7
 PER_BLOCK_REUSED, BESIDE_REUSED = 2, 13
 
 

@@ -38,8 +38,10 @@ def compress(
             tensors = compress_block(work.pairs, block, config, stored=stored, digests=digests)
         ids.append(publish_block(store, recipe, block.name, tensors, Stopwatch()).id)
     recipe = delta_recipe(base, finetuned, config, digests)
-    manifest = publish_delta(store, recipe, finetuned, ids, Stopwatch())
-    return open_delta(store, manifest.id)
+    made = publish_delta(store, recipe, finetuned, ids, Stopwatch())
+    opened = open_delta(store, made.manifest.id)
+    assert opened == made
+    return opened
 
 
 def stored_path(delta: Delta, number: int = 0) -> Path:
