@@ -89,8 +89,9 @@ def get_ref(store: Store, name: str) -> str | None:
 
 
 def all_refs(store: Store) -> dict[str, str]:
-    """Return every name and the id that it points to."""
-    return {name: moves[-1].id for name, moves in all_moves(store).items()}
+    """Return every name and the id that it points to; of its moves only the last is read."""
+    last = {name: numbers[-1:] for name, numbers in _all_numbers(store).items()}
+    return {name: moves[-1].id for name, moves in _read_moves(store, last).items()}
 
 
 def all_moves(store: Store) -> dict[str, list[Move]]:
@@ -99,13 +100,27 @@ def all_moves(store: Store) -> dict[str, list[Move]]:
     Raises:
         CorruptArtifactError: one of them is damaged.
     """
-    found: dict[str, dict[int, Move]] = {}
-    for path, data in store.objects.read_many(sorted(store.objects.find("refs")), _LARGEST).items():
+    return _read_moves(store, _all_numbers(store))
+
+
+def _all_numbers(store: Store) -> dict[str, list[int]]:
+    """Return the numbers of every name's moves, rising, from one listing."""
+    found: dict[str, list[int]] = {}
+    for path in sorted(store.objects.find("refs")):
         _, name, file = path.split("/", 2)
         entry = _ENTRY.fullmatch(file)
         if _NAME.fullmatch(name) and entry:
-            found.setdefault(name, {})[int(entry[1])] = _parse(store, path, int(entry[1]), data)
-    return {name: [moves[number] for number in sorted(moves)] for name, moves in sorted(found.items())}
+            found.setdefault(name, []).append(int(entry[1]))
+    return found
+
+
+def _read_moves(store: Store, numbers: dict[str, list[int]]) -> dict[str, list[Move]]:
+    wanted = {_path(name, number): (name, number) for name, own in numbers.items() for number in own}
+    moves: dict[str, list[Move]] = {}
+    for path, data in store.objects.read_many(wanted, _LARGEST).items():
+        name, number = wanted[path]
+        moves.setdefault(name, []).append(_parse(store, path, number, data))
+    return dict(sorted(moves.items()))
 
 
 def resolve(store: Store, ref: str) -> str:
