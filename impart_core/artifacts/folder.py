@@ -70,11 +70,6 @@ class FolderObjects(Objects):
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
-    def read_many(self, paths: Iterable[str], limit: int) -> dict[str, bytes]:
-        """Read the beginnings of files one after another."""
-        found = ((path, self.read(path, limit)) for path in paths)
-        return {path: data for path, data in found if data is not None}
-
     def size(self, path: str) -> int | None:
         """Return a file's size."""
         with store_errors(self.url):

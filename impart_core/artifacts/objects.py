@@ -69,9 +69,10 @@ class Objects(ABC):
     def read(self, path: str, limit: int) -> bytes | None:
         """Return the first `limit` bytes of an object, or None where there is none."""
 
-    @abstractmethod
     def read_many(self, paths: Iterable[str], limit: int) -> dict[str, bytes]:
-        """Return the first `limit` bytes of each object that there is, many at a time."""
+        """Return the first `limit` bytes of each object that there is: one by one, or many at a time."""
+        found = ((path, self.read(path, limit)) for path in paths)
+        return {path: data for path, data in found if data is not None}
 
     @abstractmethod
     def size(self, path: str) -> int | None:
@@ -85,9 +86,9 @@ class Objects(ABC):
             FileNotFoundError: there is no such object.
         """
 
-    @abstractmethod
-    def local(self, path: str) -> Path | None:
+    def local(self, path: str) -> Path | None:  # noqa: ARG002 - for those that have files
         """Return an object as a local file where it is one already."""
+        return None
 
     @abstractmethod
     def names(self, prefix: str) -> list[str]:

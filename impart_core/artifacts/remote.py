@@ -63,11 +63,6 @@ class RemoteObjects(Objects):
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
-    def read_many(self, paths: Iterable[str], limit: int) -> dict[str, bytes]:
-        """Read the beginnings of many objects."""
-        found = ((path, self.read(path, limit)) for path in paths)
-        return {path: data for path, data in found if data is not None}
-
     def size(self, path: str) -> int | None:
         """Ask for an object's size."""
         with store_errors(self.url):
@@ -89,10 +84,6 @@ class RemoteObjects(Objects):
                 del piece  # else it would still be there while the next one comes
                 if last:
                     return digest.hexdigest()
-
-    def local(self, path: str) -> Path | None:  # noqa: ARG002 - none is
-        """Return None."""
-        return None
 
     def names(self, prefix: str) -> list[str]:
         """List what is directly under a prefix."""

@@ -2,7 +2,6 @@
 
 import os
 import time
-import uuid
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,17 +26,6 @@ from tests.impart_core.pipeline import compress, config_of, flip
 
 Pair = tuple[Path, Path]
 NOW = timedelta(0)
-
-
-@pytest.fixture(params=["folder", "memory", pytest.param("s3", marks=pytest.mark.e2e)])
-def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    if request.param == "folder":
-        return Store(tmp_path / "store")
-    if request.param == "s3":
-        for name, value in request.getfixturevalue("s3").items():
-            monkeypatch.setenv(name, value)
-        return Store(f"s3://impart/{uuid.uuid4().hex}")
-    return Store(f"memory://{uuid.uuid4().hex}")
 
 
 @pytest.fixture

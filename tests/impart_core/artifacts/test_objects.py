@@ -18,15 +18,9 @@ from impart_core.errors import ConfigError, StoreDeniedError, StoreError, StoreF
 LIMIT = 1 << 20
 
 
-@pytest.fixture(params=["folder", "memory", pytest.param("s3", marks=pytest.mark.e2e)])
-def objects(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Objects:
-    if request.param == "folder":
-        return Store(tmp_path / "store").objects
-    if request.param == "s3":
-        for name, value in request.getfixturevalue("s3").items():
-            monkeypatch.setenv(name, value)
-        return Store(f"s3://impart/{uuid.uuid4().hex}").objects
-    return Store(f"memory://{uuid.uuid4().hex}").objects
+@pytest.fixture
+def objects(store: Store) -> Objects:
+    return store.objects
 
 
 def file_of(folder: Path, data: bytes) -> tuple[Path, str]:
@@ -149,7 +143,7 @@ def test_a_file_that_changes_while_it_is_stored_is_noticed(objects: Objects, tmp
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("objects", ["s3"], indirect=True)
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
 def test_a_large_file_goes_up_and_comes_down_in_parts(
     objects: Objects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,7 +162,7 @@ def test_a_large_file_goes_up_and_comes_down_in_parts(
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("objects", ["s3"], indirect=True)
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
 def test_an_upload_that_fails_is_aborted(objects: Objects, tmp_path: Path) -> None:
     path, digest = file_of(tmp_path, os.urandom(2 * _PART_BYTES + 1))
 
@@ -192,7 +186,7 @@ def test_an_upload_that_fails_is_aborted(objects: Objects, tmp_path: Path) -> No
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("objects", ["s3"], indirect=True)
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
 def test_what_a_killed_upload_left_is_listed_and_can_be_aborted(objects: Objects) -> None:
     assert isinstance(objects, S3Objects)
     where = objects._where("a/large")

@@ -1,6 +1,5 @@
 """The store: artifacts whole or absent, on a folder and on any other fsspec URL."""
 
-import uuid
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,18 +12,6 @@ from impart_core.errors import ArtifactNotFoundError, CorruptArtifactError, Stor
 from tests.impart_core.artifacts.samples import sample
 
 DATA = {"data.bin": b"0123456789" * 100, "notes": b"abc"}
-
-
-@pytest.fixture(params=["folder", "memory", pytest.param("s3", marks=pytest.mark.e2e)])
-def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """An empty store of each kind; that on S3 lies on a real server."""
-    if request.param == "folder":
-        return Store(tmp_path / "store")
-    if request.param == "s3":
-        for name, value in request.getfixturevalue("s3").items():
-            monkeypatch.setenv(name, value)
-        return Store(f"s3://impart/{uuid.uuid4().hex}")
-    return Store(f"memory://{uuid.uuid4().hex}")
 
 
 def published(store: Store, folder: Path, seed: int = 0) -> Manifest:
