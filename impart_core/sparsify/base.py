@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 
@@ -13,6 +13,23 @@ from impart_core.errors import CorruptArtifactError
 from impart_core.registry import Registry
 
 Codes = dict[str, torch.Tensor]
+# What a method is told of the model's activations: nothing, the inputs of each matrix, or the scales that make the
+# whole model's logits those of the fine-tune.
+Calibration = Literal["none", "inputs", "logits"]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What calibration says of the inputs of one matrix.
+
+    Attributes:
+        hessian: 2·X·Xᵀ averaged over tokens, undamped, float32, (side, side).
+        of_rows: whether inputs meet the matrix's rows, as where a layer stores its weight as (in, out); else its
+            columns.
+    """
+
+    hessian: torch.Tensor
+    of_rows: bool = False
 
 
 @dataclass(frozen=True)
@@ -24,12 +41,16 @@ class Projection:
         shape: (m, n).
         delta: gives the delta, float32, (m, n).
         factors: gives the leading singular triplets, as many as `Sparsifier.needed_rank` says or more.
+        inputs: what calibration says of its inputs; None where nothing is known of them.
+        scales: scales found by distillation; None where there was none.
     """
 
     name: str
     shape: tuple[int, int]
     delta: Callable[[], torch.Tensor]
     factors: Callable[[], Factors]
+    inputs: Inputs | None = None
+    scales: torch.Tensor | None = None
 
     @classmethod
     def of(cls, delta: torch.Tensor, name: str) -> "Projection":
@@ -62,6 +83,9 @@ class Sparsifier(Protocol):
 
     def needed_rank(self, m: int, n: int, config: CompressConfig) -> int | None:
         """Return the most singular triplets that `encode` uses; None when it works on the delta itself."""
+
+    def calibration(self, config: CompressConfig) -> Calibration:
+        """Return what `encode` is to be told of the model's activations."""
 
     def is_usual(self, config: CompressConfig) -> bool:
         """Return whether `encode` uses no more triplets than ImPart keeps at this ratio with β 0.6 and C 1."""

@@ -23,7 +23,7 @@ from impart_core.codec.mask import (
 from impart_core.config import CompressConfig, MethodOptions
 from impart_core.delta.budget import BYTES_PER_VALUE, budget_bytes
 from impart_core.errors import CorruptArtifactError
-from impart_core.sparsify.base import SPARSIFIERS, Codes, Projection, read_part
+from impart_core.sparsify.base import SPARSIFIERS, Calibration, Codes, Projection, read_part
 
 _CODE_BYTES = 2  # the keep-probability code
 
@@ -78,6 +78,10 @@ class Dare:
 
     def needed_rank(self, m: int, n: int, config: CompressConfig) -> None:
         """Return None: entries are dropped from the delta itself."""
+
+    def calibration(self, config: CompressConfig) -> Calibration:  # noqa: ARG002
+        """Return that activations play no part."""
+        return "none"
 
     def is_usual(self, config: CompressConfig) -> bool:  # noqa: ARG002
         """Return true: no triplet is used."""

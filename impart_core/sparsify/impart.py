@@ -36,7 +36,7 @@ from impart_core.delta.budget import (
 )
 from impart_core.delta.svd import numerical_rank
 from impart_core.errors import ConfigError, CorruptArtifactError
-from impart_core.sparsify.base import SPARSIFIERS, Codes, Projection, read_part
+from impart_core.sparsify.base import SPARSIFIERS, Calibration, Codes, Projection, read_part
 
 USUAL_BETA, USUAL_C = 0.6, 1.0  # the edge of the paper's grid where the most vector pairs are kept
 
@@ -204,6 +204,10 @@ class Impart:
         """Return the number of candidates that pre-pruning leaves, at least the first pair."""
         _, beta = _sparsity(m, n, config)
         return max(1, candidate_pairs(min(m, n), beta))
+
+    def calibration(self, config: CompressConfig) -> Calibration:  # noqa: ARG002
+        """Return that activations play no part."""
+        return "none"
 
     def is_usual(self, config: CompressConfig) -> bool:
         """Return whether β and C are in the paper's range: a lower β or a higher C keeps more of the tail."""

@@ -7,7 +7,7 @@ import torch
 from impart_core.config import CompressConfig, MethodOptions
 from impart_core.delta.budget import BYTES_PER_VALUE, budget_bytes, kept_fraction
 from impart_core.delta.svd import numerical_rank
-from impart_core.sparsify.base import SPARSIFIERS, Codes, Projection, read_part
+from impart_core.sparsify.base import SPARSIFIERS, Calibration, Codes, Projection, read_part
 
 _SIGMA_BYTES = 4
 _ROUNDING = 1e-9  # far above the rounding of r·d, far below one triplet
@@ -43,6 +43,10 @@ class LowRank:
         if config.accounting == "bytes":
             return min(rank, budget_bytes(m, n, config.cr) // _triplet_bytes(m, n))
         return int(rank * kept_fraction(m, n, config.cr) + 0.5 + _ROUNDING)
+
+    def calibration(self, config: CompressConfig) -> Calibration:  # noqa: ARG002
+        """Return that activations play no part."""
+        return "none"
 
     def is_usual(self, config: CompressConfig) -> bool:  # noqa: ARG002
         """Return true: whole triplets are fewer than thinned ones in the same room."""

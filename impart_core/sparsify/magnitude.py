@@ -20,7 +20,7 @@ from impart_core.codec.positions import (
 )
 from impart_core.config import CompressConfig, MethodOptions
 from impart_core.delta.budget import BYTES_PER_VALUE, budget_bytes
-from impart_core.sparsify.base import SPARSIFIERS, Codes, Projection, read_part
+from impart_core.sparsify.base import SPARSIFIERS, Calibration, Codes, Projection, read_part
 
 _WIDTH_BYTES = 1  # of the remainders' width
 
@@ -117,6 +117,10 @@ class Magnitude:
 
     def needed_rank(self, m: int, n: int, config: CompressConfig) -> None:
         """Return None: entries are picked from the delta itself."""
+
+    def calibration(self, config: CompressConfig) -> Calibration:  # noqa: ARG002
+        """Return that activations play no part."""
+        return "none"
 
     def is_usual(self, config: CompressConfig) -> bool:  # noqa: ARG002
         """Return true: no triplet is used."""
