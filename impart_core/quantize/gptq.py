@@ -13,13 +13,12 @@ import torch
 from pydantic import Field
 
 from impart_core.quantize.curvature import Curvature
-from impart_core.quantize.grid import HALF, RowRange, row_grids
+from impart_core.quantize.grid import HALF, EntryGrid, RowRange, nearest_half, row_grids
 from impart_core.quantize.result import (
     GridOptions,
     Quantized,
     RangeCodes,
     masked_weight,
-    nearest_half,
     rounded_instead,
     static_grids,
 )
@@ -75,6 +74,26 @@ def sparse_gptq(
     return Quantized(found, quantized, error, options.order(curvature), curvature.damping)
 
 
+def codes_under_mask(
+    values: torch.Tensor, mask: torch.Tensor, curvature: Curvature, grid: EntryGrid
+) -> tuple[torch.Tensor, float] | None:
+    """Return the codes of a matrix whose grids are given; all as for `support.codes_on_support`.
+
+    The error is Algorithm 2's own count.
+    """
+    if curvature.root is None:
+        return None
+    work = _Work.on_grid(values, mask, curvature, grid)
+    error = work.run(curvature.inverse_root)
+    natural = torch.argsort(curvature.order)
+    codes = (
+        torch.where(work.half, work.values, work.steps - work.lowest[work.places])
+        if work.half is not None
+        else (work.steps - work.lowest[work.places])
+    )
+    return (codes[natural].T.contiguous(), error) if math.isfinite(error) else None
+
+
 @dataclass
 class _Work:
     """The state of one run: columns first and in the order of quantisation, so that each one is contiguous.
@@ -94,6 +113,7 @@ class _Work:
         highest: the steps that they end with, likewise.
         ranges: the ranges of rows.
         options: the settings.
+        half: which entries are kept as float16, bool, (columns, rows); None: none.
     """
 
     values: torch.Tensor
@@ -107,6 +127,26 @@ class _Work:
     highest: torch.Tensor
     ranges: Sequence[RowRange]
     options: GptqOptions
+    half: torch.Tensor | None
+
+    @classmethod
+    def on_grid(cls, values: torch.Tensor, mask: torch.Tensor, curvature: Curvature, grid: EntryGrid) -> "_Work":
+        """Lay out a matrix, (rows, columns), whose entries all have their grids: each column is a cell."""
+        ordered, keep, half = (part.T.contiguous()[curvature.order] for part in (values, mask, grid.half))
+        return cls(
+            values=ordered,
+            keep=keep.float(),
+            steps=torch.empty_like(ordered),
+            cells=list(range(len(ordered))),
+            places=curvature.order.tolist(),
+            begins={},
+            scales=grid.scales.T.contiguous(),
+            lowest=-grid.zeros.T.contiguous(),
+            highest=(grid.levels - grid.zeros).T.contiguous(),
+            ranges=(),
+            options=GptqOptions(),
+            half=half if bool(half.any()) else None,
+        )
 
     @classmethod
     def of(
@@ -129,7 +169,23 @@ class _Work:
         scales, lowest, highest = (torch.zeros(len(begins), rows, device=values.device) for _ in range(3))
         scales.fill_(1.0)  # of rows at 16 bits, whose steps are not used
         steps = torch.empty_like(ordered)
-        work = cls(ordered, keep.float(), steps, cells, places, begins, scales, lowest, highest, ranges, options)
+        half = torch.zeros(rows, dtype=torch.bool, device=values.device)
+        for span in ranges:
+            half[span.rows] = span.bits == HALF
+        work = cls(
+            ordered,
+            keep.float(),
+            steps,
+            cells,
+            places,
+            begins,
+            scales,
+            lowest,
+            highest,
+            ranges,
+            options,
+            half.expand(columns, rows) if bool(half.any()) else None,
+        )
         if options.static_groups:
             for span, (scale, zero) in zip(ranges, static_grids(values, ranges, options, None), strict=True):
                 for group in range(span.groups(columns)):
@@ -162,7 +218,6 @@ class _Work:
         """
         errors = torch.zeros_like(self.values[block])
         done = errors.T  # those to come are zero as yet
-        halves = [span.rows for span in self.ranges if span.bits == HALF]
         grids = list(zip(self.scales.unbind(), self.lowest.unbind(), self.highest.unbind(), strict=True))
         parts = (part[block].unbind() for part in (self.values, self.keep, self.steps))
         columns = zip(*parts, errors.unbind(), upper.T.contiguous().unbind(), strict=True)
@@ -173,8 +228,8 @@ class _Work:
             target = torch.addmv(value, done, into, alpha=-1).mul_(keep)
             torch.div(target, scale, out=step).round_().clamp_(lowest, highest)
             torch.mul(step, scale, out=value)
-            for rows in halves:
-                value[rows] = nearest_half(target[rows])
+            if self.half is not None:
+                value.copy_(torch.where(self.half[j], nearest_half(target), value))
             torch.sub(target, value, out=error)
         return errors
 

@@ -49,6 +49,43 @@ class RowRange:
         return 0 if self.bits == HALF else -(-columns // self.width(columns))
 
 
+@dataclass(frozen=True)
+class EntryGrid:
+    """The grid of every entry of a matrix, each (rows, columns).
+
+    Attributes:
+        scales: float32.
+        zeros: zero points, float32.
+        levels: the highest codes, float32.
+        half: bool: which entries have no grid but are kept as float16.
+    """
+
+    scales: torch.Tensor
+    zeros: torch.Tensor
+    levels: torch.Tensor
+    half: torch.Tensor
+
+    @property
+    def T(self) -> "EntryGrid":
+        """The grids of the matrix with rows and columns exchanged."""
+        return EntryGrid(self.scales.T, self.zeros.T, self.levels.T, self.half.T)
+
+    def nearest(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the code nearest to each value, float32, or the value itself in float16 where there is no grid."""
+        codes = torch.minimum((torch.round(values / self.scales) + self.zeros).clamp_(min=0), self.levels)
+        return torch.where(self.half, nearest_half(values), codes)
+
+    def values(self, codes: torch.Tensor) -> torch.Tensor:
+        """Return what codes stand for, float32."""
+        return torch.where(self.half, codes, (codes - self.zeros) * self.scales)
+
+
+def nearest_half(values: torch.Tensor) -> torch.Tensor:
+    """Return the nearest values that float16 holds, float32, like `values`."""
+    limit = torch.finfo(torch.float16).max
+    return values.clamp(-limit, limit).half().float()
+
+
 def fit_grid(values: torch.Tensor, levels: int, scale_dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the grids between the smallest and the largest value of groups, zero included.
 

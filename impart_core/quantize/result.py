@@ -110,12 +110,6 @@ def masked_weight(
     return torch.where(mask.bool(), values, 0.0)
 
 
-def nearest_half(values: torch.Tensor) -> torch.Tensor:
-    """Return the nearest values that float16 holds, float32, like `values`."""
-    limit = torch.finfo(torch.float16).max
-    return values.clamp(-limit, limit).half().float()
-
-
 def static_grids(
     values: torch.Tensor, ranges: Sequence[RowRange], options: GridOptions, order: torch.Tensor | None
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -12,19 +12,17 @@ first, so that R is the lower triangular factor that the library gives, and its 
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 
 from impart_core.quantize.curvature import Curvature
-from impart_core.quantize.grid import HALF, RowRange, column_groups
+from impart_core.quantize.grid import HALF, EntryGrid, RowRange, column_groups, nearest_half
 from impart_core.quantize.result import (
     GridOptions,
     Quantized,
     RangeCodes,
     gather,
     masked_weight,
-    nearest_half,
     rounded_instead,
     static_grids,
 )
@@ -46,55 +44,62 @@ def support_gptq(
     """
     options = options or GridOptions()
     values = masked_weight(weight, mask, curvature, ranges, name)
-    if curvature.root is None:
-        return rounded_instead(weight, mask, curvature, ranges, name, options)
     order = options.order(curvature)
-    grid = _Grid.of(values, ranges, options, order)
-    codes, error = torch.empty_like(values), 0.0
-    codes.copy_(grid.zeros)  # the code of zero
+    stored = static_grids(values, ranges, options, order)
+    solved = codes_on_support(values, mask, curvature, _entry_grid(values, ranges, stored, order))
+    if solved is None:
+        return rounded_instead(weight, mask, curvature, ranges, name, options)
+    codes, error = solved
+    found = tuple(
+        RangeCodes(span, codes[span.rows].to(torch.float16 if span.bits == HALF else torch.uint8), scales, zeros)
+        for span, (scales, zeros) in zip(ranges, stored, strict=True)
+    )
+    return Quantized(found, gather(found, values, order), error, order, curvature.damping)
+
+
+def codes_on_support(
+    values: torch.Tensor, mask: torch.Tensor, curvature: Curvature, grid: EntryGrid
+) -> tuple[torch.Tensor, float] | None:
+    """Return the codes of a matrix whose grids are given, float32, (rows, columns), and ½·tr(Δ·H·Δᵀ), H damped.
+
+    Rows do not depend on each other. Masked entries have the code of zero; those without a grid have their values.
+
+    Args:
+        values: float32, (rows, columns), zero where masked.
+        mask: which entries are kept, (rows, columns).
+        curvature: of the inputs, (columns, columns).
+        grid: every entry's grid.
+
+    Returns:
+        None where the Hessian is of no use.
+    """
+    if curvature.root is None:
+        return None
+    codes, error = grid.zeros.clone(memory_format=torch.contiguous_format), 0.0
     damped = _padded(curvature)
     for rows, support in _batches(mask.bool(), curvature.order):
         root = _roots(damped, support)
         if root is None:
-            return rounded_instead(weight, mask, curvature, ranges, name, options)
+            return None
         error += _quantize(values, codes, grid, root, rows, support)
-    if not math.isfinite(error):  # nor is it where any value is not
-        return rounded_instead(weight, mask, curvature, ranges, name, options)
-    found = grid.codes(codes, ranges)
-    return Quantized(found, gather(found, values, order), error, order, curvature.damping)
+    return (codes, error) if math.isfinite(error) else None  # no code is of a value that is not finite
 
 
-@dataclass(frozen=True)
-class _Grid:
-    """Every entry's grid, float32, (rows, columns); rows at 16 bits are told by `half`, bool, (rows,)."""
-
-    scales: torch.Tensor
-    zeros: torch.Tensor
-    levels: torch.Tensor
-    half: torch.Tensor
-    stored: list[tuple[torch.Tensor, torch.Tensor]]
-
-    @classmethod
-    def of(
-        cls, values: torch.Tensor, ranges: Sequence[RowRange], options: GridOptions, order: torch.Tensor | None
-    ) -> "_Grid":
-        scales, zeros = torch.ones_like(values), torch.zeros_like(values)
-        levels = torch.zeros(len(values), device=values.device)
-        half = torch.zeros(len(values), dtype=torch.bool, device=values.device)
-        stored = static_grids(values, ranges, options, order)
-        for span, (scale, zero) in zip(ranges, stored, strict=True):
-            levels[span.rows], half[span.rows] = float(span.levels), span.bits == HALF
-            if span.bits != HALF:
-                groups = column_groups(values.shape[1], span.width(values.shape[1]), order).to(values.device)
-                scales[span.rows], zeros[span.rows] = scale.float()[:, groups], zero.float()[:, groups]
-        return cls(scales, zeros, levels, half, stored)
-
-    def codes(self, codes: torch.Tensor, ranges: Sequence[RowRange]) -> tuple[RangeCodes, ...]:
-        """Return each range's codes; of rows at 16 bits, `codes` holds the values."""
-        return tuple(
-            RangeCodes(span, codes[span.rows].to(torch.float16 if span.bits == HALF else torch.uint8), scales, zeros)
-            for span, (scales, zeros) in zip(ranges, self.stored, strict=True)
-        )
+def _entry_grid(
+    values: torch.Tensor,
+    ranges: Sequence[RowRange],
+    stored: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    order: torch.Tensor | None,
+) -> EntryGrid:
+    """Return each entry's grid from those of each range's groups of columns."""
+    scales, zeros, levels = torch.ones_like(values), torch.zeros_like(values), torch.zeros_like(values)
+    half = torch.zeros_like(values, dtype=torch.bool)
+    for span, (scale, zero) in zip(ranges, stored, strict=True):
+        levels[span.rows], half[span.rows] = float(span.levels), span.bits == HALF
+        if span.bits != HALF:
+            groups = column_groups(values.shape[1], span.width(values.shape[1]), order).to(values.device)
+            scales[span.rows], zeros[span.rows] = scale.float()[:, groups], zero.float()[:, groups]
+    return EntryGrid(scales, zeros, levels, half)
 
 
 def _batches(mask: torch.Tensor, order: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -135,7 +140,7 @@ def _roots(damped: torch.Tensor, support: torch.Tensor) -> torch.Tensor | None:
 def _quantize(
     values: torch.Tensor,
     codes: torch.Tensor,
-    grid: _Grid,
+    grid: EntryGrid,
     root: torch.Tensor,
     rows: torch.Tensor,
     support: torch.Tensor,
@@ -143,9 +148,9 @@ def _quantize(
     """Quantise a batch of rows and write their codes into `codes`; return the error."""
     kept = support < values.shape[1]
     at = (rows[:, None], torch.where(kept, support, 0))
-    target, scales, zeros = (part[at].T.contiguous() for part in (values, grid.scales, grid.zeros))
+    parts = (values, grid.scales, grid.zeros, grid.levels, grid.half)
+    target, scales, zeros, levels, half = (part[at].T.contiguous() for part in parts)
     target.mul_(kept.T)  # (size, batch); what is filled up is zero, and stays so
-    levels, half = grid.levels[rows], grid.half[rows]
     any_half = bool(half.any())
     diagonal = root.diagonal(dim1=1, dim2=2).T.contiguous()
     below = root.transpose(1, 2)  # row j: column j of R
@@ -153,11 +158,11 @@ def _quantize(
     error = torch.zeros(len(rows), dtype=torch.float64, device=values.device)
     for j in reversed(range(len(target))):
         wanted = target[j] + (below[:, j, j + 1 :] * delta[:, j + 1 :]).sum(dim=1) / diagonal[j]
-        code = torch.minimum((wanted / scales[j]).round_().add_(zeros[j]).clamp_(min=0), levels)
+        code = torch.minimum((wanted / scales[j]).round_().add_(zeros[j]).clamp_(min=0), levels[j])
         value = (code - zeros[j]) * scales[j]
         if any_half:
             rounded = nearest_half(wanted)
-            code, value = torch.where(half, rounded, code), torch.where(half, rounded, value)
+            code, value = torch.where(half[j], rounded, code), torch.where(half[j], rounded, value)
         found[j] = code
         delta[:, j] = target[j] - value
         error += ((wanted - value) * diagonal[j]).double().square()
