@@ -84,11 +84,12 @@ def check_request(base: Checkpoint, finetuned: Checkpoint, config: CompressConfi
         MismatchError: the checkpoints do not fit each other.
         InfeasibleBudgetError: the ratio leaves nothing of some projection, or of any embedding and head.
     """
+    pairs = preflight(base, finetuned)
     for role in (Role.PROJECTION, Role.EMBEDDING):
         settings = settings_for(role, config)
-        if settings:
-            SPARSIFIERS.get(settings.method).check_config(settings)
-    pairs = preflight(base, finetuned)
+        ranks = [min(pair.shape[-2:]) for pair in pairs.values() if pair.base and settings_for(pair.role, config)]
+        if settings and ranks:
+            SPARSIFIERS.get(settings.method).check_config(settings, max(ranks))
     _require_feasible(pairs, config)
     for pair in pairs.values():
         depth_for(pair, config)  # raises where `factors_for` does not serve the request

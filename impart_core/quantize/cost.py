@@ -8,20 +8,20 @@ import numpy.typing as npt
 
 from impart_core.codec.bitpack import packed_bytes
 from impart_core.quantize.grid import RowRange
+from impart_core.quantize.groups import group_count
 from impart_core.quantize.ladder import Ladder
 
 FloatArray = npt.NDArray[np.float64]
 
 SCALE_BYTES = 2  # float16
-KEEP_BYTES = 2  # a keep-probability code of 16 bits
 _DENSE_BITS = 16  # what a ratio counts against
 _CHARGED = {3: 4}  # the reference's code counts the 3-bit group as 4 bits
 _BISECTED_TO = 1e-4  # where the reference's search for α ends
 
 
 @dataclass(frozen=True)
-class FactorBytes:
-    """Bytes of one quantised factor, by part."""
+class StreamBytes:
+    """Bytes of one quantised matrix, by part."""
 
     codes: int
     scales: int
@@ -33,31 +33,20 @@ class FactorBytes:
         return self.codes + self.scales + self.zeros
 
 
-def factor_bytes(spans: Sequence[RowRange], kept: npt.NDArray[np.int64], columns: int) -> FactorBytes:
-    """Return the bytes of a factor of K vectors, each range of rows having a stream of its own of codes and of zeros.
+def stream_bytes(spans: Sequence[RowRange], kept: Sequence[int], size: int | None) -> StreamBytes:
+    """Return the bytes of a matrix, each range of rows having a stream of its own of codes and of zero points.
 
     Args:
-        spans: ranges of rows, 0 to K; see `Ladder.spans`.
-        kept: kept entries of each vector, (K,).
-        columns: entries of a whole vector: m of U, n of V.
+        spans: ranges of rows; see `Ladder.spans`.
+        kept: how many entries each range keeps.
+        size: kept entries that share a scale; None: all of a range.
     """
-    grids = [(span, (span.stop - span.start) * span.groups(columns)) for span in spans]
-    return FactorBytes(
-        codes=sum(packed_bytes(int(kept[span.rows].sum()), span.bits) for span in spans),
-        scales=sum(SCALE_BYTES * count for _, count in grids),
-        zeros=sum(packed_bytes(count, span.bits) for span, count in grids),
+    groups = [group_count(count, span, size) for span, count in zip(spans, kept, strict=True)]
+    return StreamBytes(
+        codes=sum(packed_bytes(count, span.bits) for span, count in zip(spans, kept, strict=True)),
+        scales=SCALE_BYTES * sum(groups),
+        zeros=sum(packed_bytes(count, span.bits) for span, count in zip(spans, groups, strict=True)),
     )
-
-
-def pair_parts_bytes(pairs: int, sigma_bytes: int = 4, masked: bool = True) -> int:
-    """Return the bytes of K singular values, and of their keep codes where factors are masked.
-
-    Args:
-        pairs: K.
-        sigma_bytes: 4 for float32, 2 for float16.
-        masked: whether vectors have keep probabilities.
-    """
-    return pairs * (sigma_bytes + KEEP_BYTES * masked)
 
 
 def paper_sparsity(drop: FloatArray, rank: int, ladder: Ladder) -> float:

@@ -78,6 +78,27 @@ class Curvature:
         return inverse.contiguous()  # its rows are what is read; the library gives it column by column
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What calibration says of the inputs of one matrix.
+
+    Attributes:
+        hessian: 2·X·Xᵀ averaged over tokens, undamped, float32, (side, side).
+        of_rows: whether inputs meet the matrix's rows, as where a layer stores its weight as (in, out); else its
+            columns.
+        site: the module that they go to, for errors.
+    """
+
+    hessian: torch.Tensor
+    of_rows: bool = False
+    site: str = ""
+
+    @cached_property
+    def curvature(self) -> Curvature:
+        """The Hessian damped and factored, once for all matrices that share these inputs; columns by act-order."""
+        return Curvature.of(self.hessian, self.site)
+
+
 def output_error(weight: torch.Tensor, quantized: torch.Tensor, hessian: torch.Tensor) -> float:
     """Return ½·tr(Δ·H·Δᵀ), in float64, of Δ = weight − quantized, both (rows, columns)."""
     delta = (weight - quantized).double()

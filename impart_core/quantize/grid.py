@@ -100,10 +100,20 @@ def fit_grid(values: torch.Tensor, levels: int, scale_dtype: torch.dtype) -> tup
     Returns:
         Scales in that dtype and zero points uint8, both (…,); every scale is positive and finite.
     """
-    low, high = values.amin(dim=-1).clamp(max=0), values.amax(dim=-1).clamp(min=0)
+    return fit_bounds(values.amin(dim=-1), values.amax(dim=-1), torch.tensor(float(levels)), scale_dtype)
+
+
+def fit_bounds(
+    low: torch.Tensor, high: torch.Tensor, levels: torch.Tensor, scale_dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the grids of groups from their least and greatest values, float32, (…,); see `fit_grid`.
+
+    `levels` are the highest codes, float32, (…,) or one for all.
+    """
+    low, high, levels = low.clamp(max=0), high.clamp(min=0), levels.to(low.device)
     exact = torch.where(high > low, (high - low) / levels, 1.0)
     scales = _round_up(exact) if scale_dtype == torch.float16 else _positive(exact)
-    zeros = torch.round(-low / scales.float()).clamp(0, levels).to(torch.uint8)
+    zeros = torch.minimum(torch.round(-low / scales.float()).clamp_(min=0), levels).to(torch.uint8)
     return scales, zeros
 
 

@@ -3,7 +3,7 @@
 import re
 from typing import Any, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, model_serializer, model_validator
 
 from impart_core.config import Frozen
 from impart_core.errors import ConfigError
@@ -23,7 +23,7 @@ class RankGroup(Frozen):
 class Ladder(Frozen):
     """Rank groups from the largest singular value down; the last takes the rest.
 
-    A text such as `8x2,3x32,2` is read wherever a ladder is expected.
+    A text such as `8x2,3x32,2` is read wherever a ladder is expected, and written.
     """
 
     groups: tuple[RankGroup, ...] = (
@@ -46,7 +46,11 @@ class Ladder(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _of_text(cls, value: Any) -> Any:
-        return {"groups": cls.parse(value).groups} if isinstance(value, str) else value
+        return {"groups": cls.parse(str(value)).groups} if isinstance(value, str | int) else value
+
+    @model_serializer
+    def _as_text(self) -> str:
+        return str(self)
 
     @model_validator(mode="after")
     def _ends_with_the_rest(self) -> "Ladder":

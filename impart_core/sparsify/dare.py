@@ -28,22 +28,21 @@ from impart_core.sparsify.base import SPARSIFIERS, Calibration, Codes, Projectio
 _CODE_BYTES = 2  # the keep-probability code
 
 
-def fitting_code(key: int, m: int, n: int, budget: int) -> UInt16Array:
-    """Return the highest keep code whose mask keeps no more values than fit the budget.
+def fitting_code(key: int, m: int, n: int, room: int) -> UInt16Array:
+    """Return the highest keep code whose mask keeps no more entries than there is room for.
 
     Args:
         key: the mask's key.
         m: rows of the delta.
         n: columns of the delta.
-        budget: bytes for this projection's codes.
+        room: how many entries.
 
     Returns:
-        uint16, (1,); or (0,) when even the lowest code keeps too many, which takes a budget of a few bytes.
+        uint16, (1,); or (0,) when even the lowest code keeps too many, which takes a room of a few entries.
     """
     counts = np.zeros(LEVELS, dtype=np.int64)
     for _, levels in level_chunks(key, n, m):
         counts += np.bincount(levels.ravel(), minlength=LEVELS)
-    room = (budget - _CODE_BYTES) // BYTES_PER_VALUE
     fitting = int(np.searchsorted(np.cumsum(counts), room, side="right"))
     return np.arange(LEVELS, dtype=np.uint16)[max(0, fitting - 1) : fitting]
 
@@ -60,7 +59,7 @@ class Dare:
     options_model: ClassVar[type[MethodOptions]] = MethodOptions
     summary: ClassVar[str] = "entries of the delta at random, rescaled"
 
-    def check_config(self, config: CompressConfig) -> None:
+    def check_config(self, config: CompressConfig, largest_rank: int) -> None:
         """Accept every config: the method has no settings that could contradict each other."""
 
     def highest_cr(self, m: int, n: int, config: CompressConfig) -> float:
@@ -83,9 +82,9 @@ class Dare:
         """Return that activations play no part."""
         return "none"
 
-    def is_usual(self, config: CompressConfig) -> bool:  # noqa: ARG002
-        """Return true: no triplet is used."""
-        return True
+    def usual_cr(self, config: CompressConfig) -> float:
+        """Return the ratio: no triplet is used."""
+        return config.cr
 
     def encode(self, projection: Projection, config: CompressConfig) -> Codes:
         """Return the codes of a delta; see `Sparsifier.encode`.
@@ -96,7 +95,7 @@ class Dare:
         m, n = projection.shape
         key = mask_key(config.seed, projection.name, "delta")
         if config.accounting == "bytes":
-            keep = fitting_code(key, m, n, budget_bytes(m, n, config.cr))
+            keep = fitting_code(key, m, n, (budget_bytes(m, n, config.cr) - _CODE_BYTES) // BYTES_PER_VALUE)
         else:
             keep = _nearest_code(config.cr)
         delta, kept = projection.delta().cpu(), []

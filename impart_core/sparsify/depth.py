@@ -61,18 +61,18 @@ def depth_of(config: CompressConfig, m: int, n: int) -> Depth | None:
     method = SPARSIFIERS.get(config.method)
     if method.needed_rank(m, n, config) is None:
         return None
-    usual = method.is_usual(config)
+    cr = method.usual_cr(config)
     if config.factors_for is None:
-        return Depth(LOWEST_CR if usual and config.cr >= LOWEST_CR else None)
-    if not usual:
+        return Depth(LOWEST_CR if cr is not None and cr >= LOWEST_CR else None)
+    if cr is None:
         raise ConfigError(
             f"factors_for {config.factors_for:g} cannot serve these settings of {config.method!r}, which need every "
             f"singular triplet. Leave factors_for out, or use beta of at least {USUAL_BETA:g} and c of at most "
             f"{USUAL_C:g} with the importance allocation."
         )
-    if config.factors_for > config.cr:
+    if config.factors_for > cr:
         raise ConfigError(
             f"factors_for {config.factors_for:g} keeps too few singular triplets for CR {config.cr:g}. Lower it to at "
-            f"most {config.cr:g}, or leave it out."
+            f"most {max(cr, 1.0):g}, or leave it out."
         )
     return Depth(config.factors_for)

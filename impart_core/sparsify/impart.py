@@ -75,6 +75,11 @@ class ImpartOptions(MethodOptions):
         return "lower beta" if accounting == "paper" and self.preprune else None
 
 
+def is_usual(options: ImpartOptions) -> bool:
+    """Return whether no more triplets are kept than with β 0.6 and C 1 at the same ratio."""
+    return options.preprune_ratio >= USUAL_BETA and options.c <= USUAL_C and options.allocation == "importance"
+
+
 def importance_of(sigma: FloatArray, options: ImpartOptions) -> FloatArray:
     """Return s_k = (σ_k/σ₁)^C of eq. 7, float64, (K,); zero for every pair when the allocation is uniform."""
     if options.allocation == "uniform":
@@ -105,7 +110,7 @@ def allocate(importance: FloatArray, rank: int, alpha: float, beta: float) -> Fl
 
 
 @dataclass(frozen=True)
-class _Budgeted:
+class MaskLevels:
     """Upper halves of both masks' words, from which stored bytes are counted exactly for any thresholds."""
 
     u: UInt16Array
@@ -117,7 +122,7 @@ class _Budgeted:
         return np.asarray(BYTES_PER_VALUE * (kept[0] + kept[1]) + BYTES_PER_VECTOR_PAIR, dtype=np.int64)
 
 
-def fit_bytes(importance: FloatArray, words: _Budgeted, budget: int) -> UInt16Array:
+def fit_bytes(importance: FloatArray, words: MaskLevels, budget: int) -> UInt16Array:
     """Return the keep codes of eq. 7 with the smallest γ whose stored bytes fit the budget.
 
     Of the given pairs, those that even γ = 1 cannot fit are dropped; γ then uses the budget up, where the paper's
@@ -174,7 +179,7 @@ class Impart:
     options_model: ClassVar[type[MethodOptions]] = ImpartOptions
     summary: ClassVar[str] = "entries of singular vectors at random, more of the important ones"
 
-    def check_config(self, config: CompressConfig) -> None:
+    def check_config(self, config: CompressConfig, largest_rank: int) -> None:  # noqa: ARG002
         """Refuse a β that pre-prunes more than the ratio asks for: γ would be negative, bytes left unused."""
         beta = _options(config).preprune_ratio
         if 2 * config.cr * (1 - beta) < 1 - _ROUNDING:
@@ -202,17 +207,16 @@ class Impart:
 
     def needed_rank(self, m: int, n: int, config: CompressConfig) -> int:
         """Return the number of candidates that pre-pruning leaves, at least the first pair."""
-        _, beta = _sparsity(m, n, config)
+        _, beta = sparsity_of(m, n, config)
         return max(1, candidate_pairs(min(m, n), beta))
 
     def calibration(self, config: CompressConfig) -> Calibration:  # noqa: ARG002
         """Return that activations play no part."""
         return "none"
 
-    def is_usual(self, config: CompressConfig) -> bool:
-        """Return whether β and C are in the paper's range: a lower β or a higher C keeps more of the tail."""
-        options = _options(config)
-        return options.preprune_ratio >= USUAL_BETA and options.c <= USUAL_C and options.allocation == "importance"
+    def usual_cr(self, config: CompressConfig) -> float | None:
+        """Return the ratio where β and C are in the paper's range: a lower β or a higher C keeps more of the tail."""
+        return config.cr if is_usual(_options(config)) else None
 
     def encode(self, projection: Projection, config: CompressConfig) -> Codes:
         """Return the codes of a delta that is not zero; see `Sparsifier.encode`."""
@@ -221,21 +225,21 @@ class Impart:
         sigma = factors.sigma.cpu().double().numpy()
         importance = importance_of(sigma[: self.needed_rank(m, n, config)], options)
         importance = importance[: numerical_rank(sigma, m, n)]  # what lies below is the rounding of the rest
-        drop = allocate(importance, min(m, n), *_sparsity(m, n, config))
+        drop = allocate(importance, min(m, n), *sparsity_of(m, n, config))
         if config.accounting == "bytes":
             budget = budget_bytes(m, n, config.cr)
             importance = importance[: pairs_to_fit(len(drop), m, n, budget)]
-            words = _words(name, (m, n), config.seed, len(importance))
+            words = levels_of(name, (m, n), config.seed, len(importance))
             keep = fit_bytes(importance, words, budget)
         else:
-            keep, words = keep_codes(1.0 - drop), _words(name, (m, n), config.seed, len(drop))
+            keep, words = keep_codes(1.0 - drop), levels_of(name, (m, n), config.seed, len(drop))
         pairs = len(keep)
         stored = sigma[:pairs] if options.rescale else sigma[:pairs] * keep_probability(keep) ** 2
         return {
             "sigma": torch.from_numpy(stored.astype(np.float32)),
             "keep": torch.from_numpy(keep),
-            "u": _select(factors.u[:pairs], words.u, keep),
-            "v": _select(factors.v[:pairs], words.v, keep),
+            "u": select_kept(factors.u[:pairs], words.u, keep),
+            "v": select_kept(factors.v[:pairs], words.v, keep),
         }
 
     def decode(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:
@@ -256,27 +260,32 @@ def _options(config: CompressConfig) -> ImpartOptions:
     return config.options
 
 
-def _sparsity(m: int, n: int, config: CompressConfig) -> tuple[float, float]:
+def sparsity_of(m: int, n: int, config: CompressConfig) -> tuple[float, float]:
     """Return α_uv and β of an m×n projection; β is at most α, so that γ is not negative."""
     alpha = 1.0 - kept_fraction(m, n, config.cr)
     return alpha, min(1.0 - vector_fraction(m, n, _options(config).preprune_ratio), alpha)
 
 
-def _words(name: str, shape: tuple[int, int], seed: int, pairs: int) -> _Budgeted:
+def levels_of(name: str, shape: tuple[int, int], seed: int, pairs: int) -> MaskLevels:
     """Return the words of both masks of so many vector pairs."""
     sides = zip("uv", shape, strict=True)
-    return _Budgeted(*(word_levels(mask_words(mask_key(seed, name, role), size, pairs)) for role, size in sides))
+    return MaskLevels(*(word_levels(mask_words(mask_key(seed, name, role), size, pairs)) for role, size in sides))
 
 
-def _select(vectors: torch.Tensor, levels: UInt16Array, keep: UInt16Array) -> torch.Tensor:
+def select_kept(vectors: torch.Tensor, levels: UInt16Array, keep: UInt16Array) -> torch.Tensor:
     mask = torch.from_numpy(mask_from_levels(levels[: len(keep)], keep))
     return vectors.cpu()[mask].half()
+
+
+def factor_mask(seed: int, name: str, role: str, side: int, keep: UInt16Array) -> torch.Tensor:
+    """Return which entries of a factor's vectors are kept, bool, (K, side); role is "u" or "v"."""
+    return torch.from_numpy(mask_from_words(mask_words(mask_key(seed, name, role), side, len(keep)), keep))
 
 
 def _scatter(values: torch.Tensor, seed: int, name: str, role: str, rows: int, keep: UInt16Array) -> torch.Tensor:
     if not may_keep(len(values), rows, keep):
         raise _other_number(name, role, len(values), "far more or fewer")
-    mask = torch.from_numpy(mask_from_words(mask_words(mask_key(seed, name, role), rows, len(keep)), keep))
+    mask = factor_mask(seed, name, role, rows, keep)
     if int(mask.sum()) != len(values):
         raise _other_number(name, role, len(values), f"{int(mask.sum()):,}")
     dense = torch.zeros(mask.shape, dtype=torch.float32)

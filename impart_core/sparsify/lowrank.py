@@ -24,7 +24,7 @@ class LowRank:
     options_model: ClassVar[type[MethodOptions]] = MethodOptions
     summary: ClassVar[str] = "the leading singular triplets, whole"
 
-    def check_config(self, config: CompressConfig) -> None:
+    def check_config(self, config: CompressConfig, largest_rank: int) -> None:
         """Accept every config: the method has no settings that could contradict each other."""
 
     def highest_cr(self, m: int, n: int, config: CompressConfig) -> float:
@@ -48,9 +48,9 @@ class LowRank:
         """Return that activations play no part."""
         return "none"
 
-    def is_usual(self, config: CompressConfig) -> bool:  # noqa: ARG002
-        """Return true: whole triplets are fewer than thinned ones in the same room."""
-        return True
+    def usual_cr(self, config: CompressConfig) -> float:
+        """Return the ratio: whole triplets are fewer than thinned ones in the same room."""
+        return config.cr
 
     def encode(self, projection: Projection, config: CompressConfig) -> Codes:
         """Return the codes of a delta that is not zero; see `Sparsifier.encode`."""

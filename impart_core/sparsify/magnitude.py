@@ -99,7 +99,7 @@ class Magnitude:
     options_model: ClassVar[type[MethodOptions]] = MethodOptions
     summary: ClassVar[str] = "the largest entries of the delta"
 
-    def check_config(self, config: CompressConfig) -> None:
+    def check_config(self, config: CompressConfig, largest_rank: int) -> None:
         """Accept every config: the method has no settings that could contradict each other."""
 
     def highest_cr(self, m: int, n: int, config: CompressConfig) -> float:
@@ -122,9 +122,9 @@ class Magnitude:
         """Return that activations play no part."""
         return "none"
 
-    def is_usual(self, config: CompressConfig) -> bool:  # noqa: ARG002
-        """Return true: no triplet is used."""
-        return True
+    def usual_cr(self, config: CompressConfig) -> float:
+        """Return the ratio: no triplet is used."""
+        return config.cr
 
     def encode(self, projection: Projection, config: CompressConfig) -> Codes:
         """Return the codes of a delta that is not zero; see `Sparsifier.encode`.

@@ -1,0 +1,32 @@
+"""The parts that a tensor's codes are stored in, and reading one as what a stranger may have written."""
+
+import torch
+
+from impart_core.errors import CorruptArtifactError
+
+Codes = dict[str, torch.Tensor]
+
+
+def read_part(codes: Codes, name: str, part: str, dtype: torch.dtype, *shape: int | None) -> torch.Tensor:
+    """Return one part of a tensor's codes, having checked what a damaged file may get wrong.
+
+    Args:
+        codes: the codes by part.
+        name: the tensor, for the error.
+        part: which of them.
+        dtype: its dtype.
+        shape: its shape; None for a side of any length.
+
+    Raises:
+        CorruptArtifactError: the part is missing, or is another tensor than it should be.
+    """
+    if part not in codes:
+        raise CorruptArtifactError(f"The codes of {name!r} have no part {part!r}.")
+    found = codes[part]
+    sides = zip(found.shape, shape, strict=False)
+    if found.dtype != dtype or found.dim() != len(shape) or any(want not in (None, side) for side, want in sides):
+        raise CorruptArtifactError(
+            f"Part {part!r} of the codes of {name!r} is {found.dtype} of shape {list(found.shape)}; expected "
+            f"{dtype} of shape {['any' if side is None else side for side in shape]}."
+        )
+    return found

@@ -1,0 +1,79 @@
+"""Quantised singular vectors: U and V by rank groups (paper §3.3).
+
+The side that meets the inputs X is quantised first, with the Hessian of X; then the other, with the Hessian of what it
+sees of them, (diag(σ)·V̂)·X with the V̂ that was stored.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from impart_core.codec.parts import Codes
+from impart_core.quantize.cost import stream_bytes
+from impart_core.quantize.curvature import Curvature, Inputs
+from impart_core.quantize.groups import Groups
+from impart_core.quantize.options import LadderOptions
+from impart_core.quantize.solve import quantize_matrix
+from impart_core.quantize.streams import layout_bytes, pack_matrices, unpack_matrices
+
+IntArray = npt.NDArray[np.int64]
+
+
+def factors_bytes(kept_u: IntArray, kept_v: IntArray, options: LadderOptions) -> int:
+    """Return the bytes of what `encode_factors` returns, before its lossless stage makes codes smaller.
+
+    Args:
+        kept_u: kept entries of each vector of U, (K,).
+        kept_v: likewise of V.
+        options: how they are quantised.
+    """
+    spans = options.ladder.spans(len(kept_u))
+    sides = ([int(side[span.rows].sum()) for span in spans] for side in (kept_u, kept_v))
+    streams = sum(stream_bytes(spans, kept, options.group_size).total for kept in sides)
+    return streams + layout_bytes(len(spans), 2, options.lossless)
+
+
+def encode_factors(
+    u: torch.Tensor,
+    v: torch.Tensor,
+    weights: torch.Tensor,
+    masks: tuple[torch.Tensor, torch.Tensor],
+    inputs: Inputs | None,
+    name: str,
+    options: LadderOptions,
+) -> Codes:
+    """Return the stored parts of U and V.
+
+    Args:
+        u: left singular vectors as rows, (K, m).
+        v: right singular vectors as rows, (K, n).
+        weights: what the pairs u_k·v_kᵀ are multiplied by, float32, (K,).
+        masks: which entries of u and of v are kept, bool.
+        inputs: what calibration says; None: the first side is rounded to nearest, the other as for white inputs.
+        name: the tensor.
+        options: how.
+    """
+    ranges = options.ladder.spans(len(weights))
+    sides = {
+        role: (vectors.float(), Groups(mask.to(vectors.device), ranges, options.group_size))
+        for role, vectors, mask in zip("uv", (u, v), masks, strict=True)
+    }
+    first, second = "uv" if inputs and inputs.of_rows else "vu"
+    made = {first: quantize_matrix(*sides[first], inputs.curvature if inputs else None, name, solver=options.solver)}
+    seen = made[first].values() * weights.to(u.device)[:, None]
+    hessian = seen @ inputs.hessian @ seen.T if inputs else seen @ seen.T
+    curvature = Curvature.of((hessian + hessian.T) / 2, name)
+    made[second] = quantize_matrix(*sides[second], curvature, name, solver=options.solver, along_rows=True)
+    return pack_matrices([made["u"], made["v"]], options.lossless)
+
+
+def decode_factors(
+    codes: Codes, name: str, weights: torch.Tensor, masks: tuple[torch.Tensor, torch.Tensor]
+) -> torch.Tensor:
+    """Return Σ_k w_k û_k v̂_kᵀ, float32, (m, n); arguments as for `encode_factors`.
+
+    Raises:
+        CorruptArtifactError: the parts are not of such factors.
+    """
+    u, v = unpack_matrices(codes, name, masks)
+    return (u * weights[:, None]).T @ v

@@ -1,0 +1,147 @@
+"""DARE-Qt: DARE's entries of the delta, quantised on their mask by GPTQ (paper §4; PAPER.md §3)."""
+
+import math
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from impart_core.codec.mask import (
+    LEVELS,
+    UInt16Array,
+    keep_codes,
+    keep_probability,
+    level_chunks,
+    mask_from_levels,
+    mask_key,
+)
+from impart_core.codec.parts import Codes, read_part
+from impart_core.config import CompressConfig, MethodOptions
+from impart_core.delta.budget import budget_bytes
+from impart_core.errors import CorruptArtifactError
+from impart_core.quantize.cost import stream_bytes
+from impart_core.quantize.grid import RowRange
+from impart_core.quantize.groups import Groups
+from impart_core.quantize.options import QuantizeOptions
+from impart_core.quantize.solve import quantize_matrix
+from impart_core.quantize.streams import layout_bytes, pack_matrices, require_plausible, unpack_matrices
+from impart_core.sparsify.base import SPARSIFIERS, Calibration, Projection
+from impart_core.sparsify.dare import fitting_code
+
+_KEEP_BYTES = 2
+
+
+class DareQtOptions(QuantizeOptions):
+    """How many bits, and how kept entries become codes."""
+
+    bits: Literal[2, 4, 8] = Field(default=4, description="of each kept entry")
+
+
+class DareQt:
+    """The method as a sparsifier.
+
+    Codes of one projection: `keep` uint16 (1,) as DARE has it, and the kept entries before they are divided by the keep
+    probability as codes; see `quantize.streams`. Where nothing fits, `keep` is empty.
+    """
+
+    version: ClassVar[int] = 1
+    options_model: ClassVar[type[MethodOptions]] = DareQtOptions
+    summary: ClassVar[str] = "entries of the delta at random, rescaled, at 2, 4 or 8 bits; needs calibration text"
+
+    def check_config(self, config: CompressConfig, largest_rank: int) -> None:
+        """Accept every config: the method has no settings that could contradict each other."""
+
+    def highest_cr(self, m: int, n: int, config: CompressConfig) -> float:
+        """Return the ratio at which one entry fits, but no more than steps of 1/65536 can tell from nothing."""
+        options = _options(config)
+        if config.accounting == "bytes":  # at half the steps, the lowest code's mask takes half the budget
+            return min(2 * m * n / _bytes(m, 1, options), LEVELS / 2 * 16 / options.bits)
+        return min(m * n, LEVELS) * 16 / options.bits
+
+    def expected_bytes(self, m: int, n: int, config: CompressConfig) -> int:
+        """Return the budget; under the paper's count, the bytes that not one mask in ten million goes beyond."""
+        options = _options(config)
+        if config.accounting == "bytes":
+            return budget_bytes(m, n, config.cr)
+        mean = m * n * float(keep_probability(_paper_code(config))[0])
+        return _bytes(m, min(m * n, math.ceil(mean + 6 * math.sqrt(mean) + 12)), options)
+
+    def needed_rank(self, m: int, n: int, config: CompressConfig) -> None:
+        """Return None: entries are dropped from the delta itself."""
+
+    def calibration(self, config: CompressConfig) -> Calibration:
+        """Return that GPTQ needs each matrix's inputs."""
+        return "none" if _options(config).solver == "nearest" else "inputs"
+
+    def usual_cr(self, config: CompressConfig) -> float:
+        """Return the ratio: no triplet is used."""
+        return config.cr
+
+    def encode(self, projection: Projection, config: CompressConfig) -> Codes:
+        """Return the codes of a delta; see `Sparsifier.encode`."""
+        options, (m, n) = _options(config), projection.shape
+        if config.accounting == "bytes":
+            key, room = mask_key(config.seed, projection.name, "delta"), _room(m, n, config)
+            keep = fitting_code(key, m, n, room)
+        else:
+            keep = _paper_code(config)
+        delta, inputs = projection.delta(), projection.inputs
+        groups = _groups(_mask(config.seed, projection.name, m, n, keep).to(delta.device), options)
+        made = quantize_matrix(
+            delta,
+            groups,
+            inputs.curvature if inputs else None,
+            projection.name,
+            solver=options.solver,
+            along_rows=bool(inputs and inputs.of_rows),
+        )
+        return {"keep": torch.from_numpy(keep), **pack_matrices([made], options.lossless)}
+
+    def decode(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:
+        """Return the kept entries divided by the keep probability; see `Sparsifier.decode`."""
+        keep = read_part(codes, name, "keep", torch.uint16, None).numpy()
+        if len(keep) > 1:
+            raise CorruptArtifactError(f"The codes of {name!r} have {len(keep)} keep probabilities instead of one.")
+        probability = float(keep_probability(keep)[0]) if len(keep) else 1.0
+        require_plausible(codes, name, shape[0] * shape[1] * probability * len(keep))
+        (values,) = unpack_matrices(codes, name, [_mask(seed, name, *shape, keep)])
+        return values / probability
+
+
+def _options(config: CompressConfig) -> DareQtOptions:
+    assert isinstance(config.options, DareQtOptions)
+    return config.options
+
+
+def _groups(mask: torch.Tensor, options: DareQtOptions) -> Groups:
+    return Groups(mask, (RowRange(0, len(mask), options.bits),), options.group_size)
+
+
+def _mask(seed: int, name: str, m: int, n: int, keep: UInt16Array) -> torch.Tensor:
+    """Return which entries are kept, bool, (m, n); none where there is no keep code."""
+    mask = torch.zeros(m, n, dtype=torch.bool)
+    for rows, levels in level_chunks(mask_key(seed, name, "delta"), n, m) if len(keep) else ():
+        mask[rows] = torch.from_numpy(mask_from_levels(levels, keep))
+    return mask
+
+
+def _paper_code(config: CompressConfig) -> UInt16Array:
+    return keep_codes(np.array([min(1.0, 16 / (_options(config).bits * config.cr))]))
+
+
+def _room(m: int, n: int, config: CompressConfig) -> int:
+    """Return how many entries fit the budget."""
+    budget, low, high = budget_bytes(m, n, config.cr), 0, m * n + 1  # the first too many
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _bytes(m, middle, _options(config)) <= budget else (low, middle)
+    return low
+
+
+def _bytes(m: int, kept: int, options: DareQtOptions) -> int:
+    streams = stream_bytes((RowRange(0, m, options.bits),), (kept,), options.group_size)
+    return _KEEP_BYTES + streams.total + layout_bytes(1, 1, options.lossless)
+
+
+SPARSIFIERS.register("dare-qt", DareQt())

@@ -1,0 +1,108 @@
+"""Delta-CoMe: the leading singular vectors whole, at fewer bits the lower their rank (Ping et al. 2024; PAPER.md §3).
+
+Mixed-precision delta compression, arXiv 2406.08903. The ratio sets how many vectors there are.
+"""
+
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from impart_core.codec.parts import Codes, read_part
+from impart_core.config import CompressConfig, MethodOptions
+from impart_core.delta.budget import budget_bytes, kept_fraction
+from impart_core.delta.svd import numerical_rank
+from impart_core.errors import CorruptArtifactError
+from impart_core.quantize.cost import paper_sparsity
+from impart_core.quantize.factors import decode_factors, encode_factors, factors_bytes
+from impart_core.quantize.options import LadderOptions
+from impart_core.quantize.streams import require_plausible
+from impart_core.sparsify.base import SPARSIFIERS, Calibration, Projection
+
+_SIGMA_BYTES = 4
+
+
+class DeltaCome:
+    """The method as a sparsifier.
+
+    Codes of one projection, K vectors kept: `sigma` float32 (K,), and U and V as codes; see `quantize.streams`.
+    """
+
+    version: ClassVar[int] = 1
+    options_model: ClassVar[type[MethodOptions]] = LadderOptions
+    summary: ClassVar[str] = "the leading singular vectors at 8, 3 and 2 bits by rank; needs calibration text"
+
+    def check_config(self, config: CompressConfig, largest_rank: int) -> None:
+        """Refuse a ladder that asks for more vectors than any projection has."""
+        _options(config).ladder.check_rank(largest_rank, "the largest projection")
+
+    def highest_cr(self, m: int, n: int, config: CompressConfig) -> float:
+        """Return the ratio at which one vector pair fits."""
+        if config.accounting == "bytes":
+            return 2 * m * n / _bytes(m, n, 1, _options(config))
+        return 16 * m * n / (_options(config).ladder.groups[0].bits * (m + n))
+
+    def expected_bytes(self, m: int, n: int, config: CompressConfig) -> int:
+        """Return the bytes of all vectors that the ratio allows; a delta of lower rank has fewer."""
+        return _bytes(m, n, self.needed_rank(m, n, config), _options(config))
+
+    def needed_rank(self, m: int, n: int, config: CompressConfig) -> int:
+        """Return the most vectors that fit the budget; under the paper's count, of which the bits do, at least one."""
+        options, rank = _options(config), min(m, n)
+        room = 1.0 - kept_fraction(m, n, config.cr)
+
+        def fits(count: int) -> bool:
+            if config.accounting == "bytes":
+                return _bytes(m, n, count, options) <= budget_bytes(m, n, config.cr)
+            return paper_sparsity(np.zeros(count), rank, options.ladder) >= room
+
+        low, high = 1, rank + 1  # the first too many
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle)
+        return low
+
+    def calibration(self, config: CompressConfig) -> Calibration:
+        """Return that GPTQ needs each matrix's inputs."""
+        return "none" if _options(config).solver == "nearest" else "inputs"
+
+    def usual_cr(self, config: CompressConfig) -> float:
+        """Return the ratio of as many vectors at 16 bits: whole ones are fewer than thinned ones in the same room."""
+        return config.cr * _options(config).fewest_bits / 16
+
+    def encode(self, projection: Projection, config: CompressConfig) -> Codes:
+        """Return the codes of a delta that is not zero; see `Sparsifier.encode`."""
+        m, n = projection.shape
+        factors = projection.factors()
+        rank = numerical_rank(factors.sigma.cpu().double().numpy(), m, n)
+        kept = min(self.needed_rank(m, n, config), rank, len(factors.sigma))
+        sigma = factors.sigma[:kept].cpu()
+        masks = _whole(kept, m), _whole(kept, n)
+        sides = factors.u[:kept], factors.v[:kept]
+        parts = encode_factors(*sides, sigma, masks, projection.inputs, projection.name, _options(config))
+        return {"sigma": sigma, **parts}
+
+    def decode(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:  # noqa: ARG002
+        """Return Σ_k σ_k u_k v_kᵀ; see `Sparsifier.decode`."""
+        m, n = shape
+        sigma = read_part(codes, name, "sigma", torch.float32, None)
+        if len(sigma) > min(shape):
+            raise CorruptArtifactError(f"The codes of {name!r} have {len(sigma)} vector pairs, more than its rank.")
+        require_plausible(codes, name, len(sigma) * (m + n))
+        return decode_factors(codes, name, sigma, (_whole(len(sigma), m), _whole(len(sigma), n)))
+
+
+def _options(config: CompressConfig) -> LadderOptions:
+    assert isinstance(config.options, LadderOptions)
+    return config.options
+
+
+def _whole(count: int, side: int) -> torch.Tensor:
+    return torch.ones(count, side, dtype=torch.bool)
+
+
+def _bytes(m: int, n: int, count: int, options: LadderOptions) -> int:
+    return _SIGMA_BYTES * count + factors_bytes(np.full(count, m), np.full(count, n), options)
+
+
+SPARSIFIERS.register("delta-come", DeltaCome())

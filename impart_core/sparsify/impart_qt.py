@@ -1,0 +1,197 @@
+"""ImPart-Qt: what ImPart's masks keep of the singular vectors, at few bits (paper §3.3, Algorithms 2 and 3)."""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from impart_core.codec.mask import UInt16Array, keep_codes, keep_probability, mask_from_levels
+from impart_core.codec.parts import Codes, read_part
+from impart_core.config import CompressConfig, MethodOptions
+from impart_core.delta.budget import budget_bytes, candidate_pairs, kept_fraction, vector_fraction
+from impart_core.delta.svd import numerical_rank
+from impart_core.errors import CorruptArtifactError
+from impart_core.quantize.cost import paper_alpha
+from impart_core.quantize.factors import IntArray, decode_factors, encode_factors, factors_bytes
+from impart_core.quantize.options import LadderOptions
+from impart_core.quantize.streams import require_plausible
+from impart_core.sparsify.base import SPARSIFIERS, Calibration, Projection
+from impart_core.sparsify.impart import (
+    FloatArray,
+    ImpartOptions,
+    MaskLevels,
+    allocate,
+    factor_mask,
+    importance_of,
+    is_usual,
+    levels_of,
+)
+
+_PAIR_BYTES = 4 + 2  # a singular value in float32 and a keep-probability code
+_BISECTIONS = 24
+
+
+class ImpartQtOptions(LadderOptions, ImpartOptions):
+    """ImPart's settings, and how what is kept is quantised.
+
+    Before quantisation twice to eight times as much is kept as at 16 bits, where a lower C is better (`make methods`).
+    """
+
+    c: float = Field(default=0.5, ge=0.0, description=ImpartOptions.model_fields["c"].description)
+
+
+class ImpartQt:
+    """The method as a sparsifier.
+
+    Codes of one projection, K pairs kept: `sigma` float32 (K,) and `keep` uint16 (K,) as ImPart has them, and the kept
+    entries of U and V before rescaling as codes; see `quantize.streams`.
+    """
+
+    version: ClassVar[int] = 1
+    options_model: ClassVar[type[MethodOptions]] = ImpartQtOptions
+    summary: ClassVar[str] = "ImPart, its kept entries at 8, 3 and 2 bits by rank; needs calibration text"
+
+    def check_config(self, config: CompressConfig, largest_rank: int) -> None:
+        """Refuse a ladder that asks for more vectors than any projection has."""
+        _options(config).ladder.check_rank(largest_rank, "the largest projection")
+
+    def highest_cr(self, m: int, n: int, config: CompressConfig) -> float:
+        """Return the ratio at which the first pair, which is always kept whole, uses the room up."""
+        options = _options(config)
+        if config.accounting == "bytes":
+            return 2 * m * n / self._bytes(np.array([m]), np.array([n]), options)
+        return 16 * m * n / (options.ladder.groups[0].bits * (m + n))
+
+    def expected_bytes(self, m: int, n: int, config: CompressConfig) -> int:
+        """Return the budget; under the paper's count, the bytes of what it counts and of what it leaves out."""
+        if config.accounting == "bytes":
+            return budget_bytes(m, n, config.cr)
+        options, pairs = _options(config), self.needed_rank(m, n, config)
+        counted = 2 * kept_fraction(m, n, config.cr) * min(m, n) * (m + n)
+        groups = 8 * counted / options.fewest_bits / options.group_size + 2 * len(options.ladder.groups)
+        return int(1.05 * counted + 3 * groups) + _PAIR_BYTES * pairs + 64
+
+    def needed_rank(self, m: int, n: int, config: CompressConfig) -> int:
+        """Return the number of candidates that pre-pruning leaves, at least the first pair."""
+        return max(1, candidate_pairs(min(m, n), _beta(m, n, _options(config))))
+
+    def calibration(self, config: CompressConfig) -> Calibration:
+        """Return that GPTQ needs each matrix's inputs."""
+        return "none" if _options(config).solver == "nearest" else "inputs"
+
+    def usual_cr(self, config: CompressConfig) -> float | None:
+        """Return the ratio of as many entries at 16 bits, where β and C are in the paper's range."""
+        options = _options(config)
+        return config.cr * options.fewest_bits / 16 if is_usual(options) else None
+
+    def encode(self, projection: Projection, config: CompressConfig) -> Codes:
+        """Return the codes of a delta that is not zero; see `Sparsifier.encode`."""
+        options, name, (m, n) = _options(config), projection.name, projection.shape
+        factors = projection.factors()
+        sigma = factors.sigma.cpu().double().numpy()
+        importance = importance_of(sigma[: self.needed_rank(m, n, config)], options)
+        importance = importance[: numerical_rank(sigma, m, n)]  # what lies below is the rounding of the rest
+        levels = levels_of(name, (m, n), config.seed, len(importance))
+        if config.accounting == "bytes":
+            keep = self._fit(importance, levels, (m, n), budget_bytes(m, n, config.cr), options)
+        else:
+            keep = keep_codes(1.0 - _paper_drop(importance, m, n, config))
+        kept = keep_probability(keep)
+        weights = sigma[: len(keep)] if options.rescale else sigma[: len(keep)] * kept**2
+        stored = torch.from_numpy(weights.astype(np.float32))
+        masks = tuple(torch.from_numpy(mask_from_levels(side[: len(keep)], keep)) for side in (levels.u, levels.v))
+        parts = encode_factors(
+            factors.u[: len(keep)],
+            factors.v[: len(keep)],
+            _weights(stored, keep),
+            (masks[0], masks[1]),
+            projection.inputs,
+            name,
+            options,
+        )
+        return {"sigma": stored, "keep": torch.from_numpy(keep), **parts}
+
+    def decode(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:
+        """Return Σ_k σ_k û_k v̂_kᵀ, with û and v̂ rescaled by 1/(1 − p_k); see `Sparsifier.decode`."""
+        keep = read_part(codes, name, "keep", torch.uint16, None).numpy()
+        sigma = read_part(codes, name, "sigma", torch.float32, len(keep))
+        if len(keep) > min(shape):
+            raise CorruptArtifactError(f"The codes of {name!r} have {len(keep)} vector pairs, more than its rank.")
+        require_plausible(codes, name, sum(shape) * float(keep_probability(keep).sum()))
+        masks = tuple(factor_mask(seed, name, role, side, keep) for role, side in zip("uv", shape, strict=True))
+        return decode_factors(codes, name, _weights(sigma, keep), (masks[0], masks[1]))
+
+    def _fit(
+        self,
+        importance: FloatArray,
+        levels: MaskLevels,
+        shape: tuple[int, int],
+        budget: int,
+        options: ImpartQtOptions,
+    ) -> UInt16Array:
+        """Return the keep codes of eq. 7 whose stored bytes fit the budget (Algorithm 3, with every byte charged).
+
+        α is bisected for the number of pairs; γ then uses up what the boundary shift leaves, with one pair more where
+        that fits.
+        """
+
+        rank, beta = min(shape), _beta(*shape, options)
+
+        def fits(keep: UInt16Array) -> bool:
+            kept = [mask_from_levels(side[: len(keep)], keep).sum(axis=1) for side in (levels.u, levels.v)]
+            return self._bytes(kept[0], kept[1], options) <= budget
+
+        alpha = _least(lambda a: fits(keep_codes(1.0 - allocate(importance, rank, a, beta))), beta)
+        pairs = max(1, len(allocate(importance, rank, alpha, beta)))
+        for count in (pairs + 1, pairs):
+            own = importance[:count]
+            if fits(keep_codes(own)) or count == pairs:
+                break
+        gamma = _least(lambda g: fits(keep_codes(1.0 - (1.0 - own) * g)), 0.0)
+        return keep_codes(1.0 - (1.0 - own) * gamma)
+
+    @staticmethod
+    def _bytes(kept_u: IntArray, kept_v: IntArray, options: ImpartQtOptions) -> int:
+        return _PAIR_BYTES * len(kept_u) + factors_bytes(kept_u, kept_v, options)
+
+
+def _options(config: CompressConfig) -> ImpartQtOptions:
+    assert isinstance(config.options, ImpartQtOptions)
+    return config.options
+
+
+def _beta(m: int, n: int, options: ImpartQtOptions) -> float:
+    return 1.0 - vector_fraction(m, n, options.preprune_ratio)
+
+
+def _paper_drop(importance: FloatArray, m: int, n: int, config: CompressConfig) -> FloatArray:
+    """Return p_k of the pairs that Algorithm 3 keeps under the paper's count, at least the first."""
+    options, rank = _options(config), min(m, n)
+    beta = _beta(m, n, options)
+
+    def drop_at(alpha: float) -> FloatArray:
+        return allocate(importance, rank, alpha, beta)
+
+    drop = drop_at(paper_alpha(drop_at, rank, 1.0 - kept_fraction(m, n, config.cr), beta, options.ladder))
+    return drop if len(drop) else np.zeros(1)
+
+
+def _least(fits: Callable[[float], bool], low: float) -> float:
+    """Return the least number from `low` to 1 that fits, 1 being known to; bisection to 2⁻²⁴ of the interval."""
+    if fits(low):
+        return low
+    high = 1.0
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high
+
+
+def _weights(sigma: torch.Tensor, keep: UInt16Array) -> torch.Tensor:
+    """Return σ_k/(1 − p_k)², float32: what pairs of entries before rescaling are multiplied by."""
+    return (sigma.double() / torch.from_numpy(keep_probability(keep)) ** 2).float()
+
+
+SPARSIFIERS.register("impart-qt", ImpartQt())
