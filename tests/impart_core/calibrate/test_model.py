@@ -1,7 +1,6 @@
 """A model run layer by layer does what it does when it is loaded whole, whatever its architecture."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfile
@@ -75,11 +74,11 @@ def read(folder: Path) -> tuple[Checkpoint, dict[str, torch.Tensor]]:
 
 
 @pytest.fixture(scope="module", params=DECODERS)
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     base, folder = save_pair(tmp_path_factory.mktemp(request.param), request.param)
     checkpoint, tensors = read(folder)
     whole = load_whole(folder, ARCHITECTURES[request.param].model)
-    yield Case(request.param, folder, checkpoint, whole, CausalModel.of(checkpoint, CPU), tensors, read(base)[1])
+    return Case(request.param, folder, checkpoint, whole, CausalModel.of(checkpoint, CPU), tensors, read(base)[1])
 
 
 @torch.no_grad()
@@ -239,7 +238,7 @@ def test_experts_that_no_token_chose_are_in_their_group_and_have_no_hessian(case
             if not hessian.any()
             for name in site.names
         }
-    assert idle
+    assert bool(idle) == (case.whole.config.num_experts_per_tok < 4)  # gpt-oss lets every token go to all of them
     assert all(re.search(r"\.experts\.", name) for name in idle)
 
 
