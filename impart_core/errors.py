@@ -80,6 +80,10 @@ class DeviceError(ImpartError):
     """The requested device is not available on this machine."""
 
 
+class CalibrationError(ImpartError):
+    """The calibration text cannot be read or does not fit the model, or the model cannot be calibrated."""
+
+
 class EvaluationError(ImpartError):
     """An evaluation task cannot be run as requested."""
 

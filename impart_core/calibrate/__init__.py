@@ -1,0 +1,1 @@
+"""What a model makes of text, layer by layer: calibration for methods that fit matrices to their inputs."""

@@ -1,0 +1,182 @@
+"""One decoder layer at work: run on hidden states, its matrices replaced, what they are fed summed up."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from impart_core.calibrate.placement import Place
+from impart_core.calibrate.watch import Fed, Watch
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments that a model calls a layer with, of which the hidden states are the first.
+
+    Attributes:
+        args: by position.
+        kwargs: by name.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @property
+    def hidden(self) -> torch.Tensor:
+        """The hidden states."""
+        found: torch.Tensor = self.args[0] if self.args else self.kwargs["hidden_states"]
+        return found
+
+    def with_hidden(self, hidden: torch.Tensor) -> "Call":
+        """Return the call with other hidden states."""
+        if self.args:
+            return Call((hidden, *self.args[1:]), self.kwargs)
+        return Call((), {**self.kwargs, "hidden_states": hidden})
+
+
+@dataclass(frozen=True)
+class Site:
+    """Matrices that are multiplied with the same inputs.
+
+    Attributes:
+        names: which; `name[index]` is a matrix of a stack.
+        of_rows: whether inputs meet the rows of these matrices as the checkpoint stores them, (in, out); else their
+            columns.
+    """
+
+    names: tuple[str, ...]
+    of_rows: bool
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sites that are fed at the same point of the layer: one, or one for each expert."""
+
+    sites: tuple[Site, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All matrices of the group."""
+        return tuple(name for site in self.sites for name in site.names)
+
+
+class Layer:
+    """A decoder layer whose parameters are at hand, in float32; made by `CausalModel.layer`."""
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        call: Callable[[int, int], Call],
+        places: Mapping[str, Sequence[Place]],
+        device: torch.device,
+    ) -> None:
+        """Take a layer.
+
+        Args:
+            module: the layer; each of its parameters is contiguous and has memory of its own.
+            call: gives what the model calls it with, for a batch of B sequences of length L.
+            places: where each of the checkpoint's matrices lies in its parameters.
+            device: where its parameters are.
+        """
+        self._module = module
+        self._call = call
+        self._places = places
+        self._device = device
+        self._parameters = dict(module.named_parameters())
+
+    @torch.no_grad()
+    def run(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return what the layer makes of hidden states (B, L, H), float32; both of them are."""
+        call = self._call(*hidden.shape[:2]).with_hidden(hidden.to(self._device))
+        output = self._module(*call.args, **call.kwargs)
+        result: torch.Tensor = output if isinstance(output, torch.Tensor) else output[0]
+        return result
+
+    @torch.no_grad()
+    def set(self, name: str, weight: torch.Tensor) -> None:
+        """Replace a matrix; nothing happens where the model has no use for it.
+
+        Args:
+            name: its name in the checkpoint; `name[index]` for a matrix of a stack.
+            weight: (m, n) as the checkpoint stores it, any floating dtype.
+        """
+        for place in self._places.get(name, ()):
+            place.write(self._parameters[place.parameter], weight)
+
+    def groups(self, hidden: torch.Tensor, names: Iterable[str]) -> tuple[list[Group], list[str]]:
+        """Run the layer once and find which matrices are fed together, and in which order.
+
+        Matrices that get the same input are in one group, and so are those of all experts that lie in the same
+        parameter, also of experts that no token chose.
+
+        Args:
+            hidden: the layer's inputs, (B, L, H), float32.
+            names: the matrices to group; `name[index]` for those of a stack.
+
+        Returns:
+            the groups in the order in which the layer uses them, and the matrices whose inputs cannot be seen, or
+            that are not used.
+        """
+        calls: list[Fed] = []  # holds every input, so that no two have the same address
+        with Watch(self._parameters, calls.append):
+            self.run(hidden)
+        group_of, axis_of = _grouped(calls), {call.parameter: call.axis for call in calls}
+        groups: dict[int, dict[tuple[int | None, bool], list[str]]] = {}
+        unseen = []
+        for name in names:
+            place = next(iter(self._places.get(name, ())), None)
+            if place is None or place.parameter not in group_of or not place.is_whole(axis_of[place.parameter]):
+                unseen.append(name)
+                continue
+            of_rows = (axis_of[place.parameter] == 0) != place.transposed
+            sites = groups.setdefault(group_of[place.parameter], {})
+            sites.setdefault((place.expert, of_rows), []).append(name)
+        found = [
+            Group(tuple(Site(tuple(members), of_rows) for (_, of_rows), members in sites.items()))
+            for _, sites in sorted(groups.items())
+        ]
+        return found, unseen
+
+    def hessians(self, group: Group, batches: Iterable[torch.Tensor]) -> dict[Site, torch.Tensor]:
+        """Run the layer on batches and return H = 2·X·Xᵀ of each site, averaged over the tokens that reached it.
+
+        Args:
+            group: as `groups` found it, or some of its sites.
+            batches: the layer's inputs, each (B, L, H), float32.
+
+        Returns:
+            by site, float32, (side, side), where side is that of the axis that meets the inputs; zero where no token
+            came.
+        """
+        sites, totals = {}, {}
+        for site in group.sites:
+            place = self._places[site.names[0]][0]
+            axis = 0 if site.of_rows != place.transposed else 1
+            side = self._parameters[place.parameter].shape[axis - 2]
+            sites[place.parameter, place.expert] = site
+            totals[site] = torch.zeros(side, side, device=self._device)
+        tokens: Counter[Site] = Counter()
+
+        def add(call: Fed) -> None:
+            site = sites.get((call.parameter, call.expert))
+            if site is not None:
+                totals[site].addmm_(call.rows.T, call.rows)
+                tokens[site] += len(call.rows)
+
+        with Watch(self._parameters, add):
+            for batch in batches:
+                self.run(batch)
+        return {site: total.mul_(2 / max(1, tokens[site])) for site, total in totals.items()}
+
+
+def _grouped(calls: Iterable[Fed]) -> dict[str, int]:
+    """Return each parameter's group, numbered in their order: parameters that were fed the same input share one."""
+    groups: dict[str, int] = {}
+    fed: dict[tuple[int, int, int], int] = {}
+    for call in calls:
+        inputs = call.inputs.data_ptr(), call.inputs.numel(), call.inputs.shape[-1]
+        group = groups.setdefault(call.parameter, fed.get(inputs, len(groups)))
+        fed.setdefault(inputs, group)
+    return groups

@@ -1,0 +1,152 @@
+"""Calibration text as tokens: sequences of one length, cut from documents that follow each other."""
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from impart_core.calibrate.documents import check_source, is_one_text, read_documents
+from impart_core.checkpoint.index import Checkpoint
+from impart_core.config import Frozen
+from impart_core.errors import CalibrationError
+
+logger = logging.getLogger(__name__)
+
+_LENGTH = 2048  # where the model can take that many
+_POSITION_KEYS = ("max_position_embeddings", "n_positions")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")  # any of them makes one
+
+
+class CalibrationText(Frozen):
+    """Which text a model is calibrated on.
+
+    Attributes:
+        source: a text file; a `.jsonl` file with the field `text`; `hub:org/name[:config[:split[:field]]]`, a data set
+            of the Hub (split `train`, field `text`); `tinyzoo:math`, `tinyzoo:code` or `tinyzoo:chat`.
+        sequences: how many sequences.
+        length: tokens of each; None: 2048, or as many as the model can take where that is fewer.
+    """
+
+    source: str
+    sequences: int = Field(default=128, ge=1)
+    length: int | None = Field(default=None, ge=2)
+
+
+def check_text(text: CalibrationText, finetuned: Checkpoint) -> None:
+    """Refuse what can be told to be wrong without reading text.
+
+    Raises:
+        CalibrationError: the source's form is not known, there is no such file or it is empty, sequences are longer
+            than the model can take, or the checkpoint has no tokenizer.
+        UnknownNameError: the tiny zoo has no such task.
+    """
+    check_source(text.source)
+    _length(text, finetuned)
+    _require_tokenizer(finetuned)
+
+
+def read_tokens(text: CalibrationText, finetuned: Checkpoint) -> torch.Tensor:
+    """Read text with the fine-tune's own tokenizer and cut it into sequences.
+
+    Documents follow each other with the tokenizer's end token after each, if it has one; sequences may begin and end
+    anywhere. No more is read than it takes. A warning says when there are fewer sequences than asked for.
+
+    Args:
+        text: which text.
+        finetuned: the fine-tuned checkpoint.
+
+    Returns:
+        token ids, int32, (sequences, length).
+
+    Raises:
+        CalibrationError: the text or the tokenizer cannot be read, the text is shorter than one sequence, or the
+            tokenizer is not the model's.
+        UnknownNameError: the tiny zoo has no such task.
+    """
+    check_text(text, finetuned)
+    length, tokens = _length(text, finetuned), list[int]()
+    for ids in _token_ids(text.source, _open_tokenizer(finetuned)):
+        tokens += ids
+        if len(tokens) >= text.sequences * length:
+            break
+    sequences = min(len(tokens) // length, text.sequences)
+    if not sequences:
+        raise CalibrationError(
+            f"The calibration text {text.source} has {len(tokens)} tokens, and one sequence takes {length}. Give more "
+            "text or a smaller length."
+        )
+    if sequences < text.sequences:
+        logger.warning("%s has text for %d sequences of the %d asked for", text.source, sequences, text.sequences)
+    chosen = torch.tensor(tokens[: sequences * length], dtype=torch.int32).reshape(sequences, length)
+    _require_in_vocabulary(chosen, finetuned)
+    return chosen
+
+
+def tokens_digest(tokens: torch.Tensor) -> str:
+    """Return the SHA-256 (hex) of token ids' shape and values, which fit in 32 bits."""
+    values = tokens.to(torch.int32).cpu().contiguous().numpy().astype("<i4")
+    return hashlib.sha256(f"{list(tokens.shape)}".encode() + values.tobytes()).hexdigest()
+
+
+def _token_ids(source: str, tokenizer: Any) -> Iterator[list[int]]:
+    end = [] if tokenizer.eos_token_id is None or is_one_text(source) else [int(tokenizer.eos_token_id)]
+    for document in read_documents(source):
+        if document:
+            yield [*tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"], *end]
+
+
+def _open_tokenizer(finetuned: Checkpoint) -> Any:
+    """Load the tokenizer from copies of its files, wherever the checkpoint lies; no code of it is run."""
+    from transformers import AutoTokenizer
+
+    with TemporaryDirectory(prefix="impart-tokenizer-") as folder:
+        for name, file in finetuned.carried.items():
+            file.copy_to(Path(folder) / name)
+        try:
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except Exception as error:  # each kind of tokenizer has its own
+            raise CalibrationError(
+                f"The tokenizer of {finetuned.location} cannot be loaded: {error}. Save it there again with "
+                "`save_pretrained`."
+            ) from error
+
+
+def _require_tokenizer(finetuned: Checkpoint) -> None:
+    if not any(name in finetuned.carried for name in _TOKENIZERS):
+        raise CalibrationError(
+            f"{finetuned.location} has no tokenizer files, which calibration reads text with. Save the tokenizer there "
+            "with `save_pretrained`."
+        )
+
+
+def _require_in_vocabulary(tokens: torch.Tensor, finetuned: Checkpoint) -> None:
+    size, highest = _setting(finetuned.config, ("vocab_size",)), int(tokens.max())
+    if size is not None and highest >= size:
+        raise CalibrationError(
+            f"The tokenizer in {finetuned.location} gives the token id {highest}, but the model has {size} tokens. It "
+            "is not the model's tokenizer: copy that one there."
+        )
+
+
+def _length(text: CalibrationText, finetuned: Checkpoint) -> int:
+    most = _setting(finetuned.config, _POSITION_KEYS)
+    if text.length is None:
+        return min(_LENGTH, most or _LENGTH)
+    if most is not None and text.length > most:
+        raise CalibrationError(
+            f"Calibration sequences of {text.length} tokens are asked for, and {finetuned.location} takes {most} at "
+            "most. Ask for shorter ones."
+        )
+    return text.length
+
+
+def _setting(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
+    """Return the first of these settings that is there, in the configuration or in its part for text."""
+    parts = (config, config.get("text_config"))
+    values = (part.get(key) for part in parts if isinstance(part, Mapping) for key in keys)
+    return next((value for value in values if isinstance(value, int)), None)
