@@ -80,6 +80,10 @@ class DeviceError(ImpartError):
     """The requested device is not available on this machine."""
 
 
+class CalibrationError(ImpartError):
+    """Calibration text or model cannot be used; the message says what to change."""
+
+
 class EvaluationError(ImpartError):
     """An evaluation task cannot be run as requested."""
 

@@ -12,6 +12,7 @@ import torch
 from impart_core.codec.bitpack import UInt8Array, pack, packed_bytes, unpack
 from impart_core.errors import TensorValueError
 
+_CHUNK = 1 << 20  # entries worked on at once, to bound memory
 SCALE_BYTES = 4  # float32: the mean of a delta may be far below what float16 holds exactly
 
 
@@ -45,16 +46,21 @@ def encode_signs(delta: torch.Tensor, name: str, per_row: bool = False, mask: to
     Raises:
         TensorValueError: the delta holds NaN or infinity.
     """
-    values = delta.detach().cpu().float()
-    if not bool(torch.isfinite(values).all()):
-        raise TensorValueError(f"The delta of {name!r} holds NaN or infinity. Check both checkpoints.")
-    keep = torch.ones_like(values, dtype=torch.bool) if mask is None else mask.cpu().bool()
-    total = torch.where(keep, values, 0.0).abs().double().sum(dim=1)
-    count = keep.sum(dim=1)
+    values = delta.detach().cpu()
+    keep = torch.ones(values.shape, dtype=torch.bool) if mask is None else mask.cpu().bool()
+    total, count, signs = [], [], []
+    step = max(1, _CHUNK // values.shape[1])
+    for part, kept in zip(torch.split(values, step), torch.split(keep, step), strict=True):
+        if not bool(torch.isfinite(part).all()):
+            raise TensorValueError(f"The delta of {name!r} holds NaN or infinity. Check both checkpoints.")
+        total.append(torch.where(kept, part, 0.0).double().abs().sum(dim=1))
+        count.append(kept.sum(dim=1))
+        signs.append(part[kept] >= 0)
+    sums, counts = torch.cat(total), torch.cat(count)
     if not per_row:
-        total, count = total.sum().reshape(1), count.sum().reshape(1)
-    scales = (total / count.clamp(min=1)).float()
-    return SignCodes(scales, pack((values[keep] >= 0).numpy().astype(np.uint8), 1))
+        sums, counts = sums.sum().reshape(1), counts.sum().reshape(1)
+    scales = (sums / counts.clamp(min=1)).float()
+    return SignCodes(scales, pack(torch.cat(signs).numpy().view(np.uint8), 1))
 
 
 def decode_signs(codes: SignCodes, shape: tuple[int, int], mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -73,8 +79,8 @@ def decode_signs(codes: SignCodes, shape: tuple[int, int], mask: torch.Tensor | 
     keep = torch.ones(shape, dtype=torch.bool) if mask is None else mask.cpu().bool()
     bits = torch.from_numpy(unpack(codes.signs, 1, int(keep.sum())))
     signs = torch.zeros(shape, dtype=torch.float32)
-    signs[keep] = bits.float() * 2 - 1
-    return signs * codes.scales[:, None]
+    signs[keep] = bits.float().mul_(2).sub_(1)
+    return signs.mul_(codes.scales[:, None])
 
 
 def sign_bytes(kept: int, scales: int = 1) -> int:
