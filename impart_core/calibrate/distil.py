@@ -1,6 +1,7 @@
 """Scale distillation: BitDelta's scales are tuned until the model's logits are those of the fine-tune.
 
-Liu et al. 2024 (arXiv 2402.10193), §3.2. Of the model only the scales are trained; signs and masks are those that the method stores.
+Liu et al. 2024 (arXiv 2402.10193), §3.2. Of the model only the scales are trained; signs and masks are
+those that the method stores.
 """
 
 import logging
