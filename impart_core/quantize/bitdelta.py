@@ -4,6 +4,7 @@ That s is the best for the signs: it minimises ‖ΔW − s·sign(ΔW)‖. With 
 only kept entries have a bit and count in s; dividing s by the keep probability is the caller's.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,10 +77,10 @@ def decode_signs(codes: SignCodes, shape: tuple[int, int], mask: torch.Tensor | 
     """
     if len(codes.scales) not in (1, shape[0]):
         raise ValueError(f"{len(codes.scales)} scales for {shape[0]} rows")
-    keep = torch.ones(shape, dtype=torch.bool) if mask is None else mask.cpu().bool()
-    bits = torch.from_numpy(unpack(codes.signs, 1, int(keep.sum())))
-    signs = torch.zeros(shape, dtype=torch.float32)
-    signs[keep] = bits.float().mul_(2).sub_(1)
+    kept = math.prod(shape) if mask is None else int(mask.sum())
+    values = torch.from_numpy(unpack(codes.signs, 1, kept)).float().mul_(2).sub_(1)
+    # Unlike an assignment to a mask, this makes no indices of 16 bytes an entry.
+    signs = values.reshape(shape) if mask is None else torch.zeros(shape).masked_scatter_(mask.cpu().bool(), values)
     return signs.mul_(codes.scales[:, None])
 
 
