@@ -13,7 +13,7 @@ import torch
 from impart_core.codec.bitpack import UInt8Array, pack, packed_bytes, unpack
 from impart_core.errors import TensorValueError
 
-_CHUNK = 1 << 20  # entries worked on at once, to bound memory
+_CHUNK = 1 << 17  # entries worked on at once, to bound memory
 SCALE_BYTES = 4  # float32: the mean of a delta may be far below what float16 holds exactly
 
 
@@ -49,19 +49,22 @@ def encode_signs(delta: torch.Tensor, name: str, per_row: bool = False, mask: to
     """
     values = delta.detach().cpu()
     keep = torch.ones(values.shape, dtype=torch.bool) if mask is None else mask.cpu().bool()
-    total, count, signs = [], [], []
+    positive, done = torch.empty(int(keep.count_nonzero()), dtype=torch.bool), 0
+    total, count = [], []
     step = max(1, _CHUNK // values.shape[1])
     for part, kept in zip(torch.split(values, step), torch.split(keep, step), strict=True):
         if not bool(torch.isfinite(part).all()):
             raise TensorValueError(f"The delta of {name!r} holds NaN or infinity. Check both checkpoints.")
         total.append(torch.where(kept, part, 0.0).double().abs().sum(dim=1))
         count.append(kept.sum(dim=1))
-        signs.append(part[kept] >= 0)
+        signs = part[kept] >= 0
+        positive[done : done + len(signs)] = signs
+        done += len(signs)
     sums, counts = torch.cat(total), torch.cat(count)
     if not per_row:
         sums, counts = sums.sum().reshape(1), counts.sum().reshape(1)
     scales = (sums / counts.clamp(min=1)).float()
-    return SignCodes(scales, pack(torch.cat(signs).numpy().view(np.uint8), 1))
+    return SignCodes(scales, pack(positive.numpy().view(np.uint8), 1))
 
 
 def decode_signs(codes: SignCodes, shape: tuple[int, int], mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -77,7 +80,7 @@ def decode_signs(codes: SignCodes, shape: tuple[int, int], mask: torch.Tensor | 
     """
     if len(codes.scales) not in (1, shape[0]):
         raise ValueError(f"{len(codes.scales)} scales for {shape[0]} rows")
-    kept = math.prod(shape) if mask is None else int(mask.sum())
+    kept = math.prod(shape) if mask is None else int(mask.count_nonzero())
     values = torch.from_numpy(unpack(codes.signs, 1, kept)).float().mul_(2).sub_(1)
     # Unlike an assignment to a mask, this makes no indices of 16 bytes an entry.
     signs = values.reshape(shape) if mask is None else torch.zeros(shape).masked_scatter_(mask.cpu().bool(), values)

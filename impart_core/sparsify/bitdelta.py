@@ -133,7 +133,7 @@ class BitDelta:
         if len(keep) and not may_keep(8 * len(signs), m * n, keep):
             raise _other_number(name, len(signs), "far more or fewer")
         mask = _mask(mask_key(seed, name, "delta"), shape, keep)
-        kept = m * n if mask is None else int(mask.sum())
+        kept = m * n if mask is None else int(mask.count_nonzero())
         if len(signs) != packed_bytes(kept, 1):
             raise _other_number(name, len(signs), f"{kept:,}")
         return decode_signs(SignCodes(scales, signs.numpy()), shape, mask)
