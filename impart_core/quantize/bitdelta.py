@@ -47,24 +47,21 @@ def encode_signs(delta: torch.Tensor, name: str, per_row: bool = False, mask: to
     Raises:
         TensorValueError: the delta holds NaN or infinity.
     """
+    m, n = delta.shape
     values = delta.detach().cpu()
-    keep = torch.ones(values.shape, dtype=torch.bool) if mask is None else mask.cpu().bool()
-    positive, done = torch.empty(int(keep.count_nonzero()), dtype=torch.bool), 0
-    total, count = [], []
-    step = max(1, _CHUNK // values.shape[1])
-    for part, kept in zip(torch.split(values, step), torch.split(keep, step), strict=True):
-        if not bool(torch.isfinite(part).all()):
+    keep = np.ones((m, n), dtype=np.bool_) if mask is None else mask.cpu().bool().numpy()
+    total, count, signs = np.zeros(m), np.count_nonzero(keep, axis=1), []
+    step = max(1, _CHUNK // n)
+    for rows in (slice(first, first + step) for first in range(0, m, step)):
+        part = values[rows].float().numpy()
+        if not np.isfinite(part).all():
             raise TensorValueError(f"The delta of {name!r} holds NaN or infinity. Check both checkpoints.")
-        total.append(torch.where(kept, part, 0.0).double().abs().sum(dim=1))
-        count.append(kept.sum(dim=1))
-        signs = part[kept] >= 0
-        positive[done : done + len(signs)] = signs
-        done += len(signs)
-    sums, counts = torch.cat(total), torch.cat(count)
+        total[rows] = np.where(keep[rows], np.abs(part), 0).sum(axis=1, dtype=np.float64)
+        signs.append(part[keep[rows]] >= 0)
     if not per_row:
-        sums, counts = sums.sum().reshape(1), counts.sum().reshape(1)
-    scales = (sums / counts.clamp(min=1)).float()
-    return SignCodes(scales, pack(positive.numpy().view(np.uint8), 1))
+        total, count = total.sum(keepdims=True), count.sum(keepdims=True)
+    scales = torch.from_numpy((total / np.maximum(count, 1)).astype(np.float32))
+    return SignCodes(scales, pack(np.concatenate(signs).view(np.uint8), 1))
 
 
 def decode_signs(codes: SignCodes, shape: tuple[int, int], mask: torch.Tensor | None = None) -> torch.Tensor:
