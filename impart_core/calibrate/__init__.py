@@ -1,1 +1,1 @@
-"""What a model makes of text, layer by layer: calibration for methods that fit matrices to their inputs."""
+"""Calibration: what methods are told of the model's activations, from text that runs through it."""

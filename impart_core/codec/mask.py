@@ -90,3 +90,30 @@ def level_chunks(key: int, rows: int, columns: int) -> Iterator[tuple[slice, UIn
     for first in range(0, columns, step):
         last = min(first + step, columns)
         yield slice(first, last), word_levels(mask_words(key, rows, last - first, first))
+
+
+def fitting_code(key: int, rows: int, columns: int, room: int) -> UInt16Array:
+    """Return the highest keep code with which all columns together keep no more entries than there is room for.
+
+    Args:
+        key: the mask's key.
+        rows: entries of each column.
+        columns: how many columns.
+        room: the most entries.
+
+    Returns:
+        uint16, (1,); or (0,) when even the lowest code keeps too many.
+    """
+    counts = np.zeros(LEVELS, dtype=np.int64)
+    for _, levels in level_chunks(key, rows, columns):
+        counts += np.bincount(levels.ravel(), minlength=LEVELS)
+    fitting = int(np.searchsorted(np.cumsum(counts), room, side="right"))
+    return np.arange(LEVELS, dtype=np.uint16)[max(0, fitting - 1) : fitting]
+
+
+def whole_mask(key: int, rows: int, columns: int, code: UInt16Array) -> BoolArray:
+    """Return the mask, (columns, rows), that keeps entries of every column by the one code, (1,)."""
+    mask = np.empty((columns, rows), dtype=np.bool_)
+    for lines, levels in level_chunks(key, rows, columns):
+        mask[lines] = mask_from_levels(levels, code)
+    return mask

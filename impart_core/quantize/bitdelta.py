@@ -4,6 +4,7 @@ That s is the best for the signs: it minimises ‖ΔW − s·sign(ΔW)‖. With 
 only kept entries have a bit and count in s; dividing s by the keep probability is the caller's.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from impart_core.codec.bitpack import UInt8Array, pack, packed_bytes, unpack
 from impart_core.errors import TensorValueError
 
+_CHUNK = 1 << 17  # entries worked on at once, to bound memory
 SCALE_BYTES = 4  # float32: the mean of a delta may be far below what float16 holds exactly
 
 
@@ -45,16 +47,21 @@ def encode_signs(delta: torch.Tensor, name: str, per_row: bool = False, mask: to
     Raises:
         TensorValueError: the delta holds NaN or infinity.
     """
-    values = delta.detach().cpu().float()
-    if not bool(torch.isfinite(values).all()):
-        raise TensorValueError(f"The delta of {name!r} holds NaN or infinity. Check both checkpoints.")
-    keep = torch.ones_like(values, dtype=torch.bool) if mask is None else mask.cpu().bool()
-    total = torch.where(keep, values, 0.0).abs().double().sum(dim=1)
-    count = keep.sum(dim=1)
+    m, n = delta.shape
+    values = delta.detach().cpu()
+    keep = np.ones((m, n), dtype=np.bool_) if mask is None else mask.cpu().bool().numpy()
+    total, count, signs = np.zeros(m), np.count_nonzero(keep, axis=1), []
+    step = max(1, _CHUNK // n)
+    for rows in (slice(first, first + step) for first in range(0, m, step)):
+        part = values[rows].float().numpy()
+        if not np.isfinite(part).all():
+            raise TensorValueError(f"The delta of {name!r} holds NaN or infinity. Check both checkpoints.")
+        total[rows] = np.where(keep[rows], np.abs(part), 0).sum(axis=1, dtype=np.float64)
+        signs.append(part[keep[rows]] >= 0)
     if not per_row:
-        total, count = total.sum().reshape(1), count.sum().reshape(1)
-    scales = (total / count.clamp(min=1)).float()
-    return SignCodes(scales, pack((values[keep] >= 0).numpy().astype(np.uint8), 1))
+        total, count = total.sum(keepdims=True), count.sum(keepdims=True)
+    scales = torch.from_numpy((total / np.maximum(count, 1)).astype(np.float32))
+    return SignCodes(scales, pack(np.concatenate(signs).view(np.uint8), 1))
 
 
 def decode_signs(codes: SignCodes, shape: tuple[int, int], mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -70,11 +77,11 @@ def decode_signs(codes: SignCodes, shape: tuple[int, int], mask: torch.Tensor | 
     """
     if len(codes.scales) not in (1, shape[0]):
         raise ValueError(f"{len(codes.scales)} scales for {shape[0]} rows")
-    keep = torch.ones(shape, dtype=torch.bool) if mask is None else mask.cpu().bool()
-    bits = torch.from_numpy(unpack(codes.signs, 1, int(keep.sum())))
-    signs = torch.zeros(shape, dtype=torch.float32)
-    signs[keep] = bits.float() * 2 - 1
-    return signs * codes.scales[:, None]
+    kept = math.prod(shape) if mask is None else int(mask.count_nonzero())
+    values = torch.from_numpy(unpack(codes.signs, 1, kept)).float().mul_(2).sub_(1)
+    # Unlike an assignment to a mask, this makes no indices of 16 bytes an entry.
+    signs = values.reshape(shape) if mask is None else torch.zeros(shape).masked_scatter_(mask.cpu().bool(), values)
+    return signs.mul_(codes.scales[:, None])
 
 
 def sign_bytes(kept: int, scales: int = 1) -> int:

@@ -13,6 +13,7 @@ from impart_core.codec.half import to_half
 from impart_core.codec.mask import (
     LEVELS,
     UInt16Array,
+    fitting_code,
     keep_codes,
     keep_probability,
     level_chunks,
@@ -26,25 +27,6 @@ from impart_core.errors import CorruptArtifactError
 from impart_core.sparsify.base import SPARSIFIERS, Calibration, Codes, Projection, read_part
 
 _CODE_BYTES = 2  # the keep-probability code
-
-
-def fitting_code(key: int, m: int, n: int, room: int) -> UInt16Array:
-    """Return the highest keep code whose mask keeps no more entries than there is room for.
-
-    Args:
-        key: the mask's key.
-        m: rows of the delta.
-        n: columns of the delta.
-        room: how many entries.
-
-    Returns:
-        uint16, (1,); or (0,) when even the lowest code keeps too many, which takes a room of a few entries.
-    """
-    counts = np.zeros(LEVELS, dtype=np.int64)
-    for _, levels in level_chunks(key, n, m):
-        counts += np.bincount(levels.ravel(), minlength=LEVELS)
-    fitting = int(np.searchsorted(np.cumsum(counts), room, side="right"))
-    return np.arange(LEVELS, dtype=np.uint16)[max(0, fitting - 1) : fitting]
 
 
 class Dare:
@@ -95,7 +77,7 @@ class Dare:
         m, n = projection.shape
         key = mask_key(config.seed, projection.name, "delta")
         if config.accounting == "bytes":
-            keep = fitting_code(key, m, n, (budget_bytes(m, n, config.cr) - _CODE_BYTES) // BYTES_PER_VALUE)
+            keep = fitting_code(key, n, m, (budget_bytes(m, n, config.cr) - _CODE_BYTES) // BYTES_PER_VALUE)
         else:
             keep = _nearest_code(config.cr)
         delta, kept = projection.delta().cpu(), []

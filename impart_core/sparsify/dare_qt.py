@@ -7,15 +7,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from impart_core.codec.mask import (
-    LEVELS,
-    UInt16Array,
-    keep_codes,
-    keep_probability,
-    level_chunks,
-    mask_from_levels,
-    mask_key,
-)
+from impart_core.codec.mask import LEVELS, UInt16Array, fitting_code, keep_codes, keep_probability, mask_key, whole_mask
 from impart_core.codec.parts import Codes, read_part
 from impart_core.config import CompressConfig, MethodOptions
 from impart_core.delta.budget import budget_bytes
@@ -27,7 +19,6 @@ from impart_core.quantize.options import QuantizeOptions
 from impart_core.quantize.solve import quantize_matrix
 from impart_core.quantize.streams import layout_bytes, pack_matrices, require_plausible, unpack_matrices
 from impart_core.sparsify.base import SPARSIFIERS, Calibration, Projection
-from impart_core.sparsify.dare import fitting_code
 
 _KEEP_BYTES = 2
 
@@ -83,7 +74,7 @@ class DareQt:
         options, (m, n) = _options(config), projection.shape
         if config.accounting == "bytes":
             key, room = mask_key(config.seed, projection.name, "delta"), _room(m, n, config)
-            keep = fitting_code(key, m, n, room)
+            keep = fitting_code(key, n, m, room)
         else:
             keep = _paper_code(config)
         delta, inputs = projection.delta(), projection.inputs
@@ -120,10 +111,9 @@ def _groups(mask: torch.Tensor, options: DareQtOptions) -> Groups:
 
 def _mask(seed: int, name: str, m: int, n: int, keep: UInt16Array) -> torch.Tensor:
     """Return which entries are kept, bool, (m, n); none where there is no keep code."""
-    mask = torch.zeros(m, n, dtype=torch.bool)
-    for rows, levels in level_chunks(mask_key(seed, name, "delta"), n, m) if len(keep) else ():
-        mask[rows] = torch.from_numpy(mask_from_levels(levels, keep))
-    return mask
+    if not len(keep):
+        return torch.zeros(m, n, dtype=torch.bool)
+    return torch.from_numpy(whole_mask(mask_key(seed, name, "delta"), n, m, keep))
 
 
 def _paper_code(config: CompressConfig) -> UInt16Array:

@@ -23,7 +23,7 @@ from tests.impart_core.pipeline import compress, config_of
 
 RATIOS = (4.0, 8.0, 16.0, 32.0, 64.0)
 SEEDS = range(5)
-MASKED = ("impart", "dare")
+MASKED = ("impart", "dare", "bitdelta")
 METRICS = ("answer_loss", "exact_match")
 Measured = dict[str, tuple[float, float]]
 

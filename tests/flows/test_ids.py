@@ -69,6 +69,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], set[str]]] = {
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "impart": {"beta": 0.5, "c": 0.5, "preprune": False, "allocation": "uniform", "rescale": False},
+    "bitdelta": {"per_row": True, "distil": True},
     "dare": {},
     "lowrank": {},
     "magnitude": {},

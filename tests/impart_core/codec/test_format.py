@@ -116,7 +116,10 @@ def test_omitted_tensors_and_plain_values_have_no_delta_and_kept_ones_their_own(
         ("impart", (15, 24), projection("w").codes),
         ("impart", (16, 24), {"sigma": torch.ones(2)}),
         ("impart", (16, 24), {**projection("w").codes, "sigma": torch.ones(1)}),
-        *((method, (15, 24), projection("w", method=method).codes) for method in ("dare", "lowrank", "magnitude")),
+        *(
+            (method, (15, 24), projection("w", method=method).codes)
+            for method in ("bitdelta", "dare", "lowrank", "magnitude")
+        ),
         *((method, (16, 24), {}) for method in SPARSIFIERS),
     ],
 )

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from impart_core.codec import mask
 from impart_core.codec.mask import (
+    fitting_code,
     keep_codes,
     keep_probability,
     level_chunks,
@@ -17,6 +18,7 @@ from impart_core.codec.mask import (
     mask_from_words,
     mask_key,
     mask_words,
+    whole_mask,
     word_levels,
 )
 
@@ -126,3 +128,22 @@ def test_a_probability_is_stored_to_half_a_step_and_never_as_zero(probability: f
     (stored,) = keep_probability(keep_codes(np.array([probability])))
     assert 0 < stored <= 1
     assert stored == pytest.approx(max(probability, 1 / 65536), abs=0.5 / 65536)
+
+
+@given(key=keys, rows=sizes, columns=sizes, room=st.integers(-3, 1700), chunk=st.sampled_from([64, 1 << 20]))
+def test_the_code_that_fits_keeps_no_more_than_there_is_room_for_and_the_next_one_would(
+    key: int, rows: int, columns: int, room: int, chunk: int
+) -> None:
+    with patch.object(mask, "_CHUNK_BYTES", chunk):
+        code = fitting_code(key, rows, columns, room)
+        following = np.array([int(code[0]) + 1 if len(code) else 0])
+        assert not len(code) or whole_mask(key, rows, columns, code).sum() <= room
+        assert following[0] == 65536 or whole_mask(key, rows, columns, following.astype(np.uint16)).sum() > room
+
+
+@given(key=keys, rows=sizes, columns=sizes, code=st.integers(0, 65535), chunk=st.sampled_from([64, 1 << 20]))
+def test_a_whole_mask_is_that_of_its_words(key: int, rows: int, columns: int, code: int, chunk: int) -> None:
+    codes = np.array([code], dtype=np.uint16)
+    with patch.object(mask, "_CHUNK_BYTES", chunk):
+        found = whole_mask(key, rows, columns, codes)
+    assert np.array_equal(found, mask_from_words(mask_words(key, rows, columns), codes.repeat(columns)))
