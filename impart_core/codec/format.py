@@ -15,6 +15,7 @@ from impart_core.checkpoint.layout import Role
 from impart_core.checkpoint.local import local_file
 from impart_core.checkpoint.reader import read_tensor
 from impart_core.checkpoint.writer import spec_of, write_safetensors
+from impart_core.codec.parts import nbytes
 from impart_core.codec.rows import decode_rows
 from impart_core.config import Frozen
 from impart_core.errors import CheckpointError, CorruptArtifactError
@@ -76,7 +77,7 @@ class EncodedTensor:
     @property
     def nbytes(self) -> int:
         """Bytes of the codes."""
-        return sum(code.numel() * code.element_size() for code in self.codes.values())
+        return nbytes(self.codes)
 
 
 def write_block(path: Path, tensors: Mapping[str, EncodedTensor]) -> None:

@@ -7,6 +7,11 @@ from impart_core.errors import CorruptArtifactError
 Codes = dict[str, torch.Tensor]
 
 
+def nbytes(codes: Codes) -> int:
+    """Return the bytes of all parts."""
+    return sum(code.numel() * code.element_size() for code in codes.values())
+
+
 def read_part(codes: Codes, name: str, part: str, dtype: torch.dtype, *shape: int | None) -> torch.Tensor:
     """Return one part of a tensor's codes, having checked what a damaged file may get wrong.
 

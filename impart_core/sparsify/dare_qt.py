@@ -72,22 +72,14 @@ class DareQt:
     def encode(self, projection: Projection, config: CompressConfig) -> Codes:
         """Return the codes of a delta; see `Sparsifier.encode`."""
         options, (m, n) = _options(config), projection.shape
-        if config.accounting == "bytes":
-            key, room = mask_key(config.seed, projection.name, "delta"), _room(m, n, config)
-            keep = fitting_code(key, n, m, room)
-        else:
-            keep = _paper_code(config)
-        delta, inputs = projection.delta(), projection.inputs
-        groups = _groups(_mask(config.seed, projection.name, m, n, keep).to(delta.device), options)
-        made = quantize_matrix(
-            delta,
-            groups,
-            inputs.curvature if inputs else None,
-            projection.name,
-            solver=options.solver,
-            along_rows=bool(inputs and inputs.of_rows),
-        )
-        return {"keep": torch.from_numpy(keep), **pack_matrices([made], options.lossless)}
+        if config.accounting == "paper":
+            return _encode(projection, _paper_code(config), config.seed, options)
+        key = mask_key(config.seed, projection.name, "delta")
+
+        def encode(packed: int) -> Codes:
+            return _encode(projection, fitting_code(key, n, m, _room(m, n, packed, options)), config.seed, options)
+
+        return options.within(budget_bytes(m, n, config.cr), encode)
 
     def decode(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:
         """Return the kept entries divided by the keep probability; see `Sparsifier.decode`."""
@@ -98,6 +90,20 @@ class DareQt:
         require_plausible(codes, name, shape[0] * shape[1] * probability * len(keep))
         (values,) = unpack_matrices(codes, name, [_mask(seed, name, *shape, keep)])
         return values / probability
+
+
+def _encode(projection: Projection, keep: UInt16Array, seed: int, options: DareQtOptions) -> Codes:
+    delta, inputs = projection.delta(), projection.inputs
+    groups = _groups(_mask(seed, projection.name, *projection.shape, keep).to(delta.device), options)
+    made = quantize_matrix(
+        delta,
+        groups,
+        inputs.curvature if inputs else None,
+        projection.name,
+        solver=options.solver,
+        along_rows=bool(inputs and inputs.of_rows),
+    )
+    return {"keep": torch.from_numpy(keep), **pack_matrices([made], options.lossless)}
 
 
 def _options(config: CompressConfig) -> DareQtOptions:
@@ -120,12 +126,12 @@ def _paper_code(config: CompressConfig) -> UInt16Array:
     return keep_codes(np.array([min(1.0, 16 / (_options(config).bits * config.cr))]))
 
 
-def _room(m: int, n: int, config: CompressConfig) -> int:
-    """Return how many entries fit the budget."""
-    budget, low, high = budget_bytes(m, n, config.cr), 0, m * n + 1  # the first too many
+def _room(m: int, n: int, budget: int, options: DareQtOptions) -> int:
+    """Return how many entries fit so many packed bytes."""
+    low, high = 0, m * n + 1  # the first too many
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if _bytes(m, middle, _options(config)) <= budget else (low, middle)
+        low, high = (middle, high) if _bytes(m, middle, options) <= budget else (low, middle)
     return low
 
 

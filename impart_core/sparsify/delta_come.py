@@ -44,23 +44,16 @@ class DeltaCome:
 
     def expected_bytes(self, m: int, n: int, config: CompressConfig) -> int:
         """Return the bytes of all vectors that the ratio allows; a delta of lower rank has fewer."""
+        if config.accounting == "bytes":
+            return budget_bytes(m, n, config.cr)
         return _bytes(m, n, self.needed_rank(m, n, config), _options(config))
 
     def needed_rank(self, m: int, n: int, config: CompressConfig) -> int:
         """Return the most vectors that fit the budget; under the paper's count, of which the bits do, at least one."""
-        options, rank = _options(config), min(m, n)
-        room = 1.0 - kept_fraction(m, n, config.cr)
-
-        def fits(count: int) -> bool:
-            if config.accounting == "bytes":
-                return _bytes(m, n, count, options) <= budget_bytes(m, n, config.cr)
-            return paper_sparsity(np.zeros(count), rank, options.ladder) >= room
-
-        low, high = 1, rank + 1  # the first too many
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if fits(middle) else (low, middle)
-        return low
+        if config.accounting == "bytes":
+            packed = int(budget_bytes(m, n, config.cr) / _options(config).entries_share)
+            return self._fitting(m, n, packed, config)
+        return self._fitting(m, n, 0, config)
 
     def calibration(self, config: CompressConfig) -> Calibration:
         """Return that GPTQ needs each matrix's inputs."""
@@ -68,19 +61,25 @@ class DeltaCome:
 
     def usual_cr(self, config: CompressConfig) -> float:
         """Return the ratio of as many vectors at 16 bits: whole ones are fewer than thinned ones in the same room."""
-        return config.cr * _options(config).fewest_bits / 16
+        return config.cr * _options(config).fewest_bits / 16 * _options(config).entries_share
 
     def encode(self, projection: Projection, config: CompressConfig) -> Codes:
         """Return the codes of a delta that is not zero; see `Sparsifier.encode`."""
         m, n = projection.shape
         factors = projection.factors()
         rank = numerical_rank(factors.sigma.cpu().double().numpy(), m, n)
-        kept = min(self.needed_rank(m, n, config), rank, len(factors.sigma))
-        sigma = factors.sigma[:kept].cpu()
-        masks = _whole(kept, m), _whole(kept, n)
-        sides = factors.u[:kept], factors.v[:kept]
-        parts = encode_factors(*sides, sigma, masks, projection.inputs, projection.name, _options(config))
-        return {"sigma": sigma, **parts}
+
+        def encode(packed: int) -> Codes:
+            kept = min(self._fitting(m, n, packed, config), rank, len(factors.sigma))
+            sigma = factors.sigma[:kept].cpu()
+            masks = _whole(kept, m), _whole(kept, n)
+            sides = factors.u[:kept], factors.v[:kept]
+            parts = encode_factors(*sides, sigma, masks, projection.inputs, projection.name, _options(config))
+            return {"sigma": sigma, **parts}
+
+        if config.accounting == "paper":
+            return encode(0)
+        return _options(config).within(budget_bytes(m, n, config.cr), encode)
 
     def decode(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:  # noqa: ARG002
         """Return Σ_k σ_k u_k v_kᵀ; see `Sparsifier.decode`."""
@@ -90,6 +89,23 @@ class DeltaCome:
             raise CorruptArtifactError(f"The codes of {name!r} have {len(sigma)} vector pairs, more than its rank.")
         require_plausible(codes, name, len(sigma) * (m + n))
         return decode_factors(codes, name, sigma, (_whole(len(sigma), m), _whole(len(sigma), n)))
+
+    @staticmethod
+    def _fitting(m: int, n: int, packed: int, config: CompressConfig) -> int:
+        """Return how many vectors are within so many packed bytes, or the paper's count, at least one."""
+        options, rank = _options(config), min(m, n)
+        room = 1.0 - kept_fraction(m, n, config.cr)
+
+        def fits(count: int) -> bool:
+            if config.accounting == "bytes":
+                return _bytes(m, n, count, options) <= packed
+            return paper_sparsity(np.zeros(count), rank, options.ladder) >= room
+
+        low, high = 1, rank + 1  # the first too many
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle)
+        return low
 
 
 def _options(config: CompressConfig) -> LadderOptions:

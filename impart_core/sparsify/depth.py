@@ -10,8 +10,9 @@ from impart_core.errors import ConfigError
 from impart_core.sparsify.base import SPARSIFIERS
 from impart_core.sparsify.impart import USUAL_BETA, USUAL_C, allocate
 
-# The stated maximum: what ImPart keeps at this ratio, β and C. Less is kept at any higher ratio or β, or lower C.
-LOWEST_CR = 4.0
+# The stated maximum: what ImPart keeps at these ratios with β 0.6 and C 1, of which the highest that serves is taken.
+# Less is kept at any higher ratio or β, or lower C. The lower one is for methods that keep more entries of fewer bits.
+LOWEST_CRS = (4.0, 2.0)
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def depth_of(config: CompressConfig, m: int, n: int) -> Depth | None:
         return None
     cr = method.usual_cr(config)
     if config.factors_for is None:
-        return Depth(LOWEST_CR if cr is not None and cr >= LOWEST_CR else None)
+        return Depth(next((lowest for lowest in LOWEST_CRS if cr is not None and cr >= lowest), None))
     if cr is None:
         raise ConfigError(
             f"factors_for {config.factors_for:g} cannot serve these settings of {config.method!r}, which need every "

@@ -1,6 +1,7 @@
 """ImPart-Qt: what ImPart's masks keep of the singular vectors, at few bits (paper §3.3, Algorithms 2 and 3)."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -11,6 +12,7 @@ from impart_core.codec.mask import UInt16Array, keep_codes, keep_probability, ma
 from impart_core.codec.parts import Codes, read_part
 from impart_core.config import CompressConfig, MethodOptions
 from impart_core.delta.budget import budget_bytes, candidate_pairs, kept_fraction, vector_fraction
+from impart_core.delta.factors import Factors
 from impart_core.delta.svd import numerical_rank
 from impart_core.errors import CorruptArtifactError
 from impart_core.quantize.cost import paper_alpha
@@ -84,7 +86,7 @@ class ImpartQt:
     def usual_cr(self, config: CompressConfig) -> float | None:
         """Return the ratio of as many entries at 16 bits, where β and C are in the paper's range."""
         options = _options(config)
-        return config.cr * options.fewest_bits / 16 if is_usual(options) else None
+        return config.cr * options.fewest_bits / 16 * options.entries_share if is_usual(options) else None
 
     def encode(self, projection: Projection, config: CompressConfig) -> Codes:
         """Return the codes of a delta that is not zero; see `Sparsifier.encode`."""
@@ -94,13 +96,22 @@ class ImpartQt:
         importance = importance_of(sigma[: self.needed_rank(m, n, config)], options)
         importance = importance[: numerical_rank(sigma, m, n)]  # what lies below is the rounding of the rest
         levels = levels_of(name, (m, n), config.seed, len(importance))
-        if config.accounting == "bytes":
-            keep = self._fit(importance, levels, (m, n), budget_bytes(m, n, config.cr), options)
-        else:
-            keep = keep_codes(1.0 - _paper_drop(importance, m, n, config))
+
+        def encode(keep: UInt16Array) -> Codes:
+            return self._encode(projection, factors, levels, keep, options)
+
+        if config.accounting == "paper":
+            return encode(keep_codes(1.0 - _paper_drop(importance, m, n, config)))
+        fit = partial(self._fit, importance, levels, (m, n), options)
+        return options.within(budget_bytes(m, n, config.cr), lambda packed: encode(fit(packed)))
+
+    @staticmethod
+    def _encode(
+        projection: Projection, factors: Factors, levels: MaskLevels, keep: UInt16Array, options: ImpartQtOptions
+    ) -> Codes:
         kept = keep_probability(keep)
-        weights = sigma[: len(keep)] if options.rescale else sigma[: len(keep)] * kept**2
-        stored = torch.from_numpy(weights.astype(np.float32))
+        weights = factors.sigma[: len(keep)].cpu().double().numpy()
+        stored = torch.from_numpy((weights if options.rescale else weights * kept**2).astype(np.float32))
         masks = tuple(torch.from_numpy(mask_from_levels(side[: len(keep)], keep)) for side in (levels.u, levels.v))
         parts = encode_factors(
             factors.u[: len(keep)],
@@ -108,7 +119,7 @@ class ImpartQt:
             _weights(stored, keep),
             (masks[0], masks[1]),
             projection.inputs,
-            name,
+            projection.name,
             options,
         )
         return {"sigma": stored, "keep": torch.from_numpy(keep), **parts}
@@ -128,8 +139,8 @@ class ImpartQt:
         importance: FloatArray,
         levels: MaskLevels,
         shape: tuple[int, int],
-        budget: int,
         options: ImpartQtOptions,
+        budget: int,
     ) -> UInt16Array:
         """Return the keep codes of eq. 7 whose stored bytes fit the budget (Algorithm 3, with every byte charged).
 
