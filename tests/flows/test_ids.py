@@ -18,6 +18,7 @@ from impart_core.checkpoint.index import open_checkpoint
 from impart_core.config import CompressConfig, build_config
 from impart_core.sparsify import SPARSIFIERS
 from tasks.references import Trust
+from tests.impart_core.pipeline import small_options
 
 Pair = tuple[Path, Path]
 Digests = tuple[dict[str, str], dict[str, str]]
@@ -67,8 +68,14 @@ SETTINGS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "embeddings": ({"embeddings": "auto"}, {"delta", REST}),
     "embeddings_cr": ({"embeddings": "auto", "embeddings_cr": 9.0}, {"delta", REST}),
 }
+QUANTIZE: dict[str, Any] = {"group_size": 64, "solver": "masked", "lossless": False, "fill": False}
 OPTIONS: dict[str, dict[str, Any]] = {
     "impart": {"beta": 0.5, "c": 0.5, "preprune": False, "allocation": "uniform", "rescale": False},
+    "impart-qt": {"beta": 0.5, "c": 0.7, "preprune": False, "allocation": "uniform", "rescale": False}
+    | QUANTIZE
+    | {"ladder": "8x4,2"},
+    "delta-come": {**QUANTIZE, "ladder": "8x4,2"},
+    "dare-qt": {**QUANTIZE, "bits": 2},
     "bitdelta": {"per_row": True, "distil": True},
     "dare": {},
     "lowrank": {},
@@ -94,8 +101,8 @@ def test_every_setting_is_part_of_the_ids(name: str, request_: CompressRequest) 
 
 @pytest.mark.parametrize(("method", "name"), [(method, name) for method, values in OPTIONS.items() for name in values])
 def test_every_option_of_a_method_is_part_of_the_ids(method: str, name: str, request_: CompressRequest) -> None:
-    usual = with_config(request_, method=method)
-    other = with_config(request_, method=method, options={name: OPTIONS[method][name]})
+    usual = with_config(request_, method=method, options=small_options(method))
+    other = with_config(request_, method=method, options={**small_options(method), name: OPTIONS[method][name]})
     assert CODES <= changed(ids(usual), ids(other)) <= CODES | FACTORS
 
 
@@ -145,7 +152,7 @@ def test_every_operations_version_is_part_of_the_ids(
 def test_every_methods_version_is_part_of_the_ids(
     method: str, request_: CompressRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usual = with_config(request_, method=method)
+    usual = with_config(request_, method=method, options=small_options(method))
     before = ids(usual)
     monkeypatch.setattr(SPARSIFIERS.get(method), "version", 1000)
     assert changed(before, ids(usual)) == CODES

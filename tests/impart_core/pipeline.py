@@ -13,11 +13,18 @@ from impart_core.compress import compress_block
 from impart_core.config import CompressConfig, build_config
 from impart_core.decompose import decompose_block
 from impart_core.plan import check_request
+from impart_core.sparsify import SPARSIFIERS
 
 
 def config_of(cr: float = 4.0, **settings: Any) -> CompressConfig:
     """Return a compression's settings; options are given as `options={...}`."""
     return build_config(CompressConfig, cr=cr, **settings)
+
+
+def small_options(method: str) -> dict[str, Any]:
+    """Return options with which a method takes tiny models: default ladders ask for more vectors than these have."""
+    ladders = "ladder" in SPARSIFIERS.get(method).options_model.model_fields
+    return {"ladder": "8x2,3x8,2"} if ladders else {}
 
 
 def compress(

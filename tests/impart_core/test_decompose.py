@@ -50,9 +50,11 @@ def test_every_changed_matrix_that_a_method_wants_decomposed_has_factors(pairs: 
     assert decomposed(pairs, method="dare", embeddings="lowrank").keys() == {HEAD, EMBEDDING}
 
 
-@pytest.mark.parametrize("cr", [2, 8])
-def test_they_are_those_of_the_delta_as_deep_as_the_request_needs_at_16_bits(cr: float, pairs: dict[str, Pair]) -> None:
-    found, depth = decomposed(pairs, cr), Depth(4.0 if cr >= 4 else None)
+@pytest.mark.parametrize(("cr", "depth"), [(1.5, Depth(None)), (2, Depth(2.0)), (8, Depth(4.0))])
+def test_they_are_those_of_the_delta_as_deep_as_the_request_needs_at_16_bits(
+    cr: float, depth: Depth, pairs: dict[str, Pair]
+) -> None:
+    found = decomposed(pairs, cr)
     for name in (Q, EXPERTS):
         for matrix in pairs[name].matrices():
             assert matrix.base is not None
@@ -64,7 +66,7 @@ def test_they_are_those_of_the_delta_as_deep_as_the_request_needs_at_16_bits(cr:
             assert torch.equal(factors.u, expected.u.half())
             assert torch.equal(factors.v, expected.v.half())
             assert torch.equal(factors.sigma, expected.sigma)
-            assert (len(factors.sigma) == min(matrix.shape)) == (cr < 4)
+            assert (len(factors.sigma) == min(matrix.shape)) == (cr < 2)
 
 
 @pytest.mark.parametrize("embeddings", ["impart", "auto"])

@@ -16,7 +16,7 @@ from impart_core.plan import check_request, make_plan
 from impart_core.sparsify import SPARSIFIERS
 from impart_core.sparsify.depth import Depth
 from tests.impart_core.mixture import open_mixture, save_mixture
-from tests.impart_core.pipeline import compress, config_of
+from tests.impart_core.pipeline import compress, config_of, small_options
 from tests.support import llama_shapes, random_tensors, save_checkpoint
 
 Pair = tuple[Path, Path]
@@ -118,7 +118,7 @@ def test_more_workers_hold_as_many_of_the_largest_blocks_at_once(opened: Opened)
 def test_every_methods_plan_is_an_upper_bound_on_its_codes(
     method: str, accounting: str, opened: Opened, pair: Pair, tmp_path: Path
 ) -> None:
-    config = config_of(4, method=method, accounting=accounting)
+    config = config_of(4, method=method, accounting=accounting, options=small_options(method))
     delta = compress(Store(tmp_path / "store"), *pair, config)
     for planned, made in zip(make_plan(*opened, config).blocks, delta.blocks, strict=True):
         assert isinstance(made.content, BlockContent)

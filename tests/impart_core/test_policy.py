@@ -11,7 +11,7 @@ from impart_core.codec.rows import rows_bytes
 from impart_core.config import MethodOptions
 from impart_core.policy import depth_for, is_feasible, may_be_kept, settings_for, settings_of
 from impart_core.sparsify import SPARSIFIERS
-from impart_core.sparsify.depth import LOWEST_CR, Depth
+from impart_core.sparsify.depth import LOWEST_CRS, Depth
 from impart_core.sparsify.impart import ImpartOptions
 from tests.impart_core.mixture import EMBEDDING, EXPERTS, HEAD, NORM, ROUTER, Q, open_mixture
 from tests.impart_core.pipeline import config_of
@@ -117,7 +117,7 @@ def test_what_a_method_with_factors_codes_is_decomposed(
     settings: dict[str, Any], decomposed: list[str], pairs: dict[str, Pair]
 ) -> None:
     found = {name: depth for name, pair in pairs.items() if (depth := depth_for(pair, config_of(8, **settings)))}
-    assert found == dict.fromkeys(decomposed, Depth(LOWEST_CR))
+    assert found == dict.fromkeys(decomposed, Depth(4.0))
 
 
 def test_what_the_base_does_not_have_is_not_decomposed(pairs: dict[str, Pair]) -> None:
@@ -127,12 +127,12 @@ def test_what_the_base_does_not_have_is_not_decomposed(pairs: dict[str, Pair]) -
 
 def test_a_matrix_of_a_stack_is_decomposed_as_deep_as_the_stack(pairs: dict[str, Pair]) -> None:
     config = config_of(2)
-    assert depth_for(pairs[EXPERTS].matrices()[2], config) == depth_for(pairs[EXPERTS], config) == Depth(None)
+    assert depth_for(pairs[EXPERTS].matrices()[2], config) == depth_for(pairs[EXPERTS], config) == Depth(2.0)
 
 
 def test_the_depth_is_that_of_a_tensors_own_ratio(pairs: dict[str, Pair]) -> None:
-    config = config_of(8, embeddings="impart", embeddings_cr=2)
-    assert [depth_for(pairs[name], config) for name in (Q, HEAD)] == [Depth(LOWEST_CR), Depth(None)]
+    config, (high, low) = config_of(8, embeddings="impart", embeddings_cr=2), LOWEST_CRS
+    assert [depth_for(pairs[name], config) for name in (Q, HEAD)] == [Depth(high), Depth(low)]
 
 
 def test_a_router_is_never_decomposed(pairs: dict[str, Pair]) -> None:

@@ -17,7 +17,7 @@ from impart_core.codec.mask import keep_probability, mask_from_words, mask_key, 
 from impart_core.errors import CheckpointError, CorruptArtifactError, OutputExistsError, WrongBaseError
 from impart_core.sparsify import SPARSIFIERS
 from tests.impart_core.mixture import EMBEDDING, EXPERTS, HEAD, SAME, base_tensors, finetuned_tensors, save_mixture
-from tests.impart_core.pipeline import compress, config_of, flip, stored_path
+from tests.impart_core.pipeline import compress, config_of, flip, small_options, stored_path
 from tests.support import llama_shapes, random_tensors, save_checkpoint
 
 Pair = tuple[Path, Path]
@@ -79,7 +79,9 @@ def test_a_projection_is_the_base_plus_the_papers_formula_in_float64(delta: Delt
 
 @pytest.mark.parametrize("method", SPARSIFIERS)
 def test_a_projection_is_the_base_plus_what_its_method_decodes(method: str, pair: Pair, tmp_path: Path) -> None:
-    made = compress(Store(tmp_path / "store"), *pair, config_of(4, method=method, seed=3))
+    made = compress(
+        Store(tmp_path / "store"), *pair, config_of(4, method=method, seed=3, options=small_options(method))
+    )
     decoded = SPARSIFIERS.get(method).decode(BlockFile(stored_path(made)).codes(UP), UP, (48, 32), 3)
     expected = load_file(pair[0] / "model.safetensors")[UP].float() + decoded
     assert torch.equal(rebuilt(made, pair[0], tmp_path / "out")[UP], expected.bfloat16())
@@ -231,7 +233,8 @@ def test_a_finetune_in_another_dtype_comes_back_in_its_own(tmp_path: Path) -> No
 @pytest.mark.parametrize("method", SPARSIFIERS)
 def test_stacks_added_rows_and_heads_against_an_embedding_are_rebuilt(method: str, tmp_path: Path) -> None:
     folders, settings = save_mixture(tmp_path), {"method": method, "embeddings": method, "embeddings_cr": 3}
-    made = compress(Store(tmp_path / "store"), *folders, config_of(4, **settings))
+    config = config_of(4, options=small_options(method), **settings)
+    made = compress(Store(tmp_path / "store"), *folders, config)
     base, expected = base_tensors(), finetuned_tensors()
     found = rebuilt(made, folders[0], tmp_path / "out")
     assert {k: (v.dtype, v.shape) for k, v in found.items()} == {k: (v.dtype, v.shape) for k, v in expected.items()}

@@ -14,7 +14,7 @@ from impart_core.checkpoint.index import SHARD_INDEX, open_checkpoint
 from impart_core.checkpoint.writer import write_safetensors
 from impart_core.errors import CheckpointError, TensorValueError
 from impart_core.sparsify import SPARSIFIERS
-from tests.impart_core.pipeline import compress, config_of
+from tests.impart_core.pipeline import compress, config_of, small_options
 from tests.support import data_files, finetune, llama_shapes, random_tensors, save_checkpoint
 
 Tensors = dict[str, torch.Tensor]
@@ -54,7 +54,7 @@ def assert_near(found: torch.Tensor, expected: torch.Tensor, base: torch.Tensor,
 @pytest.mark.parametrize("method", SPARSIFIERS)
 @pytest.mark.parametrize("policy", ["keep", "auto", "lowrank"])
 def test_a_finetune_equal_to_its_base_is_an_artifact_of_nothing(method: str, policy: str, tmp_path: Path) -> None:
-    delta = compressed(tmp_path, BASE, method=method, embeddings=policy)
+    delta = compressed(tmp_path, BASE, method=method, embeddings=policy, options=small_options(method))
     assert set(stored_bytes(delta).values()) == {0}
     assert delta.content.cr_projection is None
     found = rebuilt(delta, tmp_path)
@@ -64,7 +64,7 @@ def test_a_finetune_equal_to_its_base_is_an_artifact_of_nothing(method: str, pol
 
 @pytest.mark.parametrize("method", SPARSIFIERS)
 def test_a_projection_that_did_not_change_costs_nothing_among_those_that_did(method: str, tmp_path: Path) -> None:
-    delta = compressed(tmp_path, {**TUNED, UP: BASE[UP]}, method=method)
+    delta = compressed(tmp_path, {**TUNED, UP: BASE[UP]}, method=method, options=small_options(method))
     sizes = stored_bytes(delta)
     assert sizes[UP] == 0
     assert min(sizes[name] for name in SHAPES if "_proj" in name and name != UP) > 0
@@ -77,7 +77,7 @@ def test_experts_that_did_not_change_cost_nothing_among_those_that_did(
     method: str, changed: set[int], tmp_path: Path
 ) -> None:
     experts = torch.stack([(TUNED if index in changed else BASE)[EXPERTS][index] for index in range(4)])
-    delta = compressed(tmp_path, {**BASE, EXPERTS: experts}, method=method)
+    delta = compressed(tmp_path, {**BASE, EXPERTS: experts}, method=method, options=small_options(method))
     assert 0 < stored_bytes(delta)[EXPERTS] <= len(changed) * 2 * 32 * 48 / 4
     found = rebuilt(delta, tmp_path)[EXPERTS]
     assert {index for index in range(4) if not torch.equal(found[index], BASE[EXPERTS][index])} == changed

@@ -113,6 +113,8 @@ def test_embeddings_are_decomposed_with_their_own_depth_where_they_are_coded(
     mixture: tuple[dict[str, Pair], Digests],
 ) -> None:
     recipe = recipe_of(mixture, block=1, embeddings="impart", embeddings_cr=2)
+    assert recipe.config["lowest_cr"] == {"lm_head.weight": 2.0, "model.embed_tokens.weight": 2.0}
+    recipe = recipe_of(mixture, block=1, embeddings="impart", embeddings_cr=1.9)
     assert recipe.config["lowest_cr"] == {"lm_head.weight": None, "model.embed_tokens.weight": None}
     # The head is a delta against the embedding that the base ties it to.
     assert set(recipe.inputs["base"]) == {"model.embed_tokens.weight"}

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from impart_core.codec.bitpack import pack
-from impart_core.quantize.cost import factor_bytes, pair_parts_bytes, paper_alpha, paper_sparsity
-from impart_core.quantize.curvature import Curvature
-from impart_core.quantize.gptq import sparse_gptq
+from impart_core.quantize.cost import StreamBytes, paper_alpha, paper_sparsity, stream_bytes
+from impart_core.quantize.groups import Groups
 from impart_core.quantize.ladder import Ladder
+from impart_core.quantize.solve import quantize_matrix
+from impart_core.quantize.streams import pack_matrices
 from impart_core.sparsify.impart import allocate
-from tests.impart_core.quantize.samples import factor_of, hessian_of
+from tests.impart_core.quantize.samples import factor_of
 from tests.support import VECTORS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -25,7 +25,7 @@ LADDERS = ["8x2,3x32,2", "8x1,3x2,2", "16x1,4", "3", "16", "4x1,4x1,8"]
 
 @given(
     text=st.sampled_from(LADDERS),
-    rows=st.integers(0, 9),
+    rows=st.integers(1, 9),
     columns=st.integers(1, 40),
     group_size=st.none() | st.integers(1, 45),
     keep=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
@@ -34,36 +34,33 @@ LADDERS = ["8x2,3x32,2", "8x1,3x2,2", "16x1,4", "3", "16", "4x1,4x1,8"]
 def test_bytes_are_those_of_the_streams(
     text: str, rows: int, columns: int, group_size: int | None, keep: float
 ) -> None:
-    spans = Ladder.parse(text).spans(rows, group_size)
+    spans = Ladder.parse(text).spans(rows)
     weight, mask = factor_of(rows, columns, keep)
-    found = sparse_gptq(weight, mask, Curvature.of(hessian_of("correlated", columns), "w"), spans, "w")
-    codes = scales = zeros = 0
-    for part in found.ranges:
-        kept = part.codes[mask[part.rows.rows]].numpy()
-        bits = part.rows.bits
-        codes += kept.nbytes if bits == 16 else pack(kept, bits).nbytes
-        scales += part.scales.numpy().nbytes if bits < 16 else 0
-        zeros += pack(part.zeros.flatten().numpy(), bits).nbytes
-    cost = factor_bytes(spans, mask.sum(dim=1).numpy(), columns)
-    assert (cost.codes, cost.scales, cost.zeros) == (codes, scales, zeros)
-    assert cost.total == codes + scales + zeros
+    parts = pack_matrices([quantize_matrix(weight, Groups(mask, spans, group_size), None, "w")], lossless=False)
+    found = StreamBytes(*(parts[part].nbytes for part in ("codes", "scales", "zeros")))
+    assert stream_bytes(spans, [int(mask[span.rows].sum()) for span in spans], group_size) == found
+    assert found.total == sum(parts[part].nbytes for part in ("codes", "scales", "zeros"))
 
 
 def test_a_whole_factor_of_the_papers_ladder_in_figures() -> None:
-    cost = factor_bytes(Ladder().spans(100, 128), np.full(100, 4096), 4096)
+    spans = Ladder().spans(100)
+    cost = stream_bytes(spans, [4096 * (span.stop - span.start) for span in spans], 128)
     assert cost.codes == 4096 * (2 * 8 + 32 * 3 + 66 * 2) // 8
     assert cost.scales == 100 * 32 * 2
     assert cost.zeros == 32 * (2 * 8 + 32 * 3 + 66 * 2) // 8
 
 
-def test_a_stream_is_rounded_up_to_a_byte_once() -> None:
-    cost = factor_bytes(Ladder.parse("3").spans(5), np.array([1, 1, 1, 0, 2]), 7)
-    assert (cost.codes, cost.scales, cost.zeros) == (2, 10, 2)  # 15 bits each; a row would take a byte of its own
+def test_a_stream_is_rounded_up_to_a_byte_once_and_groups_are_of_kept_entries() -> None:
+    cost = stream_bytes(Ladder.parse("3").spans(5), [5], 2)
+    # 15 bits of codes; three groups, the last of one entry, of 2 bytes and 3 bits each.
+    assert (cost.codes, cost.scales, cost.zeros) == (2, 6, 2)
+    assert stream_bytes(Ladder.parse("3").spans(5), [5], None) == StreamBytes(2, 2, 1)
 
 
-def test_each_pair_has_a_singular_value_and_where_it_is_masked_a_keep_code() -> None:
-    assert pair_parts_bytes(10) == 60
-    assert pair_parts_bytes(10, sigma_bytes=2, masked=False) == 20
+def test_each_range_has_streams_and_groups_of_its_own() -> None:
+    spans = Ladder.parse("8x1,3x1,16x1,2").spans(5)
+    cost = stream_bytes(spans, [3, 0, 4, 5], 2)
+    assert (cost.codes, cost.scales, cost.zeros) == (3 + 0 + 8 + 2, 2 * (2 + 0 + 0 + 3), 2 + 0 + 0 + 1)
 
 
 def importance_of(case: dict[str, Any]) -> np.ndarray:

@@ -12,7 +12,7 @@ from impart_core.delta.factors import Factors
 from impart_core.errors import ConfigError
 from impart_core.sparsify import SPARSIFIERS
 from impart_core.sparsify.base import Codes, Projection
-from impart_core.sparsify.depth import LOWEST_CR, Depth, depth_of
+from impart_core.sparsify.depth import LOWEST_CRS, Depth, depth_of
 from tests.impart_core.pipeline import config_of
 from tests.impart_core.sparsify.codes import same
 from tests.impart_core.sparsify.spectra import FloatArray, factors_of, leading, spectra
@@ -61,15 +61,21 @@ def shape_of(sigma: FloatArray, longer: int, wide: bool) -> tuple[int, int]:
     return (r, r + longer) if wide else (r + longer, r)
 
 
-@given(sigma=spectra(sides), longer=st.integers(0, 300), wide=st.booleans(), config=usual_requests(LOWEST_CR))
-@settings(max_examples=400, deadline=None)
+def deepest(cr: float) -> Depth:
+    """Return the depth that requests of a ratio share: at 2 where 4 does not serve, as factors of more are larger."""
+    return Depth(4.0 if cr >= 4 else 2.0)
+
+
+@pytest.mark.parametrize("lowest", LOWEST_CRS)
+@given(sigma=spectra(sides), longer=st.integers(0, 300), wide=st.booleans(), data=st.data())
+@settings(max_examples=200, deadline=None)
 def test_every_usual_request_gets_the_same_codes_from_factors_as_deep_as_are_stored(
-    sigma: FloatArray, longer: int, wide: bool, config: CompressConfig
+    lowest: float, sigma: FloatArray, longer: int, wide: bool, data: st.DataObject
 ) -> None:
-    shape = shape_of(sigma, longer, wide)
+    config, shape = data.draw(usual_requests(lowest)), shape_of(sigma, longer, wide)
     assume(SPARSIFIERS.get(config.method).highest_cr(*shape, config) >= config.cr)
-    assert depth_of(config, *shape) == Depth(LOWEST_CR)
-    assert_deep_enough(sigma, shape, Depth(LOWEST_CR), config)
+    assert depth_of(config, *shape) == deepest(config.cr)
+    assert_deep_enough(sigma, shape, deepest(config.cr), config)
 
 
 @given(sigma=spectra(sides), longer=st.integers(0, 300), wide=st.booleans(), data=st.data())
@@ -98,8 +104,8 @@ def test_lowrank_is_served_on_a_flat_spectrum_too_where_impart_keeps_the_fewest(
 
 def test_a_spectrum_rounded_to_float32_asks_for_no_more_than_it_was_decomposed_for() -> None:
     # Decompositions count by float64 singular values, and methods by what is stored of them.
-    config = config_of(LOWEST_CR)
-    needed = Depth(LOWEST_CR).needed(200, 200)
+    config = config_of(4.0)
+    needed = Depth(4.0).needed(200, 200)
     assert needed is not None
     for power in np.linspace(0.2, 1.2, 60):
         exact = np.arange(1, 201) ** -power
@@ -110,8 +116,8 @@ def test_a_spectrum_rounded_to_float32_asks_for_no_more_than_it_was_decomposed_f
 @pytest.mark.parametrize(("shape", "most"), [((4096, 4096), 1639), ((4096, 11008), 2389), ((1024, 4096), 656)])
 def test_whatever_the_spectrum_no_more_is_stored_than_pre_pruning_leaves(shape: tuple[int, int], most: int) -> None:
     # ⌊0.4·2mn/(m+n)⌋ pairs and one, of min(m, n).
-    assert Depth(LOWEST_CR).most(*shape) == most
-    needed, sides_ = Depth(LOWEST_CR).needed(*shape), min(shape)
+    assert Depth(4.0).most(*shape) == most
+    needed, sides_ = Depth(4.0).needed(*shape), min(shape)
     assert needed is not None
     flat, falling, steep = (needed(10.0 ** (-slope * np.arange(sides_) / sides_)) for slope in (0, 2, 5))
     assert flat < falling < steep <= most
@@ -119,7 +125,7 @@ def test_whatever_the_spectrum_no_more_is_stored_than_pre_pruning_leaves(shape: 
 
 
 def test_nothing_below_the_deltas_rank_is_stored() -> None:
-    needed = Depth(LOWEST_CR).needed(64, 64)
+    needed = Depth(4.0).needed(64, 64)
     assert needed is not None
     assert needed(np.where(np.arange(64) < 3, 1.0, 1e-9)) == 3
     assert needed(np.array([1e-30])) == 1
@@ -134,7 +140,7 @@ UNUSUAL: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("settings_", [*UNUSUAL, {"cr": 3.99}, {"cr": 3.99, "method": "lowrank"}], ids=str)
+@pytest.mark.parametrize("settings_", [*UNUSUAL, {"cr": 1.99}, {"cr": 1.99, "method": "lowrank"}], ids=str)
 def test_an_unusual_request_asks_for_the_whole(settings_: dict[str, Any]) -> None:
     depth = depth_of(config_of(**{"cr": 8, **settings_}), 32, 48)
     assert depth == Depth(None)
@@ -156,10 +162,49 @@ def test_an_unusual_request_asks_for_the_whole(settings_: dict[str, Any]) -> Non
     ids=str,
 )
 def test_usual_requests_share_one_depth(settings_: dict[str, Any]) -> None:
-    assert depth_of(config_of(**{"cr": 4, **settings_}), 32, 48) == Depth(LOWEST_CR)
+    assert depth_of(config_of(**{"cr": 4, **settings_}), 32, 48) == Depth(4.0)
 
 
-@pytest.mark.parametrize("method", ["dare", "magnitude"])
+def test_the_two_depths_are_for_ratios_from_4_and_from_2_on() -> None:
+    assert LOWEST_CRS == (4.0, 2.0)
+    for method in ("impart", "lowrank"):
+        found = [depth_of(config_of(cr, method=method), 32, 48) for cr in (64, 4, 3.99, 2, 1.99)]
+        assert found == [Depth(4.0), Depth(4.0), Depth(2.0), Depth(2.0), Depth(None)]
+    # Of a flat spectrum as many as fit whole, 4096/(2·CR), and one.
+    flat, depths = np.ones(4096), [Depth(lowest).needed(4096, 4096) for lowest in LOWEST_CRS]
+    assert [needed(flat) for needed in depths if needed] == [513, 1025]
+
+
+QUANTIZED: list[tuple[dict[str, Any], float | None]] = [
+    # At 2 bits eight times the entries, of which the entropy coder makes 1/0.7 more: CR 64 is 5.6 at 16 bits.
+    ({"cr": 64}, 4.0),
+    ({"cr": 45}, 2.0),
+    ({"cr": 22}, None),
+    ({"cr": 32, "options": {"lossless": False}}, 4.0),
+    ({"cr": 31.9, "options": {"fill": False}}, 2.0),
+    ({"cr": 16, "options": {"lossless": False}}, 2.0),
+    ({"cr": 15.9, "options": {"lossless": False}}, None),
+    ({"cr": 16, "options": {"lossless": False, "ladder": "8x2,4"}}, 4.0),
+    ({"cr": 4, "options": {"lossless": False, "ladder": "16"}}, 4.0),
+]
+
+
+@pytest.mark.parametrize("method", ["impart-qt", "delta-come"])
+@pytest.mark.parametrize(("settings_", "lowest"), QUANTIZED, ids=str)
+def test_fewer_bits_ask_for_as_many_triplets_as_a_lower_ratio(
+    method: str, settings_: dict[str, Any], lowest: float | None
+) -> None:
+    assert depth_of(config_of(method=method, **settings_), 64, 96) == Depth(lowest)
+
+
+@pytest.mark.parametrize(
+    "options", [{"beta": 0.5}, {"c": 1.1}, {"preprune": False}, {"allocation": "uniform"}], ids=str
+)
+def test_quantised_impart_with_unusual_settings_asks_for_the_whole(options: dict[str, Any]) -> None:
+    assert depth_of(config_of(64, method="impart-qt", options=options), 64, 96) == Depth(None)
+
+
+@pytest.mark.parametrize("method", ["bitdelta", "dare", "dare-qt", "magnitude"])
 def test_a_method_that_works_on_the_delta_itself_needs_no_depth(method: str) -> None:
     assert depth_of(config_of(8, method=method), 32, 48) is None
     assert depth_of(config_of(8, method=method, factors_for=64), 32, 48) is None

@@ -263,19 +263,19 @@ def suggested(message: str) -> tuple[float, float]:
 def test_a_beta_that_contradicts_the_ratio_is_refused_and_either_suggestion_works(cr: float, beta: float) -> None:
     config = config_of(cr, options={"beta": beta})
     try:
-        METHOD.check_config(config)
+        METHOD.check_config(config, 64)
     except ConfigError as error:
         assert 2 * cr * (1 - beta) < 1
         lower, higher = suggested(str(error))
-        METHOD.check_config(config_of(cr, options={"beta": lower}))
-        METHOD.check_config(config_of(higher, options={"beta": beta}))
+        METHOD.check_config(config_of(cr, options={"beta": lower}), 64)
+        METHOD.check_config(config_of(higher, options={"beta": beta}), 64)
     else:
         assert 2 * cr * (1 - beta) >= 1 - 1e-12
 
 
 def test_a_contradiction_says_which_way_to_move_each_knob() -> None:
     with pytest.raises(ConfigError) as caught:
-        METHOD.check_config(config_of(2, options={"beta": 0.85}))
+        METHOD.check_config(config_of(2, options={"beta": 0.85}), 64)
     assert str(caught.value) == (
         "beta 0.85 and CR 2 cannot go together: pre-pruning leaves 15.0% of the vector pairs, but this ratio has room "
         "for 25.0%. Lower beta to at most 0.75, or raise CR to at least 3.334."
@@ -314,7 +314,7 @@ def test_without_pre_pruning_beta_is_zero_whatever_it_says(accounting: str) -> N
     assert same(without, zero)
     assert len(without["sigma"]) > len(usual["sigma"])
     config = config_of(4, options={"preprune": False, "beta": 0.9})
-    METHOD.check_config(config)  # with pre-pruning, this β and this ratio contradict each other
+    METHOD.check_config(config, 64)  # with pre-pruning, this β and this ratio contradict each other
     assert METHOD.needed_rank(32, 48, config) == 32
     assert METHOD.highest_cr(32, 48, config) == METHOD.highest_cr(32, 48, config_of(4, options={"beta": 0.0}))
 
