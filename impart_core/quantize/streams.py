@@ -153,7 +153,12 @@ def read_layout(codes: Codes, name: str, rows: int) -> Layout:
     Raises:
         CorruptArtifactError: it is no layout of so many rows.
     """
-    size, lossless, *sides = read_part(codes, name, "layout", torch.uint16, None).tolist() or [0]
+    layout = read_part(codes, name, "layout", torch.uint16, None).tolist()
+    if len(layout) < 2 or len(layout) % 2:
+        raise CorruptArtifactError(
+            f"The codes of {name!r} have a layout of {len(layout)} numbers; expected two, and two for each range."
+        )
+    size, lossless, *sides = layout
     ranges, start = [], 0
     for bits, count in zip(sides[::2], sides[1::2], strict=True):
         if bits not in WIDTHS or not count:
