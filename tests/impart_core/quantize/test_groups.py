@@ -1,4 +1,4 @@
-"""Groups of kept entries: the field's groups where nothing is masked, and a grid near every kept value under any mask."""
+"""Groups of kept entries: those of the field where nothing is masked, and a grid near what is kept under any mask."""
 
 import pytest
 import torch

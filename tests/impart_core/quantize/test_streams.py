@@ -1,4 +1,4 @@
-"""Streams: any bits under any mask come back exactly, in the bytes that were counted; a stranger's parts are refused."""
+"""Streams: any bits under any mask come back exactly, in the bytes that were counted; any other parts are refused."""
 
 from collections.abc import Callable
 from typing import Any
