@@ -226,7 +226,8 @@ def _forms(codes: Codes, name: str, packed: Sequence[int]) -> tuple[list[int], l
     forms = read_part(codes, name, "forms", torch.uint8, len(packed)).tolist()
     lengths = read_part(codes, name, "lengths", torch.uint32, len(packed)).tolist()
     for form, length, size in zip(forms, lengths, packed, strict=True):
-        if form not in (PACKED, SQUEEZED, BYTES_SQUEEZED) or length > size or length * MOST_SAVED < size:
+        fits = length == size if form == PACKED else length <= size <= length * MOST_SAVED
+        if form not in (PACKED, SQUEEZED, BYTES_SQUEEZED) or not fits:
             raise CorruptArtifactError(f"The codes of {name!r} have a stream of form {form} and {length:,} bytes.")
     return forms, lengths
 

@@ -207,6 +207,9 @@ LOSSLESS: dict[str, Change] = {
     "bytes to their neighbour": lambda codes: with_number("lengths", 0, int(codes["lengths"][0]) - 1)(
         with_number("lengths", 1, int(codes["lengths"][1]) + 1)(codes)
     ),
+    "a byte that was packed to its neighbour": lambda codes: with_number("lengths", 2, int(codes["lengths"][2]) + 1)(
+        with_number("lengths", 1, int(codes["lengths"][1]) - 1)(codes)
+    ),
     "packed said to be squeezed": with_number("forms", 1, SQUEEZED),
     "16 bits of a byte a code": with_number("forms", 1, BYTES_SQUEEZED),
     "noise": with_part("codes", lambda t: t ^ 0xFF),
