@@ -1,5 +1,6 @@
 """ImPart-Qt: what ImPart's masks keep of the singular vectors, at few bits (paper §3.3, Algorithms 2 and 3)."""
 
+from bisect import bisect_left
 from collections.abc import Callable
 from functools import partial
 from typing import ClassVar
@@ -156,10 +157,10 @@ class ImpartQt:
 
         alpha = _least(lambda a: fits(keep_codes(1.0 - allocate(importance, rank, a, beta))), beta)
         pairs = max(1, len(allocate(importance, rank, alpha, beta)))
-        for count in (pairs + 1, pairs):
-            own = importance[:count]
-            if fits(keep_codes(own)) or count == pairs:
-                break
+        own = importance[: pairs + 1]
+        if not fits(keep_codes(own)):  # even at γ = 1, where pairs of no importance still take bytes
+            counts = range(1, pairs + 1)
+            own = importance[: max(1, bisect_left(counts, True, key=lambda k: not fits(keep_codes(importance[:k]))))]
         gamma = _least(lambda g: fits(keep_codes(1.0 - (1.0 - own) * g)), 0.0)
         return keep_codes(1.0 - (1.0 - own) * gamma)
 
