@@ -36,19 +36,20 @@ class QuantizeOptions(MethodOptions):
         """About how much of the packed size is stored at the fewest bits, where what is saved is spent; else 1."""
         return _STORED if self.lossless and self.fill else 1.0
 
-    def within(self, budget: int, encode: Callable[[int], Codes]) -> Codes:
+    def within(self, budget: int, encode: Callable[[int], Codes], most: float = math.inf) -> Codes:
         """Return the codes that use a budget up, of those that an encoder makes for the same or a greater packed size.
 
         Args:
             budget: bytes that are not to be exceeded.
             encode: returns codes whose size before the entropy coder is within what it is given.
+            most: the greatest packed size, where no more vectors are at hand than `entries_share` says.
         """
         best, packed = encode(budget), budget
         if not (self.lossless and self.fill):
             return best
         size, low, high = nbytes(best), budget, math.inf  # packed sizes that fit, and that do not
         for _ in range(_TRIES):
-            packed = int(min(low * budget / size, (low + high) / 2))
+            packed = int(min(low * budget / size, (low + high) / 2, most))
             if packed <= low * _ENOUGH:
                 break
             found = encode(packed)

@@ -79,7 +79,8 @@ class DeltaCome:
 
         if config.accounting == "paper":
             return encode(0)
-        return _options(config).within(budget_bytes(m, n, config.cr), encode)
+        budget = budget_bytes(m, n, config.cr)
+        return _options(config).within(budget, encode, budget / _options(config).entries_share)
 
     def decode(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:  # noqa: ARG002
         """Return Σ_k σ_k u_k v_kᵀ; see `Sparsifier.decode`."""

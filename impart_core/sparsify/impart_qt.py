@@ -103,8 +103,8 @@ class ImpartQt:
 
         if config.accounting == "paper":
             return encode(keep_codes(1.0 - _paper_drop(importance, m, n, config)))
-        fit = partial(self._fit, importance, levels, (m, n), options)
-        return options.within(budget_bytes(m, n, config.cr), lambda packed: encode(fit(packed)))
+        fit, budget = partial(self._fit, importance, levels, (m, n), options), budget_bytes(m, n, config.cr)
+        return options.within(budget, lambda packed: encode(fit(packed)), budget / options.entries_share)
 
     @staticmethod
     def _encode(

@@ -66,6 +66,17 @@ def test_savings_that_differ_with_the_size_are_found_by_bisection() -> None:
     assert found == 812
 
 
+@given(budget=st.integers(100, 10**6), share=st.floats(0.1, 1.0), most=st.floats(1.0, 3.0))
+def test_no_more_is_packed_than_is_at_hand(budget: int, share: float, most: float) -> None:
+    encoder = Encoder(share)
+    found = nbytes(QuantizeOptions().within(budget, encoder, budget * most))
+    assert max(encoder.asked) <= budget * most
+    # It is not asked for twice: all of it is packed at once where it fits.
+    if share * most < 1:
+        assert found >= int(share * budget * most / 1.005) - 1
+        assert len(encoder.asked) <= 2
+
+
 @pytest.mark.parametrize("options", [{"lossless": False}, {"fill": False}, {"lossless": False, "fill": False}], ids=str)
 def test_where_nothing_is_saved_or_spent_there_is_one_encoding(options: dict[str, Any]) -> None:
     encoder, settings = Encoder(0.7), QuantizeOptions(**options)
