@@ -1,8 +1,12 @@
 """What tests of every method ask about codes, and the deltas that are hard to compress."""
 
+from dataclasses import replace
+
 import torch
 
-from impart_core.sparsify.base import Codes
+from impart_core.quantize.curvature import Inputs, output_error
+from impart_core.sparsify.base import Codes, Projection
+from tests.impart_core.quantize.samples import hessian_of
 
 
 def nbytes(codes: Codes) -> int:
@@ -20,3 +24,17 @@ def one_entry(m: int, n: int, at: int, value: float = -0.25) -> torch.Tensor:
     delta = torch.zeros(m * n)
     delta[at % (m * n)] = value
     return delta.reshape(m, n)
+
+
+def calibrated(delta: torch.Tensor, name: str = "w", *, of_rows: bool = False) -> Projection:
+    """Return the projection of a delta whose inputs, of its columns or of its rows, have much in common."""
+    side = delta.shape[0 if of_rows else 1]
+    return replace(Projection.of(delta, name), inputs=Inputs(hessian_of("correlated", side), of_rows, name))
+
+
+def outputs_differ(projection: Projection, decoded: torch.Tensor) -> float:
+    """Return ½·tr(Δ·H·Δᵀ) of what a calibrated projection was decoded to."""
+    assert projection.inputs is not None
+    found = decoded - projection.delta()
+    change = found.T if projection.inputs.of_rows else found
+    return output_error(change, torch.zeros(1), projection.inputs.hessian)
