@@ -41,6 +41,26 @@ def usual_requests(draw: st.DrawFn, lowest_cr: float) -> CompressConfig:
     return config_of(cr, options={"beta": beta, "c": c, "rescale": rescale}, **settings_)
 
 
+@st.composite
+def quantised_requests(draw: st.DrawFn) -> CompressConfig:
+    """Draw a request of few bits that shares a depth."""
+    method = draw(st.sampled_from(["impart-qt", "delta-come"]))
+    options: dict[str, Any] = {
+        "solver": "nearest",
+        "ladder": draw(st.sampled_from(["8x2,3x32,2", "16", "4x3,2x5,3", "2"])),
+        "lossless": draw(st.booleans()),
+        "fill": draw(st.booleans()),
+        "group_size": draw(st.sampled_from([1, 16, 128, 60000])),
+    }
+    if method == "impart-qt":
+        options |= {"beta": draw(st.sampled_from([0.6, 0.65, 0.9])), "c": draw(st.sampled_from([0, 0.5, 1.0]))}
+    one = config_of(1, method=method, options=options)
+    usual = SPARSIFIERS.get(method).usual_cr(one)
+    assert usual is not None
+    cr = max(1.0, draw(st.sampled_from(LOWEST_CRS)) / usual) * draw(higher)
+    return config_of(cr, method=method, options=options, accounting=draw(accountings), seed=draw(st.integers(0, 3)))
+
+
 def encoded(factors: Factors, config: CompressConfig) -> Codes:
     m, n = factors.u.shape[1], factors.v.shape[1]
     projection = Projection("w", (m, n), lambda: pytest.fail("it works on the factors"), lambda: factors)
@@ -76,6 +96,19 @@ def test_every_usual_request_gets_the_same_codes_from_factors_as_deep_as_are_sto
     assume(SPARSIFIERS.get(config.method).highest_cr(*shape, config) >= config.cr)
     assert depth_of(config, *shape) == deepest(config.cr)
     assert_deep_enough(sigma, shape, deepest(config.cr), config)
+
+
+@given(sigma=spectra(sides), longer=st.integers(0, 300), wide=st.booleans(), config=quantised_requests())
+@settings(max_examples=150, deadline=None)
+def test_so_does_every_usual_request_of_few_bits(
+    sigma: FloatArray, longer: int, wide: bool, config: CompressConfig
+) -> None:
+    shape = shape_of(sigma, longer, wide)
+    assume(SPARSIFIERS.get(config.method).highest_cr(*shape, config) >= config.cr)
+    depth = depth_of(config, *shape)
+    assert depth is not None
+    assume(depth.lowest_cr)
+    assert_deep_enough(sigma, shape, depth, config)
 
 
 @given(sigma=spectra(sides), longer=st.integers(0, 300), wide=st.booleans(), data=st.data())
