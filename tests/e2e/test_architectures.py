@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +13,15 @@ from impart_core.artifacts.store import Store
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.checkpoint.layout import Role, role_of
 from tests.architectures import ARCHITECTURES, Architecture, load_whole, logits, save_pair
-from tests.impart_core.pipeline import compress, config_of
+from tests.impart_core.pipeline import compress, config_of, small_options
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("one_thread")]
 
-REQUESTS = [*(("impart", cr) for cr in (8, 16, 32, 64)), ("dare", 16), ("lowrank", 16), ("magnitude", 16)]
+REQUESTS = [
+    *(("impart", cr) for cr in (8, 16, 32, 64)),
+    *((method, 16) for method in ("dare", "lowrank", "magnitude")),
+    *((method, 32) for method in ("bitdelta", "dare-qt", "delta-come", "impart-qt")),
+]
 
 
 @dataclass(frozen=True)
@@ -61,11 +66,16 @@ def test_every_tensors_role_is_what_a_person_would_say(saved: Saved) -> None:
     assert found[Role.PROJECTION]
 
 
+def without_inputs(method: str) -> dict[str, Any]:
+    """Return options with which a method takes tiny models without a text for calibration."""
+    return {"solver": "nearest", **small_options(method)} if method in ("dare-qt", "delta-come", "impart-qt") else {}
+
+
 @pytest.mark.parametrize(("method", "cr"), REQUESTS)
 def test_a_rebuilt_model_loads_runs_and_took_the_room_it_was_given(
     saved: Saved, method: str, cr: float, tmp_path: Path
 ) -> None:
-    config = config_of(cr, method=method)
+    config = config_of(cr, method=method, options=without_inputs(method))
     delta = compress(saved.store, saved.base, saved.finetuned, config, keep_factors=True)
     assert delta.content.cr_projection is not None
     assert delta.content.cr_projection >= cr
