@@ -68,7 +68,11 @@ def test_every_tensors_role_is_what_a_person_would_say(saved: Saved) -> None:
 
 def without_inputs(method: str) -> dict[str, Any]:
     """Return options with which a method takes tiny models without a text for calibration."""
-    return {"solver": "nearest", **small_options(method)} if method in ("dare-qt", "delta-come", "impart-qt") else {}
+    return (
+        {"solver": "nearest", "fill": False, **small_options(method)}
+        if method in ("dare-qt", "delta-come", "impart-qt")
+        else {}
+    )
 
 
 @pytest.mark.parametrize(("method", "cr"), REQUESTS)
