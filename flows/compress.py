@@ -43,8 +43,8 @@ from tasks.sparsify import sparsify_block
 class CompressRequest(Frozen):
     """What a compression is run on; `config` alone of the settings is part of the artifact's id.
 
-    `base` and `finetuned` are folders, Hub ids or fsspec URLs; see `open_checkpoint`. Where the method needs calibration
-    text, its tokens are part of the id, too.
+    `base` and `finetuned` are folders, Hub ids or fsspec URLs; see `open_checkpoint`. Where the method needs
+    calibration text, its tokens are part of the id, too.
     """
 
     base: str

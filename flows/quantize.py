@@ -42,13 +42,11 @@ def quantize_request(
     delta = open_delta(opened, resolve(opened, ref))
     before = delta.manifest.recipe.config
     asked = {name: before[name] for name in _KEPT if name in before}
-    config = build_config(
-        CompressConfig, **asked | {name: value for name, value in settings.items() if value is not None}
-    )
+    asked |= {name: value for name, value in settings.items() if value is not None}
     return CompressRequest(
         base=_place(delta, "base", base),
         finetuned=_place(delta, "finetuned", finetuned),
-        config=config,
+        config=build_config(CompressConfig, **asked),
         store=store,
         **others,
     )
@@ -57,19 +55,18 @@ def quantize_request(
 def _place(delta: Delta, role: str, given: str | None) -> str:
     """Return where one of a delta's checkpoints lies, having checked that it is the same."""
     place = absolute(given) if given else delta.manifest.provenance.sources.get(role)
+    made = delta.manifest.id[:12]
     if not place:
-        raise ConfigError(
-            f"The delta {delta.manifest.id[:12]} does not say where its {role} lay. Give it with --{role}."
-        )
+        raise ConfigError(f"The delta {made} does not say where its {role} checkpoint lay. Give it with --{role}.")
     try:
         checkpoint = open_checkpoint(place)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{error} It is the {role} of {delta.manifest.id[:12]}; say with --{role} where it is now."
+            f"{error} If the {role} checkpoint of {made} has moved, give it with --{role}."
         ) from error
     if checkpoint_id(tensor_digests(checkpoint)) != getattr(delta.content, role):
         raise WrongBaseError(
-            f"{place} is not the {role} checkpoint that {delta.manifest.id[:12]} was made from: its tensors differ. "
-            f"Say with --{role} where that is."
+            f"{place} is not the {role} checkpoint that {made} was made from: its tensors differ. "
+            f"Give the right one with --{role}."
         )
     return place

@@ -227,7 +227,7 @@ def _describe(delta: "Delta") -> dict[str, Any]:
             "codes": sum(tensor.bytes for tensor in block.content.tensors.values()),
             "bytes": delta.store.artifact_bytes(block),
             "files": [entry.model_dump(mode="json") for entry in block.files],
-            "factors": block.recipe.inputs.get("factors"),
+            "factors": next((found for found in block.parents if found == block.recipe.inputs.get("factors")), None),
             "parents": block.parents,
             "contents": block.model_dump(mode="json")["content"]["tensors"],
         }
