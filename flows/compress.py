@@ -8,28 +8,34 @@ from prefect import flow
 from prefect.futures import PrefectFuture, as_completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.jobs import Planned, plan_jobs
 from flows.progress import report
 from flows.run_page import show_compression
-from impart_core.artifacts.delta import block_recipe, delta_recipe
-from impart_core.artifacts.factors import factors_recipe
+from impart_core.artifacts.delta import delta_recipe
+from impart_core.artifacts.gc import discard
 from impart_core.artifacts.manifest import BlockPointer
 from impart_core.artifacts.pins import pin
 from impart_core.artifacts.provenance import Stopwatch, peak_rss_bytes
 from impart_core.artifacts.refs import require_ref_name
 from impart_core.artifacts.store import Store
 from impart_core.busy import busy_seconds
+from impart_core.calibrate.architecture import check_calibratable
+from impart_core.calibrate.model import decoder_layers
+from impart_core.calibrate.text import CalibrationText, check_text
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
-from impart_core.checkpoint.layout import Block
 from impart_core.checkpoint.location import is_remote
 from impart_core.config import CompressConfig, Frozen
+from impart_core.errors import ConfigError
 from impart_core.numerics import default_workers, resolve_device
 from impart_core.plan import Work, check_request
+from impart_core.policy import calibration_of
+from tasks.calibrate import distil_block_scales, quantize_layer, read_calibration_text
 from tasks.datasets import Dataset, artifact_dataset, checkpoint_dataset
 from tasks.decompose import decompose_block
 from tasks.digest import digest_checkpoint
 from tasks.events import observed_run
 from tasks.publish import find_delta, gather_delta
-from tasks.references import BlockJob, BlockResult, DeltaJob, DeltaResult, FactorsResult, Trust
+from tasks.references import BlockResult, DeltaJob, DeltaResult, FactorsResult, MadeText, TextJob, Trust
 from tasks.resources import Retried, current_flow_run, give_up, patiently, retried_in
 from tasks.sparsify import sparsify_block
 
@@ -37,7 +43,8 @@ from tasks.sparsify import sparsify_block
 class CompressRequest(Frozen):
     """What a compression is run on; `config` alone of the settings is part of the artifact's id.
 
-    `base` and `finetuned` are folders, Hub ids or fsspec URLs; see `open_checkpoint`.
+    `base` and `finetuned` are folders, Hub ids or fsspec URLs; see `open_checkpoint`. Where the method needs
+    calibration text, its tokens are part of the id, too.
     """
 
     base: str
@@ -48,6 +55,7 @@ class CompressRequest(Frozen):
     device: str = "auto"
     workers: int | None = None
     keep_factors: bool = True
+    calibration: CalibrationText | None = None
     trust: Trust = Trust()
 
 
@@ -55,7 +63,8 @@ class CompressReport(Frozen):
     """What a compression made: the artifact, both ratios, all its bytes, and what it cost.
 
     `decompositions` counts the matrices that were decomposed for their factors to be published, `reused_factors`
-    those whose factors were there already, and `fallbacks` how often a quick decomposition did not hold. `remade` says
+    those whose factors were there already, `saved_bytes` what the lossless stage made the codes smaller by, and
+    `fallbacks` how often a quick decomposition did not hold. `remade` says
     what was wrong with each artifact that was there and had to be made again, `changed` names those that were
     refreshed and came out otherwise, and `retried` says what was tried again and why. Of its `seconds`,
     `busy_seconds` went by inside numeric kernels and file input and output; the rest is overhead. `events_sent` and
@@ -68,6 +77,7 @@ class CompressReport(Frozen):
     cr_projection: float | None
     cr_model: float
     bytes: int
+    saved_bytes: int
     blocks: int
     cached_blocks: int
     decompositions: int
@@ -109,8 +119,29 @@ def check_compress(request: CompressRequest) -> tuple[Checkpoint, Checkpoint, Wo
         require_ref_name(request.name)
     base, finetuned = open_checkpoint(request.base), open_checkpoint(request.finetuned)
     work = check_request(base, finetuned, request.config)
+    _check_calibration(request, finetuned)
     Store(request.store).require_writable()
     return base, finetuned, work
+
+
+def _check_calibration(request: CompressRequest, finetuned: Checkpoint) -> None:
+    """Check that there is calibration text where the method needs some, and a model that it can be run through."""
+    needed, method = calibration_of(request.config), request.config.method
+    if needed == "none":
+        if request.calibration:
+            raise ConfigError(f"Calibration text has no effect on method {method!r} with these settings. Leave it out.")
+        return
+    if request.calibration is None:
+        raise ConfigError(
+            f"Method {method!r} needs calibration text. Give some with --calibration: a text or JSONL file, "
+            "hub:org/dataset, or tinyzoo:math|code|chat."
+        )
+    check_calibratable(finetuned)
+    check_text(request.calibration, finetuned)
+    if needed == "inputs":
+        decoder_layers(finetuned)  # refuses what cannot be run layer by layer
+    if needed == "logits" and (is_remote(request.base) or is_remote(request.finetuned)):
+        raise ConfigError("Distillation loads both models from folders. Download them first, or turn distil off.")
 
 
 def compress_steps(request: CompressRequest) -> Compression:
@@ -130,7 +161,9 @@ def _steps(request: CompressRequest) -> Compression:
     anew = request.trust.refreshes("digest")
     sides = [digest_checkpoint.submit(place, anew) for place in (request.base, request.finetuned)]
     digests = (sides[0].result(), sides[1].result())
-    recipe = patiently("read configurations", lambda: delta_recipe(base, finetuned, request.config, digests))
+    text = _read_text(request)
+    words = text.id if text else None
+    recipe = patiently("read configurations", lambda: delta_recipe(base, finetuned, request.config, digests, words))
     job = DeltaJob(
         base=request.base,
         finetuned=request.finetuned,
@@ -139,20 +172,22 @@ def _steps(request: CompressRequest) -> Compression:
         name=request.name,
         trust=request.trust,
     )
-    jobs = [_job(request, work, block, digests) for block in work.blocks]
-    recipes = (recipe, *(found for each in jobs for found in (each.recipe, each.factors) if found))
-    hold = patiently("pin what may be reused", lambda: pin(Store(request.store), [found.id for found in recipes]))
+    planned = plan_jobs(request.config, work, finetuned, digests, words, _places(request))
+    pins = [recipe.id, *planned.ids, *([words] if words else [])]
+    hold = patiently("pin what may be reused", lambda: pin(Store(request.store), pins))
     results: list[BlockResult] = []
     factors: list[FactorsResult] = []
     try:
         found = DeltaResult() if request.trust.refreshes("gather") else find_delta(job)
         delta = found
         if found.id is None:
-            results, factors = _map_blocks(request, jobs)
+            results, factors = _map_blocks(request, planned)
             made = tuple(result.entry for result in (*results, *factors))
             delta = gather_delta(job.model_copy(update={"made": made}))
     finally:
         hold.release()
+    if planned.activations:  # they are of no more use
+        patiently("clean up activations", lambda: discard(Store(request.store), planned.activations))
     faults = [*found.faults, *(result.fault for result in (*factors, *results) if result.fault)]
     changed = [result.id for result in (*factors, *results) if result.changed]
     report = CompressReport(
@@ -162,6 +197,7 @@ def _steps(request: CompressRequest) -> Compression:
         cr_projection=delta.cr_projection,
         cr_model=delta.cr_model,
         bytes=delta.bytes,
+        saved_bytes=delta.saved_bytes,
         blocks=len(delta.blocks),
         cached_blocks=len(delta.blocks) - sum(not result.cached for result in results),
         decompositions=sum(result.matrices for result in factors if not result.cached),
@@ -177,43 +213,56 @@ def _steps(request: CompressRequest) -> Compression:
     return Compression(request, report, delta.blocks, frozenset(result.id for result in results if not result.cached))
 
 
-def _map_blocks(request: CompressRequest, jobs: list[BlockJob]) -> tuple[list[BlockResult], list[FactorsResult]]:
-    """Decompose and sparsify every block; a block is sparsified as soon as it is decomposed.
+def _read_text(request: CompressRequest) -> MadeText | None:
+    if request.calibration is None:
+        return None
+    trust, place = request.trust, request.finetuned
+    return read_calibration_text(TextJob(text=request.calibration, finetuned=place, store=request.store, trust=trust))
 
-    Decompositions are started a few blocks ahead only, so that finished blocks are published early.
+
+def _places(request: CompressRequest) -> dict[str, Any]:
+    shared = ("base", "finetuned", "store", "device", "trust")
+    return {name: getattr(request, name) for name in shared}
+
+
+def _map_blocks(request: CompressRequest, planned: Planned) -> tuple[list[BlockResult], list[FactorsResult]]:
+    """Decompose and compress every block; a block is compressed as soon as it is decomposed.
+
+    Decompositions are started a few blocks ahead only, so that finished blocks are published early. A layer that is
+    calibrated is compressed once all blocks before it are.
     """
-    ahead = 1 + (request.workers or default_workers())
-    report("compress", 0, len(jobs))
+    ahead, jobs = 1 + (request.workers or default_workers()), planned.jobs
     decomposing: dict[int, PrefectFuture[FactorsResult | None]] = {}
-    factors, sparsifying = [], []
+    compressing: dict[int, PrefectFuture[BlockResult]] = {}
+    factors: list[FactorsResult | None] = []
+    told: set[int] = set()
+
+    def tell(number: int) -> BlockResult:
+        result = compressing[number].result()
+        if number not in told:
+            told.add(number)
+            report("compress", len(told), len(jobs), f"{result.name}{' (reused)' if result.cached else ''}")
+        return result
+
+    report("compress", 0, len(jobs))
+    if planned.distil:
+        distil_block_scales(planned.distil)
     for number, job in enumerate(jobs):
         for after, later in enumerate(jobs[number : number + ahead], number):
             if later.factors and request.keep_factors and after not in decomposing:
                 decomposing[after] = decompose_block.submit(later)
         if number in decomposing:
             factors.append(decomposing[number].result())
-        sparsifying.append(sparsify_block.submit(job))
-    for done, future in enumerate(as_completed(sparsifying), 1):
-        result = future.result()
-        report("compress", done, len(jobs), f"{result.name}{' (reused)' if result.cached else ''}")
-    return [future.result() for future in sparsifying], [found for found in factors if found]
-
-
-def _job(
-    request: CompressRequest, work: Work, block: Block, digests: tuple[dict[str, str], dict[str, str]]
-) -> BlockJob:
-    factors = factors_recipe(work.pairs, block, request.config, digests)
-    return BlockJob(
-        base=request.base,
-        finetuned=request.finetuned,
-        block=block,
-        recipe=block_recipe(work.pairs, block, request.config, digests, factors),
-        factors=factors,
-        config=request.config,
-        store=request.store,
-        device=request.device,
-        trust=request.trust,
-    )
+        if number in planned.layers:
+            for before in range(number):
+                tell(before)
+            compressing[number] = quantize_layer.submit(planned.layers[number])
+        else:
+            compressing[number] = sparsify_block.submit(job)
+    numbers = {future.task_run_id: number for number, future in compressing.items()}
+    for future in as_completed(list(compressing.values())):
+        tell(numbers[future.task_run_id])
+    return [tell(number) for number in planned.order], [found for found in factors if found]
 
 
 @flow(name="compress", flow_run_name="compress {request.finetuned} at CR {request.config.cr}")

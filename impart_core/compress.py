@@ -1,6 +1,6 @@
 """Compressing one block: delta, factors and codes, in memory one matrix at a time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -14,12 +14,14 @@ from impart_core.config import CompressConfig
 from impart_core.decompose import factors_of
 from impart_core.delta.extract import require_finite
 from impart_core.delta.factors import Factors
-from impart_core.deltas import Digests, Loaded, load_block
+from impart_core.deltas import Digests, Loaded, load_block, load_matrix
 from impart_core.numerics import one_thread_per_kernel
 from impart_core.policy import depth_for, settings_for, settings_of
+from impart_core.quantize.curvature import Inputs
 from impart_core.sparsify import SPARSIFIERS
 from impart_core.sparsify.base import Codes, Projection
 
+Scales = Mapping[str, torch.Tensor]  # by matrix, where distillation found some
 # Gives the factors of a matrix by name that a decomposition of the same request left, or None: its delta is zero.
 Stored = Callable[[str], Factors | None]
 Made = tuple[str, int, Codes]  # method, seed and codes
@@ -32,6 +34,7 @@ def compress_block(
     config: CompressConfig,
     *,
     stored: Stored | None = None,
+    scales: Scales | None = None,
     device: torch.device = _CPU,
     digests: tuple[Digests, Digests] = ({}, {}),
 ) -> dict[str, EncodedTensor]:
@@ -43,6 +46,7 @@ def compress_block(
         config: method and ratio.
         stored: factors that were computed before, from which projections are coded without being read again; None:
             everything is read, and decomposed here to the same bits.
+        scales: of each matrix, what distillation found.
         device: where decompositions run.
         digests: the tensors' digests in the base and in the fine-tuned checkpoint; those given are checked.
 
@@ -54,7 +58,7 @@ def compress_block(
         CheckpointError: a tensor's content is not what its digest says.
     """
     made: dict[str, list[Made]] = {}
-    ready = {name for name in block.tensors if stored and _needs_factors_only(pairs[name], config)}
+    ready = {name for name in block.tensors if stored and needs_factors_only(pairs[name], config)}
     with one_thread_per_kernel():
         for name in sorted(ready):
             for matrix in pairs[name].matrices():
@@ -63,16 +67,43 @@ def compress_block(
         unread = Block(block.name, tuple(name for name in block.tensors if name not in ready))
         for loaded in load_block(pairs, unread, digests):
             with busy():
-                made.setdefault(loaded.tensor, []).append(_encode(loaded, config, stored, device))
-    return {name: _assembled(pairs[name], parts) for name, parts in made.items()}
+                given = (scales or {}).get(loaded.pair.name)
+                made.setdefault(loaded.tensor, []).append(_encode(loaded, config, stored, device, scales=given))
+    return {name: assembled(pairs[name], parts) for name, parts in made.items()}
 
 
-def _needs_factors_only(pair: Pair, config: CompressConfig) -> bool:
+def encode_matrix(
+    pair: Pair,
+    matrix: Pair,
+    config: CompressConfig,
+    *,
+    stored: Stored | None,
+    inputs: Inputs | None,
+    device: torch.device,
+    digests: tuple[Digests, Digests],
+) -> Made:
+    """Return the codes of a projection, or of one matrix of a stack, that is told its inputs.
+
+    Args:
+        pair: the whole tensor.
+        matrix: which matrix of it, or itself.
+        config: method and ratio.
+        stored: as for `compress_block`.
+        inputs: what calibration says of its inputs; None: nothing.
+        device: where its decomposition runs.
+        digests: as for `compress_block`.
+    """
+    if stored and needs_factors_only(pair, config):
+        return _encode_factors(matrix, config, stored, inputs)
+    return _encode(load_matrix(pair, matrix, digests), config, stored, device, inputs)
+
+
+def needs_factors_only(pair: Pair, config: CompressConfig) -> bool:
     """Whether a tensor's codes follow from its factors: how a projection is coded does not depend on its delta."""
     return pair.role is Role.PROJECTION and depth_for(pair, config) is not None
 
 
-def _assembled(pair: Pair, made: list[Made]) -> EncodedTensor:
+def assembled(pair: Pair, made: list[Made]) -> EncodedTensor:
     """Return a tensor from what was made of it, or of each matrix of a stack in turn, whose parts are numbered."""
     if not pair.is_stack:
         return _encoded(pair, *made[0])
@@ -81,14 +112,14 @@ def _assembled(pair: Pair, made: list[Made]) -> EncodedTensor:
     return _encoded(pair, method, seed, numbered)
 
 
-def _encode_factors(pair: Pair, config: CompressConfig, stored: Stored | None) -> Made:
+def _encode_factors(pair: Pair, config: CompressConfig, stored: Stored | None, inputs: Inputs | None = None) -> Made:
     """Return the method, the seed and the codes of one projection whose factors are at hand."""
     factors = stored(pair.name) if stored else None
     settings = settings_for(pair.role, config)
     if factors is None or settings is None:
         return OMITTED, 0, {}
     m, n = pair.shape
-    projection = Projection(pair.name, (m, n), _no_delta, lambda: factors)
+    projection = Projection(pair.name, (m, n), _no_delta, lambda: factors, inputs)
     return settings.method, settings.seed, SPARSIFIERS.get(settings.method).encode(projection, settings)
 
 
@@ -96,7 +127,14 @@ def _no_delta() -> torch.Tensor:
     raise AssertionError("a method that works on factors asked for the delta")
 
 
-def _encode(loaded: Loaded, config: CompressConfig, stored: Stored | None, device: torch.device) -> Made:
+def _encode(
+    loaded: Loaded,
+    config: CompressConfig,
+    stored: Stored | None,
+    device: torch.device,
+    inputs: Inputs | None = None,
+    scales: torch.Tensor | None = None,
+) -> Made:
     """Return the method, the seed and the codes of one matrix or other tensor."""
     pair = loaded.pair
     new = loaded.finetuned if loaded.base is None else loaded.added
@@ -121,7 +159,8 @@ def _encode(loaded: Loaded, config: CompressConfig, stored: Stored | None, devic
         found = stored(pair.name) if stored else None
         return found or factors_of(on_device, pair, config)
 
-    codes = SPARSIFIERS.get(settings.method).encode(Projection(pair.name, (m, n), lambda: on_device, factors), settings)
+    projection = Projection(pair.name, (m, n), lambda: on_device, factors, inputs, scales)
+    codes = SPARSIFIERS.get(settings.method).encode(projection, settings)
     return settings.method, settings.seed, {**codes, **added}
 
 

@@ -62,11 +62,12 @@ def load_block(pairs: Pairs, block: Block, digests: tuple[Digests, Digests]) -> 
     with ThreadPoolExecutor(max_workers=1) as reader:
         while wanted or reading:
             while wanted and len(reading) < 2:
-                reading.append(reader.submit(_load, *wanted.popleft(), digests))
+                reading.append(reader.submit(load_matrix, *wanted.popleft(), digests))
             yield reading.popleft().result()  # held by nobody here: a consumer that drops it frees it
 
 
-def _load(pair: Pair, matrix: Pair, digests: tuple[Digests, Digests]) -> Loaded:
+def load_matrix(pair: Pair, matrix: Pair, digests: tuple[Digests, Digests]) -> Loaded:
+    """Read a tensor, or one of its matrices where it is a stack; see `load_block`."""
     with busy():
         return Loaded(
             pair=matrix,

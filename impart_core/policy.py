@@ -7,6 +7,7 @@ from impart_core.checkpoint.pairing import VOCABULARY, Pair
 from impart_core.codec.rows import rows_bytes
 from impart_core.config import AUTO, KEEP, CompressConfig
 from impart_core.sparsify import SPARSIFIERS
+from impart_core.sparsify.base import Calibration
 from impart_core.sparsify.depth import Depth, depth_of
 
 
@@ -21,6 +22,11 @@ def settings_for(role: Role, config: CompressConfig) -> CompressConfig | None:
     if method != config.method:
         changed["options"] = SPARSIFIERS.get(method).options_model()
     return config.model_copy(update=changed)
+
+
+def calibration_of(config: CompressConfig) -> Calibration:
+    """Return what is to be known of the model's activations; what codes embeddings and head is not calibrated."""
+    return SPARSIFIERS.get(config.method).calibration(config)
 
 
 def is_feasible(shape: tuple[int, ...], settings: CompressConfig) -> bool:

@@ -12,9 +12,14 @@ from tasks.references import (
     BlockResult,
     DeltaJob,
     DeltaResult,
+    DistilJob,
     EvaluationJob,
     EvaluationResult,
     FactorsResult,
+    LayerJob,
+    MadeText,
+    ScalesResult,
+    TextJob,
 )
 
 _USER = re.compile(r"(?P<scheme>[\w+.-]+)://(?P<user>[^/\s]*)@")
@@ -97,6 +102,22 @@ def _(job: BlockJob) -> tuple[Dataset, ...]:
 
 
 @inputs_of.register
+def _(job: TextJob) -> tuple[Dataset, ...]:
+    return (checkpoint_dataset(job.finetuned),)
+
+
+@inputs_of.register
+def _(job: LayerJob) -> tuple[Dataset, ...]:
+    return *inputs_of(job.job), artifact_dataset(job.job.store, job.calibration, "calibration")
+
+
+@inputs_of.register
+def _(job: DistilJob) -> tuple[Dataset, ...]:
+    text = artifact_dataset(job.store, job.calibration, "calibration")
+    return checkpoint_dataset(job.base), checkpoint_dataset(job.finetuned), text
+
+
+@inputs_of.register
 def _(job: DeltaJob) -> tuple[Dataset, ...]:
     blocks = (artifact_dataset(job.store, made.id, "block") for made in job.made if made.kind == "block")
     return checkpoint_dataset(job.base), checkpoint_dataset(job.finetuned), *blocks
@@ -118,6 +139,16 @@ def outputs_of(result: object, store: str) -> tuple[Dataset, ...]:  # noqa: ARG0
 @outputs_of.register
 def _(result: FactorsResult, store: str) -> tuple[Dataset, ...]:
     return (artifact_dataset(store, result.id, "factors", cached=result.cached),)
+
+
+@outputs_of.register
+def _(result: MadeText, store: str) -> tuple[Dataset, ...]:
+    return (artifact_dataset(store, result.id, "calibration", cached=result.cached),)
+
+
+@outputs_of.register
+def _(result: ScalesResult, store: str) -> tuple[Dataset, ...]:
+    return (artifact_dataset(store, result.id, "scales", cached=result.cached),)
 
 
 @outputs_of.register

@@ -45,5 +45,6 @@ def _result(delta: Delta) -> DeltaResult:
         cr_projection=delta.content.cr_projection,
         cr_model=delta.cr_model,
         bytes=delta.bytes,
+        saved_bytes=delta.saved_bytes,
         blocks=delta.content.blocks,
     )

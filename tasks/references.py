@@ -2,9 +2,11 @@
 
 from typing import Literal
 
+from impart_core.artifacts.calibration import activations_recipe
 from impart_core.artifacts.catalog import CatalogEntry
 from impart_core.artifacts.identity import Recipe
 from impart_core.artifacts.manifest import BlockPointer
+from impart_core.calibrate.text import CalibrationText
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.checkpoint.layout import Block
 from impart_core.checkpoint.pairing import Pair, pair_tensors
@@ -40,6 +42,7 @@ class BlockJob(Frozen):
         block: the block.
         recipe: what makes it; holds the digests of its tensors.
         factors: what makes its factors, where the request uses some.
+        scales: what makes the scales that it takes, where these are distilled.
         config: method and ratio.
         store: the store's URL.
         device: where the decomposition runs.
@@ -51,6 +54,7 @@ class BlockJob(Frozen):
     block: Block
     recipe: Recipe
     factors: Recipe | None = None
+    scales: Recipe | None = None
     config: CompressConfig
     store: str
     device: str = "auto"
@@ -63,6 +67,63 @@ class BlockJob(Frozen):
     def digests(self) -> tuple[dict[str, str], dict[str, str]]:
         """Return the digests of the block's tensors in the base and in the fine-tuned checkpoint."""
         return self.recipe.inputs["base"], self.recipe.inputs["finetuned"]
+
+
+class TextJob(Frozen):
+    """Calibration text to turn into tokens: the text, the checkpoint whose tokenizer does it, the store."""
+
+    text: CalibrationText
+    finetuned: str
+    store: str
+    trust: Trust = Trust()
+
+
+class Part(Frozen):
+    """A block of a delta: its name and its artifact id."""
+
+    name: str
+    id: str
+
+
+class LayerJob(Frozen):
+    """A decoder layer to compress on what it is given.
+
+    Attributes:
+        job: the layer as a block.
+        calibration: id of the calibration text.
+        model: digest of the model's configuration.
+        outside: the blocks that are no layers, among them what embeds tokens.
+        before: the layers before this one, in their order.
+        last: whether no layer comes after it.
+    """
+
+    job: BlockJob
+    calibration: str
+    model: str
+    outside: tuple[Part, ...]
+    before: tuple[Part, ...]
+    last: bool
+
+    def activations(self) -> tuple[Recipe, ...]:
+        """Return what makes the activations that each layer up to this one is given, and those that this one gives."""
+        embedded = [part.id for part in self.outside]
+        layers = [[part.id] for part in self.before]
+        after = (embedded, *layers, [self.job.recipe.id])
+        return tuple(activations_recipe(self.calibration, ids, self.model) for ids in after)
+
+
+class DistilJob(Frozen):
+    """Scales to distil: of which delta, with which text, what makes them."""
+
+    label: str
+    base: str
+    finetuned: str
+    recipe: Recipe
+    calibration: str
+    config: CompressConfig
+    store: str
+    device: str = "auto"
+    trust: Trust = Trust()
 
 
 class Made(Frozen):
@@ -86,6 +147,17 @@ class Made(Frozen):
     def id(self) -> str:
         """The artifact id."""
         return self.entry.id
+
+
+class MadeText(Made):
+    """Published calibration text: how many sequences of how many tokens."""
+
+    sequences: int
+    length: int
+
+
+class ScalesResult(Made):
+    """Published scales."""
 
 
 class FactorsResult(Made):
@@ -128,13 +200,14 @@ class DeltaJob(Frozen):
 class DeltaResult(Frozen):
     """A published delta: both ratios, all its bytes, its blocks, and what was wrong with a former one.
 
-    `id` is None where there is no whole delta.
+    `id` is None where there is no whole delta. `saved_bytes` is what the lossless stage made its codes smaller by.
     """
 
     id: str | None = None
     cr_projection: float | None = None
     cr_model: float = 0.0
     bytes: int = 0
+    saved_bytes: int = 0
     blocks: tuple[BlockPointer, ...] = ()
     faults: tuple[str, ...] = ()
     changed: bool = False

@@ -55,6 +55,7 @@ def inspect(ref: opt.Ref, store: opt.StoreOption = None, json: opt.JsonOption = 
     ]
     rows.append(["(delta)", manifest.id[:12], "", "", f"{described['own_bytes']:,}"])
     print_table(["block", "artifact", "tensors", "bytes of codes", "bytes on disk"], rows)
+    _print_quantized(delta)
     typer.echo(f"\ncr_projection  {ratio(delta.content.cr_projection)}")
     typer.echo(f"cr_model       {ratio(delta.cr_model)}")
     typer.echo(f"bytes          {delta.bytes:,}")
@@ -151,6 +152,33 @@ def list_artifacts(store: opt.StoreOption = None, json: opt.JsonOption = False) 
     print_table(["name", "artifact", "kind", "what", "bytes", "made"], rows, title=opened.url)
 
 
+def _print_quantized(delta: "Delta") -> None:
+    """Print how the codes of a delta are quantised, tensor by tensor, and the bytes of each part."""
+    from impart_core.artifacts.manifest import BlockContent
+
+    tensors = [
+        (name, entry)
+        for block in delta.blocks
+        if isinstance(block.content, BlockContent)
+        for name, entry in block.content.tensors.items()
+    ]
+    found = [(name, entry.quantized) for name, entry in tensors if entry.quantized]
+    if not found:
+        return
+    parts = list(found[0][1].parts)
+    rows = [
+        [name, one.bits, str(one.group_size or "all"), *(f"{one.parts[part]:,}" for part in parts), f"{one.packed:,}"]
+        for name, one in found
+    ]
+    sums = [sum(one.parts[part] for _, one in found) for part in parts]
+    packed = sum(one.packed for _, one in found)
+    rows.append([f"({len(found)} tensors)", "", "", *(f"{size:,}" for size in sums), f"{packed:,}"])
+    typer.echo("")
+    print_table(["tensor", "bits x vectors", "group", *parts, "codes packed"], rows)
+    saved = packed - sums[parts.index("codes")]
+    typer.echo(f"lossless stage  {saved:,} bytes saved, {saved / packed:.1%} of the packed codes")
+
+
 def _print_factors(manifest: "Manifest", content: "FactorsContent") -> None:
     lowest = manifest.recipe.config["lowest_cr"]
     _print_manifest(manifest, f"block={content.name}")
@@ -199,7 +227,8 @@ def _describe(delta: "Delta") -> dict[str, Any]:
             "codes": sum(tensor.bytes for tensor in block.content.tensors.values()),
             "bytes": delta.store.artifact_bytes(block),
             "files": [entry.model_dump(mode="json") for entry in block.files],
-            "factors": next(iter(block.parents), None),
+            "factors": next((found for found in block.parents if found == block.recipe.inputs.get("factors")), None),
+            "parents": block.parents,
             "contents": block.model_dump(mode="json")["content"]["tensors"],
         }
         for pointer, block in zip(delta.content.blocks, delta.blocks, strict=True)

@@ -47,10 +47,19 @@ def read_config(
         UnknownNameError: a name is wrong; the message gives the nearest valid one.
     """
     from impart_core.config import CompressConfig, build_config
-    from impart_core.errors import ConfigError, unknown_name
+    from impart_core.errors import unknown_name
 
     if accounting not in ("bytes", "paper"):
         raise unknown_name("accounting", accounting, ("bytes", "paper"))
+    given = read_options(flags, options)
+    settings = {"method": method, "cr": cr, "seed": seed, "accounting": accounting, "options": given, **others}
+    return build_config(CompressConfig, **settings)
+
+
+def read_options(flags: dict[str, Any], options: Sequence[str]) -> dict[str, Any]:
+    """Return a method's options by name; arguments and errors as for `read_config`."""
+    from impart_core.errors import ConfigError
+
     given = {key: value for key, value in flags.items() if value is not None}
     for text in options:
         key, equals, value = text.partition("=")
@@ -59,8 +68,7 @@ def read_config(
         if key in given:
             raise ConfigError(f"Option {key!r} is given twice; give it once.")
         given[key] = _value(value)
-    settings = {"method": method, "cr": cr, "seed": seed, "accounting": accounting, "options": given, **others}
-    return build_config(CompressConfig, **settings)
+    return given
 
 
 def _value(text: str) -> Any:
@@ -81,7 +89,7 @@ def _options() -> str:
 
     fields = {name: SPARSIFIERS.get(name).options_model.model_fields for name in SPARSIFIERS}
     lines = [
-        f"- {name} {key}={json.dumps(field.default)}: {field.description}"
+        f"- {name} {key}={json.dumps(field.default, default=str)}: {field.description}"
         for name, own in fields.items()
         for key, field in own.items()
     ]

@@ -83,6 +83,19 @@ FactorsFor = Annotated[
         show_default=False,
     ),
 ]
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        help="Calibration text for methods that quantise: a text or JSONL file, hub:org/name[:config[:split[:field]]], "
+        "or tinyzoo:math, code or chat.",
+        show_default=False,
+    ),
+]
+CalibrationSequences = Annotated[int, typer.Option(help="How many sequences of it are run.")]
+CalibrationLength = Annotated[
+    int | None,
+    typer.Option(help="Tokens of each. [default: 2048, or as many as the model takes]", show_default=False),
+]
 VerifyCache = Annotated[
     bool,
     typer.Option("--verify-cache", help="Read what is to be reused, too, and make anew what has another digest."),

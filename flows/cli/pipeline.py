@@ -1,6 +1,6 @@
-"""Verbs that work on a base and a fine-tuned checkpoint: compress and plan."""
+"""Verbs that work on a base and a fine-tuned checkpoint: compress, quantize and plan."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,10 +9,15 @@ from flows.cli.method import MethodCommand, read_config
 from flows.cli.output import human_bytes, print_json, print_table, progress, ratio, warn_of_faults
 from flows.cli.trust import read_trust
 
+if TYPE_CHECKING:
+    from flows.compress import CompressRequest
+    from impart_core.calibrate.text import CalibrationText
+
 
 def add_to(app: typer.Typer) -> None:
     """Register the verbs."""
     app.command(cls=MethodCommand)(compress)
+    app.command(cls=MethodCommand)(quantize)
     app.command(cls=MethodCommand)(plan)
 
 
@@ -39,6 +44,9 @@ def compress(
     name: Annotated[
         str | None, typer.Option(help="Name for the artifact (wizardmath-13b@prod).", show_default=False)
     ] = None,
+    calibration: opt.Calibration = None,
+    calibration_sequences: opt.CalibrationSequences = 128,
+    calibration_length: opt.CalibrationLength = None,
     device: opt.Device = "auto",
     workers: opt.Workers = None,
     verify_cache: opt.VerifyCache = False,
@@ -49,13 +57,12 @@ def compress(
     """Compress the delta between two checkpoints and publish it as an artifact.
 
     The work runs as a Prefect flow, one task a block (a decoder layer). Blocks that the store already holds
-    are reused, so an interrupted run goes on where it stopped.
+    are reused, so an interrupted run goes on where it stopped. Methods that quantise by calibration do one layer after
+    the other, each on what the layers before it give.
     """
     others = {"embeddings": embeddings, "embeddings_cr": embeddings_cr, "factors_for": factors_for}
     config = read_config(method, cr, seed, accounting, {"beta": beta, "c": c}, option or (), **others)
-    from flows.compress import CompressRequest, absolute, check_compress, run_compress
-    from flows.embedded import prefect_server
-    from flows.progress import listening
+    from flows.compress import CompressRequest, absolute
     from impart_core.artifacts.store import default_store_url
 
     require_workers(workers)
@@ -68,8 +75,86 @@ def compress(
         device=device,
         workers=workers,
         keep_factors=keep_factors,
+        calibration=read_calibration(calibration, calibration_sequences, calibration_length),
         trust=read_trust(verify_cache, refresh, refresh_from),
     )
+    run(request, json)
+
+
+def quantize(
+    ref: opt.Ref,
+    cr: opt.Ratio,
+    method: opt.Method = "impart-qt",
+    option: opt.MethodOption = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the masks. [default: that of REF]", show_default=False)
+    ] = None,
+    calibration: opt.Calibration = None,
+    calibration_sequences: opt.CalibrationSequences = 128,
+    calibration_length: opt.CalibrationLength = None,
+    base: Annotated[
+        str | None, typer.Option(help="The base, where it has moved since REF was made.", show_default=False)
+    ] = None,
+    finetuned: Annotated[
+        str | None,
+        typer.Option(help="The fine-tuned checkpoint, where it has moved since REF was made.", show_default=False),
+    ] = None,
+    store: opt.StoreOption = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name for the artifact (wizardmath-13b@prod).", show_default=False)
+    ] = None,
+    device: opt.Device = "auto",
+    workers: opt.Workers = None,
+    verify_cache: opt.VerifyCache = False,
+    refresh: opt.Refresh = False,
+    refresh_from: opt.RefreshFrom = None,
+    json: opt.JsonOption = False,
+) -> None:
+    """Quantise a delta that was compressed before, from the factors that are kept with it.
+
+    What it is made of, how embeddings are coded and how bytes are counted is as for REF. The artifact is the one that
+    `compress` makes of the same request; factors that go deep enough for it are reused.
+    """
+    from flows.cli.method import read_options
+    from flows.quantize import quantize_request
+    from impart_core.artifacts.store import default_store_url
+
+    require_workers(workers)
+    request = quantize_request(
+        store or default_store_url(),
+        ref,
+        {"method": method, "cr": cr, "seed": seed, "options": read_options({}, option or ())},
+        base=base,
+        finetuned=finetuned,
+        name=name,
+        device=device,
+        workers=workers,
+        calibration=read_calibration(calibration, calibration_sequences, calibration_length),
+        trust=read_trust(verify_cache, refresh, refresh_from),
+    )
+    run(request, json)
+
+
+def read_calibration(source: str | None, sequences: int, length: int | None) -> "CalibrationText | None":
+    """Return calibration text from its flags, None where there is none.
+
+    Raises:
+        ConfigError: a number is wrong.
+    """
+    from impart_core.calibrate.text import CalibrationText
+    from impart_core.config import build_config
+
+    if source is None:
+        return None
+    return build_config(CalibrationText, source=source, sequences=sequences, length=length)
+
+
+def run(request: "CompressRequest", json: bool) -> None:
+    """Check a compression, run it with an embedded server unless there is another, and print its report."""
+    from flows.compress import check_compress, run_compress
+    from flows.embedded import prefect_server
+    from flows.progress import listening
+
     check_compress(request)
     with progress(quiet=json) as reporter, listening(reporter), prefect_server():
         report = run_compress(request)
@@ -78,10 +163,12 @@ def compress(
         print_json(report.model_dump(mode="json"))
         return
     reused = f", {report.cached_blocks} reused" if report.cached_blocks else ""
-    typer.echo(f"artifact       {report.artifact}" + (f" ({name})" if name else ""))
+    typer.echo(f"artifact       {report.artifact}" + (f" ({report.name})" if report.name else ""))
     typer.echo(f"cr_projection  {ratio(report.cr_projection)}   (projections, against 16 bits)")
     typer.echo(f"cr_model       {ratio(report.cr_model)}   (every byte, against the fine-tuned checkpoint)")
     typer.echo(f"bytes          {report.bytes:,} in {report.blocks} blocks{reused}")
+    if report.saved_bytes:
+        typer.echo(f"lossless       {report.saved_bytes:,} bytes saved by the entropy coder")
     if report.decompositions or report.reused_factors:
         fallbacks = f", {report.fallbacks} fallbacks" if report.fallbacks else ""
         typer.echo(f"decomposed     {report.decompositions} matrices{fallbacks}; {report.reused_factors} reused")

@@ -17,14 +17,23 @@ from collections.abc import Collection, Iterable
 from pydantic import Field, TypeAdapter, ValidationError
 
 from impart_core.artifacts.identity import canonical_json
-from impart_core.artifacts.manifest import BlockContent, DeltaContent, EvaluationContent, FactorsContent, Manifest
+from impart_core.artifacts.manifest import (
+    ActivationsContent,
+    BlockContent,
+    CalibrationContent,
+    DeltaContent,
+    EvaluationContent,
+    FactorsContent,
+    Manifest,
+    ScalesContent,
+)
 from impart_core.artifacts.refs import all_refs
 from impart_core.artifacts.store import Store
 from impart_core.config import Frozen
 from impart_core.errors import CorruptArtifactError, StoreError
 
 DAMAGED = "damaged"
-_PARTS = ("block", "factors")  # kinds that belong to deltas
+_PARTS = ("block", "factors", "calibration", "activations", "scales")  # kinds that belong to deltas
 _FOLDER = "catalog"
 _PACK = re.compile(r"([0-9]{8})-([0-9a-f]{64})\.json")
 _ID = re.compile(r"[0-9a-f]{64}")
@@ -192,6 +201,12 @@ def _summary(manifest: Manifest) -> str:
     content, settings = manifest.content, manifest.recipe.config
     if isinstance(content, BlockContent | FactorsContent):
         return content.name
+    if isinstance(content, CalibrationContent):
+        return f"{content.sequences:,} sequences of {content.length:,} tokens"
+    if isinstance(content, ActivationsContent):
+        return content.name
+    if isinstance(content, ScalesContent):
+        return f"of {content.matrices} matrices"
     if isinstance(content, EvaluationContent):
         return f"{', '.join(content.metrics)} ({settings.get('split', 'all')})"
     cr = settings.get("cr")

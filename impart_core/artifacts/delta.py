@@ -12,6 +12,7 @@ from impart_core.artifacts.manifest import (
     BlockPointer,
     DeltaContent,
     Manifest,
+    QuantizedEntry,
     TensorEntry,
 )
 from impart_core.artifacts.provenance import Stopwatch
@@ -22,14 +23,17 @@ from impart_core.checkpoint.index import Checkpoint
 from impart_core.checkpoint.layout import Block, Role
 from impart_core.checkpoint.pairing import Pairs
 from impart_core.codec.format import CODES_FILE, FORMAT_VERSION, BlockFile, EncodedTensor, write_block
+from impart_core.codec.parts import Codes
 from impart_core.config import AUTO, CompressConfig
 from impart_core.errors import ConfigError, CorruptArtifactError
 from impart_core.files import scratch_folder
 from impart_core.policy import settings_for
+from impart_core.quantize.streams import describe_streams
 from impart_core.sparsify import SPARSIFIERS
 
 _BLOCK_VERSION = 1
 _DELTA_VERSION = 1
+_PARENTS = ("factors", "calibration", "scales")
 _CODED_BY = {"method", "cr", "seed", "accounting", "options"}
 Digests = Mapping[str, str]
 
@@ -40,6 +44,7 @@ def block_recipe(
     config: CompressConfig,
     digests: tuple[Digests, Digests],
     factors: Recipe | None = None,
+    calibration: Mapping[str, object] | None = None,
 ) -> Recipe:
     """Return what makes a block: its tensors' digests in both checkpoints, and the settings that it depends on.
 
@@ -51,6 +56,8 @@ def block_recipe(
         config: the request.
         digests: the tensors' digests in the base and in the fine-tuned checkpoint.
         factors: what makes the block's factors, where the request uses some.
+        calibration: what calibration is told by, where the block is: the text's id (`calibration`), the digest of the
+            model's configuration (`model`), the blocks that its activations come `after`, or the `scales` it takes.
     """
     methods = {
         role.value: {
@@ -65,6 +72,7 @@ def block_recipe(
     inputs: dict[str, object] = {"base": ours, "finetuned": {name: digests[1][name] for name in block.tensors}}
     if factors:
         inputs["factors"] = factors.id
+    inputs.update(calibration or {})
     return Recipe(
         operation="compress-block",
         version=_BLOCK_VERSION,
@@ -74,9 +82,13 @@ def block_recipe(
 
 
 def delta_recipe(
-    base: Checkpoint, finetuned: Checkpoint, config: CompressConfig, digests: tuple[Digests, Digests]
+    base: Checkpoint,
+    finetuned: Checkpoint,
+    config: CompressConfig,
+    digests: tuple[Digests, Digests],
+    calibration: str | None = None,
 ) -> Recipe:
-    """Return what makes a delta: both checkpoints by content, the files carried along, and the settings."""
+    """Return what makes a delta: both checkpoints by content, the files carried along, the text's id, the settings."""
     return Recipe(
         operation="compress",
         version=_DELTA_VERSION,
@@ -90,6 +102,7 @@ def delta_recipe(
             "finetuned": checkpoint_id(digests[1]),
             "base_files": carried_digests(base),
             "finetuned_files": carried_digests(finetuned),
+            **({"calibration": calibration} if calibration else {}),
         },
     )
 
@@ -104,7 +117,8 @@ def publish_block(
 ) -> Manifest:
     """Write a block's codes to scratch and publish them; return the manifest in force.
 
-    Its parent is the artifact that holds its factors, where these were kept. `trust` is as in `Store.publish`.
+    Its parents are the artifacts that hold its factors, where these were kept, and what it was calibrated with. `trust`
+    is as in `Store.publish`.
     """
     projections = [item for item in tensors.values() if item.header.role is Role.PROJECTION]
     entries = {
@@ -114,6 +128,7 @@ def publish_block(
             shape=item.header.shape,
             dtype=item.header.dtype,
             bytes=item.nbytes,
+            quantized=_quantized(item.codes),
         )
         for tensor, item in sorted(tensors.items())
     }
@@ -123,19 +138,31 @@ def publish_block(
         projection_bytes=sum(item.nbytes for item in projections),
         projection_dense_bytes=sum(2 * math.prod(item.header.shape) for item in projections),
     )
-    factors = recipe.inputs.get("factors")
+    made_from = [found for role in _PARENTS if isinstance(found := recipe.inputs.get(role), str)]
     with scratch_folder() as scratch:
         path = scratch / CODES_FILE
         with busy():
             write_block(path, tensors)
         manifest = Manifest.make(
             recipe,
-            parents=(factors,) if factors and store.lookup(factors) else (),
+            parents=tuple(found for found in made_from if store.lookup(found)),
             files=(file_entry(CODES_FILE, path),),
             content=content,
             provenance=watch.provenance(),
         )
         return store.publish(manifest, {CODES_FILE: path}, **trust)
+
+
+def _quantized(codes: Codes) -> QuantizedEntry | None:
+    """Return what is to say of quantised codes, those of a stack taken together; None for others."""
+    found = describe_streams(codes)
+    if found is None:
+        return None
+    parts = dict.fromkeys(("codes", "scales", "zeros", "sigma", "other"), 0)
+    for part, code in codes.items():
+        kind = part.rpartition(".")[2]
+        parts[kind if kind in parts else "other"] += code.numel() * code.element_size()
+    return QuantizedEntry(bits=found.bits, group_size=found.size, parts=parts, packed=found.packed)
 
 
 @dataclass(frozen=True)
@@ -151,6 +178,12 @@ class Delta:
     def bytes(self) -> int:
         """Every byte of the artifact and of its blocks as they lie in the store, manifests included."""
         return sum(self.store.artifact_bytes(made) for made in (self.manifest, *self.blocks))
+
+    @property
+    def saved_bytes(self) -> int:
+        """What the lossless stage made the codes of its blocks smaller by."""
+        entries = (entry.quantized for block in self.blocks for entry in _block_content(block).tensors.values())
+        return sum(found.packed - found.parts["codes"] for found in entries if found)
 
     @property
     def cr_model(self) -> float:

@@ -123,6 +123,20 @@ def collect(
     return sure.report(deleted=True, complete=complete)
 
 
+def discard(store: Store, artifact_ids: Iterable[str]) -> None:
+    """Delete artifacts that are of no more use, but for those that another run has pinned.
+
+    Nothing may point to them. What is not deleted here is left to `collect`.
+    """
+    wanted = set(artifact_ids)
+    with sweeping(store, wanted):
+        ids = wanted - pinned_ids(store)
+        garbage = _Garbage(kept=0)
+        for name in ids:
+            garbage.objects[name] = store.objects.find(f"artifacts/{name}")
+        _delete(store, garbage, time.monotonic() + 0.8 * SWEEP_LEASE.total_seconds())
+
+
 def _delete(store: Store, garbage: _Garbage, deadline: float) -> bool:
     """Delete until the deadline: first from the catalogue, then manifests, so that no half is ever seen."""
     forget(store, garbage.objects.keys())

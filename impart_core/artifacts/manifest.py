@@ -26,14 +26,31 @@ class FileEntry(Frozen):
     sha256: Sha256
 
 
+class QuantizedEntry(Frozen):
+    """How a tensor's kept entries are quantised.
+
+    Attributes:
+        bits: rows of each matrix at each width, as `8x2,3x32,2x210`; of a stack those of its first coded matrix.
+        group_size: kept entries that share a scale; none: all of the same bits.
+        parts: bytes of each part: `codes`, `scales`, `zeros`, `sigma`, and `other`.
+        packed: bytes that the codes would take without the lossless stage.
+    """
+
+    bits: str
+    group_size: int | None
+    parts: dict[str, int]
+    packed: int = Field(ge=0)
+
+
 class TensorEntry(Frozen):
-    """One tensor of a block: how it is stored, and the bytes of its codes."""
+    """One tensor of a block: how it is stored, the bytes of its codes, and what is to say of quantised ones."""
 
     method: str
     role: Role
     shape: tuple[int, ...]
     dtype: str
     bytes: int = Field(ge=0)
+    quantized: QuantizedEntry | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class BlockContent(Frozen):
@@ -117,6 +134,29 @@ class DeltaContent(Frozen):
     cr_projection: float | None
 
 
+class CalibrationContent(Frozen):
+    """Calibration text as tokens: how many sequences, of how many tokens each."""
+
+    kind: Literal["calibration"] = "calibration"
+    sequences: int = Field(ge=1)
+    length: int = Field(ge=1)
+
+
+class ActivationsContent(Frozen):
+    """What a decoder layer is given for calibration text, in float32: the layer's block, and (sequences, length, H)."""
+
+    kind: Literal["activations"] = "activations"
+    name: str
+    shape: tuple[int, int, int]
+
+
+class ScalesContent(Frozen):
+    """Scales of a delta's matrices that distillation found, and of how many matrices."""
+
+    kind: Literal["scales"] = "scales"
+    matrices: int = Field(ge=0)
+
+
 class EvaluationContent(Frozen):
     """An evaluation: for each task, each metric's value and standard error, and the number of items."""
 
@@ -125,7 +165,16 @@ class EvaluationContent(Frozen):
     items: dict[str, int]
 
 
-Content = Annotated[BlockContent | FactorsContent | DeltaContent | EvaluationContent, Field(discriminator="kind")]
+Content = Annotated[
+    BlockContent
+    | FactorsContent
+    | CalibrationContent
+    | ActivationsContent
+    | ScalesContent
+    | DeltaContent
+    | EvaluationContent,
+    Field(discriminator="kind"),
+]
 
 
 class Manifest(Frozen):

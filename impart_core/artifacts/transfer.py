@@ -24,6 +24,9 @@ from impart_core.errors import ArtifactNotFoundError, ConfigError, CorruptArtifa
 Progress = Callable[[int, int, int, int], None]
 
 
+_MAKERS = ("factors", "calibration", "scales")  # what blocks are made from, that stores hold
+
+
 class Tally(Frozen):
     """Artifacts by kind, their data files, and all bytes of them, manifests included."""
 
@@ -179,12 +182,12 @@ class _Survey:
             return None
         makers = blocks if top.entry.kind == "delta" else (top,)
         parents = [parent for part in makers for parent in part.entry.parents] if factors else []
-        return _Bundle(blocks, self._some(parents, "factors"), self._some(measured, "evaluation"), top)
+        return _Bundle(blocks, self._some(parents, *_MAKERS), self._some(measured, "evaluation"), top)
 
-    def _some(self, artifact_ids: Iterable[str], kind: str) -> tuple[_Part, ...]:
-        """Return those of this kind that the source has."""
+    def _some(self, artifact_ids: Iterable[str], *kinds: str) -> tuple[_Part, ...]:
+        """Return those of these kinds that the source has."""
         found = (self._look(made, optional=True) for made in dict.fromkeys(artifact_ids))
-        return tuple(part for part in found if part and part.entry.kind == kind)
+        return tuple(part for part in found if part and part.entry.kind in kinds)
 
     def _block(self, pointer: BlockPointer) -> _Part | None:
         part = self._look(pointer.id)

@@ -20,6 +20,15 @@ class _Stopped(Exception):
     """Ends a model's forward pass where all that was wanted of it is there."""
 
 
+def decoder_layers(checkpoint: Checkpoint) -> list[str]:
+    """Return the blocks of a checkpoint that are decoder layers, in the order in which they run.
+
+    Raises:
+        CalibrationError: as for `CausalModel.of`, and where a layer has no tensors.
+    """
+    return CausalModel.of(checkpoint, torch.device("cpu")).layers(checkpoint.tensors)
+
+
 class CausalModel:
     """A decoder-only causal language model of transformers whose parameters take no memory.
 

@@ -6,6 +6,7 @@ Each range of rows of each matrix is a stream of codes of its kept entries, in s
 - `scales` float16, (groups,);
 - `zeros` uint8: for each stream its zero points, packed at its bits and filled up to a byte;
 - `forms` uint8 and `lengths` uint32, (streams,), where streams may be compressed: the form of each and its bytes;
+- `packed` uint32 (1,), likewise: the bytes of all streams if none were compressed;
 - `codes` uint8: the streams. At 16 bits a code is the float16 itself.
 """
 
@@ -53,7 +54,7 @@ class QuantizedMatrix:
 
 def layout_bytes(ranges: int, matrices: int, lossless: bool) -> int:
     """Return the bytes of what describes the streams of matrices with so many ranges each."""
-    return 2 * (2 + 2 * ranges) + (5 * ranges * matrices if lossless else 0)
+    return 2 * (2 + 2 * ranges) + (5 * ranges * matrices + 4 if lossless else 0)
 
 
 def pack_matrices(matrices: Sequence[QuantizedMatrix], lossless: bool) -> Codes:
@@ -76,6 +77,7 @@ def pack_matrices(matrices: Sequence[QuantizedMatrix], lossless: bool) -> Codes:
     if lossless:
         parts["forms"] = np.array([form for form, _ in packed], dtype=np.uint8)
         parts["lengths"] = np.array([len(data) for _, data in packed], dtype=np.uint32)
+        parts["packed"] = np.array([sum(packed_bytes(len(s.codes), s.bits) for s in streams)], dtype=np.uint32)
     scales = torch.cat([matrix.scales.cpu() for matrix in matrices])
     return {"scales": scales, **{part: torch.from_numpy(data.copy()) for part, data in parts.items()}}
 
@@ -100,6 +102,8 @@ def unpack_matrices(codes: Codes, name: str, masks: Sequence[torch.Tensor]) -> l
     zeros = _cut(codes, name, "zeros", [packed_bytes(g.counts[i], g.ranges[i].bits) for g, i in spans])
     points = [unpack(data, g.ranges[i].bits, g.counts[i]) for data, (g, i) in zip(zeros, spans, strict=True)]
     packed = [packed_bytes(g.kept[i], g.ranges[i].bits) for g, i in spans]
+    if layout.lossless and read_part(codes, name, "packed", torch.uint32, 1).tolist() != [sum(packed)]:
+        raise CorruptArtifactError(f"The codes of {name!r} are not of the size that they say.")
     forms, lengths = _forms(codes, name, packed) if layout.lossless else ([PACKED] * len(spans), packed)
     data = _cut(codes, name, "codes", lengths)
     found, first = [], 0
@@ -169,6 +173,39 @@ def read_layout(codes: Codes, name: str, rows: int) -> Layout:
     if start != rows or lossless > 1:
         raise CorruptArtifactError(f"The codes of {name!r} are laid out for {start} rows, but it has {rows}.")
     return Layout(tuple(ranges), size or None, bool(lossless))
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the parts of quantised codes say of themselves, those of a stack taken together.
+
+    Attributes:
+        bits: rows at each width, as `8x2,3x32,2x210`; of a stack those of its first matrix.
+        size: the group size; None: a range has one group.
+        packed: bytes of the codes without the lossless stage.
+    """
+
+    bits: str
+    size: int | None
+    packed: int
+
+
+def describe_streams(codes: Codes) -> Description | None:
+    """Return what quantised codes say of themselves; None where these are none."""
+    layouts = [part for part in codes if part.rpartition(".")[2] == "layout"]
+    if not layouts:
+        return None
+    size, _, *sides = codes[layouts[0]].tolist()
+    prefixes = [part.removesuffix("layout") for part in layouts]
+    sizes = [codes.get(f"{prefix}packed") for prefix in prefixes]
+    return Description(
+        bits=",".join(f"{bits}x{rows}" for bits, rows in zip(sides[::2], sides[1::2], strict=True)),
+        size=size or None,
+        packed=sum(
+            codes[f"{prefix}codes"].numel() if packed is None else int(packed.item())
+            for prefix, packed in zip(prefixes, sizes, strict=True)
+        ),
+    )
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,33 @@
 from pathlib import Path
 from typing import Any
 
-from impart_core.artifacts.delta import Delta, block_recipe, delta_recipe, open_delta, publish_block, publish_delta
-from impart_core.artifacts.factors import factors_recipe, publish_factors, stored_factors
+import torch
+
+from flows.jobs import plan_jobs
+from impart_core.apply.dense import rebuild_tensor
+from impart_core.artifacts.calibration import calibration_recipe
+from impart_core.artifacts.delta import Delta, delta_recipe, open_delta, publish_block, publish_delta
+from impart_core.artifacts.factors import publish_factors, stored_factors
+from impart_core.artifacts.manifest import Manifest
 from impart_core.artifacts.provenance import Stopwatch
 from impart_core.artifacts.store import Store
+from impart_core.calibrate.distil import DistilOptions, distil_scales
+from impart_core.calibrate.model import CausalModel
 from impart_core.checkpoint.digest import tensor_digests
-from impart_core.checkpoint.index import open_checkpoint
+from impart_core.checkpoint.index import Checkpoint, open_checkpoint
+from impart_core.checkpoint.pairing import Pairs
+from impart_core.codec.format import CODES_FILE, BlockFile
 from impart_core.compress import compress_block
+from impart_core.compress_layer import compress_layer, run_layer
 from impart_core.config import CompressConfig, build_config
 from impart_core.decompose import decompose_block
 from impart_core.plan import check_request
+from impart_core.policy import calibration_of
 from impart_core.sparsify import SPARSIFIERS
+from tasks.references import Trust
+
+CPU = torch.device("cpu")
+BATCH = 32  # sequences run together
 
 
 def config_of(cr: float = 4.0, **settings: Any) -> CompressConfig:
@@ -28,27 +44,69 @@ def small_options(method: str) -> dict[str, Any]:
 
 
 def compress(
-    store: Store, base_folder: Path, finetuned_folder: Path, config: CompressConfig, *, keep_factors: bool = False
+    store: Store,
+    base_folder: Path,
+    finetuned_folder: Path,
+    config: CompressConfig,
+    *,
+    keep_factors: bool = False,
+    tokens: torch.Tensor | None = None,
 ) -> Delta:
-    """Compress and publish every block one after the other, gather them, and open the delta."""
+    """Compress and publish every block one after the other, gather them, and open the delta.
+
+    With calibration tokens, (sequences, length), layers are compressed on what the ones before them give.
+    """
     base, finetuned = open_checkpoint(base_folder), open_checkpoint(finetuned_folder)
     digests = tensor_digests(base), tensor_digests(finetuned)
     work = check_request(base, finetuned, config)
-    ids = []
-    for block in work.blocks:
-        factors = factors_recipe(work.pairs, block, config, digests)
-        if factors and keep_factors:
-            made = decompose_block(work.pairs, block, config, digests=digests)
-            publish_factors(store, factors, block.name, made, Stopwatch())
-        recipe = block_recipe(work.pairs, block, config, digests, factors)
-        with stored_factors(store, factors.id if factors else None) as stored:
-            tensors = compress_block(work.pairs, block, config, stored=stored, digests=digests)
-        ids.append(publish_block(store, recipe, block.name, tensors, Stopwatch()).id)
-    recipe = delta_recipe(base, finetuned, config, digests)
+    needed = calibration_of(config)
+    text = calibration_recipe(tokens).id if tokens is not None else None
+    planned = plan_jobs(config, work, finetuned, digests, text, _places(store, base_folder, finetuned_folder))
+    scales = _distilled(base, finetuned, work.pairs, config, tokens) if needed == "logits" else None
+    model = CausalModel.of(finetuned, CPU) if planned.layers else None
+    weights: dict[str, torch.Tensor] = {}
+    batches: list[torch.Tensor] = []
+    for number, job in enumerate(planned.jobs):
+        if job.factors and keep_factors:
+            made = decompose_block(work.pairs, job.block, config, digests=digests)
+            publish_factors(store, job.factors, job.block.name, made, Stopwatch())
+        with stored_factors(store, job.factors.id if job.factors else None) as stored:
+            if model is not None and number in planned.layers:
+                assert tokens is not None
+                batches = batches or [model.embed(weights, part) for part in torch.split(tokens, BATCH)]
+                given = [lambda batch=batch: batch for batch in batches]
+                tensors = compress_layer(work.pairs, job.block, config, model, given, stored=stored, device=CPU)
+            else:
+                tensors = compress_block(work.pairs, job.block, config, stored=stored, scales=scales, digests=digests)
+        published = publish_block(store, job.recipe, job.block.name, tensors, Stopwatch())
+        if model is not None:
+            own = _rebuilt(store, published, base)
+            weights |= own
+            if number in planned.layers:
+                run_layer(model, job.block.name, own, given, batches.__setitem__)
+    ids = [planned.jobs[number].recipe.id for number in planned.order]
+    recipe = delta_recipe(base, finetuned, config, digests, text)
     made = publish_delta(store, recipe, finetuned, ids, Stopwatch())
     opened = open_delta(store, made.manifest.id)
     assert opened == made
     return opened
+
+
+def _places(store: Store, base: Path, finetuned: Path) -> dict[str, Any]:
+    return {"base": str(base), "finetuned": str(finetuned), "store": store.url, "device": "cpu", "trust": Trust()}
+
+
+def _rebuilt(store: Store, block: Manifest, base: Checkpoint) -> dict[str, torch.Tensor]:
+    with store.local_file(block, CODES_FILE) as path:
+        file = BlockFile(path)
+        return {name: rebuild_tensor(name, base, header, file) for name, header in file.headers.items()}
+
+
+def _distilled(
+    base: Checkpoint, finetuned: Checkpoint, pairs: Pairs, config: CompressConfig, tokens: torch.Tensor | None
+) -> dict[str, torch.Tensor]:
+    assert tokens is not None
+    return distil_scales(base, finetuned, pairs, config, tokens, options=DistilOptions(), device=CPU)
 
 
 def stored_path(delta: Delta, number: int = 0) -> Path:

@@ -1,0 +1,72 @@
+"""Quantising a published delta: the compression that made it, asked for again with another method and ratio."""
+
+from typing import Any
+
+from flows.compress import CompressRequest, absolute
+from impart_core.artifacts.delta import Delta, open_delta
+from impart_core.artifacts.refs import resolve
+from impart_core.artifacts.store import Store
+from impart_core.checkpoint.digest import checkpoint_id, tensor_digests
+from impart_core.checkpoint.index import open_checkpoint
+from impart_core.config import CompressConfig, build_config
+from impart_core.errors import CheckpointError, ConfigError, WrongBaseError
+from impart_core.quantize.options import QuantizeOptions
+from impart_core.sparsify import SPARSIFIERS
+
+_KEPT = ("seed", "accounting", "embeddings", "embeddings_cr", "factors_for")
+
+
+def quantize_request(
+    store: str, ref: str, settings: dict[str, Any], *, base: str | None, finetuned: str | None, **others: Any
+) -> CompressRequest:
+    """Return the compression that quantises a delta.
+
+    Args:
+        store: the store's URL.
+        ref: the delta's name or id.
+        settings: `method`, `cr`, `options` and `seed`; what is None is as for the delta.
+        base: where the base lies; None: where it lay.
+        finetuned: where the fine-tuned checkpoint lies; None: where it lay.
+        others: the rest of the request.
+
+    Raises:
+        ConfigError: the artifact is no delta, or the method does not quantise.
+        CheckpointError: a checkpoint is not where it was.
+        WrongBaseError: a checkpoint is another than the delta was made from.
+    """
+    method = settings["method"]
+    if not issubclass(SPARSIFIERS.get(method).options_model, QuantizeOptions):
+        fitting = (name for name in SPARSIFIERS if issubclass(SPARSIFIERS.get(name).options_model, QuantizeOptions))
+        raise ConfigError(f"Method {method!r} has no codes to quantise to. Use one of {', '.join(fitting)}.")
+    opened = Store(store)
+    delta = open_delta(opened, resolve(opened, ref))
+    before = delta.manifest.recipe.config
+    asked = {name: before[name] for name in _KEPT if name in before}
+    asked |= {name: value for name, value in settings.items() if value is not None}
+    return CompressRequest(
+        base=_place(delta, "base", base),
+        finetuned=_place(delta, "finetuned", finetuned),
+        config=build_config(CompressConfig, **asked),
+        store=store,
+        **others,
+    )
+
+
+def _place(delta: Delta, role: str, given: str | None) -> str:
+    """Return where one of a delta's checkpoints lies, having checked that it is the same."""
+    place = absolute(given) if given else delta.manifest.provenance.sources.get(role)
+    made = delta.manifest.id[:12]
+    if not place:
+        raise ConfigError(f"The delta {made} does not say where its {role} checkpoint lay. Give it with --{role}.")
+    try:
+        checkpoint = open_checkpoint(place)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error} If the {role} checkpoint of {made} has moved, give it with --{role}."
+        ) from error
+    if checkpoint_id(tensor_digests(checkpoint)) != getattr(delta.content, role):
+        raise WrongBaseError(
+            f"{place} is not the {role} checkpoint that {made} was made from: its tensors differ. "
+            f"Give the right one with --{role}."
+        )
+    return place

@@ -1,0 +1,192 @@
+"""Stages: calibration text as tokens, a decoder layer compressed on what it is given for them, scales distilled."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import torch
+
+from impart_core.apply.dense import rebuild_tensor
+from impart_core.artifacts.calibration import (
+    Spill,
+    batch_size,
+    calibration_recipe,
+    open_activations,
+    publish_calibration,
+    publish_scales,
+    read_calibration,
+)
+from impart_core.artifacts.catalog import entry_of, note
+from impart_core.artifacts.delta import publish_block
+from impart_core.artifacts.factors import stored_factors
+from impart_core.artifacts.identity import Recipe
+from impart_core.artifacts.manifest import Manifest
+from impart_core.artifacts.pins import pinned
+from impart_core.artifacts.provenance import Stopwatch
+from impart_core.artifacts.store import Store
+from impart_core.calibrate.model import CausalModel
+from impart_core.calibrate.text import read_tokens
+from impart_core.checkpoint.index import open_checkpoint
+from impart_core.checkpoint.layout import Role
+from impart_core.checkpoint.pairing import pair_tensors
+from impart_core.codec.format import CODES_FILE, BlockFile
+from impart_core.compress_layer import Batch, compress_layer, run_layer
+from impart_core.files import scratch_folder
+from impart_core.numerics import release_memory, resolve_device, return_large_memory_at_once
+from tasks.references import BlockResult, DistilJob, LayerJob, MadeText, ScalesResult, TextJob
+from tasks.resources import GPU, NETWORK, patiently, stage
+from tasks.sparsify import block_result
+from tasks.watch import start_watch
+
+
+@stage("read calibration text", "tokens of {job.text.source}", NETWORK)
+def read_calibration_text(job: TextJob) -> MadeText:
+    """Turn calibration text into tokens and publish these, unless the store holds them."""
+    watch, store = start_watch(finetuned=job.finetuned, text=job.text.source), Store(job.store)
+    tokens = read_tokens(job.text, open_checkpoint(job.finetuned))
+    recipe = calibration_recipe(tokens)
+    found = store.examine(recipe.id, reread=job.trust.reread)
+    manifest = found.manifest
+    cached = manifest is not None
+    if manifest is None:
+        with pinned(store, [recipe.id]):
+            manifest = publish_calibration(store, recipe, tokens, watch)
+            note(store, [entry_of(manifest)])
+    sequences, length = tokens.shape
+    return MadeText(
+        entry=entry_of(manifest),
+        cached=cached,
+        fault=found.fault,
+        sequences=sequences,
+        length=length,
+        seconds=watch.seconds,
+    )
+
+
+@stage("quantise layer", "quantise {job.job.block.name}", GPU)
+def quantize_layer(job: LayerJob) -> BlockResult:
+    """Compress one decoder layer on what the layers before it give, unless the store holds it whole already.
+
+    What it gives in turn is published for the next one. Where what it is given is not there, because a run ended
+    between the two or it was cleaned up, the layers before it are run again, none is compressed again.
+    """
+    return_large_memory_at_once()
+    own = job.job
+    watch, store = start_watch(base=own.base, finetuned=own.finetuned), Store(own.store)
+    trust = {"reread": own.trust.reread, "replace": own.trust.refreshes("sparsify")}
+    found = store.examine(own.recipe.id, reread=own.trust.reread)
+    manifest = None if trust["replace"] else found.manifest
+    cached = manifest is not None
+    if manifest is None:
+        chain = _Chain(job, store)
+        with ExitStack() as stack:
+            batches = chain.inputs(len(job.before), stack)
+            stored = stack.enter_context(stored_factors(store, own.factors.id if own.factors else None))
+            tensors = compress_layer(
+                own.pairs(),
+                own.block,
+                own.config,
+                chain.model,
+                batches,
+                stored=stored,
+                device=chain.device,
+                digests=own.digests(),
+            )
+            manifest = patiently(
+                f"publish {own.block.name}",
+                lambda: publish_block(store, own.recipe, own.block.name, tensors, watch, **trust),
+            )
+            del tensors
+            if not job.last:
+                chain.advance(len(job.before), own.block.name, own.recipe.id, batches)
+        release_memory()
+    return block_result(own, manifest, found, cached, watch)
+
+
+@stage("distil scales", "distil the scales of {job.label}", GPU)
+def distil_block_scales(job: DistilJob) -> ScalesResult:
+    """Tune the scales of a delta's matrices against the fine-tuned model's logits, unless the store holds them."""
+    from impart_core.calibrate.distil import DistilOptions, distil_scales
+
+    watch, store = start_watch(base=job.base, finetuned=job.finetuned), Store(job.store)
+    found = store.examine(job.recipe.id, reread=True)
+    manifest = None if job.trust.refreshes("sparsify") else found.manifest
+    cached = manifest is not None
+    if manifest is None:
+        base, finetuned = open_checkpoint(job.base), open_checkpoint(job.finetuned)
+        tokens = read_calibration(store, job.calibration)
+        scales = distil_scales(
+            base,
+            finetuned,
+            pair_tensors(base, finetuned),
+            job.config,
+            tokens,
+            options=DistilOptions(),
+            device=resolve_device(job.device),
+        )
+        manifest = patiently(
+            "publish the scales", lambda: publish_scales(store, job.recipe, scales, job.calibration, watch)
+        )
+        release_memory()
+    return ScalesResult(entry=entry_of(manifest), cached=cached, fault=found.fault, seconds=watch.seconds)
+
+
+class _Chain:
+    """The layers of a model, each of which is given what the one before it gives."""
+
+    def __init__(self, job: LayerJob, store: Store) -> None:
+        """Open the model of a job; its layers before this one are published."""
+        self._job, self._store = job, store
+        self._finetuned, self._base = open_checkpoint(job.job.finetuned), open_checkpoint(job.job.base)
+        self.device = resolve_device(job.job.device)
+        self.model = CausalModel.of(self._finetuned, self.device)
+
+    def inputs(self, layer: int, stack: ExitStack) -> list[Batch]:
+        """Return what a layer is given, from the nearest activations that are there."""
+        found, first = None, layer
+        while first >= 0:
+            found = self._store.lookup(self._recipe(first).id)
+            if found is not None:
+                break
+            first -= 1
+        if found is None:
+            found, first = self._embed(), 0
+        for number in range(first, layer):
+            with ExitStack() as passing:
+                batches = open_activations(self._store, found, passing)
+                before = self._job.before[number]
+                found = self.advance(number, before.name, before.id, batches)
+        return open_activations(self._store, found, stack)
+
+    def advance(self, layer: int, name: str, block_id: str, batches: Sequence[Batch]) -> Manifest:
+        """Run a compressed layer and publish what it gives, as what the next one is given."""
+        watch = start_watch(base=self._job.job.base)
+        with scratch_folder() as scratch:
+            spill = Spill(scratch)
+            run_layer(self.model, name, self._weights([block_id]), batches, spill.add)
+            return self._publish(spill, self._recipe(layer + 1), f"after {name}", watch)
+
+    def _embed(self) -> Manifest:
+        watch, tokens = start_watch(base=self._job.job.base), read_calibration(self._store, self._job.calibration)
+        weights = self._weights([one.id for one in self._job.outside], but=Role.HEAD)
+        with scratch_folder() as scratch:
+            spill = Spill(scratch)
+            for number, part in enumerate(torch.split(tokens, batch_size(tokens.shape[1]))):
+                spill.add(number, self.model.embed(weights, part))
+            del weights
+            return self._publish(spill, self._recipe(0), "embedded", watch)
+
+    def _publish(self, spill: Spill, recipe: Recipe, name: str, watch: Stopwatch) -> Manifest:
+        return patiently("publish activations", lambda: spill.publish(self._store, recipe, name, watch))
+
+    def _recipe(self, layer: int) -> Recipe:
+        return self._job.activations()[layer]
+
+    def _weights(self, blocks: Sequence[str], but: Role | None = None) -> dict[str, torch.Tensor]:
+        """Return the tensors of published blocks as they are rebuilt."""
+        weights: dict[str, torch.Tensor] = {}
+        for block in blocks:
+            with self._store.local_file(self._store.manifest(block), CODES_FILE, verified=True) as path:
+                file = BlockFile(path)
+                names = [name for name, header in file.headers.items() if header.role != but]
+                weights.update({name: rebuild_tensor(name, self._base, file.headers[name], file) for name in names})
+        return weights
