@@ -1,5 +1,6 @@
 """Ids: every input, setting, seed and version is part of them; how and where it is run is not."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,16 @@ import pytest
 import impart_core.artifacts.delta as delta_module
 import impart_core.artifacts.evaluation as evaluation_module
 import impart_core.artifacts.factors as factors_module
-from flows.compress import CompressRequest, _job, check_compress
+from flows.compress import CompressRequest
+from flows.jobs import plan_jobs
 from impart_core.artifacts.delta import delta_recipe
 from impart_core.artifacts.evaluation import evaluation_recipe
 from impart_core.artifacts.identity import Recipe
 from impart_core.checkpoint.digest import tensor_digests
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.config import CompressConfig, build_config
+from impart_core.plan import check_request
+from impart_core.policy import calibration_of
 from impart_core.sparsify import SPARSIFIERS
 from tasks.references import Trust
 from tests.impart_core.pipeline import small_options
@@ -23,6 +27,17 @@ from tests.impart_core.pipeline import small_options
 Pair = tuple[Path, Path]
 Digests = tuple[dict[str, str], dict[str, str]]
 LAYER, REST = "model.layers.0", "outside"
+
+
+@pytest.fixture(scope="module")
+def pair(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """The same pair, whose configurations say how many layers there are."""
+    root = tmp_path_factory.mktemp("layers")
+    found = [Path(shutil.copytree(folder, root / folder.name)) for folder in pair]
+    for folder in found:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
+    return found[0], found[1]
 
 
 @pytest.fixture
@@ -40,14 +55,19 @@ def digests_of(request: CompressRequest) -> Digests:
     return tensor_digests(open_checkpoint(request.base)), tensor_digests(open_checkpoint(request.finetuned))
 
 
-def ids(request: CompressRequest, digests: Digests | None = None) -> dict[str, str]:
-    """Return the ids of all that a request makes: of each block, of its factors, and of the delta."""
-    base, finetuned, work = check_compress(request)
-    digests = digests or digests_of(request)
-    jobs = [_job(request, work, block, digests) for block in work.blocks]
-    made: dict[str, Recipe | None] = {"delta": delta_recipe(base, finetuned, request.config, digests)}
-    for job in jobs:
-        made |= {job.block.name: job.recipe, f"factors of {job.block.name}": job.factors}
+def ids(request: CompressRequest, digests: Digests | None = None, text: str = "text") -> dict[str, str]:
+    """Return the ids of all that a request makes: of each block, of its factors and scales, and of the delta.
+
+    Methods that need calibration text are given the one of this id.
+    """
+    base, finetuned = open_checkpoint(request.base), open_checkpoint(request.finetuned)
+    work, digests = check_request(base, finetuned, request.config), digests or digests_of(request)
+    words = None if calibration_of(request.config) == "none" else text
+    places = {name: getattr(request, name) for name in ("base", "finetuned", "store", "device", "trust")}
+    made: dict[str, Recipe | None] = {"delta": delta_recipe(base, finetuned, request.config, digests, words)}
+    for job in plan_jobs(request.config, work, finetuned, digests, words, places).jobs:
+        name = job.block.name
+        made |= {name: job.recipe, f"factors of {name}": job.factors, f"scales of {name}": job.scales}
     return {name: recipe.id for name, recipe in made.items() if recipe}
 
 
@@ -56,6 +76,7 @@ def changed(one: dict[str, str], other: dict[str, str]) -> set[str]:
 
 
 CODES = {"delta", LAYER, "model.layers.1"}
+BLOCKS = (LAYER, "model.layers.1", REST)
 FACTORS = {f"factors of {LAYER}", "factors of model.layers.1"}
 # Another value of each setting, and what it changes at the least.
 SETTINGS: dict[str, tuple[dict[str, Any], set[str]]] = {
@@ -103,7 +124,10 @@ def test_every_setting_is_part_of_the_ids(name: str, request_: CompressRequest) 
 def test_every_option_of_a_method_is_part_of_the_ids(method: str, name: str, request_: CompressRequest) -> None:
     usual = with_config(request_, method=method, options=small_options(method))
     other = with_config(request_, method=method, options={**small_options(method), name: OPTIONS[method][name]})
-    assert CODES <= changed(ids(usual), ids(other)) <= CODES | FACTORS
+    found = changed(ids(usual), ids(other))
+    # Where scales are distilled, they are for all blocks.
+    allowed = CODES | FACTORS | ({REST} | {f"scales of {block}" for block in BLOCKS} if name == "distil" else set())
+    assert CODES <= found <= allowed
 
 
 @pytest.mark.parametrize("side", [0, 1])
@@ -158,6 +182,35 @@ def test_every_methods_version_is_part_of_the_ids(
     assert changed(before, ids(usual)) == CODES
 
 
+CALIBRATED: list[tuple[str, dict[str, Any]]] = [
+    *((method, small_options(method)) for method in ("impart-qt", "delta-come", "dare-qt")),
+    ("bitdelta", {"distil": True}),
+]
+
+
+@pytest.mark.parametrize(("method", "options"), CALIBRATED)
+def test_calibration_text_is_part_of_the_ids_of_what_it_decides(
+    method: str, options: dict[str, Any], request_: CompressRequest
+) -> None:
+    usual = with_config(request_, method=method, options=options)
+    found = changed(ids(usual), ids(usual, text="another text"))
+    assert {name for name in found if not name.startswith("scales")} >= CODES
+    assert not found & FACTORS
+
+
+@pytest.mark.parametrize("method", ["impart-qt", "delta-come", "dare-qt"])
+def test_a_layer_depends_on_those_before_it_and_none_does_where_values_are_rounded_to_the_nearest(
+    method: str, request_: CompressRequest
+) -> None:
+    digests = digests_of(request_)
+    first = next(name for name in sorted(digests[1]) if name.startswith(LAYER) and "proj" in name)
+    other = (digests[0], {**digests[1], first: "0" * 64})
+    for solver, expected in (("support", CODES), ("nearest", {"delta", LAYER})):
+        usual = with_config(request_, method=method, options={**small_options(method), "solver": solver})
+        found = changed(ids(usual, digests), ids(usual, other))
+        assert {name for name in found if not name.startswith("factors")} == expected
+
+
 # Another value of all else that a request holds; `config` and the checkpoints' content are above.
 REST_OF_REQUEST = {
     "store": "elsewhere",
@@ -170,7 +223,7 @@ REST_OF_REQUEST = {
 
 
 def test_the_table_holds_all_else_of_a_request() -> None:
-    assert set(REST_OF_REQUEST) | {"base", "finetuned", "config"} == set(CompressRequest.model_fields)
+    assert set(REST_OF_REQUEST) | {"base", "finetuned", "config", "calibration"} == set(CompressRequest.model_fields)
 
 
 @pytest.mark.parametrize("name", REST_OF_REQUEST)

@@ -20,6 +20,7 @@ from impart_core.quantize.streams import (
     LARGEST_GROUP,
     MOST_SAVED,
     QuantizedMatrix,
+    describe_streams,
     layout_bytes,
     pack_matrices,
     read_layout,
@@ -75,7 +76,7 @@ def test_bytes_are_exactly_those_counted_and_the_lossless_stage_never_makes_code
     assert nbytes(small) <= total + layout_bytes(ranges, len(made), lossless=True)
     assert plain["codes"].nbytes == sum(each.codes for each in counted) >= small["codes"].nbytes
     assert plain["layout"].nbytes == layout_bytes(ranges, len(made), lossless=False)
-    described = sum(small[part].nbytes for part in ("layout", "forms", "lengths"))
+    described = sum(small[part].nbytes for part in ("layout", "forms", "lengths", "packed"))
     assert described == layout_bytes(ranges, len(made), lossless=True)
 
 
@@ -127,12 +128,14 @@ def test_the_layout_in_figures() -> None:
         "zeros": torch.uint8,
         "forms": torch.uint8,
         "lengths": torch.uint32,
+        "packed": torch.uint32,
         "codes": torch.uint8,
     }
     groups = [-(-40 // 7) + -(-100 // 7), -(-60 // 7) + -(-150 // 7)]
     assert codes["scales"].shape == (sum(groups),)
     assert codes["zeros"].shape == (6 + -(-15 * 3 // 8) + 9 + -(-22 * 3 // 8),)
     assert codes["forms"].shape == codes["lengths"].shape == (6,)
+    assert codes["packed"].tolist() == [40 + 40 + -(-100 * 3 // 8) + 60 + 60 + -(-150 * 3 // 8)]
     whole = pack_matrices([quantized(ranges, 20, None)], lossless=False)
     assert whole["layout"].tolist() == [0, 0, 8, 2, 16, 1, 3, 5]
     layout = read_layout(whole, "w", 8)
@@ -195,11 +198,13 @@ ANY: dict[str, Change] = {
     "a scale that is no number": with_number("scales", 1, float("nan")),
     "an infinite scale": with_number("scales", 0, float("inf")),
 }
+DESCRIBED = ("forms", "lengths", "packed")
 LOSSLESS: dict[str, Change] = {
-    **{f"no {part}": (lambda codes, part=part: {k: v for k, v in codes.items() if k != part}) for part in ("forms",)},
-    **{f"{part} cut": with_part(part, lambda t: t[:-1]) for part in ("forms", "lengths")},
-    **{f"{part} longer": with_part(part, lambda t: torch.cat([t, t[:1]])) for part in ("forms",)},
-    **{f"{part} of another dtype": with_part(part, lambda t: t.double()) for part in ("forms", "lengths")},
+    **{f"no {part}": (lambda codes, part=part: {k: v for k, v in codes.items() if k != part}) for part in DESCRIBED},
+    **{f"{part} cut": with_part(part, lambda t: t[:-1]) for part in DESCRIBED},
+    **{f"{part} longer": with_part(part, lambda t: torch.cat([t, t[:1]])) for part in ("forms", "packed")},
+    **{f"{part} of another dtype": with_part(part, lambda t: t.double()) for part in DESCRIBED},
+    "another packed size": lambda codes: with_number("packed", 0, int(codes["packed"][0]) + 1)(codes),
     "a form that is not known": with_number("forms", 0, 3),
     "a stream longer than it may be": with_number("lengths", 0, 1 << 31),
     "a stream of nothing": with_number("lengths", 2, 0),
@@ -258,7 +263,7 @@ def test_a_code_that_its_bits_do_not_hold_is_refused() -> None:
                 unpack_matrices(codes, "w", [mask])
 
 
-@given(part=st.sampled_from([*PARTS, "forms", "lengths"]), data=st.data(), lossless=st.booleans())
+@given(part=st.sampled_from([*PARTS, *DESCRIBED]), data=st.data(), lossless=st.booleans())
 @settings(max_examples=200, deadline=None)
 def test_whatever_bytes_a_part_holds_it_is_read_or_refused(part: str, data: st.DataObject, lossless: bool) -> None:
     codes = hostile(lossless)
@@ -292,6 +297,25 @@ def test_bytes_far_too_few_for_their_entries_are_refused_before_memory_is_taken(
         require_plausible(codes, "w", most * 1.01)
     with pytest.raises(CorruptArtifactError, match="no part 'codes'"):
         require_plausible({}, "w", 1)
+
+
+@given(made=matrices(), lossless=st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_streams_say_their_bits_their_group_size_and_what_they_would_take_uncompressed(
+    made: list[QuantizedMatrix], lossless: bool
+) -> None:
+    codes = pack_matrices(made, lossless)
+    found, groups = describe_streams(codes), made[0].groups
+    assert found is not None
+    assert found.bits == ",".join(f"{span.bits}x{span.stop - span.start}" for span in groups.ranges)
+    assert (found.size, found.packed) == (groups.size, pack_matrices(made, lossless=False)["codes"].numel())
+    stack = describe_streams({f"{index}.{part}": code for index in (0, 2) for part, code in codes.items()})
+    assert stack is not None
+    assert (stack.bits, stack.size, stack.packed) == (found.bits, found.size, 2 * found.packed)
+
+
+def test_codes_of_other_methods_say_nothing_of_streams() -> None:
+    assert describe_streams({"sigma": torch.ones(3), "u": torch.ones(3).half()}) is None
 
 
 def test_a_group_may_be_as_large_as_its_number_holds() -> None:

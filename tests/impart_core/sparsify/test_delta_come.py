@@ -47,6 +47,7 @@ def test_the_parts_are_sigma_and_whole_vectors_at_their_bits() -> None:
         "zeros": torch.uint8,
         "forms": torch.uint8,
         "lengths": torch.uint32,
+        "packed": torch.uint32,
         "codes": torch.uint8,
     }
     assert torch.equal(codes["sigma"], factors.sigma[:pairs])

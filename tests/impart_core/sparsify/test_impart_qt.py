@@ -72,6 +72,7 @@ def test_the_parts_are_sigma_keep_and_the_kept_entries_of_both_sides() -> None:
         "zeros": torch.uint8,
         "forms": torch.uint8,
         "lengths": torch.uint32,
+        "packed": torch.uint32,
         "codes": torch.uint8,
     }
     assert torch.equal(codes["sigma"], factors.sigma[:pairs])
