@@ -75,7 +75,6 @@ class TextJob(Frozen):
     text: CalibrationText
     finetuned: str
     store: str
-    trust: Trust = Trust()
 
 
 class Part(Frozen):
