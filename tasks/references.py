@@ -103,6 +103,11 @@ class LayerJob(Frozen):
     before: tuple[Part, ...]
     last: bool
 
+    @property
+    def store(self) -> str:
+        """The store's URL."""
+        return self.job.store
+
     def activations(self) -> tuple[Recipe, ...]:
         """Return what makes the activations that each layer up to this one is given, and those that this one gives."""
         embedded = [part.id for part in self.outside]
