@@ -137,6 +137,7 @@ class _Chain:
     def __init__(self, job: LayerJob, store: Store) -> None:
         """Open the model of a job; its layers before this one are published."""
         self._job, self._store = job, store
+        self._anew = job.job.trust.refreshes("sparsify")
         self._finetuned, self._base = open_checkpoint(job.job.finetuned), open_checkpoint(job.job.base)
         self.device = resolve_device(job.job.device)
         self.model = CausalModel.of(self._finetuned, self.device)
@@ -161,7 +162,8 @@ class _Chain:
 
     def _nearest(self, layer: int) -> tuple[int, tuple[list[Batch], ExitStack]]:
         """Return the last layer up to this one whose activations are whole, and these; the first one's are made."""
-        for number in range(layer, -1, -1):
+        first = 1 if self._anew else 0  # what a layer gives is made again with it, but nothing gives the first its own
+        for number in range(layer, first - 1, -1):
             found = self._store.lookup(self._recipe(number).id)
             if found is not None:
                 with suppress(CorruptArtifactError):
@@ -184,7 +186,9 @@ class _Chain:
             return self._publish(spill, self._recipe(0), "embedded", watch)
 
     def _publish(self, spill: Spill, recipe: Recipe, name: str, watch: Stopwatch) -> Manifest:
-        return patiently("publish activations", lambda: spill.publish(self._store, recipe, name, watch))
+        return patiently(
+            "publish activations", lambda: spill.publish(self._store, recipe, name, watch, replace=self._anew)
+        )
 
     def _recipe(self, layer: int) -> Recipe:
         return self._job.activations()[layer]
