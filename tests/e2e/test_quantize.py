@@ -1,0 +1,431 @@
+"""Quantised methods through the command line: `compress` with calibration text, `quantize`, what is said of both."""
+
+import json
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from impart_core import tinyzoo
+from impart_core.artifacts.store import Store
+from impart_core.calibrate.documents import read_documents
+from impart_core.calibrate.text import CalibrationText, read_tokens
+from impart_core.checkpoint.index import open_checkpoint
+from tests.e2e.here import impart, printed, told
+from tests.faults.warm import warm_json
+from tests.impart_core.pipeline import compress as compress_here
+from tests.impart_core.pipeline import config_of
+from tests.support import Environment, data_files, manifests
+
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("prefect_api")]
+
+BASE, MATH, CODE = (str(tinyzoo.path(name)) for name in ("base", "math", "code"))
+SHORT = ("--calibration-sequences", "8", "--calibration-length", "64")
+TEXT = ("--calibration", "tinyzoo:math", *SHORT)
+SHORTER = ("--calibration", "tinyzoo:math", "--calibration-sequences", "8", "--calibration-length", "16")
+CODED = ("impart-qt", "delta-come", "dare-qt")
+RATIOS = (16, 32, 64, 128)
+DISTIL = ("--option", "distil=true")
+# Every request of the shared store, by method and ratio.
+REQUESTS: dict[tuple[str, int], tuple[str, ...]] = {
+    **{(method, cr): TEXT for method in CODED for cr in RATIOS},
+    ("bitdelta", 64): (),
+    ("bitdelta distilled", 64): (*DISTIL, *SHORTER),
+}
+# Each of these has factors of its own depth, or none; all others find the factors that they need.
+FIRST = [request for request in REQUESTS if request[0] in ("dare-qt", "bitdelta", "bitdelta distilled")]
+FIRST += [("impart-qt", cr) for cr in (16, 32, 64)]
+LAYERS, MATRICES = 3, 21
+Report = dict[str, Any]
+Request = tuple[str, int]
+
+
+def compress(method: str, cr: float, store: Path, *options: str) -> list[str]:
+    """Return the arguments of a compression of the zoo's math model."""
+    return ["compress", BASE, MATH, "--method", method.split()[0], "--cr", str(cr), "--store", str(store), *options]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store that this file's compressions share."""
+    return tmp_path_factory.mktemp("quantised") / "store"
+
+
+@pytest.fixture(scope="module")
+def reports(store: Path, environment: Environment) -> dict[Request, Report]:
+    """What each request's compression printed."""
+
+    def run(request: Request) -> tuple[Request, Report]:
+        method, cr = request
+        named = [*REQUESTS[request], "--name", f"{name_of(method)}@cr{cr}"]
+        return request, warm_json(*compress(method, cr, store, *named), environment=environment)
+
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        return dict([*pool.map(run, FIRST), *pool.map(run, [one for one in REQUESTS if one not in FIRST])])
+
+
+def name_of(method: str) -> str:
+    return method.replace(" ", "-")
+
+
+def blocks_of(store: Path, artifact: str) -> list[dict[str, Any]]:
+    """Return the manifests of a delta's blocks, in its order."""
+    found = manifests(store)
+    return [found[block["id"]] for block in found[artifact]["content"]["blocks"]]
+
+
+def codes_of(store: Path, artifact: str) -> dict[str, str]:
+    """Return the files of a delta and of its blocks, with their SHA-256."""
+    own = {artifact, *(block["id"] for block in blocks_of(store, artifact))}
+    return {path: digest for path, digest in data_files(store).items() if path.split("/")[1] in own}
+
+
+@pytest.mark.parametrize(("method", "cr"), REQUESTS)
+def test_what_is_asked_for_fits_and_is_whole(method: str, cr: int, reports: dict[Request, Report], store: Path) -> None:
+    report = reports[method, cr]
+    assert cr <= report["cr_projection"]
+    if cr <= 64:  # at 128 the room is for little more than the first pair, and one more does not fit
+        assert report["cr_projection"] < 1.1 * cr
+    assert (report["blocks"], report["remade"], report["retried"]) == (LAYERS + 1, [], [])
+    stored = [block["content"] for block in blocks_of(store, report["artifact"])]
+    dense, coded = (sum(block[f"projection_{what}bytes"] for block in stored) for what in ("dense_", ""))
+    assert report["cr_projection"] == dense / coded
+    assert told("verify", report["artifact"], "--store", str(store))["ok"]
+
+
+def test_methods_and_ratios_share_factors_that_go_deep_enough(reports: dict[Request, Report]) -> None:
+    for request, report in reports.items():
+        wanted = (MATRICES, 0) if request in FIRST else (0, MATRICES)
+        wanted = wanted if request[0] in ("impart-qt", "delta-come") else (0, 0)
+        assert (report["decompositions"], report["reused_factors"]) == wanted
+
+
+@pytest.mark.parametrize("method", [*CODED, "bitdelta distilled"])
+def test_a_second_run_reuses_every_block_and_writes_nothing(
+    method: str, reports: dict[Request, Report], store: Path
+) -> None:
+    before = written(store)
+    again = told(*compress(method, 64, store, *REQUESTS[method, 64]))
+    first = reports[method, 64]
+    assert again["cached_blocks"] == again["blocks"] == LAYERS + 1
+    assert (again["decompositions"], again["reused_factors"]) == (0, 0)
+    assert {key: again[key] for key in ("artifact", "bytes")} == {key: first[key] for key in ("artifact", "bytes")}
+    assert written(store) == before
+
+
+def written(store: Path) -> dict[Path, int]:
+    """Return when each file of a store was written, but for the catalogue's, which are merged when they are read."""
+    paths = [path for path in store.rglob("*") if path.is_file() and path.parent.name != "catalog"]
+    return {path: path.stat().st_mtime_ns for path in paths}
+
+
+@pytest.mark.parametrize("method", [*CODED, "bitdelta", "bitdelta distilled"])
+def test_what_is_rebuilt_has_moved_towards_the_fine_tune(
+    method: str, reports: dict[Request, Report], store: Path, tmp_path: Path
+) -> None:
+    name = f"{name_of(method)}@cr64"
+    told("reconstruct", name, "--base", BASE, "--out", str(tmp_path / "out"), "--store", str(store))
+    ours, theirs, found = (load_file(Path(folder) / "model.safetensors") for folder in (BASE, MATH, tmp_path / "out"))
+    assert found.keys() == theirs.keys()
+    along, whole = 0.0, 0.0
+    for name, tensor in found.items():
+        assert (tensor.dtype, tensor.shape) == (theirs[name].dtype, theirs[name].shape)
+        if "_proj." in name:
+            real, made = (side[name].double() - ours[name].double() for side in (theirs, found))
+            along, whole = along + float((real * made).sum()), whole + float((real * real).sum())
+    assert 0.1 < along / whole < 2
+
+
+def test_quantize_makes_what_compress_makes_and_decomposes_nothing(
+    reports: dict[Request, Report], store: Path, tmp_path: Path
+) -> None:
+    plain = told(*compress("impart", 16, tmp_path, "--name", "plain"))
+    assert plain["decompositions"] == MATRICES
+    made = told("quantize", "plain", "--cr", "64", *TEXT, "--name", "quantised", "--store", str(tmp_path))
+    wanted = reports["impart-qt", 64]
+    assert (made["artifact"], made["cr_projection"]) == (wanted["artifact"], wanted["cr_projection"])
+    assert (made["decompositions"], made["reused_factors"], made["name"]) == (0, MATRICES, "quantised")
+    assert made["cached_blocks"] == 1  # what is outside of the layers is the same
+    assert codes_of(tmp_path, made["artifact"]) == codes_of(store, made["artifact"])
+    other = ["--method", "delta-come", "--cr", "128", *TEXT]
+    again = told("quantize", "quantised", *other, "--store", str(tmp_path))  # what is quantised is a delta as well
+    assert again["artifact"] == reports["delta-come", 128]["artifact"]
+    assert again["decompositions"] == 0
+
+
+def test_quantize_keeps_the_settings_of_what_it_quantises(tmp_path: Path, prefect_api: str) -> None:
+    kept = ["--seed", "3", "--embeddings", "lowrank", "--embeddings-cr", "4"]
+    told(*compress("lowrank", 16, tmp_path, *kept, "--name", "plain"))
+    place = ["--cr", "32", "--option", "solver=nearest", "--store", str(tmp_path)]
+    made = [told("quantize", "plain", *place), told("quantize", "plain", *place, "--seed", "4")]
+    recipes = [manifests(tmp_path)[report["artifact"]]["recipe"]["config"] for report in made]
+    assert [recipe["seed"] for recipe in recipes] == [3, 4]
+    for recipe in recipes:
+        assert (recipe["method"], recipe["embeddings"], recipe["embeddings_cr"]) == ("impart-qt", "lowrank", 4)
+        assert recipe["options"]["solver"] == "nearest"
+    same = ["--option", "solver=nearest", *kept]
+    assert told(*compress("impart-qt", 32, tmp_path, *same))["artifact"] == made[0]["artifact"]
+
+
+def test_quantize_serves_a_ratio_that_the_factors_of_its_delta_were_not_kept_for(
+    tmp_path: Path, prefect_api: str
+) -> None:
+    told(*compress("impart", 32, tmp_path, "--factors-for", "32", "--name", "shallow"))
+    made = told("quantize", "shallow", "--cr", "64", "--option", "solver=nearest", "--store", str(tmp_path))
+    assert made["cr_projection"] >= 64
+
+
+@pytest.fixture
+def moved(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """A store with a delta `plain` whose checkpoints have moved since, and where they lie now."""
+    first, now = tmp_path / "first", tmp_path / "now"
+    for folder, side in ((BASE, "base"), (MATH, "finetuned")):
+        shutil.copytree(folder, first / side)
+    told("compress", str(first / "base"), str(first / "finetuned"), "--cr", "16", "--method", "dare", "--name", "plain")
+    shutil.move(first, now)
+    return now / "base", now / "finetuned", first
+
+
+def test_quantize_says_where_to_give_checkpoints_that_moved_and_takes_them(
+    moved: tuple[Path, Path, Path], reports: dict[Request, Report]
+) -> None:
+    base, finetuned, first = moved
+    asked = ["quantize", "plain", "--method", "dare-qt", "--cr", "64", *TEXT]
+    refused(asked, f"{first}/base does not exist", "has moved, give it with --base.")
+    refused([*asked, "--base", str(base)], f"{first}/finetuned does not exist", "give it with --finetuned.")
+    refused([*asked, "--base", str(base), "--finetuned", CODE], f"{CODE} is not the finetuned checkpoint", "differ")
+    refused([*asked, "--base", CODE, "--finetuned", str(finetuned)], f"{CODE} is not the base checkpoint", "--base")
+    made = told(*asked, "--base", str(base), "--finetuned", str(finetuned))
+    assert made["artifact"] == reports["dare-qt", 64]["artifact"]
+
+
+def refused(arguments: list[str], *phrases: str) -> None:
+    """Check that a command ends with exit code 2 and one sentence that holds these phrases."""
+    code, out, err = impart(*arguments)
+    assert (code, out) == (2, ""), err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    for phrase in phrases:
+        assert phrase in err
+
+
+@pytest.mark.parametrize(("method", "bits", "group"), [("impart-qt", "8x2", 128), ("dare-qt", "4x", 128)])
+def test_inspect_tells_bits_groups_and_the_bytes_of_each_part(
+    method: str, bits: str, group: int, reports: dict[Request, Report], store: Path
+) -> None:
+    report, place = reports[method, 64], ["--store", str(store)]
+    shown = told("inspect", report["artifact"], *place)
+    saved, lines = 0, printed("inspect", report["artifact"], *place).splitlines()
+    for block in shown["blocks"][:LAYERS]:
+        file = Path(store) / "artifacts" / block["id"] / block["files"][0]["path"]
+        stored = {name: tensor.nbytes for name, tensor in load_file(file).items()}
+        for name, tensor in block["contents"].items():
+            found = tensor.get("quantized")
+            assert (found is not None) == ("_proj." in name)
+            if found is None:
+                continue
+            assert found["bits"].startswith(bits)
+            assert found["group_size"] == group
+            assert sum(found["parts"].values()) == tensor["bytes"]
+            own = {key.rpartition(":")[2]: size for key, size in stored.items() if key.startswith(f"{name}:")}
+            assert tensor["bytes"] == sum(own.values())
+            named = ("codes", "scales", "zeros", "sigma")
+            assert {part: found["parts"][part] for part in named} == {
+                part: sum(size for key, size in own.items() if key.rpartition(".")[2] == part) for part in named
+            }
+            saved += found["packed"] - found["parts"]["codes"]
+            (line,) = (line for line in lines if line.startswith(name))
+            sizes = [f"{size:,}" for size in (*found["parts"].values(), found["packed"])]
+            assert line.split() == [name, found["bits"], str(group), *sizes]
+    assert saved == report["saved_bytes"] > 0
+    assert any(line.startswith(f"lossless stage  {saved:,} bytes saved") for line in lines)
+
+
+def test_without_the_lossless_stage_nothing_is_saved(
+    reports: dict[Request, Report], store: Path, tmp_path: Path
+) -> None:
+    report = told(*compress("dare-qt", 64, tmp_path, "--option", "lossless=false", *TEXT))
+    assert report["saved_bytes"] == 0
+    assert report["cr_projection"] >= 64
+    entries = [entry["quantized"] for block in blocks_of(tmp_path, report["artifact"])
+               for entry in block["content"]["tensors"].values() if "quantized" in entry]  # fmt: skip
+    assert len(entries) == MATRICES
+    assert all(entry["packed"] == entry["parts"]["codes"] for entry in entries)
+    text = printed("inspect", report["artifact"], "--store", str(tmp_path))
+    assert "lossless stage  0 bytes saved, 0.0% of the packed codes" in text
+
+
+@pytest.mark.parametrize("method", ["impart-qt", "bitdelta distilled"])
+def test_neither_workers_nor_processes_nor_the_pipeline_change_a_byte(
+    method: str, reports: dict[Request, Report], store: Path, tmp_path: Path
+) -> None:
+    wanted = codes_of(store, reports[method, 64]["artifact"])
+    options = REQUESTS[method, 64]
+    alone = told(*compress(method, 64, tmp_path / "alone", *options, "--workers", "1"))
+    assert (alone["artifact"], alone["cached_blocks"]) == (reports[method, 64]["artifact"], 0)
+    assert codes_of(tmp_path / "alone", alone["artifact"]) == wanted
+    text = CalibrationText(source="tinyzoo:math", sequences=8, length=int(options[-1]))
+    tokens = read_tokens(text, open_checkpoint(MATH))
+    library = Store(tmp_path / "library")
+    chosen = {"distil": True} if "distilled" in method else {}
+    config = config_of(64, method=method.split()[0], options=chosen)
+    delta = compress_here(library, Path(BASE), Path(MATH), config, tokens=tokens, keep_factors=True)
+    assert delta.manifest.id == alone["artifact"]
+    assert codes_of(tmp_path / "library", delta.manifest.id) == wanted
+
+
+def test_the_text_is_part_of_the_id_by_its_tokens_alone(
+    reports: dict[Request, Report], store: Path, tmp_path: Path
+) -> None:
+    documents = [document for document, _ in zip(read_documents("tinyzoo:math"), range(400), strict=False)]
+    path = tmp_path / "same.jsonl"
+    path.write_text("\n".join(json.dumps({"text": document}) for document in documents))
+    same = told(*compress("dare-qt", 64, store, "--calibration", str(path), *SHORT))
+    wanted = reports["dare-qt", 64]
+    assert (same["artifact"], same["cached_blocks"]) == (wanted["artifact"], LAYERS + 1)
+    other = told(*compress("dare-qt", 64, tmp_path, "--calibration", "tinyzoo:code", *SHORT))
+    assert other["artifact"] != wanted["artifact"]
+    ours, theirs = (codes_of(place, report["artifact"]) for place, report in ((store, wanted), (tmp_path, other)))
+    assert len(ours.keys() & theirs.keys()) == 1  # what is outside of the layers
+    assert len(set(ours.values()) & set(theirs.values())) == 1  # the bits differ, and not the ids alone
+
+
+def test_activations_are_gone_and_the_text_stays(reports: dict[Request, Report], store: Path) -> None:
+    found = manifests(store)
+    assert not [made for made in found.values() if made["content"]["kind"] == "activations"]
+    assert not list(store.glob("artifacts/*/batch-*"))
+    assert not list(store.glob("pins/*"))
+    assert not list(store.glob("sweeps/*"))
+    text, shorter = text_of(store, 64), text_of(store, 16)
+    for method in CODED:
+        blocks = blocks_of(store, reports[method, 64]["artifact"])
+        assert all((text in block["parents"]) == (block["content"]["name"] != "outside") for block in blocks)
+    (scales,) = manifests(store, "scales")
+    assert found[scales]["parents"] == [shorter]
+    for block in blocks_of(store, reports["bitdelta distilled", 64]["artifact"]):
+        assert {scales, shorter} <= set(block["parents"])
+
+
+def text_of(store: Path, length: int) -> str:
+    """Return the id of the calibration text whose sequences have this length."""
+    (found,) = (made for made, text in manifests(store, "calibration").items() if text["content"]["length"] == length)
+    return found
+
+
+def test_lineage_and_why_lead_to_the_text(reports: dict[Request, Report], store: Path) -> None:
+    place, delta = ["--store", str(store)], reports["impart-qt", 64]["artifact"]
+    text = text_of(store, 64)
+    graph = json.loads(printed("lineage", "impart-qt@cr64", *place, "--format", "json"))
+    kinds = {node["id"]: (node["kind"], node["count"]) for node in graph["nodes"]}
+    assert kinds[text] == ("calibration", 1)
+    assert sorted(kinds.values())[:2] == [("block", LAYERS + 1), ("calibration", 1)]
+    (blocks,) = (node["id"] for node in graph["nodes"] if node["kind"] == "block")
+    assert [text, blocks] in graph["edges"]
+    made = {reports[request]["artifact"] for request in REQUESTS if request[0] in CODED}
+    assert made == {node["id"] for node in told("lineage", text, *place)["nodes"] if node["kind"] == "delta"}
+    given = {one["role"]: one["id"] for one in told("why", "impart-qt@cr64", *place)["inputs"]}
+    assert given["calibration"] == text
+    (layer,) = (made for made in blocks_of(store, delta) if made["content"]["name"] == "model.layers.1")
+    given = {one["role"]: one["id"] for one in told("why", layer["id"], *place)["inputs"]}
+    assert given["calibration"] == text
+    assert given.keys() >= {"activations", "factors", "model"}
+    for words in (printed("why", "impart-qt@cr64", *place), printed("lineage", "impart-qt@cr64", *place)):
+        assert text[:12] in words
+
+
+@pytest.fixture
+def copy(reports: dict[Request, Report], store: Path, tmp_path: Path) -> Path:
+    """A copy of the shared store."""
+    return shutil.copytree(store, tmp_path / "copy")
+
+
+def test_the_collector_keeps_the_text_of_what_is_named(copy: Path, reports: dict[Request, Report]) -> None:
+    texts = set(manifests(copy, "calibration"))
+    unnamed = told(*compress("dare-qt", 64, copy, "--calibration", "tinyzoo:chat", *SHORT))
+    (other,) = manifests(copy, "calibration").keys() - texts
+    swept = told("gc", "--grace", "0s", "--delete", "--store", str(copy))
+    assert swept["artifacts"]["calibration"] == [other]
+    assert swept["artifacts"]["delta"] == [unnamed["artifact"]]
+    assert set(manifests(copy, "calibration")) == texts
+    assert told("verify", "--all", "--store", str(copy))["ok"]
+
+
+def test_export_and_import_carry_the_text_with_the_factors(copy: Path, tmp_path: Path) -> None:
+    there, back = tmp_path / "there", tmp_path / "back"
+    names = ["impart-qt@cr64", "bitdelta-distilled@cr64"]
+    sent = told("export", *names, "--to", str(there), "--factors", "--store", str(copy))
+    kinds = {"block": 2 * LAYERS + 2, "calibration": 2, "delta": 2, "factors": LAYERS, "scales": 1}
+    assert sent["copied"]["artifacts"] == kinds
+    told("import", *names, "--from", str(there), "--factors", "--store", str(back))
+    assert data_files(back) == data_files(there)
+    assert data_files(back).items() <= data_files(copy).items()
+    assert told("verify", "--all", "--store", str(back))["ok"]
+    again = told(*compress("impart-qt", 64, back, *TEXT))
+    assert again["cached_blocks"] == LAYERS + 1
+    without = told("export", *names, "--to", str(tmp_path / "without"), "--store", str(copy))
+    assert without["copied"]["artifacts"] == {"block": 2 * LAYERS + 2, "delta": 2}
+    assert told("verify", "--all", "--store", str(tmp_path / "without"))["ok"]
+
+
+Stages = dict[str, int]
+ALL: Stages = {"compress": 1, "digest checkpoint": 2, "read calibration text": 1, "find delta": 1, "gather delta": 1}
+OBSERVED: dict[str, Stages] = {
+    "impart-qt": {**ALL, "decompose block": LAYERS, "sparsify block": 1, "quantise layer": LAYERS},
+    "bitdelta distilled": {**ALL, "distil scales": 1, "sparsify block": LAYERS + 1},
+}
+
+
+@pytest.mark.parametrize("method", OBSERVED)
+def test_events_tell_what_calibrated_stages_read_and_made(
+    method: str, reports: dict[Request, Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, log = tmp_path / "store", tmp_path / "events"
+    target = {"type": "file", "log_file_path": str(log), "append": True}
+    monkeypatch.setenv("OPENLINEAGE__TRANSPORT", json.dumps(target))
+    report = told(*compress(method, 64, store, *REQUESTS[method, 64]))
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    assert (report["events_sent"], report["events_lost"]) == (len(events), 0)
+    jobs = [event["job"]["name"] for event in events if event["eventType"] == "COMPLETE"]
+    assert {job: jobs.count(job) for job in jobs} == OBSERVED[method]
+    stored, made_from, made = manifests(store), dict[str, set[str]](), list[str]()
+    for event in events:
+        for side in ("inputs", "outputs"):
+            names = [(found["namespace"], found["name"]) for found in event[side]]
+            assert len(set(names)) == len(names), event["job"]["name"]
+            for found in event[side]:
+                if found["name"].startswith("artifacts/"):
+                    assert found["namespace"] == f"file://{store}"
+                    kind = found.get("facets", {}).get("impart_artifact", {}).get("kind")
+                    assert kind == stored[found["name"].split("/")[1]]["content"]["kind"], event["job"]["name"]
+        if event["job"]["name"] != "compress":
+            made += [found["name"] for found in event["outputs"]]
+            for found in event["outputs"]:
+                made_from.setdefault(found["name"], set()).update(given["name"] for given in event["inputs"])
+    assert sorted(made) == sorted(f"artifacts/{artifact}" for artifact in stored)
+    for artifact, manifest in stored.items():
+        artifacts = {name for name in made_from[f"artifacts/{artifact}"] if name.startswith("artifacts/")}
+        assert artifacts == {f"artifacts/{parent}" for parent in manifest["parents"]}
+
+
+def test_random_tokens_reach_every_method_through_the_library(tmp_path: Path) -> None:
+    """The calibrated codes are others than those of plain rounding, and other inputs give other codes."""
+    made: dict[str, Callable[[Any], bytes]] = {}
+    for method in CODED:
+
+        def codes(tokens: torch.Tensor | None, method: str = method) -> bytes:
+            solver = {} if tokens is not None else {"solver": "nearest"}
+            folder = tmp_path / f"{method}-{0 if tokens is None else int(tokens.sum())}"
+            config = config_of(64, method=method, options={**solver, "fill": False})
+            delta = compress_here(Store(folder), Path(BASE), Path(MATH), config, tokens=tokens)
+            return (folder / "artifacts" / delta.blocks[0].id / delta.blocks[0].files[0].path).read_bytes()
+
+        made[method] = codes
+    generator = torch.Generator().manual_seed(0)
+    one, other = (torch.randint(3, 100, (2, 16), generator=generator, dtype=torch.int32) for _ in range(2))
+    for codes in made.values():
+        assert len({codes(one), codes(other), codes(None)}) == 3
