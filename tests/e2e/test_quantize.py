@@ -2,14 +2,13 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from impart_core import tinyzoo
 from impart_core.artifacts.store import Store
@@ -19,7 +18,7 @@ from impart_core.checkpoint.index import open_checkpoint
 from tests.e2e.here import impart, printed, told
 from tests.faults.warm import warm_json
 from tests.impart_core.pipeline import compress as compress_here
-from tests.impart_core.pipeline import config_of
+from tests.impart_core.pipeline import config_of, stored_path
 from tests.support import Environment, data_files, manifests
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("prefect_api")]
@@ -30,19 +29,14 @@ TEXT = ("--calibration", "tinyzoo:math", *SHORT)
 SHORTER = ("--calibration", "tinyzoo:math", "--calibration-sequences", "8", "--calibration-length", "16")
 CODED = ("impart-qt", "delta-come", "dare-qt")
 RATIOS = (16, 32, 64, 128)
-DISTIL = ("--option", "distil=true")
-# Every request of the shared store, by method and ratio.
-REQUESTS: dict[tuple[str, int], tuple[str, ...]] = {
-    **{(method, cr): TEXT for method in CODED for cr in RATIOS},
-    ("bitdelta", 64): (),
-    ("bitdelta distilled", 64): (*DISTIL, *SHORTER),
+# Every request of the shared store, at CR 64.
+REQUESTS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(CODED, TEXT),
+    "bitdelta": (),
+    "bitdelta distilled": ("--option", "distil=true", *SHORTER),
 }
-# Each of these has factors of its own depth, or none; all others find the factors that they need.
-FIRST = [request for request in REQUESTS if request[0] in ("dare-qt", "bitdelta", "bitdelta distilled")]
-FIRST += [("impart-qt", cr) for cr in (16, 32, 64)]
 LAYERS, MATRICES = 3, 21
 Report = dict[str, Any]
-Request = tuple[str, int]
 
 
 def compress(method: str, cr: float, store: Path, *options: str) -> list[str]:
@@ -57,16 +51,46 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def reports(store: Path, environment: Environment) -> dict[Request, Report]:
+def reports(store: Path, environment: Environment) -> dict[str, Report]:
     """What each request's compression printed."""
 
-    def run(request: Request) -> tuple[Request, Report]:
-        method, cr = request
-        named = [*REQUESTS[request], "--name", f"{name_of(method)}@cr{cr}"]
-        return request, warm_json(*compress(method, cr, store, *named), environment=environment)
+    def run(method: str) -> Report:
+        named = [*REQUESTS[method], "--name", f"{name_of(method)}@cr64"]
+        return warm_json(*compress(method, 64, store, *named), environment=environment)
 
     with ThreadPoolExecutor(max_workers=2) as pool:
-        return dict([*pool.map(run, FIRST), *pool.map(run, [one for one in REQUESTS if one not in FIRST])])
+        return dict(zip(REQUESTS, pool.map(run, REQUESTS), strict=True))
+
+
+@pytest.fixture(scope="module")
+def one_layer(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The zoo's base and its math model with their first layer alone."""
+    root = tmp_path_factory.mktemp("one-layer")
+    return with_one_layer(Path(BASE), root / "base"), with_one_layer(Path(MATH), root / "finetuned")
+
+
+@pytest.fixture(scope="module")
+def sweep(
+    one_layer: tuple[Path, Path], prefect_api: str, tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[str, int], Report]:
+    """What each quantising method reported at each ratio, of the models with one layer."""
+    place = ["--store", str(tmp_path_factory.mktemp("sweep")), *TEXT]
+    return {
+        (method, cr): told("compress", *map(str, one_layer), "--method", method, "--cr", str(cr), *place)
+        for method in CODED
+        for cr in RATIOS
+    }
+
+
+def with_one_layer(folder: Path, out: Path) -> Path:
+    """Save the first layer of a zoo model, and what lies outside of its layers, as a model."""
+    shutil.copytree(folder, out)
+    tensors = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if ".layers." not in name or ".layers.0." in name}
+    config = json.loads((folder / "config.json").read_text())
+    save_file(kept, out / "model.safetensors")
+    (out / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    return out
 
 
 def name_of(method: str) -> str:
@@ -85,12 +109,31 @@ def codes_of(store: Path, artifact: str) -> dict[str, str]:
     return {path: digest for path, digest in data_files(store).items() if path.split("/")[1] in own}
 
 
-@pytest.mark.parametrize(("method", "cr"), REQUESTS)
-def test_what_is_asked_for_fits_and_is_whole(method: str, cr: int, reports: dict[Request, Report], store: Path) -> None:
-    report = reports[method, cr]
+@pytest.mark.parametrize("cr", RATIOS)
+@pytest.mark.parametrize("method", CODED)
+def test_the_projections_are_at_least_as_small_as_requested(
+    method: str, cr: int, sweep: dict[tuple[str, int], Report]
+) -> None:
+    report = sweep[method, cr]
     assert cr <= report["cr_projection"]
     if cr <= 64:  # at 128 the room is for little more than the first pair, and one more does not fit
         assert report["cr_projection"] < 1.1 * cr
+
+
+def test_methods_and_ratios_share_factors_that_go_deep_enough(sweep: dict[tuple[str, int], Report]) -> None:
+    found = {request: (report["decompositions"], report["reused_factors"]) for request, report in sweep.items()}
+    first = [("impart-qt", cr) for cr in (16, 32, 64)]  # each needs factors of another depth
+    for request in sweep:
+        wanted = (0, 0) if request[0] == "dare-qt" else (7, 0) if request in first else (0, 7)
+        assert found[request] == wanted, request
+
+
+@pytest.mark.parametrize("method", REQUESTS)
+def test_an_artifact_is_whole_and_as_small_as_its_files_say(
+    method: str, reports: dict[str, Report], store: Path
+) -> None:
+    report = reports[method]
+    assert 64 <= report["cr_projection"] < 1.1 * 64
     assert (report["blocks"], report["remade"], report["retried"]) == (LAYERS + 1, [], [])
     stored = [block["content"] for block in blocks_of(store, report["artifact"])]
     dense, coded = (sum(block[f"projection_{what}bytes"] for block in stored) for what in ("dense_", ""))
@@ -98,20 +141,13 @@ def test_what_is_asked_for_fits_and_is_whole(method: str, cr: int, reports: dict
     assert told("verify", report["artifact"], "--store", str(store))["ok"]
 
 
-def test_methods_and_ratios_share_factors_that_go_deep_enough(reports: dict[Request, Report]) -> None:
-    for request, report in reports.items():
-        wanted = (MATRICES, 0) if request in FIRST else (0, MATRICES)
-        wanted = wanted if request[0] in ("impart-qt", "delta-come") else (0, 0)
-        assert (report["decompositions"], report["reused_factors"]) == wanted
-
-
 @pytest.mark.parametrize("method", [*CODED, "bitdelta distilled"])
 def test_a_second_run_reuses_every_block_and_writes_nothing(
-    method: str, reports: dict[Request, Report], store: Path
+    method: str, reports: dict[str, Report], store: Path
 ) -> None:
     before = written(store)
-    again = told(*compress(method, 64, store, *REQUESTS[method, 64]))
-    first = reports[method, 64]
+    again = told(*compress(method, 64, store, *REQUESTS[method]))
+    first = reports[method]
     assert again["cached_blocks"] == again["blocks"] == LAYERS + 1
     assert (again["decompositions"], again["reused_factors"]) == (0, 0)
     assert {key: again[key] for key in ("artifact", "bytes")} == {key: first[key] for key in ("artifact", "bytes")}
@@ -126,7 +162,7 @@ def written(store: Path) -> dict[Path, int]:
 
 @pytest.mark.parametrize("method", [*CODED, "bitdelta", "bitdelta distilled"])
 def test_what_is_rebuilt_has_moved_towards_the_fine_tune(
-    method: str, reports: dict[Request, Report], store: Path, tmp_path: Path
+    method: str, reports: dict[str, Report], store: Path, tmp_path: Path
 ) -> None:
     name = f"{name_of(method)}@cr64"
     told("reconstruct", name, "--base", BASE, "--out", str(tmp_path / "out"), "--store", str(store))
@@ -142,19 +178,19 @@ def test_what_is_rebuilt_has_moved_towards_the_fine_tune(
 
 
 def test_quantize_makes_what_compress_makes_and_decomposes_nothing(
-    reports: dict[Request, Report], store: Path, tmp_path: Path
+    reports: dict[str, Report], store: Path, tmp_path: Path
 ) -> None:
     plain = told(*compress("impart", 16, tmp_path, "--name", "plain"))
     assert plain["decompositions"] == MATRICES
     made = told("quantize", "plain", "--cr", "64", *TEXT, "--name", "quantised", "--store", str(tmp_path))
-    wanted = reports["impart-qt", 64]
+    wanted = reports["impart-qt"]
     assert (made["artifact"], made["cr_projection"]) == (wanted["artifact"], wanted["cr_projection"])
     assert (made["decompositions"], made["reused_factors"], made["name"]) == (0, MATRICES, "quantised")
     assert made["cached_blocks"] == 1  # what is outside of the layers is the same
     assert codes_of(tmp_path, made["artifact"]) == codes_of(store, made["artifact"])
-    other = ["--method", "delta-come", "--cr", "128", *TEXT]
+    other = ["--method", "delta-come", "--cr", "64", *TEXT]
     again = told("quantize", "quantised", *other, "--store", str(tmp_path))  # what is quantised is a delta as well
-    assert again["artifact"] == reports["delta-come", 128]["artifact"]
+    assert again["artifact"] == reports["delta-come"]["artifact"]
     assert again["decompositions"] == 0
 
 
@@ -192,7 +228,7 @@ def moved(tmp_path: Path) -> tuple[Path, Path, Path]:
 
 
 def test_quantize_says_where_to_give_checkpoints_that_moved_and_takes_them(
-    moved: tuple[Path, Path, Path], reports: dict[Request, Report]
+    moved: tuple[Path, Path, Path], reports: dict[str, Report]
 ) -> None:
     base, finetuned, first = moved
     asked = ["quantize", "plain", "--method", "dare-qt", "--cr", "64", *TEXT]
@@ -201,7 +237,7 @@ def test_quantize_says_where_to_give_checkpoints_that_moved_and_takes_them(
     refused([*asked, "--base", str(base), "--finetuned", CODE], f"{CODE} is not the finetuned checkpoint", "differ")
     refused([*asked, "--base", CODE, "--finetuned", str(finetuned)], f"{CODE} is not the base checkpoint", "--base")
     made = told(*asked, "--base", str(base), "--finetuned", str(finetuned))
-    assert made["artifact"] == reports["dare-qt", 64]["artifact"]
+    assert made["artifact"] == reports["dare-qt"]["artifact"]
 
 
 def refused(arguments: list[str], *phrases: str) -> None:
@@ -216,9 +252,9 @@ def refused(arguments: list[str], *phrases: str) -> None:
 
 @pytest.mark.parametrize(("method", "bits", "group"), [("impart-qt", "8x2", 128), ("dare-qt", "4x", 128)])
 def test_inspect_tells_bits_groups_and_the_bytes_of_each_part(
-    method: str, bits: str, group: int, reports: dict[Request, Report], store: Path
+    method: str, bits: str, group: int, reports: dict[str, Report], store: Path
 ) -> None:
-    report, place = reports[method, 64], ["--store", str(store)]
+    report, place = reports[method], ["--store", str(store)]
     shown = told("inspect", report["artifact"], *place)
     saved, lines = 0, printed("inspect", report["artifact"], *place).splitlines()
     for block in shown["blocks"][:LAYERS]:
@@ -246,9 +282,7 @@ def test_inspect_tells_bits_groups_and_the_bytes_of_each_part(
     assert any(line.startswith(f"lossless stage  {saved:,} bytes saved") for line in lines)
 
 
-def test_without_the_lossless_stage_nothing_is_saved(
-    reports: dict[Request, Report], store: Path, tmp_path: Path
-) -> None:
+def test_without_the_lossless_stage_nothing_is_saved(reports: dict[str, Report], store: Path, tmp_path: Path) -> None:
     report = told(*compress("dare-qt", 64, tmp_path, "--option", "lossless=false", *TEXT))
     assert report["saved_bytes"] == 0
     assert report["cr_projection"] >= 64
@@ -262,12 +296,12 @@ def test_without_the_lossless_stage_nothing_is_saved(
 
 @pytest.mark.parametrize("method", ["impart-qt", "bitdelta distilled"])
 def test_neither_workers_nor_processes_nor_the_pipeline_change_a_byte(
-    method: str, reports: dict[Request, Report], store: Path, tmp_path: Path
+    method: str, reports: dict[str, Report], store: Path, tmp_path: Path
 ) -> None:
-    wanted = codes_of(store, reports[method, 64]["artifact"])
-    options = REQUESTS[method, 64]
+    wanted = codes_of(store, reports[method]["artifact"])
+    options = REQUESTS[method]
     alone = told(*compress(method, 64, tmp_path / "alone", *options, "--workers", "1"))
-    assert (alone["artifact"], alone["cached_blocks"]) == (reports[method, 64]["artifact"], 0)
+    assert (alone["artifact"], alone["cached_blocks"]) == (reports[method]["artifact"], 0)
     assert codes_of(tmp_path / "alone", alone["artifact"]) == wanted
     text = CalibrationText(source="tinyzoo:math", sequences=8, length=int(options[-1]))
     tokens = read_tokens(text, open_checkpoint(MATH))
@@ -280,13 +314,13 @@ def test_neither_workers_nor_processes_nor_the_pipeline_change_a_byte(
 
 
 def test_the_text_is_part_of_the_id_by_its_tokens_alone(
-    reports: dict[Request, Report], store: Path, tmp_path: Path
+    reports: dict[str, Report], store: Path, tmp_path: Path
 ) -> None:
     documents = [document for document, _ in zip(read_documents("tinyzoo:math"), range(400), strict=False)]
     path = tmp_path / "same.jsonl"
     path.write_text("\n".join(json.dumps({"text": document}) for document in documents))
     same = told(*compress("dare-qt", 64, store, "--calibration", str(path), *SHORT))
-    wanted = reports["dare-qt", 64]
+    wanted = reports["dare-qt"]
     assert (same["artifact"], same["cached_blocks"]) == (wanted["artifact"], LAYERS + 1)
     other = told(*compress("dare-qt", 64, tmp_path, "--calibration", "tinyzoo:code", *SHORT))
     assert other["artifact"] != wanted["artifact"]
@@ -295,7 +329,7 @@ def test_the_text_is_part_of_the_id_by_its_tokens_alone(
     assert len(set(ours.values()) & set(theirs.values())) == 1  # the bits differ, and not the ids alone
 
 
-def test_activations_are_gone_and_the_text_stays(reports: dict[Request, Report], store: Path) -> None:
+def test_activations_are_gone_and_the_text_stays(reports: dict[str, Report], store: Path) -> None:
     found = manifests(store)
     assert not [made for made in found.values() if made["content"]["kind"] == "activations"]
     assert not list(store.glob("artifacts/*/batch-*"))
@@ -303,11 +337,11 @@ def test_activations_are_gone_and_the_text_stays(reports: dict[Request, Report],
     assert not list(store.glob("sweeps/*"))
     text, shorter = text_of(store, 64), text_of(store, 16)
     for method in CODED:
-        blocks = blocks_of(store, reports[method, 64]["artifact"])
+        blocks = blocks_of(store, reports[method]["artifact"])
         assert all((text in block["parents"]) == (block["content"]["name"] != "outside") for block in blocks)
     (scales,) = manifests(store, "scales")
     assert found[scales]["parents"] == [shorter]
-    for block in blocks_of(store, reports["bitdelta distilled", 64]["artifact"]):
+    for block in blocks_of(store, reports["bitdelta distilled"]["artifact"]):
         assert {scales, shorter} <= set(block["parents"])
 
 
@@ -317,8 +351,8 @@ def text_of(store: Path, length: int) -> str:
     return found
 
 
-def test_lineage_and_why_lead_to_the_text(reports: dict[Request, Report], store: Path) -> None:
-    place, delta = ["--store", str(store)], reports["impart-qt", 64]["artifact"]
+def test_lineage_and_why_lead_to_the_text(reports: dict[str, Report], store: Path) -> None:
+    place, delta = ["--store", str(store)], reports["impart-qt"]["artifact"]
     text = text_of(store, 64)
     graph = json.loads(printed("lineage", "impart-qt@cr64", *place, "--format", "json"))
     kinds = {node["id"]: (node["kind"], node["count"]) for node in graph["nodes"]}
@@ -326,7 +360,7 @@ def test_lineage_and_why_lead_to_the_text(reports: dict[Request, Report], store:
     assert sorted(kinds.values())[:2] == [("block", LAYERS + 1), ("calibration", 1)]
     (blocks,) = (node["id"] for node in graph["nodes"] if node["kind"] == "block")
     assert [text, blocks] in graph["edges"]
-    made = {reports[request]["artifact"] for request in REQUESTS if request[0] in CODED}
+    made = {reports[method]["artifact"] for method in CODED}
     assert made == {node["id"] for node in told("lineage", text, *place)["nodes"] if node["kind"] == "delta"}
     given = {one["role"]: one["id"] for one in told("why", "impart-qt@cr64", *place)["inputs"]}
     assert given["calibration"] == text
@@ -339,12 +373,12 @@ def test_lineage_and_why_lead_to_the_text(reports: dict[Request, Report], store:
 
 
 @pytest.fixture
-def copy(reports: dict[Request, Report], store: Path, tmp_path: Path) -> Path:
+def copy(reports: dict[str, Report], store: Path, tmp_path: Path) -> Path:
     """A copy of the shared store."""
     return shutil.copytree(store, tmp_path / "copy")
 
 
-def test_the_collector_keeps_the_text_of_what_is_named(copy: Path, reports: dict[Request, Report]) -> None:
+def test_the_collector_keeps_the_text_of_what_is_named(copy: Path, reports: dict[str, Report]) -> None:
     texts = set(manifests(copy, "calibration"))
     unnamed = told(*compress("dare-qt", 64, copy, "--calibration", "tinyzoo:chat", *SHORT))
     (other,) = manifests(copy, "calibration").keys() - texts
@@ -382,12 +416,12 @@ OBSERVED: dict[str, Stages] = {
 
 @pytest.mark.parametrize("method", OBSERVED)
 def test_events_tell_what_calibrated_stages_read_and_made(
-    method: str, reports: dict[Request, Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, reports: dict[str, Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, log = tmp_path / "store", tmp_path / "events"
     target = {"type": "file", "log_file_path": str(log), "append": True}
     monkeypatch.setenv("OPENLINEAGE__TRANSPORT", json.dumps(target))
-    report = told(*compress(method, 64, store, *REQUESTS[method, 64]))
+    report = told(*compress(method, 64, store, *REQUESTS[method]))
     events = [json.loads(line) for line in log.read_text().splitlines()]
     assert (report["events_sent"], report["events_lost"]) == (len(events), 0)
     jobs = [event["job"]["name"] for event in events if event["eventType"] == "COMPLETE"]
@@ -412,20 +446,15 @@ def test_events_tell_what_calibrated_stages_read_and_made(
         assert artifacts == {f"artifacts/{parent}" for parent in manifest["parents"]}
 
 
-def test_random_tokens_reach_every_method_through_the_library(tmp_path: Path) -> None:
-    """The calibrated codes are others than those of plain rounding, and other inputs give other codes."""
-    made: dict[str, Callable[[Any], bytes]] = {}
-    for method in CODED:
-
-        def codes(tokens: torch.Tensor | None, method: str = method) -> bytes:
-            solver = {} if tokens is not None else {"solver": "nearest"}
-            folder = tmp_path / f"{method}-{0 if tokens is None else int(tokens.sum())}"
-            config = config_of(64, method=method, options={**solver, "fill": False})
-            delta = compress_here(Store(folder), Path(BASE), Path(MATH), config, tokens=tokens)
-            return (folder / "artifacts" / delta.blocks[0].id / delta.blocks[0].files[0].path).read_bytes()
-
-        made[method] = codes
+def test_tokens_reach_every_method_through_the_library(one_layer: tuple[Path, Path], tmp_path: Path) -> None:
+    """The calibrated codes are others than those of plain rounding, and other tokens give other codes."""
     generator = torch.Generator().manual_seed(0)
-    one, other = (torch.randint(3, 100, (2, 16), generator=generator, dtype=torch.int32) for _ in range(2))
-    for codes in made.values():
-        assert len({codes(one), codes(other), codes(None)}) == 3
+    texts = [torch.randint(3, 100, (2, 16), generator=generator, dtype=torch.int32) for _ in range(2)]
+    for method in CODED:
+        codes = []
+        for number, tokens in enumerate([*texts, None]):
+            solver = {} if tokens is not None else {"solver": "nearest"}
+            config = config_of(64, method=method, options={**solver, "fill": False})
+            delta = compress_here(Store(tmp_path / f"{method}-{number}"), *one_layer, config, tokens=tokens)
+            codes.append(stored_path(delta).read_bytes())
+        assert len(set(codes)) == 3, method
