@@ -5,17 +5,22 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import tasks.calibrate
 from impart_core import compress_layer as layers
 from impart_core import tinyzoo
-from impart_core.artifacts.calibration import Spill
+from impart_core.artifacts.calibration import Spill, open_activations
 from impart_core.artifacts.folder import FolderObjects
+from impart_core.artifacts.manifest import Manifest
+from impart_core.artifacts.provenance import Stopwatch
 from impart_core.artifacts.remote import RemoteObjects, S3Objects
+from impart_core.artifacts.store import Store
 from impart_core.calibrate.model import CausalModel
 from tests.faults.places import Place, assert_whole, files_in, manifests_in
 from tests.faults.tally import Tally
@@ -381,3 +386,31 @@ def test_a_collector_that_never_rests_does_not_harm_a_calibration(
     count("runs beside a collector")
     assert (report["blocks"], report["remade"]) == (4, [])
     assert_whole(place, wanted)
+
+
+def test_a_refresh_trusts_no_activations_that_are_there(
+    interrupted: Path, models: Pair, wanted: dict[str, str], environment: Environment, tmp_path: Path, count: Tally
+) -> None:
+    folder = shutil.copytree(interrupted, tmp_path / "store")
+    store, place = Store(folder), Place(str(folder), environment)
+    for made in manifests(folder, "activations"):
+        put_zeros(store, store.manifest(made), tmp_path / made)
+        count("activations of another machine")
+    log = tmp_path / "log"
+    run = [*words(models, place.url), "--refresh"]
+    with beside(run_hooked, "", str(log), run, environment=environment) as command:
+        report = command.result()
+    assert log.read_text().split("\n")[:-1] == EVERYTHING
+    assert (report["cached_blocks"], report["changed"], report["remade"]) == (0, [], [])
+    assert wanted.items() <= files_in(place.objects()).items()
+
+
+def put_zeros(store: Store, manifest: Manifest, scratch: Path) -> None:
+    """Put other activations, which are whole, in the place of published ones."""
+    scratch.mkdir()
+    spill = Spill(scratch)
+    with ExitStack() as stack:
+        for number, batch in enumerate(open_activations(store, manifest, stack)):
+            spill.add(number, torch.zeros_like(batch()))
+    put = spill.publish(store, manifest.recipe, manifest.content.name, Stopwatch(), replace=True)
+    assert put.files != manifest.files
