@@ -35,7 +35,16 @@ from tasks.decompose import decompose_block
 from tasks.digest import digest_checkpoint
 from tasks.events import observed_run
 from tasks.publish import find_delta, gather_delta
-from tasks.references import BlockResult, DeltaJob, DeltaResult, FactorsResult, MadeText, TextJob, Trust
+from tasks.references import (
+    BlockResult,
+    DeltaJob,
+    DeltaResult,
+    FactorsResult,
+    MadeText,
+    ScalesResult,
+    TextJob,
+    Trust,
+)
 from tasks.resources import Retried, current_flow_run, give_up, patiently, retried_in
 from tasks.sparsify import sparsify_block
 
@@ -158,10 +167,10 @@ def _steps(request: CompressRequest) -> Compression:
     base, finetuned, work = patiently("check the request", lambda: check_compress(request))
     # Every task reads what was checked here: a Hub id's revision stands for the same commit until the end.
     request = request.model_copy(update={"base": base.location, "finetuned": finetuned.location})
+    text = _read_text(request)  # before all that takes long: what is wrong with it is told at once
     anew = request.trust.refreshes("digest")
     sides = [digest_checkpoint.submit(place, anew) for place in (request.base, request.finetuned)]
     digests = (sides[0].result(), sides[1].result())
-    text = _read_text(request)
     words = text.id if text else None
     recipe = patiently("read configurations", lambda: delta_recipe(base, finetuned, request.config, digests, words))
     job = DeltaJob(
@@ -177,18 +186,22 @@ def _steps(request: CompressRequest) -> Compression:
     hold = patiently("pin what may be reused", lambda: pin(Store(request.store), pins))
     results: list[BlockResult] = []
     factors: list[FactorsResult] = []
+    scales: ScalesResult | None = None
     try:
+        if text and Store(request.store).lookup(text.id) is None:  # cleaned up before it was pinned
+            _read_text(request)
         found = DeltaResult() if request.trust.refreshes("gather") else find_delta(job)
         delta = found
         if found.id is None:
-            results, factors = _map_blocks(request, planned)
+            results, factors, scales = _map_blocks(request, planned)
             made = tuple(result.entry for result in (*results, *factors))
             delta = gather_delta(job.model_copy(update={"made": made}))
     finally:
         hold.release()
     if planned.activations:  # they are of no more use
         patiently("clean up activations", lambda: discard(Store(request.store), planned.activations))
-    faults = [*found.faults, *(result.fault for result in (*factors, *results) if result.fault)]
+    parts = [part for part in (text, scales, *factors, *results) if part]
+    faults = [*found.faults, *(part.fault for part in parts if part.fault)]
     changed = [result.id for result in (*factors, *results) if result.changed]
     report = CompressReport(
         artifact=str(delta.id),
@@ -216,8 +229,7 @@ def _steps(request: CompressRequest) -> Compression:
 def _read_text(request: CompressRequest) -> MadeText | None:
     if request.calibration is None:
         return None
-    trust, place = request.trust, request.finetuned
-    return read_calibration_text(TextJob(text=request.calibration, finetuned=place, store=request.store, trust=trust))
+    return read_calibration_text(TextJob(text=request.calibration, finetuned=request.finetuned, store=request.store))
 
 
 def _places(request: CompressRequest) -> dict[str, Any]:
@@ -225,7 +237,9 @@ def _places(request: CompressRequest) -> dict[str, Any]:
     return {name: getattr(request, name) for name in shared}
 
 
-def _map_blocks(request: CompressRequest, planned: Planned) -> tuple[list[BlockResult], list[FactorsResult]]:
+def _map_blocks(
+    request: CompressRequest, planned: Planned
+) -> tuple[list[BlockResult], list[FactorsResult], ScalesResult | None]:
     """Decompose and compress every block; a block is compressed as soon as it is decomposed.
 
     Decompositions are started a few blocks ahead only, so that finished blocks are published early. A layer that is
@@ -245,8 +259,7 @@ def _map_blocks(request: CompressRequest, planned: Planned) -> tuple[list[BlockR
         return result
 
     report("compress", 0, len(jobs))
-    if planned.distil:
-        distil_block_scales(planned.distil)
+    scales = distil_block_scales(planned.distil) if planned.distil else None
     for number, job in enumerate(jobs):
         for after, later in enumerate(jobs[number : number + ahead], number):
             if later.factors and request.keep_factors and after not in decomposing:
@@ -262,7 +275,7 @@ def _map_blocks(request: CompressRequest, planned: Planned) -> tuple[list[BlockR
     numbers = {future.task_run_id: number for number, future in compressing.items()}
     for future in as_completed(list(compressing.values())):
         tell(numbers[future.task_run_id])
-    return [tell(number) for number in planned.order], [found for found in factors if found]
+    return [tell(number) for number in planned.order], [found for found in factors if found], scales
 
 
 @flow(name="compress", flow_run_name="compress {request.finetuned} at CR {request.config.cr}")

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from impart_core.artifacts.calibration import scales_recipe
+from impart_core.artifacts.calibration import activations_recipe, scales_recipe
 from impart_core.artifacts.delta import block_recipe
 from impart_core.artifacts.factors import factors_recipe
 from impart_core.artifacts.identity import Recipe
@@ -91,7 +91,8 @@ def _in_layers(maker: "_Maker", blocks: Sequence[Block], layers: Sequence[str], 
     before: list[Part] = []
     for name in layers:
         after = [before[-1].id] if before else [part.id for part in parts]
-        job = maker.job(by_name[name], {"calibration": text, "model": model, "after": after})
+        given = activations_recipe(text, after, model)
+        job = maker.job(by_name[name], {"calibration": text, "model": model, "activations": given.id})
         found[len(jobs)] = LayerJob(
             job=job,
             calibration=text,

@@ -43,10 +43,14 @@ def quantize_request(
     before = delta.manifest.recipe.config
     asked = {name: before[name] for name in _KEPT if name in before}
     asked |= {name: value for name, value in settings.items() if value is not None}
+    config = build_config(CompressConfig, **asked)
+    usual = SPARSIFIERS.get(method).usual_cr(config)
+    if config.factors_for and (usual is None or config.factors_for > usual):  # its factors do not go deep enough
+        config = config.model_copy(update={"factors_for": None})
     return CompressRequest(
         base=_place(delta, "base", base),
         finetuned=_place(delta, "finetuned", finetuned),
-        config=build_config(CompressConfig, **asked),
+        config=config,
         store=store,
         **others,
     )

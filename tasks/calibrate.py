@@ -1,7 +1,7 @@
 """Stages: calibration text as tokens, a decoder layer compressed on what it is given for them, scales distilled."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import torch
 
@@ -30,6 +30,7 @@ from impart_core.checkpoint.layout import Role
 from impart_core.checkpoint.pairing import pair_tensors
 from impart_core.codec.format import CODES_FILE, BlockFile
 from impart_core.compress_layer import Batch, compress_layer, run_layer
+from impart_core.errors import CorruptArtifactError
 from impart_core.files import scratch_folder
 from impart_core.numerics import release_memory, resolve_device, return_large_memory_at_once
 from tasks.references import BlockResult, DistilJob, LayerJob, MadeText, ScalesResult, TextJob
@@ -44,7 +45,7 @@ def read_calibration_text(job: TextJob) -> MadeText:
     watch, store = start_watch(finetuned=job.finetuned, text=job.text.source), Store(job.store)
     tokens = read_tokens(job.text, open_checkpoint(job.finetuned))
     recipe = calibration_recipe(tokens)
-    found = store.examine(recipe.id, reread=job.trust.reread)
+    found = store.examine(recipe.id, reread=True)  # a file of kilobytes
     manifest = found.manifest
     cached = manifest is not None
     if manifest is None:
@@ -136,26 +137,20 @@ class _Chain:
     def __init__(self, job: LayerJob, store: Store) -> None:
         """Open the model of a job; its layers before this one are published."""
         self._job, self._store = job, store
+        self._anew = job.job.trust.refreshes("sparsify")
         self._finetuned, self._base = open_checkpoint(job.job.finetuned), open_checkpoint(job.job.base)
         self.device = resolve_device(job.job.device)
         self.model = CausalModel.of(self._finetuned, self.device)
 
     def inputs(self, layer: int, stack: ExitStack) -> list[Batch]:
         """Return what a layer is given, from the nearest activations that are there."""
-        found, first = None, layer
-        while first >= 0:
-            found = self._store.lookup(self._recipe(first).id)
-            if found is not None:
-                break
-            first -= 1
-        if found is None:
-            found, first = self._embed(), 0
-        for number in range(first, layer):
-            with ExitStack() as passing:
-                batches = open_activations(self._store, found, passing)
-                before = self._job.before[number]
-                found = self.advance(number, before.name, before.id, batches)
-        return open_activations(self._store, found, stack)
+        first, (batches, held) = self._nearest(layer)
+        for number, before in enumerate(self._job.before[first:layer], first):
+            with held:
+                made = self.advance(number, before.name, before.id, batches)
+            batches, held = self._opened(made)
+        stack.enter_context(held)
+        return batches
 
     def advance(self, layer: int, name: str, block_id: str, batches: Sequence[Batch]) -> Manifest:
         """Run a compressed layer and publish what it gives, as what the next one is given."""
@@ -164,6 +159,21 @@ class _Chain:
             spill = Spill(scratch)
             run_layer(self.model, name, self._weights([block_id]), batches, spill.add)
             return self._publish(spill, self._recipe(layer + 1), f"after {name}", watch)
+
+    def _nearest(self, layer: int) -> tuple[int, tuple[list[Batch], ExitStack]]:
+        """Return the last layer up to this one whose activations are whole, and these; the first one's are made."""
+        first = 1 if self._anew else 0  # what a layer gives is made again with it, but nothing gives the first its own
+        for number in range(layer, first - 1, -1):
+            found = self._store.lookup(self._recipe(number).id)
+            if found is not None:
+                with suppress(CorruptArtifactError):
+                    return number, self._opened(found)
+        return 0, self._opened(self._embed())
+
+    def _opened(self, manifest: Manifest) -> tuple[list[Batch], ExitStack]:
+        """Return activations batch by batch, and what holds their files."""
+        with ExitStack() as held:
+            return open_activations(self._store, manifest, held), held.pop_all()
 
     def _embed(self) -> Manifest:
         watch, tokens = start_watch(base=self._job.job.base), read_calibration(self._store, self._job.calibration)
@@ -176,7 +186,9 @@ class _Chain:
             return self._publish(spill, self._recipe(0), "embedded", watch)
 
     def _publish(self, spill: Spill, recipe: Recipe, name: str, watch: Stopwatch) -> Manifest:
-        return patiently("publish activations", lambda: spill.publish(self._store, recipe, name, watch))
+        return patiently(
+            "publish activations", lambda: spill.publish(self._store, recipe, name, watch, replace=self._anew)
+        )
 
     def _recipe(self, layer: int) -> Recipe:
         return self._job.activations()[layer]

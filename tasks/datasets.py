@@ -98,7 +98,9 @@ def _(job: str) -> tuple[Dataset, ...]:
 
 @inputs_of.register
 def _(job: BlockJob) -> tuple[Dataset, ...]:
-    return checkpoint_dataset(job.base), checkpoint_dataset(job.finetuned)
+    kinds = ("calibration", "scales") if job.scales else ()
+    found = (artifact_dataset(job.store, job.recipe.inputs[kind], kind) for kind in kinds)
+    return checkpoint_dataset(job.base), checkpoint_dataset(job.finetuned), *found
 
 
 @inputs_of.register
@@ -167,6 +169,6 @@ def _(result: DeltaResult, store: str) -> tuple[Dataset, ...]:
 
 
 def parents_of(result: object, store: str) -> tuple[Dataset, ...]:
-    """Return the artifacts that a result says it was made from, beside what its job names."""
+    """Return the factors that a result says it was made from, among what its job names."""
     parents = result.entry.parents if isinstance(result, BlockResult) else ()
     return tuple(artifact_dataset(store, parent, "factors") for parent in parents)

@@ -91,8 +91,9 @@ def observed(function: Callable[P, R]) -> Callable[P, R]:
             if not _is_tried_again(context, error):
                 send(_end_by(error), error=_message(error))
             raise
-        parents, outputs = _found(parents_of, result, store), _found(outputs_of, result, store)
-        send("COMPLETE", inputs=inputs + parents, outputs=outputs)
+        named = {(given.namespace, given.name) for given in inputs}
+        parents = [one for one in _found(parents_of, result, store) if (one.namespace, one.name) not in named]
+        send("COMPLETE", inputs=(*inputs, *parents), outputs=_found(outputs_of, result, store))
         return result
 
     return run

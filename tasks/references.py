@@ -75,7 +75,6 @@ class TextJob(Frozen):
     text: CalibrationText
     finetuned: str
     store: str
-    trust: Trust = Trust()
 
 
 class Part(Frozen):
@@ -103,6 +102,11 @@ class LayerJob(Frozen):
     outside: tuple[Part, ...]
     before: tuple[Part, ...]
     last: bool
+
+    @property
+    def store(self) -> str:
+        """The store's URL."""
+        return self.job.store
 
     def activations(self) -> tuple[Recipe, ...]:
         """Return what makes the activations that each layer up to this one is given, and those that this one gives."""

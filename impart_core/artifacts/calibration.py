@@ -101,8 +101,8 @@ class Spill:
             write_safetensors(self._files[name], [spec_of(_HIDDEN, stored)], lambda _: stored, {})
         self._shapes.append(tuple(stored.shape))
 
-    def publish(self, store: Store, recipe: Recipe, name: str, watch: Stopwatch) -> Manifest:
-        """Publish all batches as what a layer is given; return the manifest in force."""
+    def publish(self, store: Store, recipe: Recipe, name: str, watch: Stopwatch, *, replace: bool = False) -> Manifest:
+        """Publish all batches as what a layer is given; return the manifest in force. `replace` as in `Store`."""
         sequences, (_, length, width) = sum(shape[0] for shape in self._shapes), self._shapes[0]
         manifest = Manifest.make(
             recipe,
@@ -110,7 +110,7 @@ class Spill:
             content=ActivationsContent(name=name, shape=(sequences, length, width)),
             provenance=watch.provenance(),
         )
-        return store.publish(manifest, self._files, reread=True)
+        return store.publish(manifest, self._files, reread=True, replace=replace)
 
 
 def open_activations(store: Store, manifest: Manifest, stack: ExitStack) -> list[Batch]:

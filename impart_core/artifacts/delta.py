@@ -57,7 +57,7 @@ def block_recipe(
         digests: the tensors' digests in the base and in the fine-tuned checkpoint.
         factors: what makes the block's factors, where the request uses some.
         calibration: what calibration is told by, where the block is: the text's id (`calibration`), the digest of the
-            model's configuration (`model`), the blocks that its activations come `after`, or the `scales` it takes.
+            model's configuration (`model`), the id of the `activations` it is given, or of the `scales` it takes.
     """
     methods = {
         role.value: {

@@ -14,7 +14,22 @@ VERBS = {
     "compress": [
         *["--cr", "--method", "--beta", "--c ", "--seed", "--accounting", "--store", "--name", "--workers"],
         *["--embeddings", "--embeddings-cr", "--factors-for", "--no-keep-factors"],
+        *["--calibration", "--calibration-sequences", "--calibration-length", "hub:org/name"],
         *["impart:", "dare:", "lowrank:", "magnitude:", "--option", "KEY=VALUE", "impart rescale=true"],
+    ],
+    "quantize": [
+        *["--cr", "--method", "--option", "--seed", "--calibration", "--calibration-sequences", "--calibration-length"],
+        *[
+            "--base",
+            "--finetuned",
+            "moved",
+            "impart-qt:",
+            "delta-come:",
+            "dare-qt:",
+            "bitdelta",
+            "tinyzoo:math",
+            "reused",
+        ],
     ],
     "reconstruct": ["--base", "--out", "--overwrite", "--store"],
     "evaluate": ["--tasks", "--base", "--split", "--limit", "--refresh", "--store"],

@@ -1,15 +1,13 @@
 """Where artifacts come from, through the command line: lineage, why, diff, and names with their history."""
 
-import io
 import json
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
-from flows.cli.app import run
+from tests.e2e.here import impart, printed, told
 from tests.support import Environment, manifests, run_impart, run_together
 
 pytestmark = pytest.mark.e2e
@@ -29,27 +27,6 @@ def made(pair: Pair, store: Path, environment: Environment) -> list[str]:
     place = ["--store", str(store)]
     commands = [["compress", *map(str, pair), "--cr", cr, "--name", f"tiny@cr{cr}", *place] for cr in ("4", "5")]
     return [report["artifact"] for report in run_together(*commands, environment=environment)]
-
-
-def impart(*arguments: str) -> tuple[int, str, str]:
-    """Run a command in this process, which is quicker; return exit code, standard output and standard error."""
-    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
-        code = run(list(arguments))
-    return code, out.getvalue(), err.getvalue()
-
-
-def printed(*arguments: str) -> str:
-    """Run a command that must succeed and return what it prints."""
-    code, out, err = impart(*arguments)
-    assert (code, err) == (0, "")
-    return out
-
-
-def told(*arguments: str) -> dict[str, Any]:
-    """Run a command with `--json`, which must succeed, and return the one object that it prints."""
-    found = json.loads(printed(*arguments, "--json"))
-    assert isinstance(found, dict)
-    return found
 
 
 def test_every_format_shows_the_same_graph(made: list[str], pair: Pair, store: Path, tmp_path: Path) -> None:

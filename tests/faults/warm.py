@@ -76,7 +76,7 @@ class Command:
 @contextmanager
 def warm(*arguments: str, environment: Environment) -> Iterator[Command]:
     """Run `impart` with these arguments beside the block; it is killed if it still runs at the end."""
-    command = Command(_impart, arguments, environment)
+    command = Command(impart, arguments, environment)
     try:
         yield command
     finally:
@@ -118,7 +118,7 @@ def _begin(
     work(*arguments)
 
 
-def _impart(*arguments: str) -> None:
+def impart(*arguments: str) -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     from flows.cli import main

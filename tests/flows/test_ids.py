@@ -7,37 +7,30 @@ from typing import Any
 
 import pytest
 
+import impart_core.artifacts.calibration as calibration_module
 import impart_core.artifacts.delta as delta_module
 import impart_core.artifacts.evaluation as evaluation_module
 import impart_core.artifacts.factors as factors_module
-from flows.compress import CompressRequest
-from flows.jobs import plan_jobs
+from flows.compress import CompressRequest, _places, check_compress
+from flows.jobs import Planned, plan_jobs
+from impart_core import tinyzoo
+from impart_core.artifacts.calibration import calibration_recipe
 from impart_core.artifacts.delta import delta_recipe
 from impart_core.artifacts.evaluation import evaluation_recipe
 from impart_core.artifacts.identity import Recipe
+from impart_core.calibrate.text import CalibrationText, read_tokens
 from impart_core.checkpoint.digest import tensor_digests
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.config import CompressConfig, build_config
-from impart_core.plan import check_request
 from impart_core.policy import calibration_of
 from impart_core.sparsify import SPARSIFIERS
 from tasks.references import Trust
-from tests.impart_core.pipeline import small_options
 
 Pair = tuple[Path, Path]
 Digests = tuple[dict[str, str], dict[str, str]]
 LAYER, REST = "model.layers.0", "outside"
-
-
-@pytest.fixture(scope="module")
-def pair(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """The same pair, whose configurations say how many layers there are."""
-    root = tmp_path_factory.mktemp("layers")
-    found = [Path(shutil.copytree(folder, root / folder.name)) for folder in pair]
-    for folder in found:
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
-    return found[0], found[1]
+CALIBRATED = ("bitdelta", "dare-qt", "delta-come", "impart-qt")  # with their usual settings, or with others
+TEXT = CalibrationText(source="tinyzoo:math", sequences=2, length=16)
 
 
 @pytest.fixture
@@ -46,37 +39,56 @@ def request_(pair: Pair, tmp_path: Path) -> CompressRequest:
     return CompressRequest(base=str(pair[0]), finetuned=str(pair[1]), config=config, store=str(tmp_path / "store"))
 
 
+@pytest.fixture
+def zoo_request(tmp_path: Path) -> CompressRequest:
+    """A request on a model that can be run, for methods that are calibrated."""
+    base, finetuned = (str(tinyzoo.path(name)) for name in ("base", "math"))
+    config = build_config(CompressConfig, cr=32.0, method="impart-qt")
+    store = str(tmp_path / "store")
+    return CompressRequest(base=base, finetuned=finetuned, config=config, store=store, calibration=TEXT)
+
+
 def with_config(request: CompressRequest, **settings: Any) -> CompressRequest:
-    """Return the request with other settings."""
-    return request.model_copy(update={"config": build_config(CompressConfig, **{"cr": 4.0, **settings})})
+    """Return the request with other settings, and with calibration text where these need some."""
+    config = build_config(CompressConfig, **{"cr": request.config.cr, **settings})
+    text = None if calibration_of(config) == "none" else request.calibration or TEXT
+    return request.model_copy(update={"config": config, "calibration": text})
 
 
 def digests_of(request: CompressRequest) -> Digests:
     return tensor_digests(open_checkpoint(request.base)), tensor_digests(open_checkpoint(request.finetuned))
 
 
-def ids(request: CompressRequest, digests: Digests | None = None, text: str = "text") -> dict[str, str]:
-    """Return the ids of all that a request makes: of each block, of its factors and scales, and of the delta.
-
-    Methods that need calibration text are given the one of this id.
-    """
-    base, finetuned = open_checkpoint(request.base), open_checkpoint(request.finetuned)
-    work, digests = check_request(base, finetuned, request.config), digests or digests_of(request)
-    words = None if calibration_of(request.config) == "none" else text
-    places = {name: getattr(request, name) for name in ("base", "finetuned", "store", "device", "trust")}
-    made: dict[str, Recipe | None] = {"delta": delta_recipe(base, finetuned, request.config, digests, words)}
-    for job in plan_jobs(request.config, work, finetuned, digests, words, places).jobs:
-        name = job.block.name
-        made |= {name: job.recipe, f"factors of {name}": job.factors, f"scales of {name}": job.scales}
+def ids(request: CompressRequest, digests: Digests | None = None) -> dict[str, str]:
+    """Return the ids of all that a request makes: of each block, of its factors, and of the delta."""
+    base, finetuned, work = check_compress(request)
+    digests = digests or digests_of(request)
+    text = calibration_recipe(read_tokens(request.calibration, finetuned)) if request.calibration else None
+    words = text.id if text else None
+    planned = plan_jobs(request.config, work, finetuned, digests, words, _places(request))
+    made = {"text": text, "delta": delta_recipe(base, finetuned, request.config, digests, words)}
+    for job in planned.jobs:
+        made |= {job.block.name: job.recipe, f"factors of {job.block.name}": job.factors, "scales": job.scales}
+    made |= {f"given {job.block.name}": activations_of(planned, number) for number, job in enumerate(planned.jobs)}
     return {name: recipe.id for name, recipe in made.items() if recipe}
+
+
+def activations_of(planned: Planned, number: int) -> Recipe | None:
+    """Return what makes the activations that a job is given, if it is given some."""
+    layer = planned.layers.get(number)
+    return layer.activations()[-2] if layer else None
 
 
 def changed(one: dict[str, str], other: dict[str, str]) -> set[str]:
     return {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
 
 
+def chain(*numbers: int) -> set[str]:
+    """Return the names of layers, and of what they are given by the ones before them."""
+    return {f"{kind}model.layers.{number}" for number in numbers for kind in ("", "given ")}
+
+
 CODES = {"delta", LAYER, "model.layers.1"}
-BLOCKS = (LAYER, "model.layers.1", REST)
 FACTORS = {f"factors of {LAYER}", "factors of model.layers.1"}
 # Another value of each setting, and what it changes at the least.
 SETTINGS: dict[str, tuple[dict[str, Any], set[str]]] = {
@@ -89,16 +101,16 @@ SETTINGS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "embeddings": ({"embeddings": "auto"}, {"delta", REST}),
     "embeddings_cr": ({"embeddings": "auto", "embeddings_cr": 9.0}, {"delta", REST}),
 }
-QUANTIZE: dict[str, Any] = {"group_size": 64, "solver": "masked", "lossless": False, "fill": False}
 OPTIONS: dict[str, dict[str, Any]] = {
     "impart": {"beta": 0.5, "c": 0.5, "preprune": False, "allocation": "uniform", "rescale": False},
-    "impart-qt": {"beta": 0.5, "c": 0.7, "preprune": False, "allocation": "uniform", "rescale": False}
-    | QUANTIZE
-    | {"ladder": "8x4,2"},
-    "delta-come": {**QUANTIZE, "ladder": "8x4,2"},
-    "dare-qt": {**QUANTIZE, "bits": 2},
     "bitdelta": {"per_row": True, "distil": True},
     "dare": {},
+    "dare-qt": {"bits": 2, "group_size": 64, "solver": "masked", "lossless": False, "fill": False},
+    "delta-come": {"ladder": "3x8,2", "group_size": 64, "solver": "nearest", "lossless": False, "fill": False},
+    "impart-qt": {
+        **{"beta": 0.5, "c": 1.0, "preprune": False, "allocation": "uniform", "rescale": False},
+        **{"ladder": "3x8,2", "group_size": 64, "solver": "nearest", "lossless": False, "fill": False},
+    },
     "lowrank": {},
     "magnitude": {},
 }
@@ -121,13 +133,15 @@ def test_every_setting_is_part_of_the_ids(name: str, request_: CompressRequest) 
 
 
 @pytest.mark.parametrize(("method", "name"), [(method, name) for method, values in OPTIONS.items() for name in values])
-def test_every_option_of_a_method_is_part_of_the_ids(method: str, name: str, request_: CompressRequest) -> None:
-    usual = with_config(request_, method=method, options=small_options(method))
-    other = with_config(request_, method=method, options={**small_options(method), name: OPTIONS[method][name]})
+def test_every_option_of_a_method_is_part_of_the_ids(
+    method: str, name: str, request_: CompressRequest, zoo_request: CompressRequest
+) -> None:
+    request = zoo_request if method in CALIBRATED else request_
+    usual = with_config(request, method=method)
+    other = with_config(request, method=method, options={name: OPTIONS[method][name]})
     found = changed(ids(usual), ids(other))
-    # Where scales are distilled, they are for all blocks.
-    allowed = CODES | FACTORS | ({REST} | {f"scales of {block}" for block in BLOCKS} if name == "distil" else set())
-    assert CODES <= found <= allowed
+    assert found >= CODES
+    assert not found & {REST, f"given {LAYER}"} or name in ("solver", "distil")  # then there is text, or there is none
 
 
 @pytest.mark.parametrize("side", [0, 1])
@@ -174,41 +188,92 @@ def test_every_operations_version_is_part_of_the_ids(
 
 @pytest.mark.parametrize("method", list(SPARSIFIERS))
 def test_every_methods_version_is_part_of_the_ids(
-    method: str, request_: CompressRequest, monkeypatch: pytest.MonkeyPatch
+    method: str, request_: CompressRequest, zoo_request: CompressRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usual = with_config(request_, method=method, options=small_options(method))
+    usual = with_config(zoo_request if method in CALIBRATED else request_, method=method)
     before = ids(usual)
     monkeypatch.setattr(SPARSIFIERS.get(method), "version", 1000)
-    assert changed(before, ids(usual)) == CODES
+    third = {"model.layers.2"} if method in CALIBRATED else set()
+    given = chain(1, 2) if calibration_of(usual.config) == "inputs" else set()
+    assert changed(before, ids(usual)) == CODES | third | given
 
 
-CALIBRATED: list[tuple[str, dict[str, Any]]] = [
-    *((method, small_options(method)) for method in ("impart-qt", "delta-come", "dare-qt")),
-    ("bitdelta", {"distil": True}),
-]
-
-
-@pytest.mark.parametrize(("method", "options"), CALIBRATED)
-def test_calibration_text_is_part_of_the_ids_of_what_it_decides(
-    method: str, options: dict[str, Any], request_: CompressRequest
+@pytest.mark.parametrize("text", [{"source": "tinyzoo:code"}, {"sequences": 3}, {"length": 17}])
+def test_calibration_text_is_part_of_the_ids_of_all_that_is_calibrated(
+    text: dict[str, Any], zoo_request: CompressRequest
 ) -> None:
-    usual = with_config(request_, method=method, options=options)
-    found = changed(ids(usual), ids(usual, text="another text"))
-    assert {name for name in found if not name.startswith("scales")} >= CODES
-    assert not found & FACTORS
+    other = zoo_request.model_copy(update={"calibration": TEXT.model_copy(update=text)})
+    assert changed(ids(zoo_request), ids(other)) == {"text", "delta", *chain(0, 1, 2)}
+    distilled, its = (with_config(one, method="bitdelta", options={"distil": True}) for one in (zoo_request, other))
+    blocks = {f"model.layers.{number}" for number in range(3)}
+    assert changed(ids(distilled), ids(its)) == {"text", "delta", "scales", REST, *blocks}
 
 
-@pytest.mark.parametrize("method", ["impart-qt", "delta-come", "dare-qt"])
-def test_a_layer_depends_on_those_before_it_and_none_does_where_values_are_rounded_to_the_nearest(
-    method: str, request_: CompressRequest
+def test_where_the_same_tokens_come_from_is_no_part_of_the_ids(zoo_request: CompressRequest, tmp_path: Path) -> None:
+    lines = [f"{word} 1 2 3 + 4" for word in "abcdefgh"]
+    whole, folder = tmp_path / "whole.txt", tmp_path / "folder"
+    folder.mkdir()
+    longer = folder / "longer.txt"
+    whole.write_text("\n".join(lines))
+    longer.write_text("\n".join([*lines, "more than is read"]))
+    one, other = (
+        zoo_request.model_copy(update={"calibration": TEXT.model_copy(update={"source": str(path)})})
+        for path in (whole, longer)
+    )
+    assert changed(ids(one), ids(other)) == set()
+    assert "text" in changed(ids(one), ids(zoo_request))
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_layer_depends_on_what_comes_before_it_and_on_nothing_after(side: int, zoo_request: CompressRequest) -> None:
+    digests, before = digests_of(zoo_request), ids(zoo_request)
+
+    def with_other(tensor: str) -> set[str]:
+        sides = list(digests)
+        sides[side] = {**digests[side], tensor: "0" * 64}
+        found = changed(before, ids(zoo_request, (sides[0], sides[1])))
+        return {name for name in found if not name.startswith("factors")}
+
+    assert with_other("model.layers.1.mlp.up_proj.weight") == {"delta", "model.layers.1", *chain(2)}
+    assert with_other("model.layers.2.mlp.up_proj.weight") == {"delta", "model.layers.2"}
+    assert with_other("model.embed_tokens.weight") == {"delta", REST, *chain(0, 1, 2)}
+
+
+def test_the_configuration_that_a_model_runs_by_is_part_of_the_ids_where_it_is_run(
+    zoo_request: CompressRequest, tmp_path: Path
 ) -> None:
-    digests = digests_of(request_)
-    first = next(name for name in sorted(digests[1]) if name.startswith(LAYER) and "proj" in name)
-    other = (digests[0], {**digests[1], first: "0" * 64})
-    for solver, expected in (("support", CODES), ("nearest", {"delta", LAYER})):
-        usual = with_config(request_, method=method, options={**small_options(method), "solver": solver})
-        found = changed(ids(usual, digests), ids(usual, other))
-        assert {name for name in found if not name.startswith("factors")} == expected
+    copied = shutil.copytree(zoo_request.finetuned, tmp_path / "copy")
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-3}))
+    other = zoo_request.model_copy(update={"finetuned": str(copied)})
+    assert changed(ids(zoo_request), ids(other)) == {"delta", *chain(0, 1, 2)}
+    plain = [with_config(one, method="bitdelta") for one in (zoo_request, other)]
+    assert changed(ids(plain[0]), ids(plain[1])) == {"delta"}
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        ("_TEXT_VERSION", {"text", "delta", *chain(0, 1, 2)}),
+        ("_ACTIVATIONS_VERSION", chain(0, 1, 2)),
+        ("_BATCH_TOKENS", chain(0, 1, 2)),
+    ],
+)
+def test_every_version_of_calibration_is_part_of_the_ids(
+    version: str, expected: set[str], zoo_request: CompressRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = ids(zoo_request)
+    monkeypatch.setattr(calibration_module, version, getattr(calibration_module, version) + 1)
+    assert changed(before, ids(zoo_request)) == expected
+
+
+def test_the_version_of_distillation_is_part_of_the_ids(
+    zoo_request: CompressRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = with_config(zoo_request, method="bitdelta", options={"distil": True})
+    before = ids(request)
+    monkeypatch.setattr(calibration_module, "_DISTIL_VERSION", 2)
+    assert changed(before, ids(request)) >= {"scales", LAYER}
 
 
 # Another value of all else that a request holds; `config` and the checkpoints' content are above.
@@ -223,7 +288,8 @@ REST_OF_REQUEST = {
 
 
 def test_the_table_holds_all_else_of_a_request() -> None:
-    assert set(REST_OF_REQUEST) | {"base", "finetuned", "config", "calibration"} == set(CompressRequest.model_fields)
+    settled = {"base", "finetuned", "config", "calibration"}
+    assert set(REST_OF_REQUEST) | settled == set(CompressRequest.model_fields)
 
 
 @pytest.mark.parametrize("name", REST_OF_REQUEST)

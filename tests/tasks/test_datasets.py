@@ -6,6 +6,9 @@ import pytest
 
 from impart_core.artifacts.catalog import CatalogEntry
 from impart_core.artifacts.identity import Recipe
+from impart_core.calibrate.text import CalibrationText
+from impart_core.checkpoint.layout import Block
+from impart_core.config import CompressConfig, build_config
 from tasks.datasets import (
     Dataset,
     artifact_dataset,
@@ -16,7 +19,19 @@ from tasks.datasets import (
     public_url,
     without_secrets,
 )
-from tasks.references import BlockResult, DeltaJob, DeltaResult, EvaluationJob, FactorsResult
+from tasks.references import (
+    BlockJob,
+    BlockResult,
+    DeltaJob,
+    DeltaResult,
+    DistilJob,
+    EvaluationJob,
+    FactorsResult,
+    LayerJob,
+    MadeText,
+    ScalesResult,
+    TextJob,
+)
 
 COMMIT = "1" * 40
 
@@ -63,6 +78,32 @@ def test_an_artifact_is_named_by_its_store_and_id(tmp_path: Path, monkeypatch: p
 def test_secrets_in_urls_are_left_out(text: str, clean: str) -> None:
     assert without_secrets(text) == clean
     assert "secret" not in public_url(text)
+
+
+def test_calibrated_stages_read_their_text_and_their_scales() -> None:
+    """A layer, a block with distilled scales, the scales, and the text itself."""
+    inputs = {"calibration": "cc", "scales": "ss", "factors": "ff"}
+    recipe = Recipe(operation="compress-block", version=1, config={}, inputs=inputs)
+    block, config = Block("layer 0", ("w",)), build_config(CompressConfig, cr=4.0)
+    places = {"base": "/m/b", "finetuned": "/m/f", "store": "s3://b/s"}
+    own = BlockJob(block=block, recipe=recipe, config=config, **places)
+    layer = LayerJob(job=own, calibration="cc", model="m", outside=(), before=(), last=True)
+    models = (Dataset("file", "/m/b"), Dataset("file", "/m/f"))
+    text = Dataset("s3://b/s", "artifacts/cc", "calibration")
+    assert inputs_of(own) == models
+    assert inputs_of(layer) == (*models, text)
+    assert layer.store == "s3://b/s"  # where its outputs are looked for
+    scales = Dataset("s3://b/s", "artifacts/ss", "scales")
+    assert inputs_of(own.model_copy(update={"scales": recipe})) == (*models, text, scales)
+    distil = DistilJob(label="bitdelta", recipe=recipe, calibration="cc", config=config, **places)
+    assert inputs_of(distil) == (*models, text)
+    read = TextJob(text=CalibrationText(source="tinyzoo:math"), finetuned="/m/f", store="s3://b/s")
+    assert inputs_of(read) == models[1:]
+    entry = CatalogEntry(id="cc", kind="calibration")
+    made = MadeText(entry=entry, cached=False, sequences=1, length=2, seconds=1)
+    assert outputs_of(made, "s3://b/s") == (Dataset("s3://b/s", "artifacts/cc", "calibration", None, False),)
+    found = ScalesResult(entry=CatalogEntry(id="ss", kind="scales"), cached=True, seconds=1)
+    assert outputs_of(found, "s3://b/s") == (Dataset("s3://b/s", "artifacts/ss", "scales", None, True),)
 
 
 def test_a_stage_reads_what_its_job_names_and_makes_what_it_returns() -> None:
