@@ -3,7 +3,7 @@
 Codes are first counted from their group's zero point, modulo the number of codes, so that all groups share one
 distribution with its peak at zero. Each stream is then stored in the smallest of three forms: packed as it is; packed
 and compressed; or a byte a code and compressed, which is better where codes do not end on bytes. Measured on Gaussian
-values in groups of 128 (`make bench`): 0.72 of the packed size at 2 bits, 0.86 at 3, 0.90 at 4, 0.96 at 8.
+values in groups of 128 (`make bench`): 0.72 of the packed size at 2 bits, 0.85 at 3, 0.90 at 4, 0.96 at 8.
 """
 
 import zstandard

@@ -11,8 +11,12 @@ import torch
 from impart_core.numerics import one_thread_per_kernel
 from impart_core.quantize.curvature import Curvature, output_error
 from impart_core.quantize.gptq import GptqOptions, sparse_gptq
+from impart_core.quantize.grid import RowRange
+from impart_core.quantize.groups import Groups
 from impart_core.quantize.ladder import Ladder
 from impart_core.quantize.result import GridOptions, round_to_nearest
+from impart_core.quantize.solve import quantize_matrix
+from impart_core.quantize.streams import pack_matrices
 from impart_core.quantize.support import support_gptq
 from tests.impart_core.quantize.samples import CASES, factor_of, hessian_of, plain_gptq
 
@@ -28,10 +32,11 @@ def measure_quantize() -> dict[str, Any]:
     `gptq_speedup`: the plain column-by-column loop over ours, with the factored Hessian at hand, medians of runs that
     take turns; `_thin` with fewer rows. `shared_speedup`: three weights with a Hessian factored for each over the same
     with one for all. `gptq_over_rtn`: errors as Algorithm 2 counts them; `outputs_over_rtn`: those of the outputs;
-    `support_over_rtn`: the same of GPTQ on each row's support, which takes `support_seconds_thin`.
+    `support_over_rtn`: the same of GPTQ on each row's support, which takes `support_seconds_thin`. `lossless_share`:
+    the stored bytes of codes over their packed ones, by bits.
     """
     with one_thread_per_kernel():
-        return _speed() | _errors()
+        return _speed() | _errors() | {"lossless_share": _lossless()}
 
 
 def _speed() -> dict[str, float]:
@@ -67,6 +72,17 @@ def _errors() -> dict[str, dict[str, float]]:
         figures["outputs_over_rtn"][case.name] = output_error(given[0], paper.weight, case.part("hessian")) / nearest
         figures["support_over_rtn"][case.name] = output_error(given[0], support.weight, case.part("hessian")) / nearest
     return figures
+
+
+def _lossless() -> dict[str, float]:
+    """Return, for each width, the stored bytes of codes over their packed ones: Gaussian values, groups of 128."""
+    found = {}
+    for bits in (2, 3, 4, 8):
+        values = torch.randn(200, COLUMNS, generator=torch.Generator().manual_seed(bits))
+        groups = Groups(torch.ones_like(values, dtype=torch.bool), (RowRange(0, len(values), bits),), GROUP)
+        codes = pack_matrices([quantize_matrix(values, groups, None, "bench")], lossless=True)
+        found[str(bits)] = codes["codes"].numel() / int(codes["packed"])
+    return found
 
 
 def _factor(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
