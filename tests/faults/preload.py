@@ -4,11 +4,9 @@ from flows.cli.app import _quiet_libraries
 
 _quiet_libraries()  # Prefect reads its settings when it is imported
 
-import accelerate  # noqa: E402, F401
 import prefect.main  # noqa: E402, F401
 import pytest  # noqa: E402, F401
 import s3fs  # noqa: E402, F401
-import transformers.models.llama.modeling_llama  # noqa: E402, F401
 
 import flows.compress  # noqa: E402, F401
 import impart_core.apply.dense  # noqa: E402
