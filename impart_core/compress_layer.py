@@ -20,6 +20,7 @@ from impart_core.checkpoint.reader import read_tensor
 from impart_core.codec.format import VALUE, EncodedTensor, TensorHeader, decode_delta
 from impart_core.compress import Made, Stored, assembled, compress_block, encode_matrix
 from impart_core.config import CompressConfig
+from impart_core.delta.extract import add_delta
 from impart_core.deltas import Digests
 from impart_core.numerics import one_thread_per_kernel
 from impart_core.quantize.curvature import Inputs
@@ -131,7 +132,7 @@ def _rebuilt(pair: Pair, item: EncodedTensor) -> torch.Tensor:
     if item.header.method == VALUE or pair.base is None:
         return item.codes["value"]
     delta = decode_delta(pair.name, item.header, item.codes)
-    return _added(read_tensor(pair.base), delta, DTYPES[item.header.dtype])
+    return add_delta(read_tensor(pair.base), delta, DTYPES[item.header.dtype])
 
 
 def _with_delta(matrix: Pair, ours: torch.Tensor, made: Made) -> torch.Tensor:
@@ -139,8 +140,4 @@ def _with_delta(matrix: Pair, ours: torch.Tensor, made: Made) -> torch.Tensor:
     method, seed, codes = made
     info = matrix.finetuned
     header = TensorHeader(method=method, role=matrix.role, shape=info.shape, dtype=info.dtype, seed=seed)
-    return _added(ours, decode_delta(matrix.name, header, codes), DTYPES[info.dtype])
-
-
-def _added(ours: torch.Tensor, delta: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
-    return ours.to(dtype) if delta is None else (ours.float() + delta.cpu()).to(dtype)
+    return add_delta(ours, decode_delta(matrix.name, header, codes), DTYPES[info.dtype])

@@ -83,6 +83,9 @@ FactorsFor = Annotated[
         show_default=False,
     ),
 ]
+ArtifactName = Annotated[
+    str | None, typer.Option("--name", help="Name for the artifact (wizardmath-13b@prod).", show_default=False)
+]
 Calibration = Annotated[
     str | None,
     typer.Option(

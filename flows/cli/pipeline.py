@@ -41,9 +41,7 @@ def compress(
         ),
     ] = True,
     store: opt.StoreOption = None,
-    name: Annotated[
-        str | None, typer.Option(help="Name for the artifact (wizardmath-13b@prod).", show_default=False)
-    ] = None,
+    name: opt.ArtifactName = None,
     calibration: opt.Calibration = None,
     calibration_sequences: opt.CalibrationSequences = 128,
     calibration_length: opt.CalibrationLength = None,
@@ -100,9 +98,7 @@ def quantize(
         typer.Option(help="The fine-tuned checkpoint, where it has moved since REF was made.", show_default=False),
     ] = None,
     store: opt.StoreOption = None,
-    name: Annotated[
-        str | None, typer.Option(help="Name for the artifact (wizardmath-13b@prod).", show_default=False)
-    ] = None,
+    name: opt.ArtifactName = None,
     device: opt.Device = "auto",
     workers: opt.Workers = None,
     verify_cache: opt.VerifyCache = False,

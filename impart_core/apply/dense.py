@@ -21,6 +21,7 @@ from impart_core.checkpoint.writer import (
     write_checkpoint,
 )
 from impart_core.codec.format import ADDED, VALUE, BlockFile, TensorHeader, decode_delta, decode_stack, delta_shape
+from impart_core.delta.extract import add_delta
 from impart_core.errors import CheckpointError, CorruptArtifactError, WrongBaseError
 from impart_core.numerics import one_thread_per_kernel
 
@@ -111,12 +112,12 @@ def rebuild_tensor(name: str, base: Checkpoint, header: TensorHeader, block: Blo
     if header.is_stack and info and info.shape == header.shape:
         stack = torch.empty(header.shape, dtype=dtype)
         for index, delta in enumerate(decode_stack(block, name)):
-            stack[index] = _add(read_tensor(info.part(index)), delta, dtype)
+            stack[index] = add_delta(read_tensor(info.part(index)), delta, dtype)
         return stack
     codes = block.codes(name)
     if info is None or info.shape != _shape_in_base(name, header, codes):  # before memory is taken for the shape
         raise CorruptArtifactError(f"{block.path} holds a delta of {name!r} that does not fit the base's tensor.")
-    common = _add(read_tensor(info), decode_delta(name, header, codes), dtype)
+    common = add_delta(read_tensor(info), decode_delta(name, header, codes), dtype)
     return torch.cat([common, codes[ADDED]]) if ADDED in codes else common
 
 
@@ -125,10 +126,6 @@ def _shape_in_base(name: str, header: TensorHeader, codes: dict[str, torch.Tenso
         return delta_shape(header, codes)
     except (ValueError, IndexError) as error:
         raise CorruptArtifactError(f"The codes of {name!r} do not fit its header: {error}") from error
-
-
-def _add(ours: torch.Tensor, delta: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
-    return ours.to(dtype) if delta is None else (ours.float() + delta).to(dtype)
 
 
 def _write_carried(delta: Delta, base: Checkpoint, folder: Path) -> None:

@@ -32,6 +32,11 @@ def extract_delta(base: torch.Tensor, finetuned: torch.Tensor, name: str) -> tor
     return delta
 
 
+def add_delta(base: torch.Tensor, delta: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    """Return W_base + ΔŴ, added in float32 and cast once; the base cast where the delta is zero (None)."""
+    return base.to(dtype) if delta is None else (base.float() + delta).to(dtype)
+
+
 def require_finite(tensor: torch.Tensor, name: str, side: str) -> None:
     """Check that a floating tensor of one side's checkpoint holds numbers.
 

@@ -49,6 +49,15 @@ def stream_bytes(spans: Sequence[RowRange], kept: Sequence[int], size: int | Non
     )
 
 
+def most_fitting(fits: Callable[[int], bool], least: int, most: int) -> int:
+    """Return the greatest count from `least` to `most` that fits, as all below it do; `least` where none does."""
+    low, high = least, most + 1  # the first too many
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
 def paper_sparsity(drop: FloatArray, rank: int, ladder: Ladder) -> float:
     """Return the sparsity α_qt that U and V reach by dropping and quantising, as the paper's code counts it.
 

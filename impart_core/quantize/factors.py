@@ -60,9 +60,11 @@ def encode_factors(
     }
     first, second = "uv" if inputs and inputs.of_rows else "vu"
     made = {first: quantize_matrix(*sides[first], inputs.curvature if inputs else None, name, solver=options.solver)}
-    seen = made[first].values() * weights.to(u.device)[:, None]
-    hessian = seen @ inputs.hessian @ seen.T if inputs else seen @ seen.T
-    curvature = Curvature.of((hessian + hessian.T) / 2, name)
+    curvature = None
+    if options.solver != "nearest":
+        seen = made[first].values() * weights.to(u.device)[:, None]
+        hessian = seen @ inputs.hessian @ seen.T if inputs else seen @ seen.T
+        curvature = Curvature.of((hessian + hessian.T) / 2, name)
     made[second] = quantize_matrix(*sides[second], curvature, name, solver=options.solver, along_rows=True)
     return pack_matrices([made["u"], made["v"]], options.lossless)
 

@@ -152,12 +152,17 @@ def rounded_instead(
     options: GridOptions,
 ) -> Quantized:
     """Round to nearest because the Hessian is of no use, and say so."""
+    warn_of_rounding(name)
+    return round_to_nearest(weight, mask, curvature, ranges, name, options)
+
+
+def warn_of_rounding(name: str) -> None:
+    """Say that the Hessian of a tensor's inputs is of no use."""
     logger.warning(
         "%s: the Hessian of its inputs is not positive definite, or too near to that, with any damping; "
         "its values are rounded to nearest. More calibration text may help.",
         name,
     )
-    return round_to_nearest(weight, mask, curvature, ranges, name, options)
 
 
 def gather(found: Sequence[RangeCodes], values: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:

@@ -12,7 +12,7 @@ from impart_core.codec.parts import Codes, read_part
 from impart_core.config import CompressConfig, MethodOptions
 from impart_core.delta.budget import budget_bytes
 from impart_core.errors import CorruptArtifactError
-from impart_core.quantize.cost import stream_bytes
+from impart_core.quantize.cost import most_fitting, stream_bytes
 from impart_core.quantize.grid import RowRange
 from impart_core.quantize.groups import Groups
 from impart_core.quantize.options import QuantizeOptions
@@ -128,11 +128,7 @@ def _paper_code(config: CompressConfig) -> UInt16Array:
 
 def _room(m: int, n: int, budget: int, options: DareQtOptions) -> int:
     """Return how many entries fit so many packed bytes."""
-    low, high = 0, m * n + 1  # the first too many
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if _bytes(m, middle, options) <= budget else (low, middle)
-    return low
+    return most_fitting(lambda kept: _bytes(m, kept, options) <= budget, 0, m * n)
 
 
 def _bytes(m: int, kept: int, options: DareQtOptions) -> int:

@@ -13,7 +13,7 @@ from impart_core.config import CompressConfig, MethodOptions
 from impart_core.delta.budget import budget_bytes, kept_fraction
 from impart_core.delta.svd import numerical_rank
 from impart_core.errors import CorruptArtifactError
-from impart_core.quantize.cost import paper_sparsity
+from impart_core.quantize.cost import most_fitting, paper_sparsity
 from impart_core.quantize.factors import decode_factors, encode_factors, factors_bytes
 from impart_core.quantize.options import LadderOptions
 from impart_core.quantize.streams import require_plausible
@@ -102,11 +102,7 @@ class DeltaCome:
                 return _bytes(m, n, count, options) <= packed
             return paper_sparsity(np.zeros(count), rank, options.ladder) >= room
 
-        low, high = 1, rank + 1  # the first too many
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if fits(middle) else (low, middle)
-        return low
+        return most_fitting(fits, 1, rank)
 
 
 def _options(config: CompressConfig) -> LadderOptions:

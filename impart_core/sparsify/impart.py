@@ -5,6 +5,7 @@ is divided by 1 − p_k, so that the expectation over seeds is the kept part of 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -139,16 +140,18 @@ def fit_bytes(importance: FloatArray, words: MaskLevels, budget: int) -> UInt16A
     def codes_at(gamma: float) -> UInt16Array:
         return keep_codes(1.0 - (1.0 - importance) * gamma)
 
-    low, high = 0.0, 1.0  # high always fits; low is the smallest that has not been ruled out
-    if int(words.pair_bytes(codes_at(low)).sum()) <= budget:
-        return codes_at(low)
+    return codes_at(least_fitting(lambda gamma: int(words.pair_bytes(codes_at(gamma)).sum()) <= budget, 0.0))
+
+
+def least_fitting(fits: Callable[[float], bool], low: float) -> float:
+    """Return the least number from `low` to 1 that fits, 1 being known to; bisection to 2⁻²⁴ of the interval."""
+    if fits(low):
+        return low
+    high = 1.0
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        if int(words.pair_bytes(codes_at(middle)).sum()) <= budget:
-            high = middle
-        else:
-            low = middle
-    return codes_at(high)
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high
 
 
 def pairs_to_fit(kept: int, m: int, n: int, budget: int) -> int:

@@ -1,8 +1,6 @@
 """ImPart-Qt: what ImPart's masks keep of the singular vectors, at few bits (paper §3.3, Algorithms 2 and 3)."""
 
 import math
-from bisect import bisect_left
-from collections.abc import Callable
 from functools import partial
 from typing import ClassVar
 
@@ -17,7 +15,7 @@ from impart_core.delta.budget import budget_bytes, candidate_pairs, kept_fractio
 from impart_core.delta.factors import Factors
 from impart_core.delta.svd import numerical_rank
 from impart_core.errors import CorruptArtifactError
-from impart_core.quantize.cost import paper_alpha
+from impart_core.quantize.cost import most_fitting, paper_alpha
 from impart_core.quantize.factors import IntArray, decode_factors, encode_factors, factors_bytes
 from impart_core.quantize.options import LadderOptions
 from impart_core.quantize.streams import require_plausible
@@ -30,11 +28,11 @@ from impart_core.sparsify.impart import (
     factor_mask,
     importance_of,
     is_usual,
+    least_fitting,
     levels_of,
 )
 
 _PAIR_BYTES = 4 + 2  # a singular value in float32 and a keep-probability code
-_BISECTIONS = 24
 
 
 class ImpartQtOptions(LadderOptions, ImpartOptions):
@@ -159,13 +157,12 @@ class ImpartQt:
             kept = [mask_from_levels(side[: len(keep)], keep).sum(axis=1) for side in (levels.u, levels.v)]
             return self._bytes(kept[0], kept[1], options) <= budget
 
-        alpha = _least(lambda a: fits(keep_codes(1.0 - allocate(importance, rank, a, beta))), beta)
+        alpha = least_fitting(lambda a: fits(keep_codes(1.0 - allocate(importance, rank, a, beta))), beta)
         pairs = max(1, len(allocate(importance, rank, alpha, beta)))
         own = importance[: pairs + 1]
         if not fits(keep_codes(own)):  # even at γ = 1, where pairs of no importance still take bytes
-            counts = range(1, pairs + 1)
-            own = importance[: max(1, bisect_left(counts, True, key=lambda k: not fits(keep_codes(importance[:k]))))]
-        gamma = _least(lambda g: fits(keep_codes(1.0 - (1.0 - own) * g)), 0.0)
+            own = importance[: most_fitting(lambda k: fits(keep_codes(importance[:k])), 1, pairs)]
+        gamma = least_fitting(lambda g: fits(keep_codes(1.0 - (1.0 - own) * g)), 0.0)
         return keep_codes(1.0 - (1.0 - own) * gamma)
 
     @staticmethod
@@ -192,17 +189,6 @@ def _paper_drop(importance: FloatArray, m: int, n: int, config: CompressConfig) 
 
     drop = drop_at(paper_alpha(drop_at, rank, 1.0 - kept_fraction(m, n, config.cr), beta, options.ladder))
     return drop if len(drop) else np.zeros(1)
-
-
-def _least(fits: Callable[[float], bool], low: float) -> float:
-    """Return the least number from `low` to 1 that fits, 1 being known to; bisection to 2⁻²⁴ of the interval."""
-    if fits(low):
-        return low
-    high = 1.0
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        low, high = (low, middle) if fits(middle) else (middle, high)
-    return high
 
 
 def _weights(sigma: torch.Tensor, keep: UInt16Array) -> torch.Tensor:
