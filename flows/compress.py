@@ -14,7 +14,7 @@ from flows.run_page import show_compression
 from impart_core.artifacts.delta import delta_recipe
 from impart_core.artifacts.gc import discard
 from impart_core.artifacts.manifest import BlockPointer
-from impart_core.artifacts.pins import pin
+from impart_core.artifacts.pins import Pin, pin
 from impart_core.artifacts.provenance import Stopwatch, peak_rss_bytes
 from impart_core.artifacts.refs import require_ref_name
 from impart_core.artifacts.store import Store
@@ -193,7 +193,7 @@ def _steps(request: CompressRequest) -> Compression:
         found = DeltaResult() if request.trust.refreshes("gather") else find_delta(job)
         delta = found
         if found.id is None:
-            results, factors, scales = _map_blocks(request, planned)
+            results, factors, scales = _map_blocks(request, planned, hold)
             made = tuple(result.entry for result in (*results, *factors))
             delta = gather_delta(job.model_copy(update={"made": made}))
     finally:
@@ -238,12 +238,12 @@ def _places(request: CompressRequest) -> dict[str, Any]:
 
 
 def _map_blocks(
-    request: CompressRequest, planned: Planned
+    request: CompressRequest, planned: Planned, hold: Pin
 ) -> tuple[list[BlockResult], list[FactorsResult], ScalesResult | None]:
     """Decompose and compress every block; a block is compressed as soon as it is decomposed.
 
     Decompositions are started a few blocks ahead only, so that finished blocks are published early. A layer that is
-    calibrated is compressed once all blocks before it are.
+    calibrated is compressed once all blocks before it are, and what it was given is deleted once it is.
     """
     ahead, jobs = 1 + (request.workers or default_workers()), planned.jobs
     decomposing: dict[int, PrefectFuture[FactorsResult | None]] = {}
@@ -256,6 +256,9 @@ def _map_blocks(
         if number not in told:
             told.add(number)
             report("compress", len(told), len(jobs), f"{result.name}{' (reused)' if result.cached else ''}")
+            if number in planned.layers and not result.cached:
+                given = planned.layers[number].given.id
+                patiently("clean up activations", lambda: discard(Store(request.store), [given], hold))
         return result
 
     report("compress", 0, len(jobs))

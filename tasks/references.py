@@ -115,6 +115,11 @@ class LayerJob(Frozen):
         after = (embedded, *layers, [self.job.recipe.id])
         return tuple(activations_recipe(self.calibration, ids, self.model) for ids in after)
 
+    @property
+    def given(self) -> Recipe:
+        """What makes the activations that this layer is given."""
+        return self.activations()[len(self.before)]
+
 
 class DistilJob(Frozen):
     """Scales to distil: of which delta, with which text, what makes them."""

@@ -94,7 +94,9 @@ Calibration = Annotated[
         show_default=False,
     ),
 ]
-CalibrationSequences = Annotated[int, typer.Option(help="How many sequences of it are run.")]
+CalibrationSequences = Annotated[
+    int | None, typer.Option(help="How many sequences of it are run. [default: 128]", show_default=False)
+]
 CalibrationLength = Annotated[
     int | None,
     typer.Option(help="Tokens of each. [default: 2048, or as many as the model takes]", show_default=False),

@@ -43,7 +43,7 @@ def compress(
     store: opt.StoreOption = None,
     name: opt.ArtifactName = None,
     calibration: opt.Calibration = None,
-    calibration_sequences: opt.CalibrationSequences = 128,
+    calibration_sequences: opt.CalibrationSequences = None,
     calibration_length: opt.CalibrationLength = None,
     device: opt.Device = "auto",
     workers: opt.Workers = None,
@@ -88,7 +88,7 @@ def quantize(
         int | None, typer.Option(help="Seed of the masks. [default: that of REF]", show_default=False)
     ] = None,
     calibration: opt.Calibration = None,
-    calibration_sequences: opt.CalibrationSequences = 128,
+    calibration_sequences: opt.CalibrationSequences = None,
     calibration_length: opt.CalibrationLength = None,
     base: Annotated[
         str | None, typer.Option(help="The base, where it has moved since REF was made.", show_default=False)
@@ -131,18 +131,23 @@ def quantize(
     run(request, json)
 
 
-def read_calibration(source: str | None, sequences: int, length: int | None) -> "CalibrationText | None":
+def read_calibration(source: str | None, sequences: int | None, length: int | None) -> "CalibrationText | None":
     """Return calibration text from its flags, None where there is none.
 
     Raises:
-        ConfigError: a number is wrong.
+        ConfigError: a number is wrong, or is of no text.
     """
     from impart_core.calibrate.text import CalibrationText
     from impart_core.config import build_config
+    from impart_core.errors import ConfigError
 
-    if source is None:
-        return None
-    return build_config(CalibrationText, source=source, sequences=sequences, length=length)
+    given = {key: value for key, value in {"sequences": sequences, "length": length}.items() if value is not None}
+    if source is not None:
+        return build_config(CalibrationText, source=source, **given)
+    if given:
+        flags = " and ".join(f"--calibration-{key}" for key in given)
+        raise ConfigError(f"{flags} is given, but no text. Name it with --calibration, or leave the number out.")
+    return None
 
 
 def run(request: "CompressRequest", json: bool) -> None:

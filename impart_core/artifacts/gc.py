@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from impart_core.artifacts.catalog import DAMAGED, CatalogEntry, forget, scan
 from impart_core.artifacts.manifest import MANIFEST
 from impart_core.artifacts.objects import PROBES, ObjectInfo
-from impart_core.artifacts.pins import SWEEP_LEASE, lapsed, pinned_ids, sweeping
+from impart_core.artifacts.pins import SWEEP_LEASE, Pin, lapsed, pinned_ids, sweeping
 from impart_core.artifacts.refs import all_moves
 from impart_core.artifacts.store import Store
 from impart_core.config import Frozen
@@ -123,14 +123,19 @@ def collect(
     return sure.report(deleted=True, complete=complete)
 
 
-def discard(store: Store, artifact_ids: Iterable[str]) -> None:
+def discard(store: Store, artifact_ids: Iterable[str], own: Pin | None = None) -> None:
     """Delete artifacts that are of no more use, but for those that another run has pinned.
 
     Nothing may point to them. What is not deleted here is left to `collect`.
+
+    Args:
+        store: where they are.
+        artifact_ids: which.
+        own: the pin of the run that has no more use for them, if it still holds them.
     """
     wanted = set(artifact_ids)
     with sweeping(store, wanted):
-        ids = wanted - pinned_ids(store)
+        ids = wanted - pinned_ids(store, own)
         garbage = _Garbage(kept=0)
         for name in ids:
             garbage.objects[name] = store.objects.find(f"artifacts/{name}")

@@ -81,9 +81,9 @@ def sweeping(store: Store, artifact_ids: Iterable[str]) -> Iterator[None]:
             store.objects.delete([path])
 
 
-def pinned_ids(store: Store) -> frozenset[str]:
-    """Return all ids that are pinned, but for pins that have lapsed."""
-    return frozenset().union(*_announced(store, _PINS, set(lapsed(store))).values())
+def pinned_ids(store: Store, but: Pin | None = None) -> frozenset[str]:
+    """Return all ids that are pinned, but for pins that have lapsed, and perhaps for one."""
+    return frozenset().union(*_announced(store, _PINS, {*lapsed(store), *([but.path] if but else [])}).values())
 
 
 def lapsed(store: Store) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +63,10 @@ class Group:
         return tuple(name for site in self.sites for name in site.names)
 
 
+class _AllSeen(Exception):
+    """Nothing that comes after this in the layer is of interest."""
+
+
 class Layer:
     """A decoder layer whose parameters are at hand, in float32; made by `CausalModel.layer`."""
 
@@ -85,6 +90,7 @@ class Layer:
         self._places = places
         self._device = device
         self._parameters = dict(module.named_parameters())
+        self._uses: Counter[str] = Counter()  # of each parameter in one run, as `groups` found it
 
     @torch.no_grad()
     def run(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -122,6 +128,7 @@ class Layer:
         calls: list[Fed] = []  # holds every input, so that no two have the same address
         with Watch(self._parameters, calls.append):
             self.run(hidden)
+        self._uses = Counter(call.parameter for call in calls)
         group_of, axis_of = _grouped(calls), {call.parameter: call.axis for call in calls}
         groups: dict[int, dict[tuple[int | None, bool], list[str]]] = {}
         unseen = []
@@ -142,6 +149,9 @@ class Layer:
     def hessians(self, group: Group, batches: Iterable[torch.Tensor]) -> dict[Site, torch.Tensor]:
         """Run the layer on batches and return H = 2·X·Xᵀ of each site, averaged over the tokens that reached it.
 
+        A run ends where all sites have been fed as often as `groups` saw it, unless that depends on the tokens, as it
+        does for experts: what comes after them in the layer is of no use.
+
         Args:
             group: as `groups` found it, or some of its sites.
             batches: the layer's inputs, each (B, L, H), float32.
@@ -158,15 +168,23 @@ class Layer:
             sites[place.parameter, place.expert] = site
             totals[site] = torch.zeros(side, side, device=self._device)
         tokens: Counter[Site] = Counter()
+        fixed = all(expert is None for _, expert in sites)
+        uses = sum(self._uses[parameter] for parameter, _ in sites) if fixed else 0
+        left = 0
 
         def add(call: Fed) -> None:
+            nonlocal left
             site = sites.get((call.parameter, call.expert))
             if site is not None:
                 totals[site].addmm_(call.rows.T, call.rows)
                 tokens[site] += len(call.rows)
+                left -= 1
+                if not left:
+                    raise _AllSeen
 
-        with Watch(self._parameters, add):
-            for batch in batches:
+        for batch in batches:
+            left = uses
+            with Watch(self._parameters, add), suppress(_AllSeen):
                 self.run(batch)
         return {site: total.mul_(2 / max(1, tokens[site])) for site, total in totals.items()}
 

@@ -23,13 +23,12 @@ def expand(data: bytes, size: int, what: str) -> bytes:
     """Return what was compressed, of a size that is known.
 
     Raises:
-        CorruptArtifactError: it is no such data, or of another size; no more than `size` + 1 bytes are taken for it.
+        CorruptArtifactError: it is no such data, of another size, or more follows; no more than `size` is taken for it.
     """
     try:
-        with zstandard.ZstdDecompressor().stream_reader(data) as reader:
-            found = reader.read(size + 1)
+        found = zstandard.ZstdDecompressor().decompress(data, max_output_size=max(1, size), allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise CorruptArtifactError(f"The codes of {what!r} cannot be expanded: {error}.") from error
     if len(found) != size:
-        raise CorruptArtifactError(f"The codes of {what!r} expand to {len(found):,} bytes or more, not {size:,}.")
-    return bytes(found)
+        raise CorruptArtifactError(f"The codes of {what!r} expand to {len(found):,} bytes, not {size:,}.")
+    return found

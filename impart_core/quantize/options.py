@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Self
 
 from pydantic import Field
 
@@ -13,7 +14,8 @@ from impart_core.quantize.streams import LARGEST_GROUP
 
 _STORED = 0.7  # of codes of 2 bits
 _TRIES = 4
-_ENOUGH = 1.005  # more room than this is worth another encoding
+_AIM, _ENOUGH = 0.993, 0.985  # shares of the budget: what is aimed at, and from where on it counts as filled
+_SPREAD = 0.97  # of the entries that fill a budget rounded to nearest: GPTQ's codes spread a little wider
 
 
 class QuantizeOptions(MethodOptions):
@@ -36,28 +38,24 @@ class QuantizeOptions(MethodOptions):
         """About how much of the packed size is stored at the fewest bits, where what is saved is spent; else 1."""
         return _STORED if self.lossless and self.fill else 1.0
 
-    def within(self, budget: int, encode: Callable[[int], Codes], most: float = math.inf) -> Codes:
-        """Return the codes that use a budget up, of those that an encoder makes for the same or a greater packed size.
+    def within(self, budget: int, encode: Callable[[int, Self], Codes], most: float = math.inf) -> Codes:
+        """Return codes that use a budget up: an encoder is asked for greater and greater packed sizes.
+
+        About which fits is found by rounding to nearest, which costs next to nothing.
 
         Args:
             budget: bytes that are not to be exceeded.
-            encode: returns codes whose size before the entropy coder is within what it is given.
+            encode: returns codes whose size before the entropy coder is within what it is given, by given settings.
             most: the greatest packed size, where no more vectors are at hand than `entries_share` says.
         """
-        best, packed = encode(budget), budget
         if not (self.lossless and self.fill):
-            return best
-        size, low, high = nbytes(best), budget, math.inf  # packed sizes that fit, and that do not
-        for _ in range(_TRIES):
-            packed = int(min(low * budget / size, (low + high) / 2, most))
-            if packed <= low * _ENOUGH:
-                break
-            found = encode(packed)
-            if nbytes(found) > budget:
-                high = packed
-            else:
-                best, size, low = found, nbytes(found), packed
-        return best
+            return encode(budget, self)
+        packed = budget
+        if self.solver != "nearest":
+            nearest = self.model_copy(update={"solver": "nearest"})
+            guess, _ = _filled(budget, budget, lambda size: encode(size, nearest), most)
+            packed = max(budget, int(_SPREAD * guess))
+        return _filled(budget, packed, lambda size: encode(size, self), most)[1]
 
 
 class LadderOptions(QuantizeOptions):
@@ -71,3 +69,29 @@ class LadderOptions(QuantizeOptions):
     def fewest_bits(self) -> int:
         """The fewest bits of any vector."""
         return min(group.bits for group in self.ladder.groups)
+
+
+def _filled(budget: int, packed: int, encode: Callable[[int], Codes], most: float) -> tuple[int, Codes]:
+    """Return the packed size that about fills a budget, and its codes.
+
+    Args:
+        budget: the bytes to fill.
+        packed: a first guess; the budget itself always fits.
+        encode: returns codes of at most a packed size.
+        most: the greatest packed size.
+    """
+    best, low, high = None, budget, math.inf  # packed sizes that fit, and that do not
+    for _ in range(_TRIES):
+        found = encode(packed)
+        size = nbytes(found)
+        if size <= budget:
+            best, low = found, packed
+            if size >= _ENOUGH * budget:
+                break
+        else:
+            high = packed
+        aimed = min(packed * _AIM * budget / size, most)  # stored bytes grow about as packed ones do
+        packed = int(aimed if aimed < high else (low + high) / 2)
+        if packed <= low:
+            break
+    return (low, best) if best is not None else (budget, encode(budget))

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from impart_core.codec.half import require_half
 from impart_core.codec.mask import LEVELS, UInt16Array, fitting_code, keep_codes, keep_probability, mask_key, whole_mask
 from impart_core.codec.parts import Codes, read_part
 from impart_core.config import CompressConfig, MethodOptions
@@ -70,14 +71,18 @@ class DareQt:
         return config.cr
 
     def encode(self, projection: Projection, config: CompressConfig) -> Codes:
-        """Return the codes of a delta; see `Sparsifier.encode`."""
+        """Return the codes of a delta; see `Sparsifier.encode`.
+
+        Raises:
+            TensorValueError: a kept value is beyond float16.
+        """
         options, (m, n) = _options(config), projection.shape
         if config.accounting == "paper":
             return _encode(projection, _paper_code(config), config.seed, options)
         key = mask_key(config.seed, projection.name, "delta")
 
-        def encode(packed: int) -> Codes:
-            return _encode(projection, fitting_code(key, n, m, _room(m, n, packed, options)), config.seed, options)
+        def encode(packed: int, by: DareQtOptions) -> Codes:
+            return _encode(projection, fitting_code(key, n, m, _room(m, n, packed, options)), config.seed, by)
 
         return options.within(budget_bytes(m, n, config.cr), encode)
 
@@ -95,6 +100,7 @@ class DareQt:
 def _encode(projection: Projection, keep: UInt16Array, seed: int, options: DareQtOptions) -> Codes:
     delta, inputs = projection.delta(), projection.inputs
     groups = _groups(_mask(seed, projection.name, *projection.shape, keep).to(delta.device), options)
+    require_half(delta[groups.mask], projection.name)
     made = quantize_matrix(
         delta,
         groups,

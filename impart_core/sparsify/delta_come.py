@@ -65,22 +65,22 @@ class DeltaCome:
 
     def encode(self, projection: Projection, config: CompressConfig) -> Codes:
         """Return the codes of a delta that is not zero; see `Sparsifier.encode`."""
-        m, n = projection.shape
+        options, (m, n) = _options(config), projection.shape
         factors = projection.factors()
         rank = numerical_rank(factors.sigma.cpu().double().numpy(), m, n)
 
-        def encode(packed: int) -> Codes:
+        def encode(packed: int, by: LadderOptions) -> Codes:
             kept = min(self._fitting(m, n, packed, config), rank, len(factors.sigma))
             sigma = factors.sigma[:kept].cpu()
             masks = _whole(kept, m), _whole(kept, n)
             sides = factors.u[:kept], factors.v[:kept]
-            parts = encode_factors(*sides, sigma, masks, projection.inputs, projection.name, _options(config))
+            parts = encode_factors(*sides, sigma, masks, projection.inputs, projection.name, by)
             return {"sigma": sigma, **parts}
 
         if config.accounting == "paper":
-            return encode(0)
+            return encode(0, options)
         budget = budget_bytes(m, n, config.cr)
-        return _options(config).within(budget, encode, budget / _options(config).entries_share)
+        return options.within(budget, encode, budget / options.entries_share)
 
     def decode(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:  # noqa: ARG002
         """Return Σ_k σ_k u_k v_kᵀ; see `Sparsifier.decode`."""

@@ -1,7 +1,6 @@
 """ImPart-Qt: what ImPart's masks keep of the singular vectors, at few bits (paper §3.3, Algorithms 2 and 3)."""
 
 import math
-from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -100,13 +99,15 @@ class ImpartQt:
         importance = importance[: numerical_rank(sigma, m, n)]  # what lies below is the rounding of the rest
         levels = levels_of(name, (m, n), config.seed, len(importance))
 
-        def encode(keep: UInt16Array) -> Codes:
-            return self._encode(projection, factors, levels, keep, options)
+        def encode(packed: int, by: ImpartQtOptions) -> Codes:
+            keep = self._fit(importance, levels, (m, n), options, packed)
+            return self._encode(projection, factors, levels, keep, by)
 
         if config.accounting == "paper":
-            return encode(keep_codes(1.0 - _paper_drop(importance, m, n, config)))
-        fit, budget = partial(self._fit, importance, levels, (m, n), options), budget_bytes(m, n, config.cr)
-        return options.within(budget, lambda packed: encode(fit(packed)), budget / options.entries_share)
+            keep = keep_codes(1.0 - _paper_drop(importance, m, n, config))
+            return self._encode(projection, factors, levels, keep, options)
+        budget = budget_bytes(m, n, config.cr)
+        return options.within(budget, encode, budget / options.entries_share)
 
     @staticmethod
     def _encode(
