@@ -17,6 +17,7 @@ from impart_core.quantize.solve import quantize_matrix
 from impart_core.quantize.streams import layout_bytes, pack_matrices, unpack_matrices
 
 IntArray = npt.NDArray[np.int64]
+SIGMA, SIGMA_BYTES = torch.bfloat16, 2  # of singular values: far finer than what few bits make of their vectors
 
 
 def factors_bytes(kept_u: IntArray, kept_v: IntArray, options: LadderOptions) -> int:

@@ -69,12 +69,12 @@ class Ladder(Frozen):
     def check_rank(self, rank: int, what: str) -> None:
         """Refuse a ladder whose counts ask for more vectors than there can be.
 
-        Of a delta, its largest projection is what to check: smaller ones, and those of which fewer vectors are kept,
+        Of a delta, its largest matrix is what to check: smaller ones, and those of which fewer vectors are kept,
         just end earlier.
 
         Args:
             rank: min(m, n).
-            what: whose rank it is ("the largest projection").
+            what: whose rank it is ("the largest matrix").
 
         Raises:
             ConfigError: naming the rank and a ladder that would do.

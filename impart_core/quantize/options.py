@@ -81,17 +81,24 @@ def _filled(budget: int, packed: int, encode: Callable[[int], Codes], most: floa
         most: the greatest packed size.
     """
     best, low, high = None, budget, math.inf  # packed sizes that fit, and that do not
-    for _ in range(_TRIES):
+    for left in reversed(range(_TRIES)):
         found = encode(packed)
         size = nbytes(found)
         if size <= budget:
             best, low = found, packed
             if size >= _ENOUGH * budget:
                 break
+        elif packed == budget:  # such a request is refused beforehand
+            return budget, found
         else:
             high = packed
         aimed = min(packed * _AIM * budget / size, most)  # stored bytes grow about as packed ones do
         packed = int(aimed if aimed < high else (low + high) / 2)
+        if best is None and left == 1:
+            packed = budget
         if packed <= low:
-            break
-    return (low, best) if best is not None else (budget, encode(budget))
+            if best is not None:
+                break
+            packed = budget
+    assert best is not None
+    return low, best

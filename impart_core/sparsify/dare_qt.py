@@ -37,7 +37,7 @@ class DareQt:
     probability as codes; see `quantize.streams`. Where nothing fits, `keep` is empty.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     options_model: ClassVar[type[MethodOptions]] = DareQtOptions
     summary: ClassVar[str] = "entries of the delta at random, rescaled, at 2, 4 or 8 bits; needs calibration text"
 

@@ -14,27 +14,25 @@ from impart_core.delta.budget import budget_bytes, kept_fraction
 from impart_core.delta.svd import numerical_rank
 from impart_core.errors import CorruptArtifactError
 from impart_core.quantize.cost import most_fitting, paper_sparsity
-from impart_core.quantize.factors import decode_factors, encode_factors, factors_bytes
+from impart_core.quantize.factors import SIGMA, SIGMA_BYTES, decode_factors, encode_factors, factors_bytes
 from impart_core.quantize.options import LadderOptions
 from impart_core.quantize.streams import require_plausible
 from impart_core.sparsify.base import SPARSIFIERS, Calibration, Projection
-
-_SIGMA_BYTES = 4
 
 
 class DeltaCome:
     """The method as a sparsifier.
 
-    Codes of one projection, K vectors kept: `sigma` float32 (K,), and U and V as codes; see `quantize.streams`.
+    Codes of one projection, K vectors kept: `sigma` bfloat16 (K,), and U and V as codes; see `quantize.streams`.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     options_model: ClassVar[type[MethodOptions]] = LadderOptions
     summary: ClassVar[str] = "the leading singular vectors at 8, 3 and 2 bits by rank; needs calibration text"
 
     def check_config(self, config: CompressConfig, largest_rank: int) -> None:
         """Refuse a ladder that asks for more vectors than any projection has."""
-        _options(config).ladder.check_rank(largest_rank, "the largest projection")
+        _options(config).ladder.check_rank(largest_rank, "the largest matrix")
 
     def highest_cr(self, m: int, n: int, config: CompressConfig) -> float:
         """Return the ratio at which one vector pair fits."""
@@ -71,10 +69,10 @@ class DeltaCome:
 
         def encode(packed: int, by: LadderOptions) -> Codes:
             kept = min(self._fitting(m, n, packed, config), rank, len(factors.sigma))
-            sigma = factors.sigma[:kept].cpu()
+            sigma = factors.sigma[:kept].cpu().to(SIGMA)
             masks = _whole(kept, m), _whole(kept, n)
             sides = factors.u[:kept], factors.v[:kept]
-            parts = encode_factors(*sides, sigma, masks, projection.inputs, projection.name, by)
+            parts = encode_factors(*sides, sigma.float(), masks, projection.inputs, projection.name, by)
             return {"sigma": sigma, **parts}
 
         if config.accounting == "paper":
@@ -85,11 +83,11 @@ class DeltaCome:
     def decode(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:  # noqa: ARG002
         """Return Σ_k σ_k u_k v_kᵀ; see `Sparsifier.decode`."""
         m, n = shape
-        sigma = read_part(codes, name, "sigma", torch.float32, None)
+        sigma = read_part(codes, name, "sigma", SIGMA, None)
         if len(sigma) > min(shape):
             raise CorruptArtifactError(f"The codes of {name!r} have {len(sigma)} vector pairs, more than its rank.")
         require_plausible(codes, name, len(sigma) * (m + n))
-        return decode_factors(codes, name, sigma, (_whole(len(sigma), m), _whole(len(sigma), n)))
+        return decode_factors(codes, name, sigma.float(), (_whole(len(sigma), m), _whole(len(sigma), n)))
 
     @staticmethod
     def _fitting(m: int, n: int, packed: int, config: CompressConfig) -> int:
@@ -115,7 +113,7 @@ def _whole(count: int, side: int) -> torch.Tensor:
 
 
 def _bytes(m: int, n: int, count: int, options: LadderOptions) -> int:
-    return _SIGMA_BYTES * count + factors_bytes(np.full(count, m), np.full(count, n), options)
+    return SIGMA_BYTES * count + factors_bytes(np.full(count, m), np.full(count, n), options)
 
 
 SPARSIFIERS.register("delta-come", DeltaCome())

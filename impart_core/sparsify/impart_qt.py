@@ -1,13 +1,14 @@
 """ImPart-Qt: what ImPart's masks keep of the singular vectors, at few bits (paper §3.3, Algorithms 2 and 3)."""
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import Field
 
-from impart_core.codec.mask import UInt16Array, keep_codes, keep_probability, mask_from_levels
+from impart_core.codec.mask import LEVELS, UInt16Array, keep_probability, mask_from_levels
 from impart_core.codec.parts import Codes, read_part
 from impart_core.config import CompressConfig, MethodOptions
 from impart_core.delta.budget import budget_bytes, candidate_pairs, kept_fraction, vector_fraction
@@ -15,7 +16,7 @@ from impart_core.delta.factors import Factors
 from impart_core.delta.svd import numerical_rank
 from impart_core.errors import CorruptArtifactError
 from impart_core.quantize.cost import most_fitting, paper_alpha
-from impart_core.quantize.factors import IntArray, decode_factors, encode_factors, factors_bytes
+from impart_core.quantize.factors import SIGMA, SIGMA_BYTES, IntArray, decode_factors, encode_factors, factors_bytes
 from impart_core.quantize.options import LadderOptions
 from impart_core.quantize.streams import require_plausible
 from impart_core.sparsify.base import SPARSIFIERS, Calibration, Projection
@@ -31,7 +32,8 @@ from impart_core.sparsify.impart import (
     levels_of,
 )
 
-_PAIR_BYTES = 4 + 2  # a singular value in float32 and a keep-probability code
+_PAIR_BYTES = SIGMA_BYTES + 1  # a singular value, and a keep probability in steps of 1/256
+_STEP = 256  # of the 65536 steps that masks can tell apart
 
 
 class ImpartQtOptions(LadderOptions, ImpartOptions):
@@ -46,17 +48,18 @@ class ImpartQtOptions(LadderOptions, ImpartOptions):
 class ImpartQt:
     """The method as a sparsifier.
 
-    Codes of one projection, K pairs kept: `sigma` float32 (K,) and `keep` uint16 (K,) as ImPart has them, and the kept
-    entries of U and V before rescaling as codes; see `quantize.streams`.
+    Codes of one projection, K pairs kept: `sigma` bfloat16 (K,), as ImPart has it; `keep` uint8 (K,), code c standing
+    for the keep probability (c + 1)/256; and the kept entries of U and V before rescaling as codes; see
+    `quantize.streams`. What a pair costs beyond its entries counts for more than at 16 bits, so it has half the bytes.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     options_model: ClassVar[type[MethodOptions]] = ImpartQtOptions
     summary: ClassVar[str] = "ImPart, its kept entries at 8, 3 and 2 bits by rank; needs calibration text"
 
     def check_config(self, config: CompressConfig, largest_rank: int) -> None:
         """Refuse a ladder that asks for more vectors than any projection has."""
-        _options(config).ladder.check_rank(largest_rank, "the largest projection")
+        _options(config).ladder.check_rank(largest_rank, "the largest matrix")
 
     def highest_cr(self, m: int, n: int, config: CompressConfig) -> float:
         """Return the ratio at which the first pair, which is always kept whole, uses the room up."""
@@ -104,7 +107,7 @@ class ImpartQt:
             return self._encode(projection, factors, levels, keep, by)
 
         if config.accounting == "paper":
-            keep = keep_codes(1.0 - _paper_drop(importance, m, n, config))
+            keep = _keep_codes(1.0 - _paper_drop(importance, m, n, config))
             return self._encode(projection, factors, levels, keep, options)
         budget = budget_bytes(m, n, config.cr)
         return options.within(budget, encode, budget / options.entries_share)
@@ -115,7 +118,7 @@ class ImpartQt:
     ) -> Codes:
         kept = keep_probability(keep)
         weights = factors.sigma[: len(keep)].cpu().double().numpy()
-        stored = torch.from_numpy((weights if options.rescale else weights * kept**2).astype(np.float32))
+        stored = torch.from_numpy(weights if options.rescale else weights * kept**2).to(SIGMA)
         masks = tuple(torch.from_numpy(mask_from_levels(side[: len(keep)], keep)) for side in (levels.u, levels.v))
         parts = encode_factors(
             factors.u[: len(keep)],
@@ -126,12 +129,12 @@ class ImpartQt:
             projection.name,
             options,
         )
-        return {"sigma": stored, "keep": torch.from_numpy(keep), **parts}
+        return {"sigma": stored, "keep": torch.from_numpy((keep // _STEP).astype(np.uint8)), **parts}
 
     def decode(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:
         """Return Σ_k σ_k û_k v̂_kᵀ, with û and v̂ rescaled by 1/(1 − p_k); see `Sparsifier.decode`."""
-        keep = read_part(codes, name, "keep", torch.uint16, None).numpy()
-        sigma = read_part(codes, name, "sigma", torch.float32, len(keep))
+        keep = _whole_steps(read_part(codes, name, "keep", torch.uint8, None).numpy())
+        sigma = read_part(codes, name, "sigma", SIGMA, len(keep))
         if len(keep) > min(shape):
             raise CorruptArtifactError(f"The codes of {name!r} have {len(keep)} vector pairs, more than its rank.")
         require_plausible(codes, name, sum(shape) * float(keep_probability(keep).sum()))
@@ -158,13 +161,13 @@ class ImpartQt:
             kept = [mask_from_levels(side[: len(keep)], keep).sum(axis=1) for side in (levels.u, levels.v)]
             return self._bytes(kept[0], kept[1], options) <= budget
 
-        alpha = least_fitting(lambda a: fits(keep_codes(1.0 - allocate(importance, rank, a, beta))), beta)
+        alpha = least_fitting(lambda a: fits(_keep_codes(1.0 - allocate(importance, rank, a, beta))), beta)
         pairs = max(1, len(allocate(importance, rank, alpha, beta)))
         own = importance[: pairs + 1]
-        if not fits(keep_codes(own)):  # even at γ = 1, where pairs of no importance still take bytes
-            own = importance[: most_fitting(lambda k: fits(keep_codes(importance[:k])), 1, pairs)]
-        gamma = least_fitting(lambda g: fits(keep_codes(1.0 - (1.0 - own) * g)), 0.0)
-        return keep_codes(1.0 - (1.0 - own) * gamma)
+        if not fits(_keep_codes(own)):  # even at γ = 1, where pairs of no importance still take bytes
+            own = importance[: most_fitting(lambda k: fits(_keep_codes(importance[:k])), 1, pairs)]
+        gamma = least_fitting(lambda g: fits(_keep_codes(1.0 - (1.0 - own) * g)), 0.0)
+        return _keep_codes(1.0 - (1.0 - own) * gamma)
 
     @staticmethod
     def _bytes(kept_u: IntArray, kept_v: IntArray, options: ImpartQtOptions) -> int:
@@ -186,10 +189,20 @@ def _paper_drop(importance: FloatArray, m: int, n: int, config: CompressConfig) 
     beta = _beta(m, n, options)
 
     def drop_at(alpha: float) -> FloatArray:
-        return allocate(importance, rank, alpha, beta)
+        return 1.0 - keep_probability(_keep_codes(1.0 - allocate(importance, rank, alpha, beta)))
 
     drop = drop_at(paper_alpha(drop_at, rank, 1.0 - kept_fraction(m, n, config.cr), beta, options.ladder))
     return drop if len(drop) else np.zeros(1)
+
+
+def _keep_codes(probability: FloatArray) -> UInt16Array:
+    """Round keep probabilities in (0, 1] to what is stored, and return their codes as masks take them."""
+    return _whole_steps(np.clip(np.rint(probability * LEVELS / _STEP) - 1, 0, LEVELS // _STEP - 1))
+
+
+def _whole_steps(codes: npt.NDArray[Any]) -> UInt16Array:
+    """Return codes as masks take them from those that are stored."""
+    return (codes.astype(np.uint16) * _STEP + (_STEP - 1)).astype(np.uint16)
 
 
 def _weights(sigma: torch.Tensor, keep: UInt16Array) -> torch.Tensor:

@@ -1,18 +1,27 @@
 """`make methods`: every method at every ratio on the three fine-tunes of the tiny zoo, over several seeds of the masks.
 
-Writes a JSON file and prints two Markdown tables of answer loss and exact match, mean ± standard error over seeds, one
-of methods at 16 bits and one of those that quantise; methods without masks have one result, whose error is that over
-the items. Those that need calibration text get the train split of the task, 128 sequences of 256 characters.
+Writes a JSON file and prints Markdown tables of answer loss and exact match on the test split, mean ± standard error
+over seeds: one of methods at 16 bits and one of those that quantise; methods without masks have one result, whose error
+is that over the items. Where a row has several settings, the one with the least answer loss on the validation split is
+taken, for each task and ratio by itself as in the paper; a third table says which. Methods that need calibration text
+get the train split of the task, 128 sequences of 256 characters.
 """
 
 import argparse
 import json
+import os
 import re
 import statistics
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from impart_core import tinyzoo
 from impart_core.apply.dense import reconstruct
@@ -21,95 +30,188 @@ from impart_core.calibrate.text import CalibrationText, read_tokens
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.errors import InfeasibleBudgetError
 from impart_core.evaluate import evaluate
+from impart_core.evaluate.result import Split
 from impart_core.policy import calibration_of
 from tests.impart_core.pipeline import compress, config_of
 
-# Each row of a table: what it is called, its method and options.
-SPARSE = {name: (name, {}) for name in ("dare", "impart", "lowrank", "magnitude")}
-QUANTIZED: dict[str, tuple[str, dict[str, Any]]] = {
-    "bitdelta": ("bitdelta", {}),
-    "bitdelta, a scale a row": ("bitdelta", {"per_row": True}),
-    "bitdelta, distilled": ("bitdelta", {"distil": True}),
-    "dare-qt, 2 bits": ("dare-qt", {"bits": 2}),
-    "dare-qt, 4 bits": ("dare-qt", {"bits": 4}),
-    "dare-qt, 8 bits": ("dare-qt", {"bits": 8}),
-    "delta-come": ("delta-come", {}),
-    "delta-come, 3x8,2": ("delta-come", {"ladder": "3x8,2"}),
-    "impart-qt": ("impart-qt", {}),
-    "impart-qt, 3x8,2": ("impart-qt", {"ladder": "3x8,2"}),
-    "impart-qt, 3x8,2, C 0.1": ("impart-qt", {"ladder": "3x8,2", "c": 0.1}),
+Options = dict[str, Any]
+Measured = dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: a method, and the settings of which one is picked for each task and ratio."""
+
+    method: str
+    settings: tuple[Options, ...] = ({},)
+
+
+def _grid(**values: Sequence[Any]) -> tuple[Options, ...]:
+    return tuple(dict(zip(values, chosen, strict=True)) for chosen in product(*values.values()))
+
+
+SPARSE = {name: Row(name) for name in ("dare", "impart", "lowrank", "magnitude")}
+QUANTIZED = {
+    "bitdelta": Row("bitdelta", _grid(per_row=(False, True))),
+    "bitdelta, distilled": Row("bitdelta", _grid(distil=(True,), per_row=(False, True))),
+    "dare-qt": Row("dare-qt", _grid(bits=(2, 4, 8))),
+    "delta-come": Row("delta-come", _grid(ladder=("8x2,3x32,2", "3x8,2", "2"))),
+    "impart-qt": Row("impart-qt", _grid(ladder=("3x8,2", "2"), c=(0.25, 0.5))),
+    "impart-qt, 8x2,3x32,2": Row("impart-qt", _grid(c=(0.25, 0.5))),
+    "delta-come, 8x2,3x32,2": Row("delta-come", _grid(ladder=("8x2,3x32,2",))),
 }
+ROWS = SPARSE | QUANTIZED
 TABLES = ((SPARSE, (4.0, 8.0, 16.0, 32.0, 64.0)), (QUANTIZED, (16.0, 32.0, 64.0, 128.0)))
 SEEDS = range(5)
 MASKED = ("impart", "dare", "bitdelta", "dare-qt", "impart-qt")
 METRICS = ("answer_loss", "exact_match")
-Measured = dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model to make: a row at a ratio on a task."""
+
+    row: str
+    cr: float
+    task: str
+
+    @property
+    def key(self) -> str:
+        """The cell in the output file."""
+        return f"{self.row} {self.cr:g} {self.task}"
+
+    @property
+    def seeds(self) -> Sequence[int]:
+        """The seeds of its masks; of a method without masks one, and where all signs are kept."""
+        method = ROWS[self.row].method
+        return SEEDS if method in MASKED else (0,)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One measurement."""
+
+    cell: Cell
+    options: Options
+    seed: int
+    split: Split
+
+    @property
+    def key(self) -> str:
+        """The run in the output file."""
+        return f"{self.cell.key} {self.split} {self.seed} {json.dumps(self.options)}"
 
 
 def main() -> None:
-    """Measure what is not yet in the output file, saving after each result, and print the table."""
+    """Measure what is not yet in the output file, saving after each result, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("methods.json"), help="where the results go")
     parser.add_argument("--limit", type=int, help="only this many items of each task")
-    parser.add_argument("--only", default="", help="only runs whose key, 'row ratio task seed', holds this pattern")
+    parser.add_argument("--only", default="", help="only cells whose key, 'row ratio task', holds this pattern")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many to measure at once")
     arguments = parser.parse_args()
     found: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
-    with tempfile.TemporaryDirectory() as scratch:
-        for row, cr, task, seed in _runs():
-            key = f"{row} {cr:g} {task} {seed}"
-            if key not in found and re.search(arguments.only, key):
-                found[key] = _measure(Path(scratch), row, cr, task, seed, arguments.limit)
-                arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+    cells = [cell for cell in _cells() if re.search(arguments.only, cell.key)]
+    with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
+        for runs in (_validations(cells), _tests(cells, found)):  # the second once the first is there
+            missing = [run for run in runs if run.key not in found]
+            asked = {pool.submit(_measure, run, arguments.limit): run for run in missing}
+            for future in as_completed(asked):
+                found[asked[future].key] = future.result()
+                arguments.out.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
     for rows, ratios in TABLES:
-        print(_table(found, rows, ratios))
+        print(_table(found, rows, ratios), end="\n\n")
+    print(_picks(found))
 
 
-def _runs() -> Iterator[tuple[str, float, str, int]]:
+def _cells() -> Iterator[Cell]:
     for rows, ratios in TABLES:
-        for row, (method, _) in rows.items():
-            for cr in ratios:
-                for task in tinyzoo.FINE_TUNES:
-                    for seed in SEEDS if method in MASKED else (0,):
-                        yield row, cr, task, seed
+        for row, cr, task in product(rows, ratios, tinyzoo.FINE_TUNES):
+            yield Cell(row, cr, task)
 
 
-def _measure(scratch: Path, row: str, cr: float, task: str, seed: int, limit: int | None) -> Measured | None:
+def _validations(cells: Iterable[Cell]) -> Iterator[Run]:
+    """Yield what has to be known to pick settings."""
+    for cell in cells:
+        settings = ROWS[cell.row].settings
+        for options in settings if len(settings) > 1 else ():
+            yield Run(cell, options, 0, "validation")
+
+
+def _tests(cells: Iterable[Cell], found: Mapping[str, Any]) -> Iterator[Run]:
+    """Yield the runs with the settings that are picked."""
+    for cell in cells:
+        options = _picked(cell, found)
+        for seed in cell.seeds if options is not None else ():
+            yield Run(cell, options or {}, seed, "test")
+
+
+def _picked(cell: Cell, found: Mapping[str, Any]) -> Options | None:
+    """Return the settings with the least loss on the validation split; None where none is possible, or known."""
+    settings = ROWS[cell.row].settings
+    if len(settings) == 1:
+        return settings[0]
+    measured = ((found.get(Run(cell, options, 0, "validation").key), options) for options in settings)
+    losses = [
+        (result["answer_loss"][0], number, options) for number, (result, options) in enumerate(measured) if result
+    ]
+    return min(losses)[2] if losses else None
+
+
+def _measure(run: Run, limit: int | None) -> Measured | None:
     """Compress, rebuild and evaluate one model; None where the ratio is impossible."""
-    base = tinyzoo.path("base")
-    method, options = (SPARSE | QUANTIZED)[row]
-    config = config_of(cr, method=method, seed=seed, options=options)
-    text = CalibrationText(source=f"tinyzoo:{task}")
+    torch.set_num_threads(1)
+    base, finetuned = tinyzoo.path("base"), tinyzoo.path(run.cell.task)
+    config = config_of(run.cell.cr, method=ROWS[run.cell.row].method, seed=run.seed, options=run.options)
+    text = CalibrationText(source=f"tinyzoo:{run.cell.task}")
     needed = calibration_of(config) != "none"
-    tokens = read_tokens(text, open_checkpoint(tinyzoo.path(task))) if needed else None
-    try:
-        store = Store(scratch / "store")
-        delta = compress(store, base, tinyzoo.path(task), config, keep_factors=True, tokens=tokens)
-    except InfeasibleBudgetError:
-        return None
-    reconstruct(delta, open_checkpoint(base), scratch / "model", overwrite=True)
-    metrics = evaluate(scratch / "model", [f"tinyzoo_{task}"], limit=limit).tasks[f"tinyzoo_{task}"].metrics
+    tokens = read_tokens(text, open_checkpoint(finetuned)) if needed else None
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        try:
+            delta = compress(Store(scratch / "store"), base, finetuned, config, tokens=tokens)
+        except InfeasibleBudgetError:
+            return None
+        assert delta.manifest.content.cr_projection >= run.cell.cr
+        reconstruct(delta, open_checkpoint(base), scratch / "model")
+        task = f"tinyzoo_{run.cell.task}"
+        metrics = evaluate(scratch / "model", [task], split=run.split, limit=limit).tasks[task].metrics
     return {name: (metrics[name].value, metrics[name].stderr or 0.0) for name in METRICS}
 
 
-def _table(found: dict[str, Any], rows: Iterable[str], ratios: Sequence[float]) -> str:
+def _table(found: Mapping[str, Any], rows: Iterable[str], ratios: Sequence[float]) -> str:
+    return _lines(rows, ratios, lambda cell: _cell(cell, found))
+
+
+def _picks(found: Mapping[str, Any]) -> str:
+    """Return the table of the settings that were picked, where there was a choice."""
+    rows = [name for name, row in QUANTIZED.items() if len(row.settings) > 1]
+
+    def shown(cell: Cell) -> str:
+        options = _picked(cell, found)
+        return ", ".join(f"{key} {value}" for key, value in options.items()) if options else "—"
+
+    return _lines(rows, TABLES[1][1], shown)
+
+
+def _lines(rows: Iterable[str], ratios: Sequence[float], show: Any) -> str:
     lines = [
         "| task | method | " + " | ".join(f"CR {cr:g}" for cr in ratios) + " |",
         "|---|---|" + "--:|" * len(ratios),
     ]
-    for task in tinyzoo.FINE_TUNES:
-        for row in rows:
-            cells = [_cell([found.get(f"{row} {cr:g} {task} {seed}") for seed in SEEDS]) for cr in ratios]
-            lines.append(f"| {task} | {row} | " + " | ".join(cells) + " |")
+    for task, row in product(tinyzoo.FINE_TUNES, rows):
+        lines.append(f"| {task} | {row} | " + " | ".join(show(Cell(row, cr, task)) for cr in ratios) + " |")
     return "\n".join(lines)
 
 
-def _cell(runs: list[Measured | None]) -> str:
+def _cell(cell: Cell, found: Mapping[str, Any]) -> str:
     """Return answer loss and exact match of the runs at hand, as "0.123 ± 0.004; 45.6 ± 0.7 %"."""
+    runs = [found.get(run.key) for run in _tests([cell], found)]
     there = [run for run in runs if run]
     if not there:
         return "not possible"
     loss, match = (_mean_and_error([run[name] for run in there]) for name in METRICS)
-    return f"{loss[0]:.3f} ± {loss[1]:.3f}; {100 * match[0]:.1f} ± {100 * match[1]:.1f} %"
+    return f"{loss[0]:.4f} ± {loss[1]:.4f}; {100 * match[0]:.1f} ± {100 * match[1]:.1f} %"
 
 
 def _mean_and_error(values: list[tuple[float, float]]) -> tuple[float, float]:

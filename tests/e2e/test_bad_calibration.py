@@ -113,6 +113,10 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "quantize nothing": (f"quantize nothing --cr 64 {TEXT} --store {{store}}", ["nothing", "artifact"]),
     "quantize without text": ("quantize plain --cr 64 --store {store}", ["needs calibration text"]),
     "quantize too far": (f"quantize plain --cr 2000 {TEXT} --store {{store}}", ["CR 2000 is too high"]),
+    "numbers of no text": (
+        "quantize plain --cr 64 --calibration-sequences 8 --calibration-length 64 --store {store}",
+        ["--calibration-sequences and --calibration-length is given, but no text", "Name it with --calibration"],
+    ),
     "workers": ("quantize plain --cr 64 --workers 0 --store {store}", ["--workers is 0"]),
 }
 # What only reading the text tells: the run begins, and nothing of the checkpoints is read.

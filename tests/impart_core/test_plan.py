@@ -240,6 +240,18 @@ def test_settings_that_contradict_each_other_for_embeddings_alone_are_refused(mi
         check_request(*mixture, config_of(4, method="dare", embeddings="impart", embeddings_cr=1.2))
 
 
+def test_a_ladder_is_held_against_the_matrices_that_it_is_for(tmp_path: Path) -> None:
+    tensors = random_tensors(llama_shapes(layers=1, hidden=48, intermediate=96, key_value=48, vocab=24))
+    changed = {name: tensor * 1.01 for name, tensor in tensors.items()}
+    places = (save_checkpoint(tmp_path / "base", tensors), save_checkpoint(tmp_path / "finetuned", changed))
+    both = open_checkpoint(places[0]), open_checkpoint(places[1])
+    check_request(*both, config_of(8, method="delta-come"))
+    with pytest.raises(ConfigError, match="34 vectors before the rest, but the largest matrix has rank 24"):
+        check_request(*both, config_of(8, method="dare", embeddings="delta-come", embeddings_cr=4))
+    with pytest.raises(ConfigError, match="60 vectors before the rest, but the largest matrix has rank 48"):
+        check_request(*both, config_of(8, method="delta-come", options={"ladder": "8x60,2"}, embeddings="delta-come"))
+
+
 def test_factors_for_too_high_a_ratio_are_refused_before_any_work(mixture: Opened) -> None:
     with pytest.raises(ConfigError, match="factors_for 8 keeps too few singular triplets for CR 4"):
         check_request(*mixture, config_of(4, factors_for=8))

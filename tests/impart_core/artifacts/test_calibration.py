@@ -226,6 +226,17 @@ def test_what_another_run_has_pinned_is_spared_until_it_lets_go(store: Store, tm
     assert list(store.ids()) == []
 
 
+def test_a_run_may_discard_what_it_holds_itself_but_not_what_another_one_does(store: Store, tmp_path: Path) -> None:
+    ours, shared = (put_activations(store, tmp_path / after, after=after).id for after in ("aa", "ab"))
+    held, others = pin(store, [ours, shared]), pin(store, [shared])
+    discard(store, [ours, shared], held)
+    assert list(store.ids()) == [shared]
+    others.release()
+    discard(store, [ours, shared], held)
+    assert list(store.ids()) == []
+    held.release()
+
+
 def test_half_of_an_artifact_that_a_killed_writer_left_is_discarded_too(folder_store: Store, tmp_path: Path) -> None:
     made = put_activations(folder_store, tmp_path / "spill")
     data_file(folder_store, made).with_name("manifest.json").unlink()

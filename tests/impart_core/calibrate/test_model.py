@@ -15,6 +15,7 @@ from impart_core import tinyzoo
 from impart_core.calibrate.architecture import check_calibratable
 from impart_core.calibrate.layer import Layer
 from impart_core.calibrate.model import CausalModel
+from impart_core.calibrate.watch import Watch
 from impart_core.checkpoint.index import CONFIG, SINGLE, Checkpoint, open_checkpoint
 from impart_core.checkpoint.layout import Role, group_blocks
 from impart_core.checkpoint.pairing import pair_tensors
@@ -153,6 +154,27 @@ def test_hessians_are_those_of_what_the_whole_models_linear_modules_get(case: Ca
                     torch.testing.assert_close(hessian, plain_hessian(inputs[name]), **CLOSE)
                     checked.add(name)
     assert checked == {name for name in case.matrices(block) if not re.search(r"\.experts\b", name)}
+
+
+def test_a_run_ends_where_all_of_a_group_has_been_fed(tmp_path: Path) -> None:
+    checkpoint, tensors = read(save_pair(tmp_path, "llama")[1])
+    model = CausalModel.of(checkpoint, CPU)
+    whole = load_whole(tmp_path / "finetuned", ARCHITECTURES["llama"].model)
+    case = Case("llama", tmp_path, checkpoint, whole, model, tensors, tensors)
+    (block, *_), hidden = case.layers, case.embedded()
+    fed: list[list[str]] = []
+    with model.layer(block, case.block(block)) as layer:
+        groups = layer.groups(hidden, case.matrices(block))[0]
+        for group in groups:
+            calls: list[str] = []
+            with Watch(layer._parameters, lambda call, calls=calls: calls.append(call.parameter)):
+                layer.hessians(group, [hidden[:1], hidden[1:]])
+            fed.append(calls)
+    assert len(groups) == 4
+    for number, (group, calls) in enumerate(zip(groups, fed, strict=True)):
+        used = [name for one in groups[: number + 1] for name in one.names]
+        assert {f"{block}.{call}" for call in calls} <= set(used)
+        assert f"{block}.{calls[-1]}" == group.sites[0].names[0]  # one matrix tells what all of them get
 
 
 @torch.no_grad()

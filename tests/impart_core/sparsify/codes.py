@@ -1,9 +1,12 @@
 """What tests of every method ask about codes, and the deltas that are hard to compress."""
 
 from dataclasses import replace
+from hashlib import sha256
 
+import numpy as np
 import torch
 
+from impart_core.codec.mask import UInt16Array
 from impart_core.quantize.curvature import Inputs, output_error
 from impart_core.sparsify.base import Codes, Projection
 from tests.impart_core.quantize.samples import hessian_of
@@ -17,6 +20,17 @@ def nbytes(codes: Codes) -> int:
 def same(one: Codes, other: Codes) -> bool:
     """Return whether two sets of codes are equal, part by part."""
     return one.keys() == other.keys() and all(torch.equal(one[part], other[part]) for part in one)
+
+
+def digest(codes: Codes) -> str:
+    """Return the first 16 digits of the SHA-256 of all parts, by name."""
+    parts = (code.contiguous().view(torch.uint8).numpy().tobytes() for _, code in sorted(codes.items()))
+    return sha256(b"".join(parts)).hexdigest()[:16]
+
+
+def keep_of(codes: Codes) -> UInt16Array:
+    """Return ImPart-Qt's keep codes, in steps of 1/256, as masks take them, in steps of 1/65536."""
+    return np.asarray([256 * int(code) + 255 for code in codes["keep"]], dtype=np.uint16)
 
 
 def one_entry(m: int, n: int, at: int, value: float = -0.25) -> torch.Tensor:

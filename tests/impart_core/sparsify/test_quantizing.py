@@ -20,7 +20,7 @@ from impart_core.plan import check_request
 from impart_core.sparsify import SPARSIFIERS
 from impart_core.sparsify.base import Codes, Projection
 from tests.impart_core.pipeline import config_of, small_options
-from tests.impart_core.sparsify.codes import calibrated, nbytes, one_entry, outputs_differ, same
+from tests.impart_core.sparsify.codes import calibrated, keep_of, nbytes, one_entry, outputs_differ, same
 from tests.impart_core.sparsify.spectra import leading
 from tests.support import decaying_delta
 
@@ -152,11 +152,11 @@ def decode_unquantised(projection: Projection, request: CompressConfig) -> torch
     factors, count = projection.factors(), len(codes["sigma"])
     u, v = factors.u[:count].float(), factors.v[:count].float()
     if request.method == "impart-qt":
-        keep = codes["keep"].numpy()
+        keep = keep_of(codes)
         probability = torch.from_numpy((keep.astype(np.float64) + 1) / 65536).float()[:, None]
         masks = masks_of(name, shape, request.seed, keep)
         u, v = (torch.where(mask, side, 0.0) / probability for mask, side in zip(masks, (u, v), strict=True))
-    return (u * codes["sigma"][:, None]).T @ v
+    return (u * codes["sigma"].float()[:, None]).T @ v
 
 
 def masks_of(name: str, shape: tuple[int, int], seed: int, keep: Any) -> list[torch.Tensor]:
@@ -329,7 +329,7 @@ def test_a_ladder_of_more_vectors_than_the_largest_projection_has_is_refused(met
     for ladder in ("8x2,3x32,2", "2x33,16"):
         with pytest.raises(ConfigError, match=rf"^Ladder {ladder} asks for 3\d vectors before the rest, but the larg"):
             check_request(*opened, config_of(4, method=method, options={"ladder": ladder}))
-    with pytest.raises(ConfigError, match=r"largest projection has rank 32\. Lower the counts to 32 in all, as in "):
+    with pytest.raises(ConfigError, match=r"largest matrix has rank 32\. Lower the counts to 32 in all, as in "):
         check_request(*opened, config_of(4, method=method))
     check_request(*opened, config_of(4, method=method, options={"ladder": "8x2,3x30,2"}))
 
