@@ -10,8 +10,7 @@ from impart_core.checkpoint.digest import checkpoint_id, tensor_digests
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.config import CompressConfig, build_config
 from impart_core.errors import CheckpointError, ConfigError, WrongBaseError
-from impart_core.quantize.options import QuantizeOptions
-from impart_core.sparsify import SPARSIFIERS
+from impart_core.sparsify import QUANTIZING, SPARSIFIERS
 
 _KEPT = ("seed", "accounting", "embeddings", "embeddings_cr", "factors_for")
 
@@ -35,9 +34,9 @@ def quantize_request(
         WrongBaseError: a checkpoint is another than the delta was made from.
     """
     method = settings["method"]
-    if not issubclass(SPARSIFIERS.get(method).options_model, QuantizeOptions):
-        fitting = (name for name in SPARSIFIERS if issubclass(SPARSIFIERS.get(name).options_model, QuantizeOptions))
-        raise ConfigError(f"Method {method!r} has no codes to quantise to. Use one of {', '.join(fitting)}.")
+    SPARSIFIERS.get(method)  # refuses a name that is not known
+    if method not in QUANTIZING:
+        raise ConfigError(f"Method {method!r} has no codes to quantise to. Use one of {', '.join(QUANTIZING)}.")
     opened = Store(store)
     delta = open_delta(opened, resolve(opened, ref))
     before = delta.manifest.recipe.config

@@ -16,7 +16,6 @@ from impart_core.artifacts.calibration import (
     read_calibration,
 )
 from impart_core.artifacts.catalog import entry_of, note
-from impart_core.artifacts.delta import publish_block
 from impart_core.artifacts.factors import stored_factors
 from impart_core.artifacts.identity import Recipe
 from impart_core.artifacts.manifest import Manifest
@@ -32,10 +31,10 @@ from impart_core.codec.format import CODES_FILE, BlockFile
 from impart_core.compress_layer import Batch, compress_layer, run_layer
 from impart_core.errors import CorruptArtifactError
 from impart_core.files import scratch_folder
-from impart_core.numerics import release_memory, resolve_device, return_large_memory_at_once
+from impart_core.numerics import release_memory, resolve_device
 from tasks.references import BlockResult, DistilJob, LayerJob, MadeText, ScalesResult, TextJob
 from tasks.resources import GPU, NETWORK, patiently, stage
-from tasks.sparsify import block_result
+from tasks.sparsify import Publish, made_or_found
 from tasks.watch import start_watch
 
 
@@ -70,14 +69,9 @@ def quantize_layer(job: LayerJob) -> BlockResult:
     What it gives in turn is published for the next one. Where what it is given is not there, because a run ended
     between the two or it was cleaned up, the layers before it are run again, none is compressed again.
     """
-    return_large_memory_at_once()
     own = job.job
-    watch, store = start_watch(base=own.base, finetuned=own.finetuned), Store(own.store)
-    trust = {"reread": own.trust.reread, "replace": own.trust.refreshes("sparsify")}
-    found = store.examine(own.recipe.id, reread=own.trust.reread)
-    manifest = None if trust["replace"] else found.manifest
-    cached = manifest is not None
-    if manifest is None:
+
+    def make(store: Store, publish: Publish) -> Manifest:
         chain = _Chain(job, store)
         with ExitStack() as stack:
             batches = chain.inputs(len(job.before), stack)
@@ -92,15 +86,13 @@ def quantize_layer(job: LayerJob) -> BlockResult:
                 device=chain.device,
                 digests=own.digests(),
             )
-            manifest = patiently(
-                f"publish {own.block.name}",
-                lambda: publish_block(store, own.recipe, own.block.name, tensors, watch, **trust),
-            )
+            manifest = publish(tensors)
             del tensors
             if not job.last:
                 chain.advance(len(job.before), own.block.name, own.recipe.id, batches)
-        release_memory()
-    return block_result(own, manifest, found, cached, watch)
+        return manifest
+
+    return made_or_found(own, make)
 
 
 @stage("distil scales", "distil the scales of {job.label}", GPU)

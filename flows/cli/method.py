@@ -13,13 +13,32 @@ if TYPE_CHECKING:
 class MethodCommand(TyperCommand):
     """A verb with `--method` and `--option`, whose help lists the methods and all that can be set of each."""
 
+    @property
+    def methods(self) -> Sequence[str]:
+        """The methods that the verb takes."""
+        from impart_core.sparsify import SPARSIFIERS
+
+        return tuple(SPARSIFIERS)
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Complete the two flags' help and write it; the registry is read only now, since it loads torch."""
         texts = {"method": _methods, "option": _options}
         for parameter in self.params:
             if parameter.name in texts:
-                parameter.help = f"{parameter.help}\n\n{texts[parameter.name]()}"  # type: ignore[attr-defined]
+                listed = texts[parameter.name](self.methods)
+                parameter.help = f"{parameter.help}\n\n{listed}"  # type: ignore[attr-defined]
         super().format_help(ctx, formatter)
+
+
+class QuantizeCommand(MethodCommand):
+    """The same for the methods that quantise."""
+
+    @property
+    def methods(self) -> Sequence[str]:
+        """The methods that the verb takes."""
+        from impart_core.sparsify import QUANTIZING
+
+        return QUANTIZING
 
 
 def read_config(
@@ -78,16 +97,16 @@ def _value(text: str) -> Any:
         return text
 
 
-def _methods() -> str:
+def _methods(names: Sequence[str]) -> str:
     from impart_core.sparsify import SPARSIFIERS
 
-    return "\n".join(f"- {name}: {SPARSIFIERS.get(name).summary}" for name in SPARSIFIERS)
+    return "\n".join(f"- {name}: {SPARSIFIERS.get(name).summary}" for name in names)
 
 
-def _options() -> str:
+def _options(names: Sequence[str]) -> str:
     from impart_core.sparsify import SPARSIFIERS
 
-    fields = {name: SPARSIFIERS.get(name).options_model.model_fields for name in SPARSIFIERS}
+    fields = {name: SPARSIFIERS.get(name).options_model.model_fields for name in names}
     lines = [
         f"- {name} {key}={json.dumps(field.default, default=str)}: {field.description}"
         for name, own in fields.items()

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.cli import options as opt
-from flows.cli.method import MethodCommand, read_config
+from flows.cli.method import MethodCommand, QuantizeCommand, read_config
 from flows.cli.output import human_bytes, print_json, print_table, progress, ratio, warn_of_faults
 from flows.cli.trust import read_trust
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def add_to(app: typer.Typer) -> None:
     """Register the verbs."""
     app.command(cls=MethodCommand)(compress)
-    app.command(cls=MethodCommand)(quantize)
+    app.command(cls=QuantizeCommand)(quantize)
     app.command(cls=MethodCommand)(plan)
 
 

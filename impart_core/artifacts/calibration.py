@@ -27,6 +27,7 @@ from impart_core.errors import CheckpointError, CorruptArtifactError
 from impart_core.files import scratch_folder
 
 TOKENS_FILE, SCALES_FILE = "tokens.safetensors", "scales.safetensors"
+Content = CalibrationContent | ScalesContent
 _TOKENS, _HIDDEN = "tokens", "hidden"
 _TEXT_VERSION = 1
 _ACTIVATIONS_VERSION = 1  # raised whenever the same layers give other activations
@@ -57,11 +58,7 @@ def read_calibration(store: Store, artifact_id: str) -> torch.Tensor:
         ArtifactNotFoundError: there is none.
         CorruptArtifactError: it is damaged, or another artifact.
     """
-    manifest = store.manifest(artifact_id)
-    if not isinstance(manifest.content, CalibrationContent):
-        raise CorruptArtifactError(f"Artifact {artifact_id[:12]} is a {manifest.content.kind}, no calibration text.")
-    with store.local_file(manifest, TOKENS_FILE, verified=True) as path:
-        return _read(path)[_TOKENS]
+    return _opened(store, artifact_id, CalibrationContent, TOKENS_FILE, "calibration text")[_TOKENS]
 
 
 def batch_size(length: int) -> int:
@@ -153,10 +150,14 @@ def publish_scales(
 
 def read_scales(store: Store, artifact_id: str) -> dict[str, torch.Tensor]:
     """Return published scales by matrix; errors as in `read_calibration`."""
+    return _opened(store, artifact_id, ScalesContent, SCALES_FILE, "distilled scales")
+
+
+def _opened(store: Store, artifact_id: str, kind: type[Content], file: str, what: str) -> dict[str, torch.Tensor]:
     manifest = store.manifest(artifact_id)
-    if not isinstance(manifest.content, ScalesContent):
-        raise CorruptArtifactError(f"Artifact {artifact_id[:12]} is a {manifest.content.kind}, no distilled scales.")
-    with store.local_file(manifest, SCALES_FILE, verified=True) as path:
+    if not isinstance(manifest.content, kind):
+        raise CorruptArtifactError(f"Artifact {artifact_id[:12]} is a {manifest.content.kind}, no {what}.")
+    with store.local_file(manifest, file, verified=True) as path:
         return _read(path)
 
 
@@ -164,7 +165,7 @@ def _publish(
     store: Store,
     recipe: Recipe,
     files: Mapping[str, Mapping[str, torch.Tensor]],
-    content: CalibrationContent | ScalesContent,
+    content: Content,
     watch: Stopwatch,
     parents: tuple[str, ...] = (),
 ) -> Manifest:

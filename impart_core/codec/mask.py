@@ -65,6 +65,17 @@ def may_keep(count: int, rows: int, codes: UInt16Array) -> bool:
     return abs(count - mean) <= 12 * math.sqrt(mean) + 64
 
 
+def most_kept(entries: int, code: UInt16Array) -> int:
+    """Return a number of kept entries that not one mask in ten million goes beyond (Bernstein).
+
+    Args:
+        entries: of the whole mask.
+        code: the keep code of all of them, (1,).
+    """
+    mean = entries * float(keep_probability(code)[0])
+    return min(entries, math.ceil(mean + 6 * math.sqrt(mean) + 12))
+
+
 def mask_from_words(words: UInt32Array, codes: UInt16Array) -> BoolArray:
     """Return the kept entries, shape (columns, rows): word < (code + 1)·2¹⁶, in integers."""
     return mask_from_levels(word_levels(words), codes)

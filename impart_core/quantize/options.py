@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field
 
@@ -37,6 +37,11 @@ class QuantizeOptions(MethodOptions):
     def entries_share(self) -> float:
         """About how much of the packed size is stored at the fewest bits, where what is saved is spent; else 1."""
         return _STORED if self.lossless and self.fill else 1.0
+
+    @property
+    def calibration(self) -> Literal["none", "inputs"]:
+        """What is to be known of the model's activations: the inputs, but for rounding to nearest."""
+        return "none" if self.solver == "nearest" else "inputs"
 
     def within(self, budget: int, encode: Callable[[int, Self], Codes], most: float = math.inf) -> Codes:
         """Return codes that use a budget up: an encoder is asked for greater and greater packed sizes.

@@ -6,9 +6,12 @@ Importing this package imports every file in it, and so registers every method; 
 from importlib import import_module
 from pkgutil import iter_modules
 
+from impart_core.quantize.options import QuantizeOptions
 from impart_core.sparsify.base import SPARSIFIERS, Projection, Sparsifier
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["SPARSIFIERS", "Projection", "Sparsifier"]
+QUANTIZING = tuple(name for name in SPARSIFIERS if issubclass(SPARSIFIERS.get(name).options_model, QuantizeOptions))
+
+__all__ = ["QUANTIZING", "SPARSIFIERS", "Projection", "Sparsifier"]

@@ -20,6 +20,7 @@ from impart_core.codec.mask import (
     keep_probability,
     mask_key,
     may_keep,
+    most_kept,
     whole_mask,
 )
 from impart_core.config import Accounting, CompressConfig, MethodOptions
@@ -82,9 +83,7 @@ class BitDelta:
             return min(everything, budget_bytes(m, n, config.cr))
         if config.cr <= _CR_OF_ALL:
             return everything
-        mean = m * n * float(keep_probability(_nearest_code(config.cr))[0])
-        kept = min(m * n, math.ceil(mean + 6 * math.sqrt(mean) + 12))  # Bernstein
-        return _CODE_BYTES + sign_bytes(kept, scales)
+        return _CODE_BYTES + sign_bytes(most_kept(m * n, _nearest_code(config.cr)), scales)
 
     def needed_rank(self, m: int, n: int, config: CompressConfig) -> None:
         """Return None: signs are those of the delta itself."""

@@ -3,7 +3,6 @@
 Drop And REscale, Yu et al. 2024 (arXiv 2311.03099). The mask is regenerated from the seed; only values are stored.
 """
 
-import math
 from typing import ClassVar
 
 import numpy as np
@@ -20,6 +19,7 @@ from impart_core.codec.mask import (
     mask_from_levels,
     mask_key,
     may_keep,
+    most_kept,
 )
 from impart_core.config import CompressConfig, MethodOptions
 from impart_core.delta.budget import BYTES_PER_VALUE, budget_bytes
@@ -54,8 +54,7 @@ class Dare:
         """Return the budget; under the paper's count, the bytes that not one mask in ten million goes beyond."""
         if config.accounting == "bytes":
             return budget_bytes(m, n, config.cr)
-        mean = m * n * float(keep_probability(_nearest_code(config.cr))[0])
-        return _CODE_BYTES + BYTES_PER_VALUE * min(m * n, math.ceil(mean + 6 * math.sqrt(mean) + 12))  # Bernstein
+        return _CODE_BYTES + BYTES_PER_VALUE * most_kept(m * n, _nearest_code(config.cr))
 
     def needed_rank(self, m: int, n: int, config: CompressConfig) -> None:
         """Return None: entries are dropped from the delta itself."""

@@ -1,6 +1,5 @@
 """DARE-Qt: DARE's entries of the delta, quantised on their mask by GPTQ (paper §4; PAPER.md §3)."""
 
-import math
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -8,7 +7,16 @@ import torch
 from pydantic import Field
 
 from impart_core.codec.half import require_half
-from impart_core.codec.mask import LEVELS, UInt16Array, fitting_code, keep_codes, keep_probability, mask_key, whole_mask
+from impart_core.codec.mask import (
+    LEVELS,
+    UInt16Array,
+    fitting_code,
+    keep_codes,
+    keep_probability,
+    mask_key,
+    most_kept,
+    whole_mask,
+)
 from impart_core.codec.parts import Codes, read_part
 from impart_core.config import CompressConfig, MethodOptions
 from impart_core.delta.budget import budget_bytes
@@ -56,15 +64,14 @@ class DareQt:
         options = _options(config)
         if config.accounting == "bytes":
             return budget_bytes(m, n, config.cr)
-        mean = m * n * float(keep_probability(_paper_code(config))[0])
-        return _bytes(m, min(m * n, math.ceil(mean + 6 * math.sqrt(mean) + 12)), options)
+        return _bytes(m, most_kept(m * n, _paper_code(config)), options)
 
     def needed_rank(self, m: int, n: int, config: CompressConfig) -> None:
         """Return None: entries are dropped from the delta itself."""
 
     def calibration(self, config: CompressConfig) -> Calibration:
-        """Return that GPTQ needs each matrix's inputs."""
-        return "none" if _options(config).solver == "nearest" else "inputs"
+        """Return what the solver needs."""
+        return _options(config).calibration
 
     def usual_cr(self, config: CompressConfig) -> float:
         """Return the ratio: no triplet is used."""

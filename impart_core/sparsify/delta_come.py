@@ -54,8 +54,8 @@ class DeltaCome:
         return self._fitting(m, n, 0, config)
 
     def calibration(self, config: CompressConfig) -> Calibration:
-        """Return that GPTQ needs each matrix's inputs."""
-        return "none" if _options(config).solver == "nearest" else "inputs"
+        """Return what the solver needs."""
+        return _options(config).calibration
 
     def usual_cr(self, config: CompressConfig) -> float:
         """Return the ratio of as many vectors at 16 bits: whole ones are fewer than thinned ones in the same room."""

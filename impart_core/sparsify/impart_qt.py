@@ -85,8 +85,8 @@ class ImpartQt:
         return max(1, candidate_pairs(min(m, n), _beta(m, n, _options(config))))
 
     def calibration(self, config: CompressConfig) -> Calibration:
-        """Return that GPTQ needs each matrix's inputs."""
-        return "none" if _options(config).solver == "nearest" else "inputs"
+        """Return what the solver needs."""
+        return _options(config).calibration
 
     def usual_cr(self, config: CompressConfig) -> float | None:
         """Return the ratio of as many entries at 16 bits, where β and C are in the paper's range."""

@@ -51,14 +51,13 @@ def _grid(**values: Sequence[Any]) -> tuple[Options, ...]:
 
 
 SPARSE = {name: Row(name) for name in ("dare", "impart", "lowrank", "magnitude")}
+_LADDERS, _SIZES = ("8x2,3x32,2", "3x8,2", "2"), (128, 512)
 QUANTIZED = {
     "bitdelta": Row("bitdelta", _grid(per_row=(False, True))),
     "bitdelta, distilled": Row("bitdelta", _grid(distil=(True,), per_row=(False, True))),
-    "dare-qt": Row("dare-qt", _grid(bits=(2, 4, 8))),
-    "delta-come": Row("delta-come", _grid(ladder=("8x2,3x32,2", "3x8,2", "2"))),
-    "impart-qt": Row("impart-qt", _grid(ladder=("3x8,2", "2"), c=(0.25, 0.5))),
-    "impart-qt, 8x2,3x32,2": Row("impart-qt", _grid(c=(0.25, 0.5))),
-    "delta-come, 8x2,3x32,2": Row("delta-come", _grid(ladder=("8x2,3x32,2",))),
+    "dare-qt": Row("dare-qt", _grid(bits=(2, 4), group_size=_SIZES)),
+    "delta-come": Row("delta-come", _grid(ladder=_LADDERS, group_size=_SIZES)),
+    "impart-qt": Row("impart-qt", _grid(ladder=_LADDERS, c=(0.25, 0.5), group_size=_SIZES)),
 }
 ROWS = SPARSE | QUANTIZED
 TABLES = ((SPARSE, (4.0, 8.0, 16.0, 32.0, 64.0)), (QUANTIZED, (16.0, 32.0, 64.0, 128.0)))
