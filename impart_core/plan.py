@@ -3,13 +3,14 @@
 import math
 from dataclasses import dataclass
 
+from impart_core.artifacts.calibration import BATCH_TOKENS
 from impart_core.checkpoint.compat import preflight
 from impart_core.checkpoint.index import Checkpoint
 from impart_core.checkpoint.layout import Block, Role, group_blocks
 from impart_core.checkpoint.pairing import VOCABULARY, Pair, Pairs
 from impart_core.config import CompressConfig, Frozen
 from impart_core.errors import InfeasibleBudgetError
-from impart_core.policy import depth_for, is_feasible, may_be_kept, settings_for
+from impart_core.policy import calibration_of, depth_for, is_feasible, may_be_kept, settings_for
 from impart_core.sparsify import SPARSIFIERS
 
 # Around each block: its safetensors header and its manifest. Measured on the tiny zoo, within a tenth.
@@ -56,7 +57,8 @@ class Plan(Frozen):
     """What a compression will take; see `BlockPlan`. `cr_model` is a lower bound: unchanged tensors cost nothing.
 
     `peak_bytes` is the working memory above the idle process with this many workers; `factors_bytes` is what the
-    decompositions take in the store beside the artifact, at most.
+    decompositions take in the store beside the artifact, at most. `calibration_bytes` is what a layer takes in addition
+    while it is calibrated, which one layer is at a time.
     """
 
     blocks: tuple[BlockPlan, ...]
@@ -66,6 +68,7 @@ class Plan(Frozen):
     cr_model: float
     peak_bytes: int
     factors_bytes: int
+    calibration_bytes: int
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,7 @@ def make_plan(base: Checkpoint, finetuned: Checkpoint, config: CompressConfig, w
         cr_model=finetuned.nbytes / total,
         peak_bytes=sum(sorted((block.peak_bytes for block in blocks), reverse=True)[:workers]),
         factors_bytes=sum(_factors_bytes(pair, config) for pair in work.pairs.values()),
+        calibration_bytes=max(_calibration_bytes(block, work.pairs, config) for block in work.blocks),
     )
 
 
@@ -194,6 +198,22 @@ def _factors_bytes(pair: Pair, config: CompressConfig) -> int:
         return 0
     *count, m, n = pair.shape
     return 2 * math.prod(count) * depth.most(m, n) * (m + n)
+
+
+def _calibration_bytes(block: Block, pairs: Pairs, config: CompressConfig) -> int:
+    """Memory of a layer that is run, about: its weights in float32, a batch of activations, and one group's Hessians.
+
+    Of activations, what each matrix is fed and gives is held at most; of one Hessian that is in use there are five:
+    itself, as it is summed up, in the order of quantisation, its factor and that one's inverse.
+    """
+    own = [pairs[name] for name in block.tensors]
+    matrices = [pair for pair in own if pair.role is Role.PROJECTION]
+    if calibration_of(config) != "inputs" or not matrices:
+        return 0
+    weights = sum(pair.finetuned.numel for pair in own)
+    activations = BATCH_TOKENS * sum(sum(pair.shape[-2:]) for pair in matrices)
+    hessians = max((math.prod(pair.shape[:-2]) + 4) * max(pair.shape[-2:]) ** 2 for pair in matrices)
+    return 4 * (weights + activations + hessians)
 
 
 def _working_bytes(pair: Pair, config: CompressConfig) -> int:

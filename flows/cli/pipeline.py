@@ -225,6 +225,8 @@ def plan(
     if made.factors_bytes:
         typer.echo(f"factors        at most {human_bytes(made.factors_bytes)} beside it, unless --no-keep-factors")
     typer.echo(f"peak memory    about {human_bytes(made.peak_bytes)} above the idle process, {made.workers} workers")
+    if made.calibration_bytes:
+        typer.echo(f"calibration    about {human_bytes(made.calibration_bytes)} more, one layer at a time")
 
 
 def require_workers(workers: int | None) -> None:

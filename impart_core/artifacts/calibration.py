@@ -32,7 +32,7 @@ _TOKENS, _HIDDEN = "tokens", "hidden"
 _TEXT_VERSION = 1
 _ACTIVATIONS_VERSION = 1  # raised whenever the same layers give other activations
 _DISTIL_VERSION = 1
-_BATCH_TOKENS = 8192  # of one batch, which sums of float32 depend on
+BATCH_TOKENS = 8192  # of one batch, which sums of float32 depend on
 
 
 def calibration_recipe(tokens: torch.Tensor) -> Recipe:
@@ -63,7 +63,7 @@ def read_calibration(store: Store, artifact_id: str) -> torch.Tensor:
 
 def batch_size(length: int) -> int:
     """Return how many sequences of this length are run together."""
-    return max(1, _BATCH_TOKENS // length)
+    return max(1, BATCH_TOKENS // length)
 
 
 def activations_recipe(calibration: str, after: Sequence[str], model: str) -> Recipe:
@@ -76,7 +76,7 @@ def activations_recipe(calibration: str, after: Sequence[str], model: str) -> Re
     """
     inputs = {"calibration": calibration, "after": list(after), "model": model}
     return Recipe(
-        operation="activations", version=_ACTIVATIONS_VERSION, config={"batch_tokens": _BATCH_TOKENS}, inputs=inputs
+        operation="activations", version=_ACTIVATIONS_VERSION, config={"batch_tokens": BATCH_TOKENS}, inputs=inputs
     )
 
 

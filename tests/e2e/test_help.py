@@ -19,17 +19,7 @@ VERBS = {
     ],
     "quantize": [
         *["--cr", "--method", "--option", "--seed", "--calibration", "--calibration-sequences", "--calibration-length"],
-        *[
-            "--base",
-            "--finetuned",
-            "moved",
-            "impart-qt:",
-            "delta-come:",
-            "dare-qt:",
-            "bitdelta",
-            "tinyzoo:math",
-            "reused",
-        ],
+        *["--base", "--finetuned", "moved", "impart-qt:", "delta-come:", "dare-qt:", "tinyzoo:math", "reused"],
     ],
     "reconstruct": ["--base", "--out", "--overwrite", "--store"],
     "evaluate": ["--tasks", "--base", "--split", "--limit", "--refresh", "--store"],
@@ -62,3 +52,9 @@ def test_help_teaches(verb: str) -> None:
     is_group = verb in ("", "tinyzoo")
     for word in [*VERBS[verb], *([] if is_group else ["--json"])]:
         assert word in done.stdout
+
+
+def test_help_of_quantize_leaves_out_what_it_refuses() -> None:
+    shown = run_impart("quantize", "--help", environment={"COLUMNS": "200"}).stdout
+    assert "dare-qt bits=" in shown
+    assert not [method for method in ("bitdelta", "impart:", "lowrank:") if method in shown]
