@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,22 +32,28 @@ class Place:
     def objects(self) -> dict[str, bytes]:
         """Return all that it holds by path, but for scratch files."""
         if not self.server:
-            files = [path for path in sorted(Path(self.url).rglob("*")) if path.is_file()]
-            found = {str(path.relative_to(self.url)): path.read_bytes() for path in files}
+            found = {}
+            for path in _files_under(self.url):
+                with suppress(FileNotFoundError):  # scratch files come and go while a run writes
+                    found[str(path.relative_to(self.url))] = path.read_bytes()
         else:
             client, root = client_of(self.server), self.url.removeprefix("s3://")
             paths = [path for path, info in client.find(root, detail=True).items() if info["type"] == "file"]
-            found = {path.removeprefix(f"{root}/"): data for path, data in (client.cat(paths) if paths else {}).items()}
+            found = {}
+            with suppress(FileNotFoundError):  # where all of it vanishes meanwhile
+                read = client.cat(paths, on_error="omit") if paths else {}
+                found = {path.removeprefix(f"{root}/"): data for path, data in read.items()}
         return {path: data for path, data in sorted(found.items()) if not path.rpartition("/")[2].startswith(".")}
 
     def written(self) -> dict[str, object]:
         """Return when each object was last written."""
         if not self.server:
-            paths = [path for path in Path(self.url).rglob("*") if path.is_file() and not path.name.startswith(".")]
+            paths = [path for path in _files_under(self.url) if not path.name.startswith(".")]
             return {str(path.relative_to(self.url)): path.stat().st_mtime_ns for path in paths}
         root = self.url.removeprefix("s3://")
         found = client_of(self.server).find(root, detail=True)
-        return {path.removeprefix(f"{root}/"): info["LastModified"] for path, info in found.items()}
+        files = {path: info for path, info in found.items() if info["type"] == "file"}
+        return {path.removeprefix(f"{root}/"): info["LastModified"] for path, info in files.items()}
 
     def write(self, path: str, data: bytes) -> None:
         """Put an object's content in its place, past the program."""
@@ -53,6 +61,11 @@ class Place:
             client_of(self.server).pipe_file(f"{self.url.removeprefix('s3://')}/{path}", data)
         else:
             (Path(self.url) / path).write_bytes(data)
+
+
+def _files_under(folder: str) -> list[Path]:
+    """Return all files; what vanishes meanwhile is passed over."""
+    return [Path(where) / name for where, _, names in os.walk(folder) for name in names]
 
 
 def client_of(variables: Mapping[str, str]) -> Any:
