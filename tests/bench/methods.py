@@ -57,7 +57,7 @@ QUANTIZED = {
     "bitdelta, distilled": Row("bitdelta", _grid(distil=(True,), per_row=(False, True))),
     "dare-qt": Row("dare-qt", _grid(bits=(2, 4), group_size=_SIZES)),
     "delta-come": Row("delta-come", _grid(ladder=_LADDERS, group_size=_SIZES)),
-    "impart-qt": Row("impart-qt", _grid(ladder=_LADDERS, c=(0.25, 0.5), group_size=_SIZES)),
+    "impart-qt": Row("impart-qt", _grid(ladder=_LADDERS, c=(0.1, 0.25, 0.5), group_size=_SIZES)),
 }
 ROWS = SPARSE | QUANTIZED
 TABLES = ((SPARSE, (4.0, 8.0, 16.0, 32.0, 64.0)), (QUANTIZED, (16.0, 32.0, 64.0, 128.0)))
