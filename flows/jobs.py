@@ -11,7 +11,7 @@ from impart_core.artifacts.identity import Recipe
 from impart_core.calibrate.model import decoder_layers
 from impart_core.checkpoint.digest import carried_digests
 from impart_core.checkpoint.index import CONFIG, Checkpoint
-from impart_core.checkpoint.layout import Block
+from impart_core.checkpoint.layout import Block, Role
 from impart_core.config import CompressConfig
 from impart_core.plan import Work
 from impart_core.policy import calibration_of
@@ -75,7 +75,10 @@ def plan_jobs(
     if needed == "logits":
         sides = {"base": digests[0], "finetuned": digests[1]}
         scales = scales_recipe(config, text, sides, model)
-        jobs = tuple(maker.job(block, {"calibration": text, "scales": scales.id}, scales) for block in work.blocks)
+        given = {"calibration": text, "scales": scales.id}
+        jobs = tuple(
+            maker.job(block, given, scales) if maker.is_coded(block) else maker.job(block) for block in work.blocks
+        )
         distil = DistilJob(label=config.method, recipe=scales, calibration=text, config=config, **places)
         return Planned(jobs, tuple(range(len(jobs))), distil=distil)
     return _in_layers(maker, work.blocks, decoder_layers(finetuned), text, model)
@@ -113,6 +116,10 @@ class _Maker:
     work: Work
     digests: Digests
     places: Mapping[str, Any]
+
+    def is_coded(self, block: Block) -> bool:
+        """Whether a block has matrices that the method itself codes."""
+        return any(self.work.pairs[name].role is Role.PROJECTION for name in block.tensors)
 
     def job(
         self, block: Block, calibration: Mapping[str, object] | None = None, scales: Recipe | None = None

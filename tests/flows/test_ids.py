@@ -68,7 +68,8 @@ def ids(request: CompressRequest, digests: Digests | None = None) -> dict[str, s
     planned = plan_jobs(request.config, work, finetuned, digests, words, _places(request))
     made = {"text": text, "delta": delta_recipe(base, finetuned, request.config, digests, words)}
     for job in planned.jobs:
-        made |= {job.block.name: job.recipe, f"factors of {job.block.name}": job.factors, "scales": job.scales}
+        made |= {job.block.name: job.recipe, f"factors of {job.block.name}": job.factors}
+    made["scales"] = planned.distil.recipe if planned.distil else None
     made |= {f"given {job.block.name}": activations_of(planned, number) for number, job in enumerate(planned.jobs)}
     return {name: recipe.id for name, recipe in made.items() if recipe}
 
@@ -76,7 +77,7 @@ def ids(request: CompressRequest, digests: Digests | None = None) -> dict[str, s
 def activations_of(planned: Planned, number: int) -> Recipe | None:
     """Return what makes the activations that a job is given, if it is given some."""
     layer = planned.layers.get(number)
-    return layer.activations()[-2] if layer else None
+    return layer.given if layer else None
 
 
 def changed(one: dict[str, str], other: dict[str, str]) -> set[str]:
@@ -206,7 +207,7 @@ def test_calibration_text_is_part_of_the_ids_of_all_that_is_calibrated(
     assert changed(ids(zoo_request), ids(other)) == {"text", "delta", *chain(0, 1, 2)}
     distilled, its = (with_config(one, method="bitdelta", options={"distil": True}) for one in (zoo_request, other))
     blocks = {f"model.layers.{number}" for number in range(3)}
-    assert changed(ids(distilled), ids(its)) == {"text", "delta", "scales", REST, *blocks}
+    assert changed(ids(distilled), ids(its)) == {"text", "delta", "scales", *blocks}
 
 
 def test_where_the_same_tokens_come_from_is_no_part_of_the_ids(zoo_request: CompressRequest, tmp_path: Path) -> None:
@@ -256,7 +257,7 @@ def test_the_configuration_that_a_model_runs_by_is_part_of_the_ids_where_it_is_r
     [
         ("_TEXT_VERSION", {"text", "delta", *chain(0, 1, 2)}),
         ("_ACTIVATIONS_VERSION", chain(0, 1, 2)),
-        ("_BATCH_TOKENS", chain(0, 1, 2)),
+        ("BATCH_TOKENS", chain(0, 1, 2)),
     ],
 )
 def test_every_version_of_calibration_is_part_of_the_ids(
