@@ -1,5 +1,7 @@
 """Flow: a fine-tuned checkpoint → a published delta. Blocks are mapped over tasks, then gathered."""
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from impart_core.calibrate.text import CalibrationText, check_text
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
 from impart_core.checkpoint.location import is_remote
 from impart_core.config import CompressConfig, Frozen
-from impart_core.errors import ConfigError
+from impart_core.errors import ConfigError, StoreError
 from impart_core.numerics import default_workers, resolve_device
 from impart_core.plan import Work, check_request
 from impart_core.policy import calibration_of
@@ -47,6 +49,8 @@ from tasks.references import (
 )
 from tasks.resources import Retried, current_flow_run, give_up, patiently, retried_in
 from tasks.sparsify import sparsify_block
+
+logger = logging.getLogger(__name__)
 
 
 class CompressRequest(Frozen):
@@ -199,7 +203,7 @@ def _steps(request: CompressRequest) -> Compression:
     finally:
         hold.release()
     if planned.activations:  # they are of no more use
-        patiently("clean up activations", lambda: discard(Store(request.store), planned.activations))
+        _clean_up(request.store, planned.activations)
     parts = [part for part in (text, scales, *factors, *results) if part]
     faults = [*found.faults, *(part.fault for part in parts if part.fault)]
     changed = [result.id for result in (*factors, *results) if result.changed]
@@ -224,6 +228,14 @@ def _steps(request: CompressRequest) -> Compression:
         peak_rss_bytes=peak_rss_bytes(),
     )
     return Compression(request, report, delta.blocks, frozenset(result.id for result in results if not result.cached))
+
+
+def _clean_up(store: str, activations: Sequence[str], own: Pin | None = None) -> None:
+    """Delete activations; what cannot be deleted is left to `impart gc`, and is no reason to end a run."""
+    try:
+        patiently("clean up activations", lambda: discard(Store(store), activations, own))
+    except StoreError as error:
+        logger.warning("%d activations are left in the store for impart gc: %s", len(activations), error)
 
 
 def _read_text(request: CompressRequest) -> MadeText | None:
@@ -258,7 +270,7 @@ def _map_blocks(
             report("compress", len(told), len(jobs), f"{result.name}{' (reused)' if result.cached else ''}")
             if number in planned.layers and not result.cached:
                 given = planned.layers[number].given.id
-                patiently("clean up activations", lambda: discard(Store(request.store), [given], hold))
+                _clean_up(request.store, [given], hold)
         return result
 
     report("compress", 0, len(jobs))

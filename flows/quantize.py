@@ -8,8 +8,11 @@ from impart_core.artifacts.refs import resolve
 from impart_core.artifacts.store import Store
 from impart_core.checkpoint.digest import checkpoint_id, tensor_digests
 from impart_core.checkpoint.index import open_checkpoint
+from impart_core.checkpoint.layout import Role
+from impart_core.checkpoint.pairing import VOCABULARY
 from impart_core.config import CompressConfig, build_config
 from impart_core.errors import CheckpointError, ConfigError, WrongBaseError
+from impart_core.policy import settings_for
 from impart_core.sparsify import QUANTIZING, SPARSIFIERS
 
 _KEPT = ("seed", "accounting", "embeddings", "embeddings_cr", "factors_for")
@@ -43,8 +46,9 @@ def quantize_request(
     asked = {name: before[name] for name in _KEPT if name in before}
     asked |= {name: value for name, value in settings.items() if value is not None}
     config = build_config(CompressConfig, **asked)
-    usual = SPARSIFIERS.get(method).usual_cr(config)
-    if config.factors_for and (usual is None or config.factors_for > usual):  # its factors do not go deep enough
+    if config.factors_for and not all(
+        _serves(config.factors_for, role, config) for role in (Role.PROJECTION, *VOCABULARY)
+    ):
         config = config.model_copy(update={"factors_for": None})
     return CompressRequest(
         base=_place(delta, "base", base),
@@ -53,6 +57,15 @@ def quantize_request(
         store=store,
         **others,
     )
+
+
+def _serves(factors_for: float, role: Role, config: CompressConfig) -> bool:
+    """Whether factors for a ratio go deep enough for what codes the tensors of a role."""
+    settings = settings_for(role, config)
+    if settings is None or SPARSIFIERS.get(settings.method).needed_rank(2, 2, settings) is None:
+        return True
+    usual = SPARSIFIERS.get(settings.method).usual_cr(settings)
+    return usual is not None and factors_for <= usual
 
 
 def _place(delta: Delta, role: str, given: str | None) -> str:

@@ -26,6 +26,8 @@ def expand(data: bytes, size: int, what: str) -> bytes:
         CorruptArtifactError: it is no such data, of another size, or more follows; no more than `size` is taken for it.
     """
     try:
+        if zstandard.frame_content_size(data) != -1:  # ours never say their size, and memory would be taken by it
+            raise zstandard.ZstdError("it says its size")
         found = zstandard.ZstdDecompressor().decompress(data, max_output_size=max(1, size), allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise CorruptArtifactError(f"The codes of {what!r} cannot be expanded: {error}.") from error

@@ -97,7 +97,7 @@ def level_chunks(key: int, rows: int, columns: int) -> Iterator[tuple[slice, UIn
     Yields:
         Which columns, and their levels, shape (columns of the chunk, rows).
     """
-    step = max(1, _CHUNK_BYTES // (-(-rows // _WORDS_PER_BLOCK) * _WORDS_PER_BLOCK * 4))
+    step = max(1, _CHUNK_BYTES // max(1, -(-rows // _WORDS_PER_BLOCK) * _WORDS_PER_BLOCK * 4))
     for first in range(0, columns, step):
         last = min(first + step, columns)
         yield slice(first, last), word_levels(mask_words(key, rows, last - first, first))

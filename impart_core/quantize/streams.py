@@ -26,7 +26,7 @@ from impart_core.quantize.grid import HALF, Bits, RowRange
 from impart_core.quantize.groups import Groups
 from impart_core.quantize.ladder import WIDTHS
 
-LARGEST_GROUP = (1 << 16) - 1
+LARGEST_GROUP = MOST_ROWS = (1 << 16) - 1  # of a group, and of a range, as the layout stores them
 MOST_SAVED = 64  # no stream is stored in less than this part of its packed size, so that little cannot claim much
 
 

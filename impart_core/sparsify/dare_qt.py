@@ -21,12 +21,12 @@ from impart_core.codec.parts import Codes, read_part
 from impart_core.config import CompressConfig, MethodOptions
 from impart_core.delta.budget import budget_bytes
 from impart_core.errors import CorruptArtifactError
-from impart_core.quantize.cost import most_fitting, stream_bytes
+from impart_core.quantize.cost import SCALE_BYTES, most_fitting, stream_bytes
 from impart_core.quantize.grid import RowRange
 from impart_core.quantize.groups import Groups
 from impart_core.quantize.options import QuantizeOptions
 from impart_core.quantize.solve import quantize_matrix
-from impart_core.quantize.streams import layout_bytes, pack_matrices, require_plausible, unpack_matrices
+from impart_core.quantize.streams import MOST_ROWS, layout_bytes, pack_matrices, require_plausible, unpack_matrices
 from impart_core.sparsify.base import SPARSIFIERS, Calibration, Projection
 
 _KEEP_BYTES = 2
@@ -125,7 +125,12 @@ def _options(config: CompressConfig) -> DareQtOptions:
 
 
 def _groups(mask: torch.Tensor, options: DareQtOptions) -> Groups:
-    return Groups(mask, (RowRange(0, len(mask), options.bits),), options.group_size)
+    return Groups(mask, _ranges(len(mask), options), options.group_size)
+
+
+def _ranges(m: int, options: DareQtOptions) -> tuple[RowRange, ...]:
+    """Return all rows, in as many ranges as it takes for the layout to count them."""
+    return tuple(RowRange(first, min(first + MOST_ROWS, m), options.bits) for first in range(0, m, MOST_ROWS))
 
 
 def _mask(seed: int, name: str, m: int, n: int, keep: UInt16Array) -> torch.Tensor:
@@ -145,8 +150,11 @@ def _room(m: int, n: int, budget: int, options: DareQtOptions) -> int:
 
 
 def _bytes(m: int, kept: int, options: DareQtOptions) -> int:
-    streams = stream_bytes((RowRange(0, m, options.bits),), (kept,), options.group_size)
-    return _KEEP_BYTES + streams.total + layout_bytes(1, 1, options.lossless)
+    """Return the packed bytes of so many kept entries, at most where rows have several ranges."""
+    ranges = len(_ranges(m, options))
+    streams = stream_bytes((RowRange(0, m, options.bits),), (kept,), options.group_size).total
+    # Each further range may round up its codes and zero points, and have one group more.
+    return _KEEP_BYTES + streams + (ranges - 1) * (SCALE_BYTES + 3) + layout_bytes(ranges, 1, options.lossless)
 
 
 SPARSIFIERS.register("dare-qt", DareQt())

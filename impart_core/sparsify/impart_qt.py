@@ -15,7 +15,7 @@ from impart_core.delta.budget import budget_bytes, candidate_pairs, kept_fractio
 from impart_core.delta.factors import Factors
 from impart_core.delta.svd import numerical_rank
 from impart_core.errors import CorruptArtifactError
-from impart_core.quantize.cost import most_fitting, paper_alpha
+from impart_core.quantize.cost import most_fitting, paper_alpha, paper_sparsity
 from impart_core.quantize.factors import SIGMA, SIGMA_BYTES, IntArray, decode_factors, encode_factors, factors_bytes
 from impart_core.quantize.options import LadderOptions
 from impart_core.quantize.streams import require_plausible
@@ -191,8 +191,13 @@ def _paper_drop(importance: FloatArray, m: int, n: int, config: CompressConfig) 
     def drop_at(alpha: float) -> FloatArray:
         return 1.0 - keep_probability(_keep_codes(1.0 - allocate(importance, rank, alpha, beta)))
 
-    drop = drop_at(paper_alpha(drop_at, rank, 1.0 - kept_fraction(m, n, config.cr), beta, options.ladder))
-    return drop if len(drop) else np.zeros(1)
+    target = 1.0 - kept_fraction(m, n, config.cr)
+    drop = drop_at(paper_alpha(drop_at, rank, target, beta, options.ladder))
+    if not len(drop):
+        return np.zeros(1)
+    if options.allocation == "uniform":  # a step of one probability is one of the whole: some pairs go instead
+        drop = drop[: most_fitting(lambda k: paper_sparsity(drop[:k], rank, options.ladder) >= target, 1, len(drop))]
+    return drop
 
 
 def _keep_codes(probability: FloatArray) -> UInt16Array:

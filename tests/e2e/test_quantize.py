@@ -185,6 +185,15 @@ def test_quantize_serves_a_ratio_that_the_factors_of_its_delta_were_not_kept_for
     assert made["cr_projection"] >= 64
 
 
+def test_quantize_serves_embeddings_that_the_factors_of_its_delta_were_not_kept_for(
+    tmp_path: Path, prefect_api: str
+) -> None:
+    embeddings = ["--embeddings", "auto", "--embeddings-cr", "8", "--factors-for", "4"]
+    told(*compress("impart", 32, tmp_path, *embeddings, "--name", "shallow"))
+    made = told("quantize", "shallow", "--cr", "64", "--option", "solver=nearest", "--store", str(tmp_path))
+    assert made["cr_projection"] >= 64
+
+
 @pytest.fixture
 def moved(tmp_path: Path) -> tuple[Path, Path, Path]:
     """A store with a delta `plain` whose checkpoints have moved since, and where they lie now."""

@@ -1,20 +1,22 @@
-"""What the flow hands to its tasks."""
+"""What a compression does about what it cannot do."""
 
+import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from flows.compress import absolute
+import flows.compress
+from impart_core.errors import StoreError
 
 
-def test_a_folder_is_made_absolute_and_a_url_or_hub_id_is_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_activations_that_cannot_be_deleted_are_told_of_and_end_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "org" / "name").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", "/home/someone")
-    assert absolute("org/name") == str(tmp_path / "org" / "name")
-    assert absolute("base") == str(tmp_path / "base")
-    assert absolute("~/base") == "/home/someone/base"
-    for location in ("org/other", "org/other@v1", "hf://org/name@v1", "s3://bucket/base", "file:///base"):
-        assert absolute(location) == location
+    def refuse(*_: Any) -> None:
+        raise StoreError("Deleting is not allowed here.")
+
+    monkeypatch.setattr(flows.compress, "discard", refuse)
+    with caplog.at_level(logging.WARNING):
+        flows.compress._clean_up(str(tmp_path), ["0" * 64])
+    assert "1 activations are left in the store for impart gc: Deleting is not allowed here." in caplog.text

@@ -120,6 +120,10 @@ def test_omitted_tensors_and_plain_values_have_no_delta_and_kept_ones_their_own(
             (method, (15, 24), projection("w", method=method).codes)
             for method in ("bitdelta", "dare", "dare-qt", "delta-come", "impart-qt", "lowrank", "magnitude")
         ),
+        *(
+            (method, (16, 0), projection("w", method=method).codes)
+            for method in ("bitdelta", "dare", "dare-qt", "delta-come", "impart-qt", "lowrank", "magnitude")
+        ),
         *((method, (16, 24), {}) for method in SPARSIFIERS),
     ],
 )

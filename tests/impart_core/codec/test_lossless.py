@@ -58,6 +58,16 @@ def test_what_has_more_behind_it_is_refused(data: bytes, more: bytes) -> None:
             expand(squeeze(data) + tail, len(data), "w")
 
 
+def test_data_that_says_its_size_is_refused_before_memory_is_taken_by_it() -> None:
+    bomb = zstandard.ZstdCompressor(level=19).compress(bytes(256 << 20))
+    tracemalloc.start()
+    with pytest.raises(CorruptArtifactError, match="it says its size"):
+        expand(bomb, 1024, "w")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
 def test_a_bomb_takes_no_more_memory_than_what_is_expected() -> None:
     bomb = squeeze(bytes(256 << 20))
     assert len(bomb) < 1 << 16

@@ -53,6 +53,21 @@ def test_what_is_decoded_is_the_nearest_of_each_groups_grid_over_the_keep_probab
     assert torch.equal(METHOD.decode(codes, "layer.w", (48, 80), 9), expected)
 
 
+@pytest.mark.parametrize("rows", [65535, 65536, 131071])
+@pytest.mark.parametrize("lossless", [True, False])
+def test_rows_beyond_what_a_layout_can_count_are_in_several_ranges(rows: int, lossless: bool) -> None:
+    delta = torch.randn(rows, 4, generator=torch.Generator().manual_seed(rows)) / 100
+    options = {**NEAREST, "bits": 2, "lossless": lossless}
+    config = config_of(16, method="dare-qt", options=options)
+    codes = METHOD.encode(Projection.of(delta, "w"), config)
+    assert codes["layout"].tolist()[3::2] == [min(65535, rows - first) for first in range(0, rows, 65535)]
+    assert 0.98 * budget_bytes(rows, 4, 16) <= nbytes(codes) <= budget_bytes(rows, 4, 16)
+    found = METHOD.decode(codes, "w", (rows, 4), 0)
+    mask = mask_of(codes, "w", rows, 4, 0)
+    assert torch.equal(found != 0, mask & (found != 0))
+    assert torch.nn.functional.cosine_similarity(found[mask], delta[mask], dim=0) > 0.8
+
+
 def test_a_value_beyond_float16_is_refused_with_the_tensors_name() -> None:
     with pytest.raises(TensorValueError, match="'layer_w' reaches 70000"):
         encoded(torch.full((16, 16), 7e4), 8, "layer_w", options=NEAREST)

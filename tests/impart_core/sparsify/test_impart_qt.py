@@ -131,6 +131,20 @@ def test_under_the_papers_count_the_kept_fraction_is_algorithm_3s(
     assert found == pytest.approx(max(target, least), abs=1 / rank + 1e-3)
 
 
+@pytest.mark.parametrize(("ladder", "cr"), [("8", 128), ("8", 400), ("8x2,16", 500)])
+def test_where_a_step_of_all_probabilities_is_too_much_the_papers_count_is_met_with_fewer_pairs(
+    ladder: str, cr: float
+) -> None:
+    options = {"ladder": ladder, "solver": "nearest", "beta": 0.0, "allocation": "uniform", "lossless": False}
+    config = config_of(cr, method="impart-qt", accounting="paper", options=options)
+    delta = torch.randn(512, 512, generator=torch.Generator().manual_seed(0))
+    codes = METHOD.encode(Projection.of(delta, "w"), config)
+    found = paper_sparsity(1 - keep_probability(keep_of(codes)), 512, Ladder.parse(ladder))
+    target = 1 - kept_fraction(512, 512, cr)
+    assert target <= found < target + 2 / 512
+    assert nbytes(codes) <= METHOD.expected_bytes(512, 512, config)
+
+
 def test_where_the_papers_count_leaves_nothing_the_first_pair_is_kept_whole() -> None:
     codes = encoded(Projection.of(torch.eye(64), "w"), 200, accounting="paper", options={"solver": "nearest"})
     assert codes["keep"].tolist() == [255]
