@@ -3,7 +3,8 @@
 Writes a JSON file and prints Markdown tables of answer loss and exact match on the test split, mean ± standard error
 over seeds: one of methods at 16 bits and one of those that quantise; methods without masks have one result, whose error
 is that over the items. Where a row has several settings, the one with the least answer loss on the validation split is
-taken, for each task and ratio by itself as in the paper; a third table says which. Methods that need calibration text
+taken, for each task and ratio by itself as in the paper; a third table says which, and a fourth what ImPart-Qt and
+Delta-CoMe lose on that split with the same ladder. Methods that need calibration text
 get the train split of the task, 128 sequences of 256 characters.
 """
 
@@ -120,7 +121,8 @@ def main() -> None:
                 arguments.out.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
     for rows, ratios in TABLES:
         print(_table(found, rows, ratios), end="\n\n")
-    print(_picks(found))
+    print(_picks(found), end="\n\n")
+    print(_same_ladder(found))
 
 
 def _cells() -> Iterator[Cell]:
@@ -191,6 +193,28 @@ def _picks(found: Mapping[str, Any]) -> str:
         return ", ".join(f"{key} {value}" for key, value in options.items()) if options else "—"
 
     return _lines(rows, TABLES[1][1], shown)
+
+
+def _same_ladder(found: Mapping[str, Any]) -> str:
+    """Return the table of answer losses on the validation split by ladder, of what is picked of all else."""
+    lines = [
+        "| task | ladder | " + " | ".join(f"CR {cr:g}: impart-qt, delta-come" for cr in TABLES[1][1]) + " |",
+        "|---|---|" + "--:|" * len(TABLES[1][1]),
+    ]
+    for task, ladder in product(tinyzoo.FINE_TUNES, _LADDERS):
+        cells = []
+        for cr in TABLES[1][1]:
+            losses = [_least(Cell(row, cr, task), ladder, found) for row in ("impart-qt", "delta-come")]
+            cells.append(", ".join("—" if loss is None else f"{loss:.4f}" for loss in losses))
+        lines.append(f"| {task} | {ladder} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _least(cell: Cell, ladder: str, found: Mapping[str, Any]) -> float | None:
+    """Return the least loss on the validation split of the settings with a ladder."""
+    runs = (Run(cell, options, 0, "validation") for options in ROWS[cell.row].settings if options["ladder"] == ladder)
+    losses = [result["answer_loss"][0] for run in runs if (result := found.get(run.key))]
+    return min(losses, default=None)
 
 
 def _lines(rows: Iterable[str], ratios: Sequence[float], show: Any) -> str:
