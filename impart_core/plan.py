@@ -90,10 +90,12 @@ def check_request(base: Checkpoint, finetuned: Checkpoint, config: CompressConfi
     pairs = preflight(base, finetuned)
     for role in (Role.PROJECTION, Role.EMBEDDING):
         settings = settings_for(role, config)
+        if settings is None:
+            continue
         ranks = [
             min(pair.shape[-2:]) for pair in pairs.values() if pair.base and settings_for(pair.role, config) == settings
         ]
-        if settings and ranks:
+        if ranks:
             SPARSIFIERS.get(settings.method).check_config(settings, max(ranks))
     _require_feasible(pairs, config)
     for pair in pairs.values():
