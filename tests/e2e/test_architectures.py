@@ -116,8 +116,9 @@ def codes_of(delta: Delta) -> dict[str, bytes]:
         file = BlockFile(stored_path(delta, number))
         for name, header in file.headers.items():
             if header.role is Role.PROJECTION:
-                parts = file.codes(name)
-                found[name] = b"".join(parts[part].numpy().tobytes() for part in sorted(parts))
+                parts = sorted(file.codes(name).items())
+                bits = [part.contiguous().flatten().view(torch.uint8) for _, part in parts]
+                found[name] = b"".join(part.numpy().tobytes() for part in bits)
     return found
 
 
