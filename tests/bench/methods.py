@@ -82,7 +82,7 @@ class Cell:
 
     @property
     def seeds(self) -> Sequence[int]:
-        """The seeds of its masks; of a method without masks one, and where all signs are kept."""
+        """The seeds of its masks; of a method without masks one."""
         method = ROWS[self.row].method
         return SEEDS if method in MASKED else (0,)
 

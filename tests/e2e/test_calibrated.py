@@ -19,7 +19,6 @@ from tests.e2e.quantised import (
     REQUESTS,
     SHORT,
     TEXT,
-    Quantised,
     Report,
     blocks_of,
     codes_of,
@@ -30,18 +29,6 @@ from tests.impart_core.pipeline import config_of
 from tests.support import data_files, manifests
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("prefect_api")]
-
-
-@pytest.fixture
-def store(quantised: Quantised) -> Path:
-    """The store that holds them."""
-    return quantised.store
-
-
-@pytest.fixture
-def reports(quantised: Quantised) -> dict[str, Report]:
-    """What each request's compression printed."""
-    return quantised.reports
 
 
 @pytest.mark.parametrize("method", ["impart-qt", "bitdelta distilled"])

@@ -19,7 +19,6 @@ from tests.e2e.quantised import (
     MATRICES,
     REQUESTS,
     TEXT,
-    Quantised,
     Report,
     blocks_of,
     codes_of,
@@ -33,18 +32,6 @@ from tests.support import manifests
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("prefect_api")]
 
 RATIOS = (16, 32, 64, 128)
-
-
-@pytest.fixture
-def store(quantised: Quantised) -> Path:
-    """The store that holds them."""
-    return quantised.store
-
-
-@pytest.fixture
-def reports(quantised: Quantised) -> dict[str, Report]:
-    """What each request's compression printed."""
-    return quantised.reports
 
 
 @pytest.fixture(scope="module")
