@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from flows.progress import report
 from impart_core.errors import ImpartError
@@ -21,13 +20,18 @@ _PATIENCE_SECONDS = 60  # for a configured server that is there but too busy to 
 
 # Linux ends the server with its parent, however the parent dies; elsewhere only an orderly end stops it.
 _LAUNCHER = """
-import ctypes, os, signal, sys
-parent = int(sys.argv[1])
+import ctypes, os, signal, socket, sys
+parent, bound = map(int, sys.argv[1:])
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
     if os.getppid() != parent:
         sys.exit(0)
-os.execv(sys.executable, [sys.executable, "-m", "uvicorn", *sys.argv[2:]])
+import uvicorn
+app = uvicorn.Config(
+    "prefect.server.api.server:create_app",
+    factory=True, lifespan="on", log_level="error", timeout_graceful_shutdown=3,
+)
+uvicorn.Server(app).run(sockets=[socket.socket(fileno=bound)])
 """
 
 
@@ -60,9 +64,12 @@ def prefect_server() -> Iterator[str]:
 
 @contextmanager
 def _embedded() -> Iterator[str]:
-    port = _free_port()
-    url = f"http://127.0.0.1:{port}/api"
-    server = subprocess.Popen(_command(port), env=_environment(), start_new_session=True)
+    # The port is bound here and listened on there: nobody else can have taken it when the server gets so far.
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{bound.getsockname()[1]}/api"
+        command = [sys.executable, "-c", _LAUNCHER, str(os.getpid()), str(bound.fileno())]
+        server = subprocess.Popen(command, env=_environment(), start_new_session=True, pass_fds=[bound.fileno()])
     try:
         report("start server", 0, 1)
         deadline = time.monotonic() + _STARTUP_SECONDS
@@ -95,16 +102,6 @@ def _send_queued() -> None:
         worker.drain_all(timeout=5)
 
 
-def _command(port: int) -> list[str]:
-    import prefect
-
-    package = str(Path(prefect.__file__).parent)
-    app = ["--app-dir", package, "--factory", "prefect.server.api.server:create_app"]
-    where = ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
-    end = ["--timeout-graceful-shutdown", "3"]
-    return [sys.executable, "-c", _LAUNCHER, str(os.getpid()), *app, *where, *end]
-
-
 def _environment() -> dict[str, str]:
     """Return the environment in which Prefect starts its own temporary server: no page, no telemetry."""
     from prefect.settings import get_current_settings
@@ -117,12 +114,6 @@ def _environment() -> dict[str, str]:
         "PREFECT__SERVER_EPHEMERAL": "1",
         "PREFECT__SERVER_FINAL": "1",
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _healthy(url: str, patience: float = 0.0) -> bool:

@@ -5,6 +5,7 @@ import select
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from tests.wire import Head, Stream, body
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends a reset instead of an end
 _CODES = {403: "AccessDenied", 500: "InternalError", 503: "SlowDown"}
 _WITHOUT_BODY = {204, 304}
+_SETTLED_IN_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class S3Proxy:
         self.requests: list[Seen] = []
         self.received = self.sent = self.refused = 0
         self._lock = threading.Lock()
+        self._under_way = 0
         self._faults: list[Fault] = []
         self._live: set[socket.socket] = set()
         self._refusing = False
@@ -117,6 +120,18 @@ class S3Proxy:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._end_live()
+
+    def settle(self) -> None:
+        """Wait until every request that was taken is counted: a client may act on an answer before it is.
+
+        Raises:
+            TimeoutError: one was under way all the time.
+        """
+        deadline = time.monotonic() + _SETTLED_IN_SECONDS
+        while self._under_way:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self._under_way} requests are under way still.")
+            time.sleep(0.001)
 
     def count(self, method: str | None = None, status: int | None = None) -> int:
         """Return how many requests passed, of a method or with a status where one is given."""
@@ -197,13 +212,16 @@ class S3Proxy:
             self._faults.append(fault)
         return fault
 
-    def _strike(self, request: Request) -> Fault | None:
+    def _take(self, request: Request) -> Fault | None:
+        """Begin a request, which `_note` ends; return what goes wrong with it."""
         with self._lock:
+            self._under_way += 1
             return next((fault for fault in self._faults if fault.strikes(request)), None)
 
     def _note(self, request: Request, status: int | None) -> None:
         with self._lock:
             self.requests.append(Seen(request.method, request.path, status))
+            self._under_way -= 1
 
     def _end_live(self) -> None:
         with self._lock:
@@ -269,7 +287,7 @@ class _Pair:
         """Pass a request on and its answer back, or break it; return whether the connection goes on."""
         method, path, _ = head.first
         request = Request(method, path, None if head.chunked else head.length or 0)
-        fault = self.proxy._strike(request)
+        fault = self.proxy._take(request)
         kind = fault.kind if fault else ""
         status: int | None = None
         try:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 SCRIPT = Path(__file__).parent.parent / "infra" / "s3-server"
 _RELOAD_SECONDS = 0.3  # it reads its identities again within a few milliseconds of being told
+_SERVER_PORTS = (10_000, 32_000)
 UPLOADER = "hf_uploader"  # the token that may write
 MAIN, OLD = "1" * 40, "2" * 40  # the commits of the served models' branch `main` and tag `v1`
 
@@ -100,11 +102,13 @@ def _exports(printed: str) -> dict[str, str]:
 
 
 def _free_ports(count: int) -> int:
-    """Return the first of this many free ports in a row."""
+    """Return the first of this many free ports in a row.
+
+    They are drawn below those that the system gives to clients: a server that starts, or starts again, would find
+    one of these taken by any connection.
+    """
     while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            first = int(probe.getsockname()[1])
+        first = random.SystemRandom().randrange(*_SERVER_PORTS, count)
         taken = False
         for port in range(first, first + count):
             with socket.socket() as probe:

@@ -130,6 +130,7 @@ def _requests(variables: dict[str, str], scratch: Path) -> dict[str, Any]:
             with S3Proxy(variables["AWS_ENDPOINT_URL"]) as proxy:
                 environment: Environment = {"AWS_ENDPOINT_URL": proxy.url}
                 report = run_json(*words, environment=environment)
+                proxy.settle()
                 counts[report["blocks"]] = proxy.count()
     return {
         "requests_by_blocks": made,

@@ -17,6 +17,7 @@ def requests(s3: dict[str, str], environment: Environment, *words: str) -> tuple
     """Return how many blocks a compression had, and the requests that it made."""
     with S3Proxy(s3["AWS_ENDPOINT_URL"]) as proxy:
         report = run_json(*words, environment={**environment, **s3, "AWS_ENDPOINT_URL": proxy.url})
+        proxy.settle()
         return report["blocks"], proxy.count()
 
 

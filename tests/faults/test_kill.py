@@ -146,6 +146,6 @@ def servers_of(home: Path) -> list[str]:
             environ, command = (process / "environ").read_bytes(), (process / "cmdline").read_bytes()
         except OSError:  # it ended meanwhile
             continue
-        if f"PREFECT_HOME={home}\0".encode() in environ and b"uvicorn\0" in command:
+        if f"PREFECT_HOME={home}\0".encode() in environ and b"uvicorn.Server" in command:
             found.append(process.name)
     return found

@@ -72,6 +72,7 @@ def test_what_is_not_broken_passes_as_it_is_and_is_counted(client: Any, proxy: S
     client.rm_file("impart/parts")
     with pytest.raises(FileNotFoundError):
         client.cat_file("impart/absent")
+    proxy.settle()
     assert set(proxy.counts()) >= {"DELETE", "GET", "HEAD", "POST", "PUT"}
     assert proxy.counts()["PUT"] == 4 == proxy.count("PUT", 200)
     assert Seen("PUT", "/impart/whole", 200) in proxy.requests
@@ -84,6 +85,7 @@ def test_many_connections_at_once_share_a_proxy(client: Any, proxy: S3Proxy) -> 
     with ThreadPoolExecutor(8) as pool:
         read = pool.map(lambda _: len(client.cat_file("impart/object")), range(32))
         assert set(read) == {SIZE}
+    proxy.settle()
     assert proxy.count("GET", 200) == 32
 
 
@@ -102,6 +104,7 @@ def test_requests_are_answered_with_a_status(
         with pytest.raises(kind) as raised:
             attempt()
         assert raised.value.errno == number
+    proxy.settle()
     assert fault.injected == 2 == proxy.count(status=status)
     assert not client.exists("impart/refused")
     assert len(client.cat_file("impart/object")) == SIZE
@@ -178,12 +181,14 @@ def test_refused_connections_and_those_that_were_open(client: Any, proxy: S3Prox
 def test_a_fraction_of_requests_fails_the_same_each_time(client: Any, proxy: S3Proxy) -> None:
     def statuses() -> list[int | None]:
         fault = proxy.answer(403, times=None, fraction=0.5, seed=3)
+        proxy.settle()
         before = proxy.count()
         for _ in range(20):
             try:
                 client.info("impart/object")
             except PermissionError:
                 continue
+        proxy.settle()
         proxy.heal()
         found = [seen.status for seen in proxy.requests[before:]]
         assert found.count(403) == fault.injected

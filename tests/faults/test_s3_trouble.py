@@ -79,6 +79,7 @@ def test_a_run_survives_that_connections_are_refused_for_some_seconds(
     with warm(*run, environment=behind_proxy.environment) as command, ExitStack() as stack:
         wait_for_pin(proxy)
         stack.enter_context(proxy.refusing())
+        wait_for_refusal(proxy)
         time.sleep(6)  # s3fs tries for two or three
         stack.close()
         report = command.result()
@@ -92,6 +93,14 @@ def wait_for_pin(proxy: S3Proxy) -> None:
     """Wait until a run behind the proxy has pinned what it may reuse."""
     deadline = time.monotonic() + 60
     while not any(seen.method == "PUT" and "/pins/" in seen.path for seen in list(proxy.requests)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def wait_for_refusal(proxy: S3Proxy) -> None:
+    """Wait until a proxy that refuses connections was asked for one: a run may do something else first."""
+    deadline, before = time.monotonic() + 60, proxy.refused
+    while proxy.refused == before:
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
