@@ -27,7 +27,9 @@ from impart_core.quantize.result import (
     static_grids,
 )
 
-_MOST_ENTRIES = 1 << 24  # of the factors worked on at once: 64 MiB, and a few times that in temporaries
+# Entries of the factors worked on at once: 64 MiB, 1 GiB on devices, where a step over columns takes as long for few
+# rows as for many; and a few times that in temporaries. Never by the memory that is free: the bytes would depend on it.
+_MOST_ENTRIES, _MOST_ENTRIES_ON_DEVICE = 1 << 24, 1 << 28
 
 
 def support_gptq(
@@ -113,9 +115,10 @@ def _batches(mask: torch.Tensor, order: torch.Tensor) -> Iterator[tuple[torch.Te
     kept = mask[:, backwards]
     counts = kept.sum(dim=1)
     by_count = torch.argsort(counts, descending=True, stable=True)
+    most = _MOST_ENTRIES if mask.device.type == "cpu" else _MOST_ENTRIES_ON_DEVICE
     first = 0
     while first < len(by_count) and (size := int(counts[by_count[first]])):
-        rows = by_count[first : first + max(1, _MOST_ENTRIES // size**2)]
+        rows = by_count[first : first + max(1, most // size**2)]
         places = torch.argsort(~kept[rows], dim=1, stable=True)[:, :size]  # kept ones first, their order unchanged
         yield rows, backwards[places].masked_fill(~torch.gather(kept[rows], 1, places), len(order))
         first += len(rows)
@@ -130,7 +133,10 @@ def _padded(curvature: Curvature) -> torch.Tensor:
 
 def _roots(damped: torch.Tensor, support: torch.Tensor) -> torch.Tensor | None:
     """Return the factors of H_SS, lower triangular, (batch, size, size), or None where one does not exist."""
-    matrices = torch.stack([damped.index_select(0, one).index_select(1, one) for one in support])
+    count, size = support.shape
+    matrices = torch.empty(count, size, size, device=damped.device)
+    for one, matrix in zip(support, matrices, strict=True):
+        torch.index_select(damped.index_select(0, one), 1, one, out=matrix)
     matrices.diagonal(dim1=1, dim2=2).masked_fill_(support == len(damped) - 1, 1.0)
     root, info = torch.linalg.cholesky_ex(matrices)
     exists = bool((info == 0).all()) and bool(torch.isfinite(root.diagonal(dim1=1, dim2=2)).all())
@@ -154,17 +160,18 @@ def _quantize(
     any_half = bool(half.any())
     diagonal = root.diagonal(dim1=1, dim2=2).T.contiguous()
     below = root.transpose(1, 2)  # row j: column j of R
-    delta, found = torch.zeros(support.shape, device=values.device), torch.empty_like(target)
-    error = torch.zeros(len(rows), dtype=torch.float64, device=values.device)
+    delta = torch.zeros(support.shape, device=values.device)
+    found, rounding = torch.empty_like(target), torch.empty_like(target)
     for j in reversed(range(len(target))):
         wanted = target[j] + (below[:, j, j + 1 :] * delta[:, j + 1 :]).sum(dim=1) / diagonal[j]
-        code = torch.minimum((wanted / scales[j]).round_().add_(zeros[j]).clamp_(min=0), levels[j])
-        value = (code - zeros[j]) * scales[j]
+        code = (wanted / scales[j]).round_().add_(zeros[j]).clamp_(min=0)
+        torch.minimum(code, levels[j], out=code)
+        value = (code - zeros[j]).mul_(scales[j])
         if any_half:
             rounded = nearest_half(wanted)
             code, value = torch.where(half[j], rounded, code), torch.where(half[j], rounded, value)
         found[j] = code
         delta[:, j] = target[j] - value
-        error += ((wanted - value) * diagonal[j]).double().square()
+        torch.sub(wanted, value, out=rounding[j])
     codes[rows[kept.nonzero()[:, 0]], support[kept]] = found.T[kept]
-    return 0.5 * float(error.sum())
+    return 0.5 * float(rounding.mul_(diagonal).double().square_().sum())
