@@ -284,7 +284,7 @@ def _map_blocks(
         if number in planned.layers:
             for before in range(number):
                 tell(before)
-            compressing[number] = quantize_layer.submit(planned.layers[number])
+            compressing[number] = quantize_layer.submit(planned.layers[number], request.workers)
         else:
             compressing[number] = sparsify_block.submit(job)
     numbers = {future.task_run_id: number for number, future in compressing.items()}

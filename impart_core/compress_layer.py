@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from impart_core.busy import busy
-from impart_core.calibrate.layer import Layer
+from impart_core.calibrate.layer import Batch, Layer
 from impart_core.calibrate.model import CausalModel
 from impart_core.checkpoint.header import DTYPES, TensorInfo
 from impart_core.checkpoint.layout import Block, Role
@@ -27,7 +27,6 @@ from impart_core.quantize.curvature import Inputs
 
 logger = logging.getLogger(__name__)
 
-Batch = Callable[[], torch.Tensor]  # gives hidden states, (B, L, H), float32
 Emit = Callable[[int, torch.Tensor], None]
 
 
@@ -44,7 +43,8 @@ def compress_layer(
 ) -> dict[str, EncodedTensor]:
     """Compress the tensors of one decoder layer, whose matrices are told their inputs.
 
-    Memory: the layer in float32, one batch of its activations, and the Hessians of one group of matrices.
+    Memory: the layer in float32, the Hessians of one group of matrices, and the activations of one batch, or of as
+    many as `parallel.at_once` says.
 
     Args:
         pairs: the tensors' pairs by name.
@@ -83,10 +83,10 @@ def compress_layer(
 
     with one_thread_per_kernel(), model.layer(block.name, weights) as layer:
         del weights, ours
-        groups, unseen = layer.groups(batches[0](), list(matrices))
+        groups, unseen = layer.groups(batches[0].read(), list(matrices))
         for group in groups:
             with busy():
-                hessians = layer.hessians(group, (batch() for batch in batches))
+                hessians = layer.hessians(group, batches)
             for site in group.sites:
                 inputs = Inputs(hessians.pop(site).to(device), site.of_rows, site.names[0])
                 for name in site.names:
@@ -110,10 +110,8 @@ def run_layer(
         batches: what it is given.
         emit: takes each batch's number and result, (B, L, H), float32.
     """
-    with one_thread_per_kernel(), model.layer(name, weights) as layer:
-        for number, batch in enumerate(batches):
-            with busy():
-                found = layer.run(batch())
+    with one_thread_per_kernel(), model.layer(name, weights) as layer, busy():
+        for number, found in enumerate(layer.outputs(batches)):
             emit(number, found)
 
 

@@ -22,16 +22,18 @@ from impart_core.artifacts.manifest import Manifest
 from impart_core.artifacts.pins import pinned
 from impart_core.artifacts.provenance import Stopwatch
 from impart_core.artifacts.store import Store
+from impart_core.calibrate.layer import Batch
 from impart_core.calibrate.model import CausalModel
 from impart_core.calibrate.text import read_tokens
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.checkpoint.layout import Role
 from impart_core.checkpoint.pairing import pair_tensors
 from impart_core.codec.format import CODES_FILE, BlockFile
-from impart_core.compress_layer import Batch, compress_layer, run_layer
+from impart_core.compress_layer import compress_layer, run_layer
 from impart_core.errors import CorruptArtifactError
 from impart_core.files import scratch_folder
-from impart_core.numerics import release_memory, resolve_device
+from impart_core.numerics import default_workers, release_memory, resolve_device
+from impart_core.parallel import at_once
 from tasks.references import BlockResult, DistilJob, LayerJob, MadeText, ScalesResult, TextJob
 from tasks.resources import GPU, NETWORK, patiently, stage
 from tasks.sparsify import Publish, made_or_found
@@ -63,8 +65,10 @@ def read_calibration_text(job: TextJob) -> MadeText:
 
 
 @stage("quantise layer", "quantise {job.job.block.name}", GPU)
-def quantize_layer(job: LayerJob) -> BlockResult:
+def quantize_layer(job: LayerJob, workers: int | None = None) -> BlockResult:
     """Compress one decoder layer on what the layers before it give, unless the store holds it whole already.
+
+    Layers come one after the other, so that the run's workers, by default one for each core, share the work on each.
 
     What it gives in turn is published for the next one. Where what it is given is not there, because a run ended
     between the two or it was cleaned up, the layers before it are run again, none is compressed again.
@@ -74,6 +78,8 @@ def quantize_layer(job: LayerJob) -> BlockResult:
     def make(store: Store, publish: Publish) -> Manifest:
         chain = _Chain(job, store)
         with ExitStack() as stack:
+            if chain.device.type == "cpu":
+                stack.enter_context(at_once(workers or default_workers()))
             batches = chain.inputs(len(job.before), stack)
             stored = stack.enter_context(stored_factors(store, own.factors.id if own.factors else None))
             tensors = compress_layer(

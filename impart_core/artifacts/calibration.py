@@ -1,6 +1,6 @@
 """Calibration as artifacts: the tokens of a text, what each layer is given for them, and scales distilled with them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,23 +16,24 @@ from impart_core.artifacts.manifest import (
 from impart_core.artifacts.provenance import Stopwatch
 from impart_core.artifacts.store import Store, file_entry
 from impart_core.busy import busy
+from impart_core.calibrate.layer import Batch
 from impart_core.calibrate.text import tokens_digest
-from impart_core.checkpoint.header import read_header
+from impart_core.checkpoint.header import TensorInfo, read_header
 from impart_core.checkpoint.local import local_file
 from impart_core.checkpoint.reader import read_tensor
 from impart_core.checkpoint.writer import spec_of, write_safetensors
-from impart_core.compress_layer import Batch
 from impart_core.config import CompressConfig
 from impart_core.errors import CheckpointError, CorruptArtifactError
 from impart_core.files import scratch_folder
 
 TOKENS_FILE, SCALES_FILE = "tokens.safetensors", "scales.safetensors"
 Content = CalibrationContent | ScalesContent
-_TOKENS, _HIDDEN = "tokens", "hidden"
+_TOKENS = "tokens"
 _TEXT_VERSION = 1
-_ACTIVATIONS_VERSION = 1  # raised whenever the same layers give other activations
+_ACTIVATIONS_VERSION = 2  # raised whenever the same layers give other activations
 _DISTIL_VERSION = 1
-BATCH_TOKENS = 8192  # of one batch, which sums of float32 depend on
+BATCH_TOKENS = 2048  # of one batch, which sums of float32 depend on
+_FILE_BATCHES = 4
 
 
 def calibration_recipe(tokens: torch.Tensor) -> Recipe:
@@ -81,25 +82,34 @@ def activations_recipe(calibration: str, after: Sequence[str], model: str) -> Re
 
 
 class Spill:
-    """Activations on their way to the store: batches wait in scratch until all are there."""
+    """Activations on their way to the store: batches wait in scratch, some in a file, until all are there."""
 
     def __init__(self, folder: Path) -> None:
         """Write batches to a folder that exists."""
         self._folder = folder
         self._files: dict[str, Path] = {}
         self._shapes: list[tuple[int, ...]] = []
+        self._waiting: dict[str, torch.Tensor] = {}
 
     def add(self, number: int, hidden: torch.Tensor) -> None:
-        """Write one batch, (B, L, H)."""
-        name = f"batch-{number:05d}.safetensors"
-        self._files[name] = self._folder / name
-        stored = hidden.cpu().contiguous()
-        with busy():
-            write_safetensors(self._files[name], [spec_of(_HIDDEN, stored)], lambda _: stored, {})
-        self._shapes.append(tuple(stored.shape))
+        """Take one batch, (B, L, H); they come in their order."""
+        self._waiting[f"hidden-{number:06d}"] = hidden.cpu().contiguous()
+        self._shapes.append(tuple(hidden.shape))
+        if len(self._waiting) == _FILE_BATCHES:
+            self._write()
+
+    def _write(self) -> None:
+        if self._waiting:
+            name = f"batches-{len(self._files):05d}.safetensors"
+            self._files[name] = self._folder / name
+            with busy():
+                specs = [spec_of(*item) for item in sorted(self._waiting.items())]
+                write_safetensors(self._files[name], specs, self._waiting.__getitem__, {})
+            self._waiting.clear()
 
     def publish(self, store: Store, recipe: Recipe, name: str, watch: Stopwatch, *, replace: bool = False) -> Manifest:
         """Publish all batches as what a layer is given; return the manifest in force. `replace` as in `Store`."""
+        self._write()
         sequences, (_, length, width) = sum(shape[0] for shape in self._shapes), self._shapes[0]
         manifest = Manifest.make(
             recipe,
@@ -118,10 +128,11 @@ def open_activations(store: Store, manifest: Manifest, stack: ExitStack) -> list
     """
     paths = [stack.enter_context(store.local_file(manifest, file.name, verified=True)) for file in manifest.files]
 
-    def batch(path: Path) -> Callable[[], torch.Tensor]:
-        return lambda: _read(path)[_HIDDEN]
+    def batch(info: TensorInfo) -> Batch:
+        sequences, length, width = info.shape
+        return Batch((sequences, length, width), lambda: read_tensor(info))
 
-    return [batch(path) for path in paths]
+    return [batch(info) for path in paths for _, info in sorted(_infos(path).items())]
 
 
 def scales_recipe(
@@ -183,10 +194,16 @@ def _publish(
         return store.publish(manifest, {name: scratch / name for name in files}, reread=True)
 
 
+def _infos(path: Path) -> dict[str, TensorInfo]:
+    try:
+        return read_header(local_file(path))[0]
+    except CheckpointError as error:
+        raise CorruptArtifactError(f"{path} is damaged: {error}") from error
+
+
 def _read(path: Path) -> dict[str, torch.Tensor]:
     try:
-        infos, _ = read_header(local_file(path))
         with busy():
-            return {name: read_tensor(info) for name, info in infos.items()}
+            return {name: read_tensor(info) for name, info in _infos(path).items()}
     except CheckpointError as error:
         raise CorruptArtifactError(f"{path} is damaged: {error}") from error

@@ -1,15 +1,17 @@
 """One decoder layer at work: run on hidden states, its matrices replaced, what they are fed summed up."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from impart_core.calibrate.hessian import add_product, mirror
 from impart_core.calibrate.placement import Place
 from impart_core.calibrate.watch import Fed, Watch
+from impart_core.parallel import in_order
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,25 @@ class Group:
         return tuple(name for site in self.sites for name in site.names)
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Hidden states that are read when they are needed, as often as they are.
+
+    Attributes:
+        shape: (B, L, H).
+        read: gives them, float32.
+    """
+
+    shape: tuple[int, int, int]
+    read: Callable[[], torch.Tensor]
+
+    @classmethod
+    def of(cls, hidden: torch.Tensor) -> "Batch":
+        """Return hidden states at hand, (B, L, H), as a batch."""
+        sequences, length, width = hidden.shape
+        return cls((sequences, length, width), lambda: hidden)
+
+
 class _AllSeen(Exception):
     """Nothing that comes after this in the layer is of interest."""
 
@@ -99,6 +120,11 @@ class Layer:
         output = self._module(*call.args, **call.kwargs)
         result: torch.Tensor = output if isinstance(output, torch.Tensor) else output[0]
         return result
+
+    def outputs(self, batches: Sequence[Batch]) -> Iterator[torch.Tensor]:
+        """Yield what the layer makes of each batch, as `run` does, some of them at once; see `parallel.at_once`."""
+        self._prepare(batches)
+        return in_order(lambda batch: self.run(batch.read()), batches)
 
     @torch.no_grad()
     def set(self, name: str, weight: torch.Tensor) -> None:
@@ -146,15 +172,17 @@ class Layer:
         ]
         return found, unseen
 
-    def hessians(self, group: Group, batches: Iterable[torch.Tensor]) -> dict[Site, torch.Tensor]:
+    def hessians(self, group: Group, batches: Sequence[Batch]) -> dict[Site, torch.Tensor]:
         """Run the layer on batches and return H = 2·X·Xᵀ of each site, averaged over the tokens that reached it.
+
+        Some batches are run at once; see `parallel.at_once`.
 
         A run ends where all sites have been fed as often as `groups` saw it, unless that depends on the tokens, as it
         does for experts: what comes after them in the layer is of no use.
 
         Args:
             group: as `groups` found it, or some of its sites.
-            batches: the layer's inputs, each (B, L, H), float32.
+            batches: the layer's inputs.
 
         Returns:
             by site, float32, (side, side), where side is that of the axis that meets the inputs; zero where no token
@@ -170,23 +198,34 @@ class Layer:
         tokens: Counter[Site] = Counter()
         fixed = all(expert is None for _, expert in sites)
         uses = sum(self._uses[parameter] for parameter, _ in sites) if fixed else 0
-        left = 0
 
-        def add(call: Fed) -> None:
-            nonlocal left
-            site = sites.get((call.parameter, call.expert))
-            if site is not None:
-                totals[site].addmm_(call.rows.T, call.rows)
-                tokens[site] += len(call.rows)
-                left -= 1
-                if not left:
-                    raise _AllSeen
+        def fed(batch: Batch) -> list[tuple[Site, torch.Tensor]]:
+            found: list[tuple[Site, torch.Tensor]] = []
 
-        for batch in batches:
-            left = uses
-            with Watch(self._parameters, add), suppress(_AllSeen):
-                self.run(batch)
-        return {site: total.mul_(2 / max(1, tokens[site])) for site, total in totals.items()}
+            def keep(call: Fed) -> None:
+                site = sites.get((call.parameter, call.expert))
+                if site is not None:
+                    found.append((site, call.rows.clone()))  # a layer may go on to write into its activations
+                    if len(found) == uses:
+                        raise _AllSeen
+
+            with Watch(self._parameters, keep), suppress(_AllSeen):
+                self.run(batch.read())
+            return found
+
+        self._prepare(batches)
+        for found in in_order(fed, batches):
+            for site, rows in found:
+                add_product(totals[site], rows)
+                tokens[site] += len(rows)
+        for site, total in totals.items():
+            mirror(total.mul_(2 / max(1, tokens[site])))
+        return totals
+
+    def _prepare(self, batches: Sequence[Batch]) -> None:
+        """Work out what the layer is called with: that takes the whole model, which must not be running meanwhile."""
+        for sequences, length in {batch.shape[:2] for batch in batches}:
+            self._call(sequences, length)
 
 
 def _grouped(calls: Iterable[Fed]) -> dict[str, int]:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from impart_core.parallel import in_order
 from impart_core.quantize.curvature import Curvature
 from impart_core.quantize.grid import HALF, EntryGrid, RowRange, column_groups, nearest_half
 from impart_core.quantize.result import (
@@ -79,11 +80,16 @@ def codes_on_support(
         return None
     codes, error = grid.zeros.clone(memory_format=torch.contiguous_format), 0.0
     damped = _padded(curvature)
-    for rows, support in _batches(mask.bool(), curvature.order):
+
+    def quantize(batch: tuple[torch.Tensor, torch.Tensor]) -> float | None:
+        rows, support = batch
         root = _roots(damped, support)
-        if root is None:
+        return None if root is None else _quantize(values, codes, grid, root, rows, support)
+
+    for added in in_order(quantize, _batches(mask.bool(), curvature.order)):
+        if added is None:
             return None
-        error += _quantize(values, codes, grid, root, rows, support)
+        error += added
     return (codes, error) if math.isfinite(error) else None  # no code is of a value that is not finite
 
 

@@ -28,9 +28,9 @@ def words(models: Pair, url: str, *options: str) -> list[str]:
 def run_hooked(hook: str, log: str, arguments: list[str]) -> None:
     """Run a command that writes to a file what it computes of a calibration, and that a hook may kill or hold up.
 
-    Text goes in two batches, so that activations have two files.
+    Text goes in eight batches, so that activations have two files.
     """
-    tasks.calibrate.batch_size = lambda length: 4  # type: ignore[assignment]
+    tasks.calibrate.batch_size = lambda length: 1  # type: ignore[assignment]
 
     def traced(owner: Any, name: str, label: Callable[..., str]) -> None:
         real = getattr(owner, name)

@@ -14,6 +14,7 @@ from impart_core.artifacts.manifest import Manifest
 from impart_core.artifacts.provenance import Stopwatch
 from impart_core.artifacts.store import Store
 from impart_core.calibrate.distil import DistilOptions, distil_scales
+from impart_core.calibrate.layer import Batch
 from impart_core.calibrate.model import CausalModel
 from impart_core.checkpoint.digest import tensor_digests
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
@@ -74,7 +75,7 @@ def compress(
             if model is not None and number in planned.layers:
                 assert tokens is not None
                 batches = batches or [model.embed(weights, part) for part in torch.split(tokens, BATCH)]
-                given = [lambda batch=batch: batch for batch in batches]
+                given = [Batch.of(batch) for batch in batches]
                 tensors = compress_layer(work.pairs, job.block, config, model, given, stored=stored, device=CPU)
             else:
                 tensors = compress_block(work.pairs, job.block, config, stored=stored, scales=scales, digests=digests)

@@ -94,17 +94,18 @@ def test_activations_come_back_batch_by_batch_in_their_order(store: Store, tmp_p
         opened = open_activations(store, made, stack)
         assert len(opened) == count
         for _ in range(2):  # each may be read as often as it takes
-            found = [batch() for batch in opened]
+            found = [batch.read() for batch in opened]
             assert all(torch.equal(one, other) for one, other in zip(found, batches(count), strict=True))
+            assert [batch.shape for batch in opened] == [tuple(hidden.shape) for hidden in found]
 
 
 @given(length=st.integers(min_value=1, max_value=100_000))
 @settings(deadline=None)
 def test_a_batch_has_at_least_one_sequence_and_no_more_tokens_than_sums_depend_on(length: int) -> None:
     size = batch_size(length)
-    assert size == 1 or size * length <= 8192
+    assert size == 1 or size * length <= 2048
     assert size >= 1
-    assert (size + 1) * length > 8192
+    assert (size + 1) * length > 2048
 
 
 def test_text_is_its_tokens_and_their_shape(folder_store: Store) -> None:
@@ -174,14 +175,14 @@ def damage(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["flipped", "cut", "lost"])
-def test_one_damaged_batch_is_enough_and_is_replaced(folder_store: Store, tmp_path: Path, how: str) -> None:
-    made = put_activations(folder_store, tmp_path / "spill")
+def test_one_damaged_file_is_enough_and_is_replaced(folder_store: Store, tmp_path: Path, how: str) -> None:
+    made = put_activations(folder_store, tmp_path / "spill", count=9)
     damage(data_file(folder_store, made, 1), how)
     with ExitStack() as stack, pytest.raises(CorruptArtifactError, match=data_file(folder_store, made, 1).name):
         open_activations(folder_store, made, stack)
-    put_activations(folder_store, tmp_path / "again")
+    put_activations(folder_store, tmp_path / "again", count=9)
     with ExitStack() as stack:
-        assert len(open_activations(folder_store, made, stack)) == 3
+        assert len(open_activations(folder_store, made, stack)) == 9
 
 
 def test_activations_are_replaced_where_that_is_asked_for_and_kept_where_it_is_not(
@@ -189,7 +190,7 @@ def test_activations_are_replaced_where_that_is_asked_for_and_kept_where_it_is_n
 ) -> None:
     first = put_activations(folder_store, tmp_path / "spill")
     assert put_activations(folder_store, tmp_path / "other", count=2) == first
-    other = put_activations(folder_store, tmp_path / "third", count=2, replace=True)
+    other = put_activations(folder_store, tmp_path / "third", count=5, replace=True)
     assert other.id == first.id
     assert len(folder_store.manifest(first.id).files) == 2
 

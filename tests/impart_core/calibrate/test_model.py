@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from impart_core import tinyzoo
 from impart_core.calibrate.architecture import check_calibratable
-from impart_core.calibrate.layer import Layer
+from impart_core.calibrate.layer import Batch, Layer
 from impart_core.calibrate.model import CausalModel
 from impart_core.calibrate.watch import Watch
 from impart_core.checkpoint.index import CONFIG, SINGLE, Checkpoint, open_checkpoint
@@ -149,7 +149,7 @@ def test_hessians_are_those_of_what_the_whole_models_linear_modules_get(case: Ca
     checked = set()
     with case.model.layer(block, case.block(block)) as layer:
         for group in layer.groups(hidden, case.matrices(block))[0]:
-            for site, hessian in layer.hessians(group, [hidden[:1], hidden[1:]]).items():
+            for site, hessian in layer.hessians(group, [Batch.of(hidden[:1]), Batch.of(hidden[1:])]).items():
                 for name in set(site.names) & inputs.keys():
                     torch.testing.assert_close(hessian, plain_hessian(inputs[name]), **CLOSE)
                     checked.add(name)
@@ -168,7 +168,7 @@ def test_a_run_ends_where_all_of_a_group_has_been_fed(tmp_path: Path) -> None:
         for group in groups:
             calls: list[str] = []
             with Watch(layer._parameters, lambda call, calls=calls: calls.append(call.parameter)):
-                layer.hessians(group, [hidden[:1], hidden[1:]])
+                layer.hessians(group, [Batch.of(hidden[:1]), Batch.of(hidden[1:])])
             fed.append(calls)
     assert len(groups) == 4
     for number, (group, calls) in enumerate(zip(groups, fed, strict=True)):
@@ -212,7 +212,7 @@ def test_an_experts_hessians_are_those_of_the_tokens_that_it_gets(case: Case) ->
         for group, wanted in ((entry, inputs), (leave, inner)):
             site = next(site for site in group.sites if is_of_expert(site.names[0], expert))
             assert all(is_of_expert(name, expert) for name in site.names)
-            torch.testing.assert_close(layer.hessians(group, [hidden])[site], plain_hessian(wanted), **CLOSE)
+            torch.testing.assert_close(layer.hessians(group, [Batch.of(hidden)])[site], plain_hessian(wanted), **CLOSE)
 
 
 def is_of_expert(name: str, expert: int) -> bool:
@@ -257,7 +257,7 @@ def test_experts_that_no_token_chose_are_in_their_group_and_have_no_hessian(case
         idle = {
             name
             for group in groups
-            for site, hessian in layer.hessians(group, [hidden]).items()
+            for site, hessian in layer.hessians(group, [Batch.of(hidden)]).items()
             if not hessian.any()
             for name in site.names
         }
@@ -390,7 +390,7 @@ def test_the_same_inputs_give_the_same_bytes(tiny: tuple[CausalModel, dict[str, 
         groups, _ = layer.groups(
             hidden, [name for name, tensor in block_of(tensors, block).items() if tensor.dim() == 2]
         )
-        return [layer.run(hidden), *(h for group in groups for h in layer.hessians(group, [hidden]).values())]
+        return [layer.run(hidden), *(h for group in groups for h in layer.hessians(group, [Batch.of(hidden)]).values())]
 
     with model.layer(block, block_of(tensors, block)) as layer:
         first = results(layer)
