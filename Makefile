@@ -29,7 +29,7 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench --out bench.json
 
-# Every method at every ratio on the tiny zoo, five seeds (about 20 minutes on two cores).
+# Every method at every ratio on the tiny zoo, five seeds (about two hours on two cores).
 methods: $(STAMP)
 	$(BIN)/python -m tests.bench.methods --out methods.json
 

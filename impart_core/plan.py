@@ -118,7 +118,7 @@ def make_plan(base: Checkpoint, finetuned: Checkpoint, config: CompressConfig, w
         cr_model=finetuned.nbytes / total,
         peak_bytes=sum(sorted((block.peak_bytes for block in blocks), reverse=True)[:workers]),
         factors_bytes=sum(_factors_bytes(pair, config) for pair in work.pairs.values()),
-        calibration_bytes=max(_calibration_bytes(block, work.pairs, config) for block in work.blocks),
+        calibration_bytes=max(_calibration_bytes(block, work.pairs, config, workers) for block in work.blocks),
     )
 
 
@@ -202,8 +202,8 @@ def _factors_bytes(pair: Pair, config: CompressConfig) -> int:
     return 2 * math.prod(count) * depth.most(m, n) * (m + n)
 
 
-def _calibration_bytes(block: Block, pairs: Pairs, config: CompressConfig) -> int:
-    """Memory of a layer that is run, about: its weights in float32, a batch of activations, and one group's Hessians.
+def _calibration_bytes(block: Block, pairs: Pairs, config: CompressConfig, workers: int) -> int:
+    """Memory of a layer that is run, about: its weights in float32, workers' batches, and one group's Hessians.
 
     Of activations, what each matrix is fed and gives is held at most; of one Hessian that is in use there are five:
     itself, as it is summed up, in the order of quantisation, its factor and that one's inverse.
@@ -213,7 +213,7 @@ def _calibration_bytes(block: Block, pairs: Pairs, config: CompressConfig) -> in
     if calibration_of(config) != "inputs" or not matrices:
         return 0
     weights = sum(pair.finetuned.numel for pair in own)
-    activations = BATCH_TOKENS * sum(sum(pair.shape[-2:]) for pair in matrices)
+    activations = workers * BATCH_TOKENS * sum(sum(pair.shape[-2:]) for pair in matrices)
     hessians = max((math.prod(pair.shape[:-2]) + 4) * max(pair.shape[-2:]) ** 2 for pair in matrices)
     return 4 * (weights + activations + hessians)
 

@@ -21,6 +21,7 @@ from impart_core.checkpoint.layout import Role, group_blocks
 from impart_core.checkpoint.pairing import pair_tensors
 from impart_core.checkpoint.reader import read_tensor
 from impart_core.errors import CalibrationError
+from impart_core.parallel import at_once
 from tests.architectures import ARCHITECTURES, load_whole, save_pair
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -381,7 +382,10 @@ def test_what_the_model_does_not_have_is_left_alone_and_comes_last(
     assert [group.names for group in groups] == [(f"{block}.mlp.up_proj.weight",)]
 
 
-def test_the_same_inputs_give_the_same_bytes(tiny: tuple[CausalModel, dict[str, torch.Tensor]]) -> None:
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_the_same_inputs_give_the_same_bytes_however_many_batches_run_at_once(
+    count: int, tiny: tuple[CausalModel, dict[str, torch.Tensor]]
+) -> None:
     model, tensors = tiny
     block = "model.layers.0"
     hidden = model.embed({name: tensor for name, tensor in tensors.items() if "layers" not in name}, TOKENS % 100)
@@ -390,9 +394,12 @@ def test_the_same_inputs_give_the_same_bytes(tiny: tuple[CausalModel, dict[str, 
         groups, _ = layer.groups(
             hidden, [name for name, tensor in block_of(tensors, block).items() if tensor.dim() == 2]
         )
-        return [layer.run(hidden), *(h for group in groups for h in layer.hessians(group, [Batch.of(hidden)]).values())]
+        batches = [Batch.of(part) for part in (hidden, *(hidden * factor for factor in (2, 3, 4, 5)), hidden[:, :3])]
+        hessians = (layer.hessians(group, batches) for group in groups)
+        return [*layer.outputs(batches), *(found for by_site in hessians for found in by_site.values())]
 
     with model.layer(block, block_of(tensors, block)) as layer:
         first = results(layer)
-    with model.layer(block, block_of(tensors, block)) as layer:
+        assert all(torch.equal(one, layer.run(part)) for one, part in zip(first, (hidden, hidden * 2), strict=False))
+    with at_once(count), model.layer(block, block_of(tensors, block)) as layer:
         assert all(torch.equal(one, other) for one, other in zip(first, results(layer), strict=True))
