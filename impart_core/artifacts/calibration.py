@@ -33,7 +33,7 @@ _TEXT_VERSION = 1
 _ACTIVATIONS_VERSION = 2  # raised whenever the same layers give other activations
 _DISTIL_VERSION = 1
 BATCH_TOKENS = 2048  # of one batch, which sums of float32 depend on
-_FILE_BATCHES = 4
+FILE_BATCHES = 4
 
 
 def calibration_recipe(tokens: torch.Tensor) -> Recipe:
@@ -95,7 +95,7 @@ class Spill:
         """Take one batch, (B, L, H); they come in their order."""
         self._waiting[f"hidden-{number:06d}"] = hidden.cpu().contiguous()
         self._shapes.append(tuple(hidden.shape))
-        if len(self._waiting) == _FILE_BATCHES:
+        if len(self._waiting) == FILE_BATCHES:
             self._write()
 
     def _write(self) -> None:

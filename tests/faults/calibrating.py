@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import impart_core.artifacts.calibration
 import tasks.calibrate
 from impart_core import compress_layer as layers
 from impart_core.artifacts.calibration import Spill
@@ -28,9 +29,10 @@ def words(models: Pair, url: str, *options: str) -> list[str]:
 def run_hooked(hook: str, log: str, arguments: list[str]) -> None:
     """Run a command that writes to a file what it computes of a calibration, and that a hook may kill or hold up.
 
-    Text goes in eight batches, so that activations have two files.
+    Text goes in two batches with a file for each.
     """
-    tasks.calibrate.batch_size = lambda length: 1  # type: ignore[assignment]
+    tasks.calibrate.batch_size = lambda length: 4  # type: ignore[assignment]
+    impart_core.artifacts.calibration.FILE_BATCHES = 1
 
     def traced(owner: Any, name: str, label: Callable[..., str]) -> None:
         real = getattr(owner, name)
@@ -76,7 +78,7 @@ def die_when_uploading(half: bool) -> None:
     before(Spill, "publish", gives_layer_1, lambda: begun.append(True))
     for kind in (FolderObjects, RemoteObjects, S3Objects):
         if half and "put" in vars(kind):
-            before(kind, "put", lambda objects, path, *_: bool(begun) and "batch-00001" in path, die)
+            before(kind, "put", lambda objects, path, *_: bool(begun) and "batches-00001" in path, die)
         if not half and "create" in vars(kind):
             before(kind, "create", lambda objects, path, data: bool(begun) and b'"activations"' in data, die)
 

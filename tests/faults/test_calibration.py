@@ -148,7 +148,7 @@ def flip(path: Path) -> None:
 
 # What happens to which files of the activations.
 DAMAGE: dict[str, tuple[str, Callable[[Path], None]]] = {
-    "bit flipped": ("batch-00001*", flip),
+    "bit flipped": ("batches-00001*", flip),
     "manifest altered": ("manifest.json", flip),
     "all flipped": ("batch*", flip),
     "lost": ("*", Path.unlink),
@@ -299,6 +299,6 @@ def put_zeros(store: Store, manifest: Manifest, scratch: Path) -> None:
     spill = Spill(scratch)
     with ExitStack() as stack:
         for number, batch in enumerate(open_activations(store, manifest, stack)):
-            spill.add(number, torch.zeros_like(batch()))
+            spill.add(number, torch.zeros_like(batch.read()))
     put = spill.publish(store, manifest.recipe, manifest.content.name, Stopwatch(), replace=True)
     assert put.files != manifest.files
