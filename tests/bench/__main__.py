@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tests.bench.calibrated import measure_calibrated
 from tests.bench.codec import measure_codec
 from tests.bench.decomposition import measure_decomposition
 from tests.bench.pipeline import measure_pipeline
@@ -15,6 +16,7 @@ BENCHMARKS = {
     "decomposition": measure_decomposition,
     "codec": measure_codec,
     "quantize": measure_quantize,
+    "calibrated": measure_calibrated,
     "pipeline": measure_pipeline,
     "store": measure_store,
 }

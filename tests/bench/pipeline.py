@@ -21,6 +21,7 @@ LAYERS = (2, 4, 8)
 RUNS = 3
 WORKERS = 2
 DEFAULT: dict[str, float] = {"cr": 32}
+LAYER_BYTES = 4 * (sum(m * n for m, n in projection_shapes().values()) + 2 * SIZES["hidden"])  # in float32
 QUICK = {**DEFAULT, "factors_for": 32}  # decompositions as shallow as this ratio allows: what is left is overhead
 
 
@@ -35,11 +36,11 @@ def measure_pipeline() -> dict[str, Any]:
         pairs = save_pairs(Path(scratch), LAYERS)
         for folder in (folder for pair in pairs.values() for folder in pair):
             tensor_digests(open_checkpoint(folder))  # remembered from here on
-        quick = {layers: [_flow(pairs[layers], scratch, WORKERS, QUICK) for _ in range(RUNS)] for layers in LAYERS}
-        whole = {layers: _flow(pairs[layers], scratch, WORKERS, DEFAULT) for layers in (LAYERS[0], LAYERS[-1])}
-        alone = _flow(pairs[LAYERS[-1]], scratch, 1, DEFAULT)
+        quick = {layers: [flow_of(pairs[layers], scratch, WORKERS, QUICK) for _ in range(RUNS)] for layers in LAYERS}
+        whole = {layers: flow_of(pairs[layers], scratch, WORKERS, DEFAULT) for layers in (LAYERS[0], LAYERS[-1])}
+        alone = flow_of(pairs[LAYERS[-1]], scratch, 1, DEFAULT)
         planned = run_json("plan", *map(str, pairs[LAYERS[-1]]), "--cr", "32", "--workers", str(WORKERS))["peak_bytes"]
-        zoo = [_flow((tinyzoo.path("base"), tinyzoo.path("math")), scratch, WORKERS, DEFAULT) for _ in range(RUNS)]
+        zoo = [flow_of((tinyzoo.path("base"), tinyzoo.path("math")), scratch, WORKERS, DEFAULT) for _ in range(RUNS)]
     return {
         **_overhead_figures(quick, whole, zoo),
         **_memory_figures(whole, alone, zoo, planned),
@@ -56,12 +57,11 @@ def _overhead_figures(quick: Runs, whole: dict[int, Run], zoo: list[Run]) -> dic
 
 
 def _memory_figures(whole: dict[int, Run], alone: Run, zoo: list[Run], planned: int) -> dict[str, float]:
-    block = 4 * (sum(m * n for m, n in projection_shapes().values()) + 2 * SIZES["hidden"])
     few, many = (whole[layers]["peak_rss_bytes"] for layers in (LAYERS[0], LAYERS[-1]))
     idle = min(run["peak_rss_bytes"] for run in zoo)
     return {
-        "rss_over_block": (many - idle) / block,
-        "rss_over_block_one_worker": (alone["peak_rss_bytes"] - idle) / block,
+        "rss_over_block": (many - idle) / LAYER_BYTES,
+        "rss_over_block_one_worker": (alone["peak_rss_bytes"] - idle) / LAYER_BYTES,
         "planned_over_measured": planned / (many - idle),
         "peak_8_over_2_blocks": many / few,
     }
@@ -86,10 +86,11 @@ def _overhead(run: Run) -> float:
     return float(run["wall_seconds"] / run["busy_seconds"])
 
 
-def _flow(pair: tuple[Path, Path], scratch: str, workers: int, config: dict[str, float]) -> Run:
-    """Run one compression in a process of its own, into a new store."""
+def flow_of(pair: tuple[Path, Path], scratch: str, workers: int, config: dict[str, Any], **others: Any) -> Run:
+    """Run one compression in a process of its own, into a new store; `others` are further settings of its request."""
     store = tempfile.mkdtemp(dir=scratch)
     request = {"base": str(pair[0]), "finetuned": str(pair[1]), "store": store, "workers": workers, "config": config}
+    request |= others
     command = [sys.executable, "-m", "tests.bench.run_flow", json.dumps(request)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     shutil.rmtree(store)
