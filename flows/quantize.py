@@ -62,9 +62,12 @@ def quantize_request(
 def _serves(factors_for: float, role: Role, config: CompressConfig) -> bool:
     """Whether factors for a ratio go deep enough for what codes the tensors of a role."""
     settings = settings_for(role, config)
-    if settings is None or SPARSIFIERS.get(settings.method).needed_rank(2, 2, settings) is None:
+    if settings is None:
         return True
-    usual = SPARSIFIERS.get(settings.method).usual_cr(settings)
+    method = SPARSIFIERS.get(settings.method)
+    if method.needed_rank(2, 2, settings) is None:
+        return True
+    usual = method.usual_cr(settings)
     return usual is not None and factors_for <= usual
 
 
