@@ -13,7 +13,7 @@ from impart_core.artifacts.store import sha256_of
 from tests.faults.conftest import Wanted
 from tests.faults.places import Place, assert_whole, unique
 from tests.faults.tally import Tally
-from tests.faults.warm import Command, run_warm, warm, warm_json
+from tests.faults.warm import Command, run_warm, wait_until, warm, warm_json
 from tests.s3proxy import S3Proxy
 from tests.servers import S3Server
 from tests.support import Environment, manifests
@@ -56,16 +56,6 @@ def start(s3_to_break: S3Server) -> Iterator[Callable[..., tuple[Command, S3Prox
             return command, proxy
 
         yield begin
-
-
-def wait_until(condition: Callable[[], bool], *commands: Command, seconds: float = 60) -> None:
-    """Wait until a condition holds while commands run."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        for command in commands:
-            assert command.running, command.said()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def has_seen(proxy: S3Proxy, method: str, count: int, *status: int) -> bool:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,6 +104,16 @@ def warm_json(*arguments: str, environment: Environment, timeout: float = 120) -
     """Run `impart` with `--json`, which must succeed, and return the one object that it prints."""
     with warm(*arguments, "--json", environment=environment) as command:
         return command.result(timeout)
+
+
+def wait_until(condition: Callable[[], bool], *commands: Command, seconds: float = 60) -> None:
+    """Wait until a condition holds while commands run."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        for command in commands:
+            assert command.running, command.said()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def _begin(
