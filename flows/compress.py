@@ -6,38 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefect import flow
-from prefect.futures import PrefectFuture, as_completed
-from prefect.task_runners import ThreadPoolTaskRunner
-
-from flows.jobs import Planned, plan_jobs
-from flows.progress import report
-from flows.run_page import show_compression
-from impart_core.artifacts.delta import delta_recipe
-from impart_core.artifacts.gc import discard
-from impart_core.artifacts.manifest import BlockPointer
-from impart_core.artifacts.pins import Pin, pin
-from impart_core.artifacts.provenance import Stopwatch, peak_rss_bytes
-from impart_core.artifacts.refs import require_ref_name
-from impart_core.artifacts.store import Store
-from impart_core.busy import busy_seconds
-from impart_core.calibrate.architecture import check_calibratable
-from impart_core.calibrate.model import decoder_layers
-from impart_core.calibrate.text import CalibrationText, check_text
-from impart_core.checkpoint.index import Checkpoint, open_checkpoint
-from impart_core.checkpoint.location import is_remote
-from impart_core.config import CompressConfig, Frozen
-from impart_core.errors import ConfigError, StoreError
-from impart_core.numerics import default_workers, resolve_device
-from impart_core.plan import Work, check_request
-from impart_core.policy import calibration_of
-from tasks.calibrate import distil_block_scales, quantize_layer, read_calibration_text
-from tasks.datasets import Dataset, artifact_dataset, checkpoint_dataset
-from tasks.decompose import decompose_block
-from tasks.digest import digest_checkpoint
-from tasks.events import observed_run
-from tasks.publish import find_delta, gather_delta
-from tasks.references import (
+from impart_flows.jobs import Planned, plan_jobs
+from impart_flows.progress import report
+from impart_flows.run_page import show_compression
+from impart_tasks.calibrate import distil_block_scales, quantize_layer, read_calibration_text
+from impart_tasks.datasets import Dataset, artifact_dataset, checkpoint_dataset
+from impart_tasks.decompose import decompose_block
+from impart_tasks.digest import digest_checkpoint
+from impart_tasks.events import observed_run
+from impart_tasks.publish import find_delta, gather_delta
+from impart_tasks.references import (
     BlockResult,
     DeltaJob,
     DeltaResult,
@@ -47,8 +25,30 @@ from tasks.references import (
     TextJob,
     Trust,
 )
-from tasks.resources import Retried, current_flow_run, give_up, patiently, retried_in
-from tasks.sparsify import sparsify_block
+from impart_tasks.resources import Retried, current_flow_run, give_up, patiently, retried_in
+from impart_tasks.sparsify import sparsify_block
+from prefect import flow
+from prefect.futures import PrefectFuture, as_completed
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from impart_core.artifacts.delta import delta_recipe
+from impart_core.base.errors import ConfigError, StoreError
+from impart_core.base.numerics import default_workers, resolve_device
+from impart_core.base.settings import Frozen
+from impart_core.blocks.coding import calibration_of
+from impart_core.blocks.request import CompressConfig
+from impart_core.calibrate.architecture import check_calibratable
+from impart_core.calibrate.model import decoder_layers
+from impart_core.calibrate.text import CalibrationText, check_text
+from impart_core.checkpoint.index import Checkpoint, open_checkpoint
+from impart_core.checkpoint.location import is_remote
+from impart_core.engine.plan import Work, check_request
+from impart_core.store.gc import discard
+from impart_core.store.manifest import Pointer
+from impart_core.store.names import require_ref_name
+from impart_core.store.pins import Pin, pin
+from impart_core.store.provenance import Stopwatch, peak_rss_bytes
+from impart_core.store.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,6 @@ class CompressReport(Frozen):
     changed: tuple[str, ...]
     retried: tuple[Retried, ...]
     seconds: float
-    busy_seconds: float
     peak_rss_bytes: int
     events_sent: int = 0
     events_lost: int = 0
@@ -112,7 +111,7 @@ class Compression:
 
     request: CompressRequest
     report: CompressReport
-    blocks: tuple[BlockPointer, ...]
+    blocks: tuple[Pointer, ...]
     made: frozenset[str]
 
     def inputs(self) -> tuple[Dataset, Dataset]:
@@ -167,7 +166,7 @@ def compress_steps(request: CompressRequest) -> Compression:
 
 
 def _steps(request: CompressRequest) -> Compression:
-    watch, busy_before = Stopwatch(), busy_seconds()
+    watch = Stopwatch()
     base, finetuned, work = patiently("check the request", lambda: check_compress(request))
     # Every task reads what was checked here: a Hub id's revision stands for the same commit until the end.
     request = request.model_copy(update={"base": base.location, "finetuned": finetuned.location})
@@ -224,7 +223,6 @@ def _steps(request: CompressRequest) -> Compression:
         changed=(*changed, *([str(delta.id)] if delta.changed else [])),
         retried=retried_in(current_flow_run()),
         seconds=round(watch.seconds, 3),
-        busy_seconds=round(busy_seconds() - busy_before, 3),
         peak_rss_bytes=peak_rss_bytes(),
     )
     return Compression(request, report, delta.blocks, frozenset(result.id for result in results if not result.cached))

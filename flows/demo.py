@@ -2,18 +2,19 @@
 
 from collections.abc import Sequence
 
+from impart_flows.compress import CompressReport, CompressRequest, compress_steps
+from impart_flows.evaluate import evaluate_steps
+from impart_flows.progress import report
+from impart_tasks.datasets import outputs_of
+from impart_tasks.events import observed_run
+from impart_tasks.references import EvaluationJob, EvaluationResult
 from prefect import flow
 
-from flows.compress import CompressReport, CompressRequest, compress_steps
-from flows.evaluate import evaluate_steps
-from flows.progress import report
 from impart_core import tinyzoo
-from impart_core.artifacts.provenance import Stopwatch
+from impart_core.base.settings import Frozen, build_config
+from impart_core.blocks.request import CompressConfig
 from impart_core.checkpoint.index import open_checkpoint
-from impart_core.config import CompressConfig, Frozen, build_config
-from tasks.datasets import outputs_of
-from tasks.events import observed_run
-from tasks.references import EvaluationJob, EvaluationResult
+from impart_core.store.provenance import Stopwatch
 
 RATIOS = (4.0, 8.0, 16.0, 32.0)
 

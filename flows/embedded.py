@@ -12,8 +12,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from flows.progress import report
-from impart_core.errors import ImpartError
+from impart_flows.progress import report
+
+from impart_core.base.errors import ImpartError
 
 _STARTUP_SECONDS = 120
 _PATIENCE_SECONDS = 60  # for a configured server that is there but too busy to answer

@@ -3,25 +3,25 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from impart_flows.progress import report
+from impart_flows.run_page import show_evaluation
+from impart_tasks.datasets import checkpoint_dataset, inputs_of, outputs_of
+from impart_tasks.evaluate import evaluate_model
+from impart_tasks.events import observed_run
+from impart_tasks.references import EvaluationJob, EvaluationResult, Split, Trust
+from impart_tasks.resources import current_flow_run, give_up, patiently
 from prefect import flow
 
-from flows.progress import report
-from flows.run_page import show_evaluation
 from impart_core.apply.dense import require_base
 from impart_core.artifacts.delta import open_delta
-from impart_core.artifacts.refs import resolve
-from impart_core.artifacts.store import Store
+from impart_core.base.errors import CheckpointError, ConfigError
+from impart_core.base.numerics import resolve_device
+from impart_core.base.settings import Frozen
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.checkpoint.location import is_remote
-from impart_core.config import Frozen
-from impart_core.errors import CheckpointError, ConfigError
 from impart_core.evaluate import check_tasks
-from impart_core.numerics import resolve_device
-from tasks.datasets import checkpoint_dataset, inputs_of, outputs_of
-from tasks.evaluate import evaluate_model
-from tasks.events import observed_run
-from tasks.references import EvaluationJob, EvaluationResult, Split, Trust
-from tasks.resources import current_flow_run, give_up, patiently
+from impart_core.store.names import resolve
+from impart_core.store.store import Store
 
 
 class EvaluateRequest(Frozen):

@@ -4,18 +4,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from impart_core.artifacts.calibration import activations_recipe, scales_recipe
-from impart_core.artifacts.delta import block_recipe
+from impart_tasks.references import BlockJob, DistilJob, LayerJob, Part
+
+from impart_core.artifacts.activations import activations_recipe
+from impart_core.artifacts.block import block_recipe
 from impart_core.artifacts.factors import factors_recipe
-from impart_core.artifacts.identity import Recipe
+from impart_core.artifacts.scales import scales_recipe
+from impart_core.blocks.coding import calibration_of
+from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.model import decoder_layers
 from impart_core.checkpoint.digest import carried_digests
 from impart_core.checkpoint.index import CONFIG, Checkpoint
 from impart_core.checkpoint.layout import Block, Role
-from impart_core.config import CompressConfig
-from impart_core.plan import Work
-from impart_core.policy import calibration_of
-from tasks.references import BlockJob, DistilJob, LayerJob, Part
+from impart_core.engine.plan import Work
+from impart_core.store.recipe import Recipe
 
 Digests = tuple[dict[str, str], dict[str, str]]
 

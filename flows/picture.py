@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flows.demo import DemoReport, DemoRow
+from impart_flows.demo import DemoReport, DemoRow
 
 Metric = Callable[[DemoRow], tuple[float, float | None]]
 

@@ -2,18 +2,20 @@
 
 from typing import Any
 
-from flows.compress import CompressRequest, absolute
+from impart_flows.compress import CompressRequest, absolute
+
 from impart_core.artifacts.delta import Delta, open_delta
-from impart_core.artifacts.refs import resolve
-from impart_core.artifacts.store import Store
+from impart_core.base.errors import CheckpointError, ConfigError, WrongBaseError
+from impart_core.base.settings import build_config
+from impart_core.blocks.coding import coding_of_role
+from impart_core.blocks.request import CompressConfig
 from impart_core.checkpoint.digest import checkpoint_id, tensor_digests
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.checkpoint.layout import Role
 from impart_core.checkpoint.pairing import VOCABULARY
-from impart_core.config import CompressConfig, build_config
-from impart_core.errors import CheckpointError, ConfigError, WrongBaseError
-from impart_core.policy import settings_for
-from impart_core.sparsify import QUANTIZING, SPARSIFIERS
+from impart_core.methods import METHODS, QUANTIZING
+from impart_core.store.names import resolve
+from impart_core.store.store import Store
 
 _KEPT = ("seed", "accounting", "embeddings", "embeddings_cr", "factors_for")
 
@@ -37,7 +39,7 @@ def quantize_request(
         WrongBaseError: a checkpoint is another than the delta was made from.
     """
     method = settings["method"]
-    SPARSIFIERS.get(method)  # refuses a name that is not known
+    METHODS.get(method)  # refuses a name that is not known
     if method not in QUANTIZING:
         raise ConfigError(f"Method {method!r} has no codes to quantise to. Use one of {', '.join(QUANTIZING)}.")
     opened = Store(store)
@@ -61,10 +63,10 @@ def quantize_request(
 
 def _serves(factors_for: float, role: Role, config: CompressConfig) -> bool:
     """Whether factors for a ratio go deep enough for what codes the tensors of a role."""
-    settings = settings_for(role, config)
+    settings = coding_of_role(role, config)
     if settings is None:
         return True
-    method = SPARSIFIERS.get(settings.method)
+    method = METHODS.get(settings.method)
     if method.needed_rank(2, 2, settings) is None:
         return True
     usual = method.usual_cr(settings)

@@ -4,40 +4,34 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 
 import torch
+from impart_tasks.references import BlockResult, DistilJob, LayerJob, MadeText, ScalesResult, TextJob
+from impart_tasks.resources import GPU, NETWORK, patiently, stage
+from impart_tasks.sparsify import Publish, made_or_found
+from impart_tasks.watch import start_watch
 
 from impart_core.apply.dense import rebuild_tensor
-from impart_core.artifacts.calibration import (
-    Spill,
-    batch_size,
-    calibration_recipe,
-    open_activations,
-    publish_calibration,
-    publish_scales,
-    read_calibration,
-)
-from impart_core.artifacts.catalog import entry_of, note
+from impart_core.artifacts.activations import Spill, open_activations
+from impart_core.artifacts.calibration_text import calibration_recipe, publish_calibration, read_calibration
 from impart_core.artifacts.factors import stored_factors
-from impart_core.artifacts.identity import Recipe
-from impart_core.artifacts.manifest import Manifest
-from impart_core.artifacts.pins import pinned
-from impart_core.artifacts.provenance import Stopwatch
-from impart_core.artifacts.store import Store
-from impart_core.calibrate.layer import Batch
+from impart_core.artifacts.scales import publish_scales
+from impart_core.base.errors import CorruptArtifactError
+from impart_core.base.files import scratch_folder
+from impart_core.base.numerics import default_workers, release_memory, resolve_device
+from impart_core.base.parallel import at_once
+from impart_core.blocks.calibrated import compress_layer, run_layer
+from impart_core.calibrate.layer import Batch, batch_size
 from impart_core.calibrate.model import CausalModel
 from impart_core.calibrate.text import read_tokens
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.checkpoint.layout import Role
 from impart_core.checkpoint.pairing import pair_tensors
 from impart_core.codec.format import CODES_FILE, BlockFile
-from impart_core.compress_layer import compress_layer, run_layer
-from impart_core.errors import CorruptArtifactError
-from impart_core.files import scratch_folder
-from impart_core.numerics import default_workers, release_memory, resolve_device
-from impart_core.parallel import at_once
-from tasks.references import BlockResult, DistilJob, LayerJob, MadeText, ScalesResult, TextJob
-from tasks.resources import GPU, NETWORK, patiently, stage
-from tasks.sparsify import Publish, made_or_found
-from tasks.watch import start_watch
+from impart_core.store.catalog import entry_of, note
+from impart_core.store.manifest import Manifest
+from impart_core.store.pins import pinned
+from impart_core.store.provenance import Stopwatch
+from impart_core.store.recipe import Recipe
+from impart_core.store.store import Store
 
 
 @stage("read calibration text", "tokens of {job.text.source}", NETWORK)

@@ -6,8 +6,7 @@ from functools import singledispatch
 from pathlib import Path
 from urllib.parse import unquote
 
-from impart_core.checkpoint.location import is_remote
-from tasks.references import (
+from impart_tasks.references import (
     BlockJob,
     BlockResult,
     DeltaJob,
@@ -21,6 +20,8 @@ from tasks.references import (
     ScalesResult,
     TextJob,
 )
+
+from impart_core.checkpoint.location import is_remote
 
 _USER = re.compile(r"(?P<scheme>[\w+.-]+)://(?P<user>[^/\s]*)@")
 _QUERY = re.compile(r"(://[^\s?]*)\?\S+")

@@ -1,14 +1,14 @@
 """Stage: the factors of one block, which every request on the same two checkpoints shares."""
 
-from impart_core.artifacts.catalog import entry_of
-from impart_core.artifacts.factors import examine_factors, publish_factors
-from impart_core.artifacts.manifest import FactorsContent
-from impart_core.artifacts.store import Store
-from impart_core.decompose import decompose_block as decompose
-from impart_core.numerics import release_memory, resolve_device, return_large_memory_at_once
-from tasks.references import BlockJob, FactorsResult
-from tasks.resources import GPU, patiently, stage
-from tasks.watch import start_watch
+from impart_tasks.references import BlockJob, FactorsResult
+from impart_tasks.resources import GPU, patiently, stage
+from impart_tasks.watch import start_watch
+
+from impart_core.artifacts.factors import FactorsContent, publish_factors
+from impart_core.base.numerics import release_memory, resolve_device, return_large_memory_at_once
+from impart_core.blocks.decompose import decompose_block as decompose
+from impart_core.store.catalog import entry_of
+from impart_core.store.store import Store
 
 
 @stage("decompose block", "decompose {job.block.name}", GPU)
@@ -22,7 +22,7 @@ def decompose_block(job: BlockJob) -> FactorsResult | None:
     if not needed:
         return None
     recipe, refresh = job.factors, job.trust.refreshes("decompose")
-    found = examine_factors(store, recipe.id)
+    found = store.examine(recipe.id, reread=True)
     manifest = None if refresh else found.manifest
     cached = manifest is not None
     if manifest is None:

@@ -1,8 +1,9 @@
 """Stage: what a checkpoint is, by content."""
 
+from impart_tasks.resources import NETWORK, stage
+
 from impart_core.checkpoint.digest import tensor_digests
 from impart_core.checkpoint.index import open_checkpoint
-from tasks.resources import NETWORK, stage
 
 
 @stage("digest checkpoint", "digest {location}", NETWORK)

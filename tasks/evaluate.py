@@ -5,18 +5,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from impart_tasks.references import EvaluationJob, EvaluationResult
+from impart_tasks.resources import GPU, patiently, stage
+from impart_tasks.watch import start_watch
+
 from impart_core.apply.dense import reconstruct
-from impart_core.artifacts.catalog import entry_of, note
 from impart_core.artifacts.delta import Delta, open_delta
-from impart_core.artifacts.evaluation import evaluation_recipe, publish_evaluation
-from impart_core.artifacts.manifest import EvaluationContent, Manifest
-from impart_core.artifacts.pins import pinned
-from impart_core.artifacts.store import Store
+from impart_core.artifacts.evaluation import EvaluationContent, evaluation_recipe, publish_evaluation
+from impart_core.base.numerics import resolve_device
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
-from impart_core.numerics import resolve_device
-from tasks.references import EvaluationJob, EvaluationResult
-from tasks.resources import GPU, patiently, stage
-from tasks.watch import start_watch
+from impart_core.store.catalog import entry_of, note
+from impart_core.store.manifest import Manifest
+from impart_core.store.pins import pinned
+from impart_core.store.store import Store
 
 
 @stage("evaluate model", "evaluate {job.label} on {job.task}", GPU)

@@ -11,12 +11,11 @@ from functools import cache, partial, wraps
 from typing import Any, Literal, ParamSpec, TypeVar
 from uuid import UUID
 
+from impart_tasks.datasets import Dataset, inputs_of, outputs_of, parents_of, without_secrets
+from impart_tasks.receiver import Event, Receiver, is_configured
 from prefect.client.schemas.objects import State, StateType
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging import get_run_logger
-
-from tasks.datasets import Dataset, inputs_of, outputs_of, parents_of, without_secrets
-from tasks.receiver import Event, Receiver, is_configured
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -4,13 +4,13 @@ import logging
 import os
 
 import attr
+from impart_tasks.datasets import Dataset
+from impart_tasks.receiver import THREAD, Event
 from openlineage.client import OpenLineageClient, set_producer
 from openlineage.client.event_v2 import InputDataset, Job, OutputDataset, Run, RunEvent, RunState
 from openlineage.client.facet_v2 import DatasetFacet, JobFacet, RunFacet, error_message_run, job_type_job, parent_run
 
 from impart_core import __version__
-from tasks.datasets import Dataset
-from tasks.receiver import THREAD, Event
 
 NAMESPACE = "impart"
 _SILENT = logging.NullHandler()

@@ -1,13 +1,14 @@
 """Stages: a delta looked for, or its published blocks gathered under one manifest, and named."""
 
-from impart_core.artifacts.catalog import entry_of, note
+from impart_tasks.references import DeltaJob, DeltaResult
+from impart_tasks.resources import NETWORK, stage
+from impart_tasks.watch import start_watch
+
 from impart_core.artifacts.delta import Delta, examine_delta, publish_delta
-from impart_core.artifacts.refs import set_ref
-from impart_core.artifacts.store import Store
 from impart_core.checkpoint.index import open_checkpoint
-from tasks.references import DeltaJob, DeltaResult
-from tasks.resources import NETWORK, stage
-from tasks.watch import start_watch
+from impart_core.store.catalog import entry_of, note
+from impart_core.store.names import set_ref
+from impart_core.store.store import Store
 
 
 @stage("find delta", "find {job.name}", NETWORK)

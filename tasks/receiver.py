@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Literal
 from uuid import UUID
 
-from tasks.datasets import Dataset
+from impart_tasks.datasets import Dataset
 
 THREAD = "openlineage"
 # At its end a run waits this long for the receiver to take one more event, and so long in all.
@@ -111,7 +111,7 @@ class Receiver:
 
     def _run(self) -> None:
         try:
-            from tasks.openlineage_client import connect, run_event
+            from impart_tasks.openlineage_client import connect, run_event
 
             client = connect()
             while (event := self._queue.get()) is not None and not self.failed:

@@ -2,15 +2,16 @@
 
 from typing import Literal
 
-from impart_core.artifacts.calibration import activations_recipe
-from impart_core.artifacts.catalog import CatalogEntry
-from impart_core.artifacts.identity import Recipe
-from impart_core.artifacts.manifest import BlockPointer
+from impart_core.artifacts.activations import activations_recipe
+from impart_core.base.settings import Frozen
+from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.text import CalibrationText
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.checkpoint.layout import Block
 from impart_core.checkpoint.pairing import Pair, pair_tensors
-from impart_core.config import CompressConfig, Frozen
+from impart_core.store.catalog import CatalogEntry
+from impart_core.store.manifest import Pointer
+from impart_core.store.recipe import Recipe
 
 Split = Literal["validation", "test"]
 STAGES = ("digest", "decompose", "sparsify", "gather")
@@ -217,7 +218,7 @@ class DeltaResult(Frozen):
     cr_model: float = 0.0
     bytes: int = 0
     saved_bytes: int = 0
-    blocks: tuple[BlockPointer, ...] = ()
+    blocks: tuple[Pointer, ...] = ()
     faults: tuple[str, ...] = ()
     changed: bool = False
 

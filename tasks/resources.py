@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
 
+from impart_tasks.events import observed
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.tasks import Task
 
-from impart_core.config import Frozen
-from impart_core.numerics import is_out_of_device_memory
-from tasks.events import observed
+from impart_core.base.numerics import is_out_of_device_memory
+from impart_core.base.settings import Frozen
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -2,18 +2,19 @@
 
 from collections.abc import Callable
 
-from impart_core.artifacts.calibration import read_scales
-from impart_core.artifacts.catalog import entry_of
-from impart_core.artifacts.delta import publish_block
+from impart_tasks.references import BlockJob, BlockResult
+from impart_tasks.resources import CPU, patiently, stage
+from impart_tasks.watch import start_watch
+
+from impart_core.artifacts.block import publish_block
 from impart_core.artifacts.factors import stored_factors
-from impart_core.artifacts.manifest import Manifest
-from impart_core.artifacts.store import Store
+from impart_core.artifacts.scales import read_scales
+from impart_core.base.numerics import release_memory, resolve_device, return_large_memory_at_once
+from impart_core.blocks.encode import compress_block
 from impart_core.codec.format import EncodedTensor
-from impart_core.compress import compress_block
-from impart_core.numerics import release_memory, resolve_device, return_large_memory_at_once
-from tasks.references import BlockJob, BlockResult
-from tasks.resources import CPU, patiently, stage
-from tasks.watch import start_watch
+from impart_core.store.catalog import entry_of
+from impart_core.store.manifest import Manifest
+from impart_core.store.store import Store
 
 Publish = Callable[[dict[str, EncodedTensor]], Manifest]
 

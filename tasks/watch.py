@@ -2,7 +2,7 @@
 
 from prefect.runtime import flow_run
 
-from impart_core.artifacts.provenance import Stopwatch
+from impart_core.store.provenance import Stopwatch
 
 
 def start_watch(**sources: str) -> Stopwatch:

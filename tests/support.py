@@ -99,7 +99,7 @@ def make_pair(root: Path, **shapes: int) -> tuple[Path, Path]:
 _PROGRAM = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from flows.cli import main
+from impart_flows.cli import main
 main()
 """
 

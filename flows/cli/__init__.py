@@ -1,5 +1,5 @@
 """The command line, `impart`."""
 
-from flows.cli.app import main
+from impart_flows.cli.app import main
 
 __all__ = ["main"]

@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-
-from flows.cli import options as opt
-from flows.cli.output import human_bytes, print_json, print_table, progress, ratio
-from flows.cli.remaining import by_bytes
+from impart_flows.cli import options as opt
+from impart_flows.cli.output import human_bytes, print_json, print_table, progress, ratio
+from impart_flows.cli.remaining import by_bytes
 
 if TYPE_CHECKING:
     from impart_core.artifacts.delta import Delta
-    from impart_core.artifacts.manifest import FactorsContent, Manifest
-    from impart_core.artifacts.store import Store
+    from impart_core.artifacts.factors import FactorsContent
+    from impart_core.store.manifest import Manifest
+    from impart_core.store.store import Store
 
 
 def add_to(app: typer.Typer) -> None:
@@ -27,10 +27,10 @@ def inspect(ref: opt.Ref, store: opt.StoreOption = None, json: opt.JsonOption = 
 
     The factors of a block, which its manifest names as its parent, are shown matrix by matrix.
     """
-    from impart_core.artifacts.delta import open_delta
-    from impart_core.artifacts.manifest import DeltaContent, FactorsContent
-    from impart_core.artifacts.refs import resolve
-    from impart_core.artifacts.store import Store
+    from impart_core.artifacts.delta import DeltaContent, open_delta
+    from impart_core.artifacts.factors import FactorsContent
+    from impart_core.store.names import resolve
+    from impart_core.store.store import Store
 
     opened = Store(store)
     manifest = opened.manifest(resolve(opened, ref))
@@ -71,10 +71,10 @@ def verify(
 
     Exit code 1 when a fault is found. What a killed writer left beside artifacts is counted, and no fault.
     """
-    from impart_core.artifacts.refs import resolve
-    from impart_core.artifacts.store import Store
-    from impart_core.artifacts.verify import verify as verify_artifact
-    from impart_core.errors import ConfigError
+    from impart_core.base.errors import ConfigError
+    from impart_core.store.names import resolve
+    from impart_core.store.store import Store
+    from impart_core.store.verify import verify as verify_artifact
 
     if (ref is None) != every:
         raise ConfigError("Say what to verify: either an artifact (its name or id) or --all.")
@@ -98,7 +98,7 @@ def verify(
 
 
 def _verify_store(store: "Store", json: bool) -> None:
-    from impart_core.artifacts.verify import verify_store
+    from impart_core.store.verify import verify_store
 
     with progress(quiet=json) as reporter:
         report = verify_store(store, by_bytes(reporter, "verify"))
@@ -127,8 +127,8 @@ def _state(faults: Sequence[str]) -> str:
 
 def list_artifacts(store: opt.StoreOption = None, json: opt.JsonOption = False) -> None:
     """List the deltas and evaluations in a store, with their names."""
-    from impart_core.artifacts.catalog import list_entries
-    from impart_core.artifacts.store import Store
+    from impart_core.store.catalog import list_entries
+    from impart_core.store.store import Store
 
     opened = Store(store)
     entries = list_entries(opened)
@@ -154,7 +154,7 @@ def list_artifacts(store: opt.StoreOption = None, json: opt.JsonOption = False) 
 
 def _print_quantized(delta: "Delta") -> None:
     """Print how the codes of a delta are quantised, tensor by tensor, and the bytes of each part."""
-    from impart_core.artifacts.manifest import BlockContent
+    from impart_core.artifacts.block import BlockContent
 
     tensors = [
         (name, entry)
@@ -225,7 +225,7 @@ def _describe(delta: "Delta") -> dict[str, Any]:
             "id": pointer.id,
             "tensors": len(block.content.tensors),
             "codes": sum(tensor.bytes for tensor in block.content.tensors.values()),
-            "bytes": delta.store.artifact_bytes(block),
+            "bytes": block.nbytes,
             "files": [entry.model_dump(mode="json") for entry in block.files],
             "factors": next((found for found in block.parents if found == block.recipe.inputs.get("factors")), None),
             "parents": block.parents,
@@ -241,7 +241,7 @@ def _describe(delta: "Delta") -> dict[str, Any]:
         "cr_projection": delta.content.cr_projection,
         "cr_model": delta.cr_model,
         "bytes": delta.bytes,
-        "own_bytes": delta.store.artifact_bytes(delta.manifest),
+        "own_bytes": delta.manifest.nbytes,
         "files": [entry.model_dump(mode="json") for entry in delta.manifest.files],
         "blocks": blocks,
     }

@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-
-from flows.cli import options as opt
-from flows.cli.output import print_json, print_table, progress, ratio
+from impart_flows.cli import options as opt
+from impart_flows.cli.output import print_json, print_table, progress, ratio
 
 if TYPE_CHECKING:
-    from flows.demo import DemoReport, DemoRow
+    from impart_flows.demo import DemoReport, DemoRow
 
 
 def add_to(app: typer.Typer) -> None:
@@ -25,14 +24,15 @@ def demo(
     json: opt.JsonOption = False,
 ) -> None:
     """Compress the tiny zoo's three fine-tunes at CR 4, 8, 16 and 32, rebuild them, and measure what was lost."""
-    from flows.demo import demo as demo_flow
-    from flows.embedded import prefect_server
-    from flows.picture import draw
-    from flows.progress import listening
-    from impart_core.artifacts.store import Store, default_store_url
-    from impart_core.errors import ConfigError
-    from impart_core.files import disk_errors
-    from impart_core.numerics import resolve_device
+    from impart_flows.demo import demo as demo_flow
+    from impart_flows.embedded import prefect_server
+    from impart_flows.picture import draw
+    from impart_flows.progress import listening
+
+    from impart_core.base.errors import ConfigError
+    from impart_core.base.files import disk_errors
+    from impart_core.base.numerics import resolve_device
+    from impart_core.store.store import Store, default_store_url
 
     if limit is not None and limit < 1:
         raise ConfigError(f"The limit is {limit}; it must be at least 1 item.")

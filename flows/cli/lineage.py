@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-
-from flows.cli import options as opt
-from flows.cli.output import human_bytes, print_json
+from impart_flows.cli import options as opt
+from impart_flows.cli.output import human_bytes, print_json
 
 if TYPE_CHECKING:
-    from impart_core.artifacts.diff import Change, Difference, MetricChange
-    from impart_core.artifacts.why import Account, Input
+    from impart_core.lineage.diff import Change, Difference, MetricChange
+    from impart_core.lineage.why import Account, Input
 
 _MOST_CHANGES = 20  # of one section as text; --json has them all
 _INDENT = 12
@@ -44,12 +43,12 @@ def lineage(
     It is read from the store alone. An artifact that is gone is shown as missing, one that cannot be read as
     damaged. `impart lineage math@prod --format svg --out math.svg` draws a picture.
     """
-    from impart_core.artifacts.lineage import lineage_of
-    from impart_core.artifacts.refs import resolve
-    from impart_core.artifacts.store import Store
-    from impart_core.draw import FORMATS
-    from impart_core.errors import OutputExistsError
-    from impart_core.files import disk_errors, write_atomically
+    from impart_core.base.errors import OutputExistsError
+    from impart_core.base.files import disk_errors, write_atomically
+    from impart_core.lineage.draw import FORMATS
+    from impart_core.lineage.graph import lineage_of
+    from impart_core.store.names import resolve
+    from impart_core.store.store import Store
 
     if out and out.is_dir():
         raise OutputExistsError(f"{out} is a folder. --out takes the name of a file to write.")
@@ -79,9 +78,9 @@ def why(ref: opt.Ref, store: opt.StoreOption = None, json: opt.JsonOption = Fals
 
     Inputs, settings, seeds and the operation's version make its id; the rest was recorded beside them.
     """
-    from impart_core.artifacts.refs import resolve
-    from impart_core.artifacts.store import Store
-    from impart_core.artifacts.why import explain
+    from impart_core.lineage.why import explain
+    from impart_core.store.names import resolve
+    from impart_core.store.store import Store
 
     opened = Store(store)
     account = explain(opened, resolve(opened, ref))
@@ -101,9 +100,9 @@ def diff(
 
     What is equal is not listed. Metrics are compared where both deltas were evaluated on the same items.
     """
-    from impart_core.artifacts.diff import diff as compare
-    from impart_core.artifacts.refs import resolve
-    from impart_core.artifacts.store import Store
+    from impart_core.lineage.diff import diff as compare
+    from impart_core.store.names import resolve
+    from impart_core.store.store import Store
 
     opened = Store(store)
     found = compare(opened, resolve(opened, ref), resolve(opened, other))
@@ -159,7 +158,7 @@ def _print_changes(title: str, changes: list[str]) -> None:
 
 def _print_field(title: str, *found: str) -> None:
     """Print lines under a title to their left, nothing where there are none."""
-    from impart_core.draw.labels import plain
+    from impart_core.lineage.draw.labels import plain
 
     for number, line in enumerate(filter(None, found)):
         typer.echo(f"{'' if number else title:{_INDENT}}{plain(line)}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from typer.core import TyperCommand
 
 if TYPE_CHECKING:
-    from impart_core.config import CompressConfig
+    from impart_core.blocks.request import CompressConfig
 
 
 class MethodCommand(TyperCommand):
@@ -16,9 +16,9 @@ class MethodCommand(TyperCommand):
     @property
     def methods(self) -> Sequence[str]:
         """The methods that the verb takes."""
-        from impart_core.sparsify import SPARSIFIERS
+        from impart_core.methods import METHODS
 
-        return tuple(SPARSIFIERS)
+        return tuple(METHODS)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Complete the two flags' help and write it; the registry is read only now, since it loads torch."""
@@ -36,7 +36,7 @@ class QuantizeCommand(MethodCommand):
     @property
     def methods(self) -> Sequence[str]:
         """The methods that the verb takes."""
-        from impart_core.sparsify import QUANTIZING
+        from impart_core.methods import QUANTIZING
 
         return QUANTIZING
 
@@ -65,8 +65,9 @@ def read_config(
         ConfigError: a value is wrong, or the method has no such option.
         UnknownNameError: a name is wrong; the message gives the nearest valid one.
     """
-    from impart_core.config import CompressConfig, build_config
-    from impart_core.errors import unknown_name
+    from impart_core.base.errors import unknown_name
+    from impart_core.base.settings import build_config
+    from impart_core.blocks.request import CompressConfig
 
     if accounting not in ("bytes", "paper"):
         raise unknown_name("accounting", accounting, ("bytes", "paper"))
@@ -77,7 +78,7 @@ def read_config(
 
 def read_options(flags: dict[str, Any], options: Sequence[str]) -> dict[str, Any]:
     """Return a method's options by name; arguments and errors as for `read_config`."""
-    from impart_core.errors import ConfigError
+    from impart_core.base.errors import ConfigError
 
     given = {key: value for key, value in flags.items() if value is not None}
     for text in options:
@@ -98,15 +99,15 @@ def _value(text: str) -> Any:
 
 
 def _methods(names: Sequence[str]) -> str:
-    from impart_core.sparsify import SPARSIFIERS
+    from impart_core.methods import METHODS
 
-    return "\n".join(f"- {name}: {SPARSIFIERS.get(name).summary}" for name in names)
+    return "\n".join(f"- {name}: {METHODS.get(name).summary}" for name in names)
 
 
 def _options(names: Sequence[str]) -> str:
-    from impart_core.sparsify import SPARSIFIERS
+    from impart_core.methods import METHODS
 
-    fields = {name: SPARSIFIERS.get(name).options_model.model_fields for name in names}
+    fields = {name: METHODS.get(name).options_model.model_fields for name in names}
     lines = [
         f"- {name} {key}={json.dumps(field.default, default=str)}: {field.description}"
         for name, own in fields.items()

@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-
-from flows.cli import options as opt
-from flows.cli.output import human_bytes, print_json, print_table, progress, warn_of_faults
-from flows.cli.trust import read_trust
+from impart_flows.cli import options as opt
+from impart_flows.cli.output import human_bytes, print_json, print_table, progress, warn_of_faults
+from impart_flows.cli.trust import read_trust
 
 
 def add_to(app: typer.Typer) -> None:
@@ -26,14 +25,15 @@ def reconstruct(
     json: opt.JsonOption = False,
 ) -> None:
     """Rebuild a fine-tuned checkpoint from its base and an artifact, as an ordinary Hugging Face folder."""
+    from impart_tasks.resources import patiently, retried_in
+
     from impart_core.apply.dense import reconstruct as rebuild
     from impart_core.artifacts.delta import open_delta
-    from impart_core.artifacts.provenance import Stopwatch
-    from impart_core.artifacts.refs import resolve
-    from impart_core.artifacts.store import Store
+    from impart_core.base.errors import ConfigError
     from impart_core.checkpoint.index import open_checkpoint
-    from impart_core.errors import ConfigError
-    from tasks.resources import patiently, retried_in
+    from impart_core.store.names import resolve
+    from impart_core.store.provenance import Stopwatch
+    from impart_core.store.store import Store
 
     if max_shard_bytes < 1:
         raise ConfigError(f"--max-shard-bytes is {max_shard_bytes}; it must be at least 1.")
@@ -91,16 +91,16 @@ def evaluate(
     json: opt.JsonOption = False,
 ) -> None:
     """Measure a model with lm-evaluation-harness; finished measurements are reused from the store."""
-    from impart_core.artifacts.store import default_store_url
-    from impart_core.errors import unknown_name
+    from impart_core.base.errors import unknown_name
+    from impart_core.store.store import default_store_url
 
     if split not in ("validation", "test"):
         raise unknown_name("split", split, ("validation", "test"))
-    from flows.compress import absolute
-    from flows.embedded import prefect_server
-    from flows.evaluate import EvaluateRequest, check_evaluate
-    from flows.evaluate import evaluate as evaluate_flow
-    from flows.progress import listening
+    from impart_flows.compress import absolute
+    from impart_flows.embedded import prefect_server
+    from impart_flows.evaluate import EvaluateRequest, check_evaluate
+    from impart_flows.evaluate import evaluate as evaluate_flow
+    from impart_flows.progress import listening
 
     names = tuple(dict.fromkeys(name.strip() for name in tasks.split(",") if name.strip()))
     request = EvaluateRequest(

@@ -3,12 +3,11 @@
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-
-from flows.cli import options as opt
-from flows.cli.output import print_json, print_table
+from impart_flows.cli import options as opt
+from impart_flows.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
-    from impart_core.artifacts.refs import Move
+    from impart_core.store.names import Move
 
 Name = Annotated[
     str,
@@ -28,8 +27,8 @@ def tag(ref: opt.Ref, name: Name, store: opt.StoreOption = None, json: opt.JsonO
 
     Whoever resolves the name gets the new artifact from then on. The move is added to the name's history.
     """
-    from impart_core.artifacts import refs
-    from impart_core.artifacts.store import Store
+    from impart_core.store import names as refs
+    from impart_core.store.store import Store
 
     opened = Store(store)
     _print_move(name, refs.tag(opened, name, refs.resolve(opened, ref)), json)
@@ -40,8 +39,8 @@ def history(name: Name, store: opt.StoreOption = None, json: opt.JsonOption = Fa
 
     `impart rollback` takes the numbers of the first column.
     """
-    from impart_core.artifacts import refs
-    from impart_core.artifacts.store import Store
+    from impart_core.store import names as refs
+    from impart_core.store.store import Store
 
     moves = refs.history(Store(store), name)
     if json:
@@ -71,8 +70,8 @@ def rollback(
     History is not rewritten: the rollback is one more move, so that a second rollback without --to undoes the
     first. Nothing happens when someone else moves the name at the same time, or when the artifact is gone.
     """
-    from impart_core.artifacts import refs
-    from impart_core.artifacts.store import Store
+    from impart_core.store import names as refs
+    from impart_core.store.store import Store
 
     _print_move(name, refs.rollback(Store(store), name, to), json)
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from impart_core.units import human_bytes as human_bytes
+from impart_core.base.units import human_bytes as human_bytes
 
 _SECONDS_BETWEEN_LINES = 2.0
 

@@ -3,14 +3,14 @@
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-
-from flows.cli import options as opt
-from flows.cli.method import MethodCommand, QuantizeCommand, read_config
-from flows.cli.output import human_bytes, print_json, print_table, progress, ratio, warn_of_faults
-from flows.cli.trust import read_trust
+from impart_flows.cli import options as opt
+from impart_flows.cli.method import MethodCommand, QuantizeCommand, read_config
+from impart_flows.cli.output import human_bytes, print_json, print_table, progress, ratio, warn_of_faults
+from impart_flows.cli.trust import read_trust
 
 if TYPE_CHECKING:
-    from flows.compress import CompressRequest
+    from impart_flows.compress import CompressRequest
+
     from impart_core.calibrate.text import CalibrationText
 
 
@@ -60,8 +60,9 @@ def compress(
     """
     others = {"embeddings": embeddings, "embeddings_cr": embeddings_cr, "factors_for": factors_for}
     config = read_config(method, cr, seed, accounting, {"beta": beta, "c": c}, option or (), **others)
-    from flows.compress import CompressRequest, absolute
-    from impart_core.artifacts.store import default_store_url
+    from impart_flows.compress import CompressRequest, absolute
+
+    from impart_core.store.store import default_store_url
 
     require_workers(workers)
     request = CompressRequest(
@@ -111,9 +112,10 @@ def quantize(
     What it is made of, how embeddings are coded and how bytes are counted is as for REF. The artifact is the one that
     `compress` makes of the same request; factors that go deep enough for it are reused.
     """
-    from flows.cli.method import read_options
-    from flows.quantize import quantize_request
-    from impart_core.artifacts.store import default_store_url
+    from impart_flows.cli.method import read_options
+    from impart_flows.quantize import quantize_request
+
+    from impart_core.store.store import default_store_url
 
     require_workers(workers)
     request = quantize_request(
@@ -137,9 +139,9 @@ def read_calibration(source: str | None, sequences: int | None, length: int | No
     Raises:
         ConfigError: a number is wrong, or is of no text.
     """
+    from impart_core.base.errors import ConfigError
+    from impart_core.base.settings import build_config
     from impart_core.calibrate.text import CalibrationText
-    from impart_core.config import build_config
-    from impart_core.errors import ConfigError
 
     given = {key: value for key, value in {"sequences": sequences, "length": length}.items() if value is not None}
     if source is not None:
@@ -152,9 +154,9 @@ def read_calibration(source: str | None, sequences: int | None, length: int | No
 
 def run(request: "CompressRequest", json: bool) -> None:
     """Check a compression, run it with an embedded server unless there is another, and print its report."""
-    from flows.compress import check_compress, run_compress
-    from flows.embedded import prefect_server
-    from flows.progress import listening
+    from impart_flows.compress import check_compress, run_compress
+    from impart_flows.embedded import prefect_server
+    from impart_flows.progress import listening
 
     check_compress(request)
     with progress(quiet=json) as reporter, listening(reporter), prefect_server():
@@ -199,9 +201,9 @@ def plan(
     """Say what a compression would take, from headers alone: bytes of each block, memory, both ratios."""
     others = {"embeddings": embeddings, "embeddings_cr": embeddings_cr, "factors_for": factors_for}
     config = read_config(method, cr, 0, accounting, {"beta": beta, "c": c}, option or (), **others)
+    from impart_core.base.numerics import default_workers
     from impart_core.checkpoint.index import open_checkpoint
-    from impart_core.numerics import default_workers
-    from impart_core.plan import make_plan
+    from impart_core.engine.plan import make_plan
 
     require_workers(workers)
     made = make_plan(open_checkpoint(base), open_checkpoint(finetuned), config, workers or default_workers())
@@ -231,7 +233,7 @@ def plan(
 
 def require_workers(workers: int | None) -> None:
     """Refuse a worker count below 1."""
-    from impart_core.errors import ConfigError
+    from impart_core.base.errors import ConfigError
 
     if workers is not None and workers < 1:
         raise ConfigError(f"--workers is {workers}; it must be at least 1.")

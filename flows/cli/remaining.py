@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from flows.cli.output import Reporter, human_bytes
+from impart_flows.cli.output import Reporter, human_bytes
 
 
 def by_bytes(reporter: Reporter, stage: str) -> Callable[[int, int, int, int], None]:

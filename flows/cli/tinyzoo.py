@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-
-from flows.cli import options as opt
-from flows.cli.output import errors, print_json
+from impart_flows.cli import options as opt
+from impart_flows.cli.output import errors, print_json
 
 app = typer.Typer(help="A small real model zoo: one base, three fine-tunes (math, code, chat).", no_args_is_help=True)
 

@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-
-from flows.cli import options as opt
-from flows.cli.output import human_bytes, print_json, progress
-from flows.cli.remaining import by_bytes
+from impart_flows.cli import options as opt
+from impart_flows.cli.output import human_bytes, print_json, progress
+from impart_flows.cli.remaining import by_bytes
 
 if TYPE_CHECKING:
-    from impart_core.artifacts.transfer import Tally, TransferReport
+    from impart_core.share.transfer import Tally, TransferReport
 
 Refs = Annotated[
     list[str],
@@ -96,10 +95,10 @@ def push_hub(
     The token is that of HF_TOKEN or of `hf auth login`. Manifests are published as they are: they tell who made the
     delta and on which machine.
     """
-    from impart_core.artifacts.hub import prepare_folder, require_repo
-    from impart_core.artifacts.hub import upload as upload_folder
-    from impart_core.artifacts.refs import resolve
-    from impart_core.artifacts.store import Store
+    from impart_core.share.hub import prepare_folder, require_repo
+    from impart_core.share.hub import upload as upload_folder
+    from impart_core.store.names import resolve
+    from impart_core.store.store import Store
 
     require_repo(repo)
     opened, folder = Store(store), Path(out).absolute()
@@ -127,9 +126,9 @@ def _transfer(
     reread: bool,
     json: bool,
 ) -> None:
-    from impart_core.artifacts.refs import resolve
-    from impart_core.artifacts.store import Store
-    from impart_core.artifacts.transfer import transfer
+    from impart_core.share.transfer import transfer
+    from impart_core.store.names import resolve
+    from impart_core.store.store import Store
 
     opened, written = Store(source), Store(target)
     artifacts = [resolve(opened, ref) for ref in refs]

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tasks.references import Trust
+    from impart_tasks.references import Trust
 
 
 def read_trust(verify_cache: bool, refresh: bool, refresh_from: str | None) -> "Trust":
@@ -13,8 +13,9 @@ def read_trust(verify_cache: bool, refresh: bool, refresh_from: str | None) -> "
         ConfigError: two of them cannot go together.
         UnknownNameError: there is no such stage; the message gives the nearest.
     """
-    from impart_core.errors import ConfigError, unknown_name
-    from tasks.references import STAGES, Trust
+    from impart_tasks.references import STAGES, Trust
+
+    from impart_core.base.errors import ConfigError, unknown_name
 
     if refresh and refresh_from is not None:
         raise ConfigError("--refresh and --refresh-from are both given; --refresh is --refresh-from digest. Give one.")

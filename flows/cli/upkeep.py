@@ -5,12 +5,11 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-
-from flows.cli import options as opt
-from flows.cli.output import human_bytes, print_json, print_table
+from impart_flows.cli import options as opt
+from impart_flows.cli.output import human_bytes, print_json, print_table
 
 if TYPE_CHECKING:
-    from impart_core.artifacts.gc import GcReport
+    from impart_core.store.gc import GcReport
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -40,9 +39,9 @@ def gc(
     evaluations, whatever is younger than the grace time, and whatever a running flow may reuse. It can run beside
     flows that publish into the same store.
     """
-    from impart_core.artifacts.gc import collect
-    from impart_core.artifacts.store import Store
-    from impart_core.errors import ConfigError
+    from impart_core.base.errors import ConfigError
+    from impart_core.store.gc import collect
+    from impart_core.store.store import Store
 
     if history is not None and history < 1:
         raise ConfigError(f"--history is {history}; it must be at least 1 move.")
@@ -73,7 +72,7 @@ def _print_report(report: "GcReport") -> None:
 
 
 def _duration(text: str) -> timedelta:
-    from impart_core.errors import ConfigError
+    from impart_core.base.errors import ConfigError
 
     found = re.fullmatch(r"([0-9]{1,6})([smhdw])", text)
     if not found:

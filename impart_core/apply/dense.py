@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 
 from impart_core.artifacts.delta import Delta
+from impart_core.base.errors import CheckpointError, CorruptArtifactError, WrongBaseError
+from impart_core.base.numerics import one_thread_per_kernel
 from impart_core.checkpoint.digest import tensor_digests
 from impart_core.checkpoint.header import DTYPES
 from impart_core.checkpoint.index import CARRIED, Checkpoint
@@ -20,10 +22,9 @@ from impart_core.checkpoint.writer import (
     new_folder,
     write_checkpoint,
 )
-from impart_core.codec.format import ADDED, VALUE, BlockFile, TensorHeader, decode_delta, decode_stack, delta_shape
+from impart_core.codec.format import ADDED, VALUE, BlockFile, TensorHeader
 from impart_core.delta.extract import add_delta
-from impart_core.errors import CheckpointError, CorruptArtifactError, WrongBaseError
-from impart_core.numerics import one_thread_per_kernel
+from impart_core.methods.decode import decode_delta, decode_stack, delta_shape
 
 Progress = Callable[[int, int], None]
 

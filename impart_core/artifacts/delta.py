@@ -1,84 +1,87 @@
-"""Deltas as artifacts: blocks published on their own, and one manifest that points to them."""
+"""A compressed delta: pointers to its blocks under one manifest, and the files that belong to no block."""
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
 
-from impart_core.artifacts.identity import Recipe
-from impart_core.artifacts.manifest import (
-    MANIFEST,
-    BlockContent,
-    BlockPointer,
-    DeltaContent,
-    Manifest,
-    QuantizedEntry,
-    TensorEntry,
-)
-from impart_core.artifacts.provenance import Stopwatch
-from impart_core.artifacts.store import Found, Store, file_entry
-from impart_core.busy import busy
+from pydantic import FailFast
+
+from impart_core.artifacts.block import BlockContent, block_content
+from impart_core.base.errors import ConfigError, CorruptArtifactError
+from impart_core.base.files import scratch_folder
+from impart_core.blocks.request import CompressConfig
 from impart_core.checkpoint.digest import carried_digests, checkpoint_id
 from impart_core.checkpoint.index import Checkpoint
-from impart_core.checkpoint.layout import Block, Role
-from impart_core.checkpoint.pairing import Pairs
-from impart_core.codec.format import CODES_FILE, FORMAT_VERSION, BlockFile, EncodedTensor, write_block
-from impart_core.codec.parts import Codes
-from impart_core.config import AUTO, CompressConfig
-from impart_core.errors import ConfigError, CorruptArtifactError
-from impart_core.files import scratch_folder
-from impart_core.policy import settings_for
-from impart_core.quantize.streams import describe_streams
-from impart_core.sparsify import SPARSIFIERS
+from impart_core.codec.format import CODES_FILE, FORMAT_VERSION, BlockFile
+from impart_core.methods import METHODS
+from impart_core.store.manifest import MANIFEST, Content, FileName, Manifest, Pointer, Sha256, register
+from impart_core.store.provenance import Stopwatch
+from impart_core.store.publish import publish
+from impart_core.store.recipe import Recipe
+from impart_core.store.store import Found, Store
 
-_BLOCK_VERSION = 1
-_DELTA_VERSION = 1
-_PARENTS = ("factors", "calibration", "scales")
-_CODED_BY = {"method", "cr", "seed", "accounting", "options"}
+VERSIONS = {"delta": 1}  # raised whenever the same recipe gives other bytes
 Digests = Mapping[str, str]
 
 
-def block_recipe(
-    pairs: Pairs,
-    block: Block,
-    config: CompressConfig,
-    digests: tuple[Digests, Digests],
-    factors: Recipe | None = None,
-    calibration: Mapping[str, object] | None = None,
-) -> Recipe:
-    """Return what makes a block: its tensors' digests in both checkpoints, and the settings that it depends on.
+@register
+class DeltaContent(Content):
+    """A compressed delta: pointers to its blocks, and what belongs to no block.
 
-    A block of which nothing is coded by a method depends on no method and no ratio, and is shared by all of them.
-
-    Args:
-        pairs: the tensors' pairs by name.
-        block: which of them.
-        config: the request.
-        digests: the tensors' digests in the base and in the fine-tuned checkpoint.
-        factors: what makes the block's factors, where the request uses some.
-        calibration: what calibration is told by, where the block is: the text's id (`calibration`), the digest of the
-            model's configuration (`model`), the id of the `activations` it is given, or of the `scales` it takes.
+    Attributes:
+        blocks: the blocks, in the model's order.
+        base: id of the base checkpoint.
+        finetuned: id of the fine-tuned checkpoint.
+        finetuned_bytes: its bytes on disk.
+        carried: digests of the fine-tuned checkpoint's configuration and tokenizer files by name; those that
+            are not among this artifact's files are the base's own.
+        projection_bytes: bytes of all projections' codes.
+        projection_dense_bytes: the 16-bit size of all projections.
+        data_bytes: every byte of its blocks, manifests included, and of this artifact's files, when it was
+            published. This manifest's own size comes on top. A block that was repaired since may have a manifest
+            of another size, so that `Delta.bytes` and `cr_model` are read from the store.
+        cr_projection: projection_dense_bytes / projection_bytes; none where no projection changed.
     """
-    methods = {
-        role.value: {
-            "version": SPARSIFIERS.get(settings.method).version,
-            **settings.model_dump(mode="json", include=_CODED_BY),
-            "may_be_kept": role is not Role.PROJECTION and config.embeddings == AUTO,
-        }
-        for role in sorted({pairs[name].role for name in block.tensors})
-        if (settings := settings_for(role, config))
-    }
-    ours = {pair.base.name: digests[0][pair.base.name] for name in block.tensors if (pair := pairs[name]).base}
-    inputs: dict[str, object] = {"base": ours, "finetuned": {name: digests[1][name] for name in block.tensors}}
-    if factors:
-        inputs["factors"] = factors.id
-    inputs.update(calibration or {})
-    return Recipe(
-        operation="compress-block",
-        version=_BLOCK_VERSION,
-        config={"block": block.name, "format": FORMAT_VERSION, "methods": methods},
-        inputs=inputs,
-    )
+
+    kind: Literal["delta"] = "delta"
+    plural: ClassVar[str] = "deltas"
+    colour: ClassVar[str] = "#cfe8d5"
+    listed: ClassVar[bool] = True
+    blocks: Annotated[tuple[Pointer, ...], FailFast()]
+    base: Sha256
+    finetuned: Sha256
+    finetuned_bytes: int
+    carried: dict[FileName, Sha256]
+    projection_bytes: int
+    projection_dense_bytes: int
+    data_bytes: int
+    cr_projection: float | None
+
+    def summary(self, recipe: Recipe) -> str:
+        """Return method, ratio and seed."""
+        cr = recipe.config.get("cr")
+        at = f" at CR {cr:g}" if isinstance(cr, float | int) else ""
+        return f"{recipe.config.get('method', 'delta')}{at}, seed {recipe.config.get('seed', 0)}"
+
+    def checkpoints(self, recipe: Recipe) -> dict[str, str]:  # noqa: ARG002
+        """Return the base and the fine-tuned checkpoint."""
+        return {"base": self.base, "finetuned": self.finetuned}
+
+    def pointers(self) -> tuple[Pointer, ...]:
+        """Return the blocks."""
+        return self.blocks
+
+    def mismatch(self, parts: Sequence[Content]) -> str | None:
+        """Return how the bytes of projections differ from those of the blocks, if they do."""
+        others = [part.kind for part in parts if not isinstance(part, BlockContent)]
+        if others:
+            return f"points to a {others[0]} where a block should be"
+        held = sum(part.projection_bytes for part in parts if isinstance(part, BlockContent))
+        if held == self.projection_bytes:
+            return None
+        return f"records {self.projection_bytes:,} bytes of projections; its blocks hold {held:,}"
 
 
 def delta_recipe(
@@ -91,10 +94,10 @@ def delta_recipe(
     """Return what makes a delta: both checkpoints by content, the files carried along, the text's id, the settings."""
     return Recipe(
         operation="compress",
-        version=_DELTA_VERSION,
+        version=VERSIONS["delta"],
         config={
             "format": FORMAT_VERSION,
-            "method_version": SPARSIFIERS.get(config.method).version,
+            "method_version": METHODS.get(config.method).version,
             **config.model_dump(mode="json"),
         },
         inputs={
@@ -105,64 +108,6 @@ def delta_recipe(
             **({"calibration": calibration} if calibration else {}),
         },
     )
-
-
-def publish_block(
-    store: Store,
-    recipe: Recipe,
-    name: str,
-    tensors: Mapping[str, EncodedTensor],
-    watch: Stopwatch,
-    **trust: bool,
-) -> Manifest:
-    """Write a block's codes to scratch and publish them; return the manifest in force.
-
-    Its parents are the artifacts that hold its factors, where these were kept, and what it was calibrated with. `trust`
-    is as in `Store.publish`.
-    """
-    projections = [item for item in tensors.values() if item.header.role is Role.PROJECTION]
-    entries = {
-        tensor: TensorEntry(
-            method=item.header.method,
-            role=item.header.role,
-            shape=item.header.shape,
-            dtype=item.header.dtype,
-            bytes=item.nbytes,
-            quantized=_quantized(item.codes),
-        )
-        for tensor, item in sorted(tensors.items())
-    }
-    content = BlockContent(
-        name=name,
-        tensors=entries,
-        projection_bytes=sum(item.nbytes for item in projections),
-        projection_dense_bytes=sum(2 * math.prod(item.header.shape) for item in projections),
-    )
-    made_from = [found for role in _PARENTS if isinstance(found := recipe.inputs.get(role), str)]
-    with scratch_folder() as scratch:
-        path = scratch / CODES_FILE
-        with busy():
-            write_block(path, tensors)
-        manifest = Manifest.make(
-            recipe,
-            parents=tuple(found for found in made_from if store.lookup(found)),
-            files=(file_entry(CODES_FILE, path),),
-            content=content,
-            provenance=watch.provenance(),
-        )
-        return store.publish(manifest, {CODES_FILE: path}, **trust)
-
-
-def _quantized(codes: Codes) -> QuantizedEntry | None:
-    """Return what is to say of quantised codes, those of a stack taken together; None for others."""
-    found = describe_streams(codes)
-    if found is None:
-        return None
-    parts = dict.fromkeys(("codes", "scales", "zeros", "sigma", "other"), 0)
-    for part, code in codes.items():
-        kind = part.rpartition(".")[2]
-        parts[kind if kind in parts else "other"] += code.numel() * code.element_size()
-    return QuantizedEntry(bits=found.bits, group_size=found.size, parts=parts, packed=found.packed)
 
 
 @dataclass(frozen=True)
@@ -177,12 +122,12 @@ class Delta:
     @property
     def bytes(self) -> int:
         """Every byte of the artifact and of its blocks as they lie in the store, manifests included."""
-        return sum(self.store.artifact_bytes(made) for made in (self.manifest, *self.blocks))
+        return sum(manifest.nbytes for manifest in (self.manifest, *self.blocks))
 
     @property
     def saved_bytes(self) -> int:
         """What the lossless stage made the codes of its blocks smaller by."""
-        entries = (entry.quantized for block in self.blocks for entry in _block_content(block).tensors.values())
+        entries = (entry.quantized for block in self.blocks for entry in block_content(block).tensors.values())
         return sum(found.packed - found.parts["codes"] for found in entries if found)
 
     @property
@@ -195,7 +140,7 @@ class Delta:
         by_tensor: dict[str, BlockFile] = {}
         for block in self.blocks:
             file = BlockFile(stack.enter_context(self.store.local_file(block, CODES_FILE)))
-            if set(file.headers) != set(_block_content(block).tensors):
+            if set(file.headers) != set(block_content(block).tensors):
                 raise CorruptArtifactError(f"{file.path} does not hold the tensors that its manifest lists.")
             by_tensor.update(dict.fromkeys(file.headers, file))
         return by_tensor
@@ -221,25 +166,26 @@ def publish_delta(
     finetuned: Checkpoint,
     block_ids: Sequence[str],
     watch: Stopwatch,
-    **trust: bool,
+    *,
+    reread: bool = False,
+    replace: bool = False,
 ) -> Delta:
     """Gather published blocks under one manifest, without copying their bytes; return the delta in force.
 
-    `trust` is as in `Store.publish`.
+    `reread` and `replace` are as in `Store.publish`.
     """
     blocks = [store.manifest(block_id) for block_id in block_ids]
-    base_files = recipe.inputs["base_files"]
-    carried = recipe.inputs["finetuned_files"]
+    contents = [block_content(block) for block in blocks]
+    carried, base_files = recipe.inputs["finetuned_files"], recipe.inputs["base_files"]
     own = [name for name in sorted(carried) if base_files.get(name) != carried[name]]
     pointers = tuple(
-        BlockPointer(name=_block_content(block).name, id=block.id, bytes=store.artifact_bytes(block))
-        for block in blocks
+        Pointer(name=content.name, id=block.id, bytes=block.nbytes)
+        for content, block in zip(contents, blocks, strict=True)
     )
-    codes = sum(_block_content(block).projection_bytes for block in blocks)
-    dense = sum(_block_content(block).projection_dense_bytes for block in blocks)
+    codes = sum(content.projection_bytes for content in contents)
+    dense = sum(content.projection_dense_bytes for content in contents)
     with scratch_folder() as scratch:
-        files = {name: finetuned.carried[name].on_disk(scratch) for name in own}
-        entries = tuple(file_entry(name, path) for name, path in files.items())
+        files: dict[str, Path] = {name: finetuned.carried[name].on_disk(scratch) for name in own}
         content = DeltaContent(
             blocks=pointers,
             base=recipe.inputs["base"],
@@ -248,19 +194,12 @@ def publish_delta(
             carried=carried,
             projection_bytes=codes,
             projection_dense_bytes=dense,
-            data_bytes=sum(pointer.bytes for pointer in pointers) + sum(entry.size for entry in entries),
+            data_bytes=sum(pointer.bytes for pointer in pointers) + sum(path.stat().st_size for path in files.values()),
             cr_projection=dense / codes if codes else None,
         )
-        manifest = Manifest.make(
-            recipe,
-            parents=tuple(block_ids),
-            files=entries,
-            content=content,
-            provenance=watch.provenance(),
-        )
-        manifest = store.publish(manifest, files, **trust)
-    read = {block.id: block for block in blocks}
-    return _delta_of(store, manifest, read)
+        parents = tuple(block_ids)
+        manifest = publish(store, recipe, content, files, watch, parents=parents, reread=reread, replace=replace)
+    return _delta_of(store, manifest, {block.id: block for block in blocks})
 
 
 def open_delta(store: Store, artifact_id: str) -> Delta:
@@ -304,12 +243,6 @@ def examine_delta(store: Store, artifact_id: str, *, reread: bool = False) -> Fo
     return FoundDelta(None, tuple(_fault(store, pointer, found) for pointer, found in blocks if not found.manifest))
 
 
-def _fault(store: Store, pointer: BlockPointer, found: Found) -> str:
+def _fault(store: Store, pointer: Pointer, found: Found) -> str:
     lost = f"{store.url.rstrip('/')}/artifacts/{pointer.id}/{MANIFEST} is missing: block {pointer.name} is lost."
     return found.fault or lost
-
-
-def _block_content(block: Manifest) -> BlockContent:
-    if not isinstance(block.content, BlockContent):
-        raise CorruptArtifactError(f"Artifact {block.id[:12]} is a {block.content.kind}, not a block of a delta.")
-    return block.content

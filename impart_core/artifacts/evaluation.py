@@ -1,19 +1,47 @@
-"""Evaluations as artifacts: one for each model and task, so that a new task repeats no finished one."""
+"""Evaluations: one for each model and task, so that a new task repeats no finished one."""
 
 from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 from impart_core.artifacts.delta import Delta
-from impart_core.artifacts.identity import Recipe, canonical_json
-from impart_core.artifacts.manifest import EvaluationContent, Manifest
-from impart_core.artifacts.provenance import Stopwatch
-from impart_core.artifacts.store import Store, file_entry
+from impart_core.base.canonical import canonical_json
 from impart_core.checkpoint.digest import carried_digests, checkpoint_id, tensor_digests
 from impart_core.checkpoint.index import Checkpoint
 from impart_core.evaluate import Evaluation, task_fingerprint
-from impart_core.files import scratch_folder
+from impart_core.store.manifest import Content, Manifest, Measured, register
+from impart_core.store.provenance import Stopwatch
+from impart_core.store.publish import publish
+from impart_core.store.recipe import Recipe
+from impart_core.store.store import Store
 
 RESULTS_FILE = "results.json"
-_VERSION = 1
+VERSIONS = {"evaluation": 1}
+
+
+@register
+class EvaluationContent(Content):
+    """An evaluation: for each task, each metric's value and standard error, and the number of items."""
+
+    kind: Literal["evaluation"] = "evaluation"
+    plural: ClassVar[str] = "evaluations"
+    colour: ClassVar[str] = "#d6e4fa"
+    listed: ClassVar[bool] = True
+    measures: ClassVar[bool] = True
+    repeats: ClassVar[bool] = False  # its file tells how long it took
+    metrics: dict[str, dict[str, Measured]]
+    items: dict[str, int]
+
+    def summary(self, recipe: Recipe) -> str:
+        """Return the tasks and the split."""
+        return f"{', '.join(self.metrics)} ({recipe.config.get('split', 'all')})"
+
+    def checkpoints(self, recipe: Recipe) -> dict[str, str]:
+        """Return the checkpoint that it measured, if it did not measure a delta."""
+        return {"checkpoint": str(recipe.inputs["checkpoint"])} if "checkpoint" in recipe.inputs else {}
+
+    def measurements(self) -> dict[str, dict[str, Measured]]:
+        """Return the metrics."""
+        return self.metrics
 
 
 def evaluation_recipe(model: Checkpoint | Delta, task: str, split: str, limit: int | None, seed: int = 0) -> Recipe:
@@ -37,13 +65,20 @@ def evaluation_recipe(model: Checkpoint | Delta, task: str, split: str, limit: i
         "limit": limit,
         "seed": seed,
     }
-    return Recipe(operation="evaluate", version=_VERSION, config=config, inputs=inputs)
+    return Recipe(operation="evaluate", version=VERSIONS["evaluation"], config=config, inputs=inputs)
 
 
 def publish_evaluation(
-    store: Store, recipe: Recipe, evaluation: Evaluation, parents: Sequence[str], watch: Stopwatch, **trust: bool
+    store: Store,
+    recipe: Recipe,
+    evaluation: Evaluation,
+    parents: Sequence[str],
+    watch: Stopwatch,
+    *,
+    reread: bool = False,
+    replace: bool = False,
 ) -> Manifest:
-    """Publish what the harness returned; return the manifest in force. `trust` is as in `Store.publish`."""
+    """Publish what the harness returned; return the manifest in force. `reread` and `replace` as in `Store.publish`."""
     content = EvaluationContent(
         metrics={
             task: {name: (metric.value, metric.stderr) for name, metric in result.metrics.items()}
@@ -51,14 +86,6 @@ def publish_evaluation(
         },
         items={task: result.items for task, result in evaluation.tasks.items()},
     )
-    with scratch_folder() as scratch:
-        path = scratch / RESULTS_FILE
-        path.write_bytes(canonical_json(evaluation.model_dump(mode="json")))
-        manifest = Manifest.make(
-            recipe,
-            parents=tuple(parents),
-            files=(file_entry(RESULTS_FILE, path),),
-            content=content,
-            provenance=watch.provenance(),
-        )
-        return store.publish(manifest, {RESULTS_FILE: path}, **trust)
+    text = canonical_json(evaluation.model_dump(mode="json"))
+    files = {RESULTS_FILE: lambda path: path.write_bytes(text)}
+    return publish(store, recipe, content, files, watch, parents=tuple(parents), reread=reread, replace=replace)

@@ -1,31 +1,74 @@
-"""Factors as artifacts: the decomposition of a block, published once and used by every request that it serves."""
+"""Factors: the decomposition of a block, published once and used by every request that it serves."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import ClassVar, Literal
 
-from impart_core.artifacts.identity import Recipe
-from impart_core.artifacts.manifest import FactorsContent, FactorsEntry, Manifest
-from impart_core.artifacts.provenance import Stopwatch
-from impart_core.artifacts.store import Found, Store, file_entry
-from impart_core.busy import busy
+from pydantic import Field
+
+from impart_core.base.errors import CheckpointError, CorruptArtifactError
+from impart_core.base.settings import Frozen
+from impart_core.blocks.coding import depth_of_pair
+from impart_core.blocks.encode import Stored
+from impart_core.blocks.request import CompressConfig
 from impart_core.checkpoint.header import TensorInfo, read_header
 from impart_core.checkpoint.layout import Block
 from impart_core.checkpoint.local import local_file
 from impart_core.checkpoint.pairing import Pairs
 from impart_core.checkpoint.reader import read_tensor
-from impart_core.checkpoint.writer import spec_of, write_safetensors
-from impart_core.compress import Stored
-from impart_core.config import CompressConfig
-from impart_core.delta.factors import Factors
-from impart_core.deltas import Digests
-from impart_core.errors import CheckpointError, CorruptArtifactError
-from impart_core.files import scratch_folder
-from impart_core.policy import depth_for
+from impart_core.checkpoint.writer import write_tensors
+from impart_core.delta.factors import Factors, Route
+from impart_core.delta.load import Digests
+from impart_core.store.manifest import Content, Manifest, register
+from impart_core.store.provenance import Stopwatch
+from impart_core.store.publish import publish
+from impart_core.store.recipe import Recipe
+from impart_core.store.store import Store
 
 FACTORS_FILE = "factors.safetensors"
-_VERSION = 1  # raised whenever the same recipe gives other triplets or another number of them
+VERSIONS = {"factors": 1}  # raised whenever the same recipe gives other triplets or another number of them
 _PARTS = ("u", "sigma", "v")
+
+
+class FactorsEntry(Frozen):
+    """The factors of one m×n matrix.
+
+    Attributes:
+        shape: (m, n).
+        rank: how many triplets.
+        route: how they were computed.
+        fallbacks: how many quicker ways were tried first and did not hold.
+        bytes: their bytes.
+    """
+
+    shape: tuple[int, int]
+    rank: int = Field(ge=0)
+    route: Route
+    fallbacks: int = Field(ge=0)
+    bytes: int = Field(ge=0)
+
+
+@register
+class FactorsContent(Content):
+    """The factors of a block's matrices whose delta is not zero, by the matrices' names."""
+
+    kind: Literal["factors"] = "factors"
+    plural: ClassVar[str] = "factors"
+    colour: ClassVar[str] = "#fdebc8"
+    part_of: ClassVar[str | None] = "delta"
+    files: ClassVar[tuple[str, ...]] = (FACTORS_FILE,)
+    name: str
+    matrices: dict[str, FactorsEntry]
+
+    def summary(self, recipe: Recipe) -> str:  # noqa: ARG002
+        """Return the block's name."""
+        return self.name
+
+    def check(self, name: str, path: Path) -> None:
+        """Check that the file holds these factors."""
+        if name == FACTORS_FILE:
+            locate_factors(path, self)
 
 
 def factors_recipe(
@@ -35,13 +78,13 @@ def factors_recipe(
 
     How deep they go is all that it takes from the request: neither method nor ratio, β, C or seed.
     """
-    depths = {name: depth for name in block.tensors if (depth := depth_for(pairs[name], config))}
+    depths = {name: depth for name in block.tensors if (depth := depth_of_pair(pairs[name], config))}
     if not depths:
         return None
     ours = {pair.base.name: digests[0][pair.base.name] for name in depths if (pair := pairs[name]).base}
     return Recipe(
         operation="decompose-block",
-        version=_VERSION,
+        version=VERSIONS["factors"],
         config={"block": block.name, "lowest_cr": {name: depth.lowest_cr for name, depth in depths.items()}},
         inputs={"base": ours, "finetuned": {name: digests[1][name] for name in depths}},
     )
@@ -50,23 +93,11 @@ def factors_recipe(
 def publish_factors(
     store: Store, recipe: Recipe, name: str, factors: Mapping[str, Factors], watch: Stopwatch, *, replace: bool = False
 ) -> Manifest:
-    """Write a block's factors to scratch and publish them; return the manifest in force.
-
-    `replace` is as in `Store.publish`.
-    """
+    """Publish a block's factors; return the manifest in force. `replace` is as in `Store.publish`."""
     parts = {f"{key}:{part}": getattr(found, part) for key, found in factors.items() for part in _PARTS}
-    content = FactorsContent(
-        name=name,
-        matrices={key: _entry(found) for key, found in sorted(factors.items())},
-    )
-    with scratch_folder() as scratch:
-        path = scratch / FACTORS_FILE
-        with busy():
-            write_safetensors(path, [spec_of(key, part) for key, part in parts.items()], parts.__getitem__, {})
-        manifest = Manifest.make(
-            recipe, files=(file_entry(FACTORS_FILE, path),), content=content, provenance=watch.provenance()
-        )
-        return store.publish(manifest, {FACTORS_FILE: path}, reread=True, replace=replace)
+    content = FactorsContent(name=name, matrices={key: _entry(found) for key, found in sorted(factors.items())})
+    files = {FACTORS_FILE: lambda path: write_tensors(path, parts)}
+    return publish(store, recipe, content, files, watch, reread=True, replace=replace)
 
 
 def _entry(factors: Factors) -> FactorsEntry:
@@ -78,12 +109,6 @@ def _entry(factors: Factors) -> FactorsEntry:
         fallbacks=factors.fallbacks,
         bytes=sum(part.numel() * part.element_size() for part in parts),
     )
-
-
-def examine_factors(store: Store, artifact_id: str) -> Found:
-    """Look for published factors; their file is re-read, for much is made from them."""
-    found = store.examine(artifact_id, reread=True)
-    return found if found.manifest is None or isinstance(found.manifest.content, FactorsContent) else Found()
 
 
 def locate_factors(path: Path, content: FactorsContent) -> dict[str, tuple[TensorInfo, ...]]:

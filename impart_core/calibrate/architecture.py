@@ -3,8 +3,8 @@
 import copy
 from typing import Any
 
+from impart_core.base.errors import CalibrationError
 from impart_core.checkpoint.index import Checkpoint
-from impart_core.errors import CalibrationError
 
 
 def check_calibratable(checkpoint: Checkpoint) -> None:

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from pydantic import Field
 
+from impart_core.base.errors import CalibrationError
+from impart_core.base.numerics import one_thread_per_kernel
+from impart_core.base.settings import Frozen
 from impart_core.checkpoint.index import Checkpoint
 from impart_core.checkpoint.layout import Block, Role
 from impart_core.checkpoint.pairing import Pair, Pairs
-from impart_core.config import CompressConfig, Frozen
-from impart_core.deltas import Loaded, load_block
-from impart_core.errors import CalibrationError
-from impart_core.numerics import one_thread_per_kernel
-from impart_core.sparsify import SPARSIFIERS
-from impart_core.sparsify.base import Projection
+from impart_core.delta.load import Loaded, load_block
+from impart_core.methods import METHODS
+from impart_core.methods.base import Coding, Projection
 
 Progress = Callable[[int, int], None]
 Scales = dict[str, torch.Tensor]
@@ -47,7 +47,7 @@ def distil_scales(
     base: Checkpoint,
     finetuned: Checkpoint,
     pairs: Pairs,
-    config: CompressConfig,
+    coding: Coding,
     tokens: torch.Tensor,
     *,
     options: DistilOptions,
@@ -68,7 +68,7 @@ def distil_scales(
         base: the base's checkpoint.
         finetuned: the fine-tune's checkpoint, a folder of this machine that transformers loads as a causal model.
         pairs: the tensors' pairs by name.
-        config: a request with the method `bitdelta`, whose seed is also that of the order of sequences.
+        coding: a request with the method `bitdelta`, whose seed is also that of the order of sequences.
         tokens: token ids, any integer dtype, (sequences, length), no padding.
         options: steps, batch and rate.
         device: where both models run.
@@ -85,13 +85,13 @@ def distil_scales(
     with one_thread_per_kernel():
         teacher, student = (_load_model(finetuned).to(device) for _ in range(2))
         _check_tokens(tokens, teacher)
-        signed = _sign_projections(student, pairs, config)
+        signed = _sign_projections(student, pairs, coding)
         if not signed:
             raise CalibrationError(
                 f"The model that transformers loads from {finetuned.location} has no projection that differs from "
                 f"{base.location} under the name that the checkpoint gives it. Compress without distil."
             )
-        generator = torch.Generator().manual_seed(config.seed)
+        generator = torch.Generator().manual_seed(coding.seed)
         order = tokens.long()[torch.randperm(len(tokens), generator=generator)].to(device)
         _Distillation(teacher, student, signed, order, options).run(generator, progress)
         return {name: module.scales().cpu() for name, module in signed.items()}
@@ -226,14 +226,14 @@ def _check_tokens(tokens: torch.Tensor, model: Any) -> None:
         )
 
 
-def _sign_projections(model: Any, pairs: Pairs, config: CompressConfig) -> dict[str, _Signed]:
+def _sign_projections(model: Any, pairs: Pairs, coding: Coding) -> dict[str, _Signed]:
     """Replace a model's projections by base + s·sign(ΔW), and return what makes them, by the projection's name."""
     parameters = dict(model.named_parameters())
     wanted = tuple(name for name, pair in pairs.items() if _is_matrix(pair))
     signed = {}
     for loaded in load_block(pairs, Block("projections", wanted), ({}, {})):
         found = _parameter_of(loaded, parameters, model.base_model_prefix)
-        made = _signed(loaded, config)
+        made = _signed(loaded, coding)
         if found is None or made is None:
             continue
         assert loaded.base is not None
@@ -258,13 +258,13 @@ def _parameter_of(loaded: Loaded, parameters: dict[str, torch.nn.Parameter], pre
     return None
 
 
-def _signed(loaded: Loaded, config: CompressConfig) -> _Signed | None:
+def _signed(loaded: Loaded, coding: Coding) -> _Signed | None:
     """Return the signs, masked, and the scales that the method stores; None where it stores nothing."""
-    delta, method = loaded.delta(), SPARSIFIERS.get(config.method)
+    delta, method = loaded.delta(), METHODS.get(coding.method)
     if not bool(delta.any()):
         return None
-    codes = method.encode(Projection.of(delta, loaded.pair.name), config)
+    codes = method.encode(Projection.of(delta, loaded.pair.name), coding)
     m, n = delta.shape
     ones = {**codes, "scales": torch.ones_like(codes["scales"])}
-    signs = method.decode(ones, loaded.pair.name, (m, n), config.seed).to(torch.int8)
+    signs = method.decode(ones, loaded.pair.name, (m, n), coding.seed).to(torch.int8)
     return _Signed(signs, codes["scales"]) if len(codes["scales"]) else None

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
-from impart_core.errors import CalibrationError, unknown_name
+from impart_core.base.errors import CalibrationError, unknown_name
 
 TINYZOO, HUB = "tinyzoo:", "hub:"
 _SEED = 1  # the zoo's models were trained with 0: other items of the same split

@@ -2,7 +2,7 @@
 
 import torch
 
-from impart_core.parallel import in_order
+from impart_core.base.parallel import in_order
 
 _ROWS = 512  # of a block; sums of float32 depend on it
 

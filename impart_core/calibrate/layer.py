@@ -8,10 +8,17 @@ from typing import Any
 
 import torch
 
+from impart_core.base.parallel import in_order
 from impart_core.calibrate.hessian import add_product, mirror
 from impart_core.calibrate.placement import Place
 from impart_core.calibrate.watch import Fed, Watch
-from impart_core.parallel import in_order
+
+BATCH_TOKENS = 2048  # of one batch, which sums of float32 depend on
+
+
+def batch_size(length: int) -> int:
+    """Return how many sequences of this length are run together."""
+    return max(1, BATCH_TOKENS // length)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from impart_core.errors import CalibrationError
+from impart_core.base.errors import CalibrationError
 
 Index = slice | torch.Tensor
 _ALL = slice(None)

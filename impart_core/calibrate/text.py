@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from pydantic import Field
 
+from impart_core.base.errors import CalibrationError
+from impart_core.base.settings import Frozen
 from impart_core.calibrate.documents import check_source, is_one_text, read_documents
 from impart_core.checkpoint.index import Checkpoint
-from impart_core.config import Frozen
-from impart_core.errors import CalibrationError
 
 logger = logging.getLogger(__name__)
 

@@ -13,13 +13,12 @@ from pathlib import Path
 
 import platformdirs
 
-from impart_core.artifacts.identity import digest_of
-from impart_core.busy import busy
+from impart_core.base.canonical import digest_of
+from impart_core.base.files import write_atomically
 from impart_core.checkpoint.header import TensorInfo
 from impart_core.checkpoint.index import Checkpoint
 from impart_core.checkpoint.reader import tensor_digest
 from impart_core.checkpoint.source import SourceFile
-from impart_core.files import write_atomically
 
 
 def cache_folder() -> Path:
@@ -69,8 +68,7 @@ def _file_digests(file: SourceFile, infos: Iterable[TensorInfo], refresh: bool) 
         remembered = json.loads(record.read_text())
         if remembered["stamp"] == stamp and not refresh:
             return {str(name): str(digest) for name, digest in remembered["digests"].items()}
-    with busy():
-        digests = {info.name: tensor_digest(info) for info in infos}
+    digests = {info.name: tensor_digest(info) for info in infos}
     # A cache that cannot be written costs time, nothing else.
     with contextlib.suppress(OSError):
         record.parent.mkdir(parents=True, exist_ok=True)

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from impart_core.base.errors import CheckpointError
 from impart_core.checkpoint.source import SourceFile
-from impart_core.errors import CheckpointError
 
 _FIRST_RANGE = 64 << 10  # holds the header of most files
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library

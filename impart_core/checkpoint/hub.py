@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+from impart_core.base.errors import CheckpointError, ConfigError, ImpartError
 from impart_core.checkpoint.remote import RemoteFile
 from impart_core.checkpoint.source import Folder
-from impart_core.errors import CheckpointError, ConfigError, ImpartError
-from impart_core.storage import explain
+from impart_core.storage.failures import Side, explain
 
 SCHEME = "hf://"
 _PART = r"\w[\w.-]{0,95}"
@@ -107,4 +107,4 @@ def _hub_errors(wanted: HubId) -> Iterator[None]:
             f"The Hub's {wanted.repo} has no revision {wanted.revision!r}. Give a branch, a tag or a commit of it."
         ) from error
     except Exception as error:
-        raise explain(error, f"The Hub's {wanted.repo}") from error
+        raise explain(error, Side.CHECKPOINT, f"The Hub's {wanted.repo}") from error

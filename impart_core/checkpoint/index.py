@@ -7,10 +7,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from impart_core.base.errors import CheckpointError
 from impart_core.checkpoint.header import TensorInfo, read_header
 from impart_core.checkpoint.location import open_folder
 from impart_core.checkpoint.source import Folder, SourceFile
-from impart_core.errors import CheckpointError
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"

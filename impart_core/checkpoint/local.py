@@ -8,8 +8,8 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from impart_core.base.errors import CheckpointError
 from impart_core.checkpoint.source import Folder, SourceFile, no_folder
-from impart_core.errors import CheckpointError
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
+from impart_core.base.errors import CheckpointError
 from impart_core.checkpoint.hub import SCHEME, HubId, hub_folder, parse_hub_id
 from impart_core.checkpoint.local import local_folder
 from impart_core.checkpoint.remote import url_folder
 from impart_core.checkpoint.source import Folder
-from impart_core.errors import CheckpointError
 
 
 def is_remote(location: str) -> bool:

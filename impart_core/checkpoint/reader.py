@@ -5,8 +5,8 @@ from collections.abc import Iterable
 
 import torch
 
+from impart_core.base.errors import CheckpointError
 from impart_core.checkpoint.header import TensorInfo
-from impart_core.errors import CheckpointError
 
 
 def read_tensor(info: TensorInfo, digest: str | None = None) -> torch.Tensor:

@@ -8,10 +8,11 @@ from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
+from impart_core.base.errors import CheckpointError
 from impart_core.checkpoint.local import local_folder
 from impart_core.checkpoint.source import Folder, SourceFile, no_folder
-from impart_core.errors import CheckpointError
-from impart_core.storage import extras_of, open_url, remote_errors
+from impart_core.storage.failures import checkpoint_errors
+from impart_core.storage.open import extras_of, open_url
 
 # The largest range asked for at once: it is in memory twice, and asked for again as a whole when it fails.
 _LARGEST_RANGE = 32 << 20
@@ -29,7 +30,7 @@ class RemoteFile(SourceFile):
         """Fill a buffer with the bytes from `start` on, and return how many there were."""
         for at in range(0, len(buffer), _LARGEST_RANGE):
             wanted = min(_LARGEST_RANGE, len(buffer) - at)
-            with remote_errors(self):
+            with checkpoint_errors(self):
                 data = self.fetch(start + at, start + at + wanted)
             if len(data) > wanted:
                 raise CheckpointError(
@@ -64,7 +65,7 @@ def url_folder(url: str) -> Folder:
     if isinstance(fs, LocalFileSystem):
         return local_folder(Path(root))
     location = url.rstrip("/")
-    with remote_errors(f"The checkpoint folder {location}"):
+    with checkpoint_errors(f"The checkpoint folder {location}"):
         try:
             fs.invalidate_cache(root)
             listed = {_name(info): info for info in fs.ls(root, detail=True) if str(info["name"]) != f"{root}/"}

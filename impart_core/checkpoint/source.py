@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from impart_core.errors import CheckpointError
+from impart_core.base.errors import CheckpointError
 
 CHUNK = 8 << 20
 

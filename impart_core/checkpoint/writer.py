@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from impart_core.base.errors import OutputExistsError
+from impart_core.base.files import disk_errors
 from impart_core.checkpoint.header import DTYPE_NAMES, DTYPES
 from impart_core.checkpoint.index import SHARD_INDEX, SINGLE
-from impart_core.errors import OutputExistsError
-from impart_core.files import disk_errors
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 
@@ -72,6 +72,11 @@ def write_safetensors(
             if spec_of(spec.name, tensor) != spec:
                 raise ValueError(f"{spec.name} was announced as {spec} but is {tensor.dtype} {tensor.shape}")
             file.write(tensor_bytes(tensor))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors that are at hand into one safetensors file; see `write_safetensors`."""
+    write_safetensors(path, [spec_of(*item) for item in tensors.items()], tensors.__getitem__, metadata or {})
 
 
 def tensor_bytes(tensor: torch.Tensor) -> bytes | memoryview:

@@ -1,8 +1,7 @@
 """The compressed delta on disk: one safetensors file a block, each tensor with what its decoding needs."""
 
 import json
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,24 +9,21 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field, field_validator
 
+from impart_core.base.errors import CheckpointError, CorruptArtifactError
+from impart_core.base.settings import Frozen
 from impart_core.checkpoint.header import DTYPES, MOST_DIMENSIONS, TensorInfo, read_header
 from impart_core.checkpoint.layout import Role
 from impart_core.checkpoint.local import local_file
 from impart_core.checkpoint.reader import read_tensor
-from impart_core.checkpoint.writer import spec_of, write_safetensors
+from impart_core.checkpoint.writer import write_tensors
 from impart_core.codec.parts import nbytes
-from impart_core.codec.rows import decode_rows
-from impart_core.config import Frozen
-from impart_core.errors import CheckpointError, CorruptArtifactError
-from impart_core.sparsify import SPARSIFIERS
 
 FORMAT_VERSION = 1
 CODES_FILE = "codes.safetensors"
 OMITTED, KEEP, ROWS, VALUE = "omitted", "keep", "rows", "value"
+_UNCODED = (OMITTED, KEEP, ROWS, VALUE)
 ADDED = "added"  # part: rows that the base does not have, as they are
 _HEADER_KEY = "impart"
-_MOST_ENTRIES = 1 << 34  # of a matrix or vector: far above any model's, and 64 GiB once it is decoded
-_MOST_MATRICES = 1 << 16  # of a stack: far above the experts of any layer
 # What reading a hostile header may raise: ValidationError and JSONDecodeError are ValueErrors, and so on.
 _NOT_A_BLOCK = (CheckpointError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
@@ -36,7 +32,7 @@ class TensorHeader(Frozen):
     """How one tensor of a block is stored.
 
     Attributes:
-        method: a sparsifier's name; `keep` (delta at 16 bits); `rows` (its changed rows at 16 bits); `value`
+        method: a method's name; `keep` (delta at 16 bits); `rows` (its changed rows at 16 bits); `value`
             (stored as it is: not floating, or not in the base); `omitted` (the delta is zero: nothing is stored).
         role: what the tensor is in the model.
         shape: its shape.
@@ -64,7 +60,7 @@ class TensorHeader(Frozen):
     @property
     def is_stack(self) -> bool:
         """Whether it is a stack of matrices, each coded on its own."""
-        return len(self.shape) == 3 and self.method in SPARSIFIERS
+        return len(self.shape) == 3 and self.method not in _UNCODED
 
 
 @dataclass(frozen=True)
@@ -85,8 +81,7 @@ def write_block(path: Path, tensors: Mapping[str, EncodedTensor]) -> None:
     parts = {f"{name}:{part}": code for name, item in tensors.items() for part, code in item.codes.items()}
     headers = {name: _compact(item.header) for name, item in sorted(tensors.items())}
     text = json.dumps({"format": FORMAT_VERSION, "tensors": headers}, separators=(",", ":"), sort_keys=True)
-    specs = [spec_of(name, code) for name, code in parts.items()]
-    write_safetensors(path, specs, parts.__getitem__, {_HEADER_KEY: text})
+    write_tensors(path, parts, {_HEADER_KEY: text})
 
 
 class BlockFile:
@@ -132,67 +127,6 @@ class BlockFile:
         """Read one tensor's codes, or those parts whose names begin with a prefix, which is taken off."""
         infos = self.infos(name)
         return {part.removeprefix(prefix): read_tensor(infos[part]) for part in infos if part.startswith(prefix)}
-
-
-def decode_delta(name: str, header: TensorHeader, codes: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
-    """Return the delta of one tensor, or of one matrix of a stack, float32, or None where it is zero or has none.
-
-    Args:
-        name: the tensor's name, or `name[index]` for a matrix.
-        header: its header; for a matrix, with the matrix's shape.
-        codes: its codes by part. Added rows are no part of the delta.
-
-    Raises:
-        CorruptArtifactError: the codes do not fit the tensor's shape.
-        UnknownNameError: the method is not known to this program.
-    """
-    if header.method == VALUE:
-        return None
-    own = {part: code for part, code in codes.items() if part != ADDED}
-    try:
-        shape = delta_shape(header, codes)
-        if header.method == OMITTED:
-            return None
-        if math.prod(shape) > _MOST_ENTRIES:
-            raise ValueError(f"no tensor has the shape {list(shape)}")
-        if header.method == KEEP:
-            return own["delta"].float().reshape(shape)
-        if header.method == ROWS:
-            return decode_rows(own, name, shape)
-        rows, columns = shape
-        return SPARSIFIERS.get(header.method).decode(own, name, (rows, columns), header.seed)
-    except (RuntimeError, ValueError, KeyError, IndexError, TypeError, OverflowError, MemoryError) as error:
-        raise CorruptArtifactError(f"The codes of {name!r} do not fit its header: {error}") from error
-
-
-def delta_shape(header: TensorHeader, codes: Mapping[str, torch.Tensor]) -> tuple[int, ...]:
-    """Return the shape without the added rows.
-
-    Raises:
-        ValueError: the added rows are not of this tensor.
-    """
-    if ADDED not in codes:
-        return header.shape
-    added = codes[ADDED]
-    shape = (header.shape[0] - added.shape[0], *header.shape[1:])
-    if shape[0] < 0 or added.shape[1:] != header.shape[1:] or added.dtype != DTYPES[header.dtype]:
-        raise ValueError(f"it has {list(added.shape)} added rows of {added.dtype}")
-    return shape
-
-
-def decode_stack(file: BlockFile, name: str) -> Iterator[torch.Tensor | None]:
-    """Give the delta of each matrix of a stack in turn, float32, or None where it is zero; errors as for one."""
-    header = file.headers[name]
-    if header.shape[0] > _MOST_MATRICES:
-        raise CorruptArtifactError(f"{file.path} says that {name!r} is a stack of {header.shape[0]:,} matrices.")
-    matrix, read = header.model_copy(update={"shape": header.shape[1:]}), 0
-    coded = {part.partition(".")[0] for part in header.parts}
-    for index in range(header.shape[0]):
-        codes = file.codes(name, f"{index}.") if str(index) in coded else {}
-        read += len(codes)
-        yield decode_delta(f"{name}[{index}]", matrix, codes) if codes else None
-    if read != len(header.parts):
-        raise CorruptArtifactError(f"{file.path} has codes of {name!r} that belong to none of its matrices.")
 
 
 def _compact(header: TensorHeader) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import torch
 
-from impart_core.errors import TensorValueError
+from impart_core.base.errors import TensorValueError
 
 
 def to_half(values: torch.Tensor, name: str) -> torch.Tensor:

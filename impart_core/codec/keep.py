@@ -2,7 +2,7 @@
 
 import torch
 
-from impart_core.errors import TensorValueError
+from impart_core.base.errors import TensorValueError
 
 
 def encode_keep(delta: torch.Tensor, name: str) -> torch.Tensor:

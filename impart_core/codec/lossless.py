@@ -8,7 +8,7 @@ values in groups of 128 (`make bench`): 0.72 of the packed size at 2 bits, 0.85 
 
 import zstandard
 
-from impart_core.errors import CorruptArtifactError
+from impart_core.base.errors import CorruptArtifactError
 
 PACKED, SQUEEZED, BYTES_SQUEEZED = 0, 1, 2
 _LEVEL = 19  # streams are small, and are written once

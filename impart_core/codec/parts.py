@@ -2,7 +2,7 @@
 
 import torch
 
-from impart_core.errors import CorruptArtifactError
+from impart_core.base.errors import CorruptArtifactError
 
 Codes = dict[str, torch.Tensor]
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from impart_core.base.errors import CorruptArtifactError
 from impart_core.codec.bitpack import UInt8Array, pack, packed_bytes, unpack
-from impart_core.errors import CorruptArtifactError
 
 Int64Array = npt.NDArray[np.int64]
 

@@ -2,9 +2,9 @@
 
 import torch
 
+from impart_core.base.errors import CorruptArtifactError
 from impart_core.codec.keep import encode_keep
-from impart_core.errors import CorruptArtifactError
-from impart_core.sparsify.base import read_part
+from impart_core.codec.parts import read_part
 
 _NUMBER_BYTES = 4
 

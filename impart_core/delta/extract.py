@@ -2,7 +2,7 @@
 
 import torch
 
-from impart_core.errors import TensorValueError
+from impart_core.base.errors import TensorValueError
 
 
 def extract_delta(base: torch.Tensor, finetuned: torch.Tensor, name: str) -> torch.Tensor:

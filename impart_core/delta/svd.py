@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
+from impart_core.base.errors import TensorValueError
 from impart_core.delta.factors import Factors, Leading, Route
 from impart_core.delta.gram import gram_triplets
 from impart_core.delta.krylov import FloatArray, Needed, krylov_triplets
-from impart_core.errors import TensorValueError
 
 # Below, the exact decomposition takes milliseconds and nothing beats it.
 _SMALL = 256

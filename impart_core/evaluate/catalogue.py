@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from impart_core.errors import UnknownNameError
+from impart_core.base.errors import UnknownNameError
 
 LOCAL_TASKS = ("tinyzoo_math", "tinyzoo_code", "tinyzoo_chat")
 MEASURING_VERSION = 1  # goes up when evaluate() comes to other numbers on the same tasks

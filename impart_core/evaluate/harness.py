@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from impart_core.errors import EvaluationError
+from impart_core.base.errors import EvaluationError
 from impart_core.evaluate.catalogue import check_tasks
 from impart_core.evaluate.result import Evaluation, Metric, Split, TaskResult
 

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from impart_core.errors import EvaluationError
+from impart_core.base.errors import EvaluationError
 
 
 def open_model(folder: Path, device: str, batch_size: int) -> Any:

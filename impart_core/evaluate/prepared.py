@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from impart_core.errors import EvaluationError
+from impart_core.base.errors import EvaluationError
 from impart_core.evaluate.catalogue import LOCAL_FOLDER, lm_eval_manager, only_local
 from impart_core.evaluate.result import Split
 

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from impart_core.config import Frozen
+from impart_core.base.settings import Frozen
 
 Split = Literal["validation", "test"]
 

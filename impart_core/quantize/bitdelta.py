@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from impart_core.base.errors import TensorValueError
 from impart_core.codec.bitpack import UInt8Array, pack, packed_bytes, unpack
-from impart_core.errors import TensorValueError
 
 _CHUNK = 1 << 17  # entries worked on at once, to bound memory
 SCALE_BYTES = 4  # float32: the mean of a delta may be far below what float16 holds exactly

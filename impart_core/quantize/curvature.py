@@ -8,7 +8,7 @@ from functools import cached_property
 
 import torch
 
-from impart_core.errors import TensorValueError
+from impart_core.base.errors import TensorValueError
 
 DAMPING = 0.01  # of the mean diagonal, as in the paper
 _MOST_DAMPING = 1.0  # the last step; beyond it hardly anything of H is left

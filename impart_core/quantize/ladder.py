@@ -5,8 +5,8 @@ from typing import Any, get_args
 
 from pydantic import Field, model_serializer, model_validator
 
-from impart_core.config import Frozen
-from impart_core.errors import ConfigError
+from impart_core.base.errors import ConfigError
+from impart_core.base.settings import Frozen
 from impart_core.quantize.grid import Bits, RowRange
 
 WIDTHS: tuple[Bits, ...] = get_args(Bits)

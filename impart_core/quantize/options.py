@@ -6,8 +6,8 @@ from typing import Literal, Self
 
 from pydantic import Field
 
+from impart_core.base.settings import MethodOptions
 from impart_core.codec.parts import Codes, nbytes
-from impart_core.config import MethodOptions
 from impart_core.quantize.ladder import Ladder
 from impart_core.quantize.solve import Solver
 from impart_core.quantize.streams import LARGEST_GROUP

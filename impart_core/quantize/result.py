@@ -8,8 +8,8 @@ from typing import Literal
 
 import torch
 
-from impart_core.config import Frozen
-from impart_core.errors import TensorValueError
+from impart_core.base.errors import TensorValueError
+from impart_core.base.settings import Frozen
 from impart_core.quantize.curvature import Curvature, output_error
 from impart_core.quantize.grid import HALF, RowRange, column_groups, dequantize, row_grids
 

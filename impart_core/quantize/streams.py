@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from impart_core.base.errors import CorruptArtifactError
 from impart_core.codec.bitpack import UInt8Array, UIntArray, pack, packed_bytes, unpack
 from impart_core.codec.lossless import BYTES_SQUEEZED, PACKED, SQUEEZED, expand, squeeze
 from impart_core.codec.parts import Codes, read_part
-from impart_core.errors import CorruptArtifactError
 from impart_core.quantize.grid import HALF, Bits, RowRange
 from impart_core.quantize.groups import Groups
 from impart_core.quantize.ladder import WIDTHS

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from impart_core.parallel import in_order
+from impart_core.base.parallel import in_order
 from impart_core.quantize.curvature import Curvature
 from impart_core.quantize.grid import HALF, EntryGrid, RowRange, column_groups, nearest_half
 from impart_core.quantize.result import (

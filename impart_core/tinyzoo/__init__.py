@@ -6,7 +6,7 @@ Importing this package is cheap; what needs torch or transformers is in its modu
 import shutil
 from pathlib import Path
 
-from impart_core.errors import OutputExistsError, unknown_name
+from impart_core.base.errors import OutputExistsError, unknown_name
 
 FINE_TUNES = ("math", "code", "chat")
 MODELS = ("base", *FINE_TUNES)

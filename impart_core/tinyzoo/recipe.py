@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from impart_core.errors import EvaluationError
+from impart_core.base.errors import EvaluationError
 from impart_core.tinyzoo import FINE_TUNES, require_empty
 from impart_core.tinyzoo.training import Log, Phase, corpus_batches, fit, task_batches
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from impart_core.base.numerics import one_thread_per_kernel
 from impart_core.delta.svd import decompose
-from impart_core.numerics import one_thread_per_kernel
-from impart_core.sparsify.depth import LOWEST_CRS, Depth
+from impart_core.methods.depth import LOWEST_CRS, Depth
 from tests.bench.synthetic import FloatArray, delta_of, power, projection_shapes, stretched
 
 

@@ -26,13 +26,13 @@ import torch
 
 from impart_core import tinyzoo
 from impart_core.apply.dense import reconstruct
-from impart_core.artifacts.store import Store
+from impart_core.base.errors import InfeasibleBudgetError
+from impart_core.blocks.coding import calibration_of
 from impart_core.calibrate.text import CalibrationText, read_tokens
 from impart_core.checkpoint.index import open_checkpoint
-from impart_core.errors import InfeasibleBudgetError
 from impart_core.evaluate import evaluate
 from impart_core.evaluate.result import Split
-from impart_core.policy import calibration_of
+from impart_core.store.store import Store
 from tests.impart_core.pipeline import compress, config_of
 
 Options = dict[str, Any]

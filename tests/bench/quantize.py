@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from impart_core.numerics import one_thread_per_kernel
+from impart_core.base.numerics import one_thread_per_kernel
 from impart_core.quantize.curvature import Curvature, output_error
 from impart_core.quantize.gptq import GptqOptions, sparse_gptq
 from impart_core.quantize.grid import RowRange

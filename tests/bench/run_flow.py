@@ -4,9 +4,11 @@ import json
 import sys
 from time import perf_counter
 
-from flows.compress import CompressRequest, run_compress
-from flows.embedded import prefect_server
-from impart_core.config import CompressConfig, build_config
+from impart_flows.compress import CompressRequest, run_compress
+from impart_flows.embedded import prefect_server
+
+from impart_core.base.settings import build_config
+from impart_core.blocks.request import CompressConfig
 
 
 def main() -> None:

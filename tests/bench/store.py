@@ -8,20 +8,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from impart_core.artifacts.catalog import entry_of, note
-from impart_core.artifacts.identity import Recipe, digest_of
-from impart_core.artifacts.manifest import (
-    BlockContent,
-    BlockPointer,
-    Content,
-    DeltaContent,
-    EvaluationContent,
-    FactorsContent,
-    Manifest,
-)
-from impart_core.artifacts.provenance import Stopwatch
-from impart_core.artifacts.refs import set_ref
-from impart_core.artifacts.store import Store, file_entry
+from impart_core.artifacts.block import BlockContent
+from impart_core.artifacts.delta import DeltaContent
+from impart_core.artifacts.evaluation import EvaluationContent
+from impart_core.artifacts.factors import FactorsContent
+from impart_core.base.canonical import digest_of
+from impart_core.store.catalog import entry_of, note
+from impart_core.store.manifest import Content, Manifest, Pointer
+from impart_core.store.names import set_ref
+from impart_core.store.provenance import Stopwatch
+from impart_core.store.recipe import Recipe
+from impart_core.store.store import Store, file_entry
 from tests.s3proxy import S3Proxy
 from tests.servers import s3_server
 from tests.support import Environment, make_pair, run_impart, run_json
@@ -86,7 +83,7 @@ def _run(store: Store, number: int, scratch: Path) -> Iterator[Manifest]:
             yield factors
         content = BlockContent(name=name, tensors={}, projection_bytes=8, projection_dense_bytes=64)
         block = _publish(store, scratch, ("block", number, layer), content, factors)
-        pointers.append(BlockPointer(name=name, id=block.id, bytes=store.artifact_bytes(block)))
+        pointers.append(Pointer(name=name, id=block.id, bytes=block.nbytes))
         yield block
     content = DeltaContent(
         blocks=tuple(pointers),

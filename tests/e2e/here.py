@@ -5,7 +5,7 @@ import json
 from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 
-from flows.cli.app import run
+from impart_flows.cli.app import run
 
 
 def impart(*arguments: str) -> tuple[int, str, str]:

@@ -10,11 +10,11 @@ import torch
 
 from impart_core.apply.dense import reconstruct
 from impart_core.artifacts.delta import Delta
-from impart_core.artifacts.store import Store
+from impart_core.base.errors import CalibrationError
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.checkpoint.layout import Role, role_of
 from impart_core.codec.format import BlockFile
-from impart_core.errors import CalibrationError
+from impart_core.store.store import Store
 from tests.architectures import ARCHITECTURES, Architecture, load_whole, logits, save_pair
 from tests.impart_core.pipeline import compress, config_of, small_options, stored_path
 

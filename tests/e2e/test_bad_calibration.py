@@ -205,7 +205,7 @@ def test_it_is_refused_before_any_work(
     def too_late(*_: object) -> None:
         raise AssertionError("it got as far as a server")
 
-    monkeypatch.setattr("flows.embedded.prefect_server", too_late)
+    monkeypatch.setattr("impart_flows.embedded.prefect_server", too_late)
     monkeypatch.setenv("IMPART_STORE", str(tmp_path / "store"))
     typed, phrases = CASES[case]
     before = sorted(Path(places["store"]).rglob("*"))
@@ -221,7 +221,7 @@ def test_a_text_that_cannot_be_used_ends_the_run_before_a_checkpoint_is_read(
     def too_late(*_: object) -> None:
         raise AssertionError("it got as far as the weights")
 
-    monkeypatch.setattr("flows.compress.digest_checkpoint.submit", too_late)
+    monkeypatch.setattr("impart_flows.compress.digest_checkpoint.submit", too_late)
     monkeypatch.setenv("IMPART_STORE", str(tmp_path / "store"))
     typed, phrases = WHEN_READ[case]
     assert_refused(typed.format(**places).split(), [phrase.format(**places) for phrase in phrases])

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from impart_core.artifacts.delta import publish_block
-from impart_core.artifacts.manifest import parse_manifest
-from impart_core.artifacts.provenance import Stopwatch
-from impart_core.artifacts.store import Store
+from impart_core.artifacts.block import publish_block
 from impart_core.codec.format import CODES_FILE, BlockFile, EncodedTensor
+from impart_core.store.manifest import parse_manifest
+from impart_core.store.provenance import Stopwatch
+from impart_core.store.store import Store
 from tests.support import Environment, data_files, manifests, run_impart, run_json
 
 pytestmark = pytest.mark.e2e

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from impart_core.artifacts.store import Store
 from impart_core.calibrate.documents import read_documents
 from impart_core.calibrate.text import CalibrationText, read_tokens
 from impart_core.checkpoint.index import open_checkpoint
+from impart_core.store.store import Store
 from tests.e2e.here import printed, told
 from tests.e2e.quantised import (
     BASE,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from impart_core.artifacts.store import Store
+from impart_core.store.store import Store
 from tests.e2e.here import impart, printed, told
 from tests.e2e.quantised import (
     BASE,

@@ -11,10 +11,10 @@ import s3fs
 
 from impart_core.apply.dense import reconstruct
 from impart_core.artifacts.delta import Delta
-from impart_core.artifacts.store import Store
+from impart_core.base.errors import CheckpointError
 from impart_core.checkpoint.index import open_checkpoint
-from impart_core.errors import CheckpointError
-from impart_core.plan import make_plan
+from impart_core.engine.plan import make_plan
+from impart_core.store.store import Store
 from tests.impart_core import pipeline as library
 from tests.s3proxy import S3Proxy
 from tests.servers import MAIN, Hub, hub_server

@@ -13,9 +13,9 @@ import pytest
 
 from impart_core.apply.dense import reconstruct
 from impart_core.artifacts.delta import Delta, open_delta
-from impart_core.artifacts.refs import set_ref
-from impart_core.artifacts.store import Store
 from impart_core.checkpoint.index import open_checkpoint
+from impart_core.store.names import set_ref
+from impart_core.store.store import Store
 from tests.impart_core import pipeline as library
 from tests.servers import UPLOADER, hub_server
 from tests.support import (

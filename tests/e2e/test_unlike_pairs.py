@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from impart_core.apply.dense import reconstruct
+from impart_core.artifacts.block import BlockContent, TensorEntry
 from impart_core.artifacts.delta import Delta
-from impart_core.artifacts.manifest import BlockContent, TensorEntry
-from impart_core.artifacts.store import Store
 from impart_core.checkpoint.index import open_checkpoint
+from impart_core.store.store import Store
 from tests.architectures import ARCHITECTURES, load_whole, logits, make_model, tune_
 from tests.impart_core.pipeline import compress, config_of
 

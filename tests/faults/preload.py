@@ -1,16 +1,16 @@
 """What a warm process holds in memory before commands are forked from it; see warm.py."""
 
-from flows.cli.app import _quiet_libraries
+from impart_flows.cli.app import _quiet_libraries
 
 _quiet_libraries()  # Prefect reads its settings when it is imported
 
+import impart_flows.compress  # noqa: E402, F401
 import prefect.main  # noqa: E402, F401
 import pytest  # noqa: E402, F401
 import s3fs  # noqa: E402, F401
 
-import flows.compress  # noqa: E402, F401
 import impart_core.apply.dense  # noqa: E402
-import impart_core.artifacts.gc  # noqa: E402
-import impart_core.artifacts.lineage  # noqa: E402
-import impart_core.artifacts.verify  # noqa: E402, F401
+import impart_core.lineage.graph  # noqa: E402
+import impart_core.store.gc  # noqa: E402
+import impart_core.store.verify  # noqa: E402, F401
 import tests.support  # noqa: E402, F401

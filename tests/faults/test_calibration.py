@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from impart_core import tinyzoo
-from impart_core.artifacts.calibration import Spill, open_activations
-from impart_core.artifacts.manifest import Manifest
-from impart_core.artifacts.provenance import Stopwatch
-from impart_core.artifacts.store import Store
+from impart_core.artifacts.activations import Spill, open_activations
+from impart_core.store.manifest import Manifest
+from impart_core.store.provenance import Stopwatch
+from impart_core.store.store import Store
 from tests.faults.calibrating import TEXT, run_hooked, words
 from tests.faults.places import Place, assert_whole, files_in, manifests_in
 from tests.faults.tally import Tally

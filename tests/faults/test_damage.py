@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from impart_core.artifacts.pins import pin
-from impart_core.artifacts.store import Store
+from impart_core.store.pins import pin
+from impart_core.store.store import Store
 from tests.faults.places import Place, assert_whole
 from tests.faults.tally import Tally
 from tests.faults.warm import run_warm, warm_json
-from tests.impart_core.artifacts.samples import sample
+from tests.impart_core.store.samples import sample
 from tests.support import Environment, data_files, make_pair, manifests, run_impart, run_json
 
 pytestmark = pytest.mark.faults

@@ -12,20 +12,21 @@ import torch
 from safetensors.torch import save
 
 from impart_core.apply.dense import rebuild_tensor, reconstruct
-from impart_core.artifacts.catalog import entry_of
 from impart_core.artifacts.delta import open_delta
-from impart_core.artifacts.factors import FACTORS_FILE, locate_factors
-from impart_core.artifacts.manifest import FactorsContent, parse_manifest
-from impart_core.artifacts.refs import RefEntry, get_ref, resolve, set_ref
-from impart_core.artifacts.store import Store
+from impart_core.artifacts.factors import FACTORS_FILE, FactorsContent, locate_factors
+from impart_core.base.errors import CorruptArtifactError, ImpartError
 from impart_core.checkpoint.header import read_header
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.checkpoint.layout import Role
 from impart_core.checkpoint.local import local_file
 from impart_core.checkpoint.reader import read_tensor
-from impart_core.codec.format import BlockFile, EncodedTensor, TensorHeader, decode_delta, decode_stack, write_block
-from impart_core.errors import CorruptArtifactError, ImpartError
-from impart_core.sparsify import SPARSIFIERS, Projection
+from impart_core.codec.format import BlockFile, EncodedTensor, TensorHeader, write_block
+from impart_core.methods import METHODS, Projection
+from impart_core.methods.decode import decode_delta, decode_stack
+from impart_core.store.catalog import entry_of
+from impart_core.store.manifest import parse_manifest
+from impart_core.store.names import RefEntry, get_ref, resolve, set_ref
+from impart_core.store.store import Store
 from tests.faults.hostile import damage, damage_header, damage_json, time_limit, variants
 from tests.impart_core.pipeline import compress, config_of
 from tests.support import decaying_delta, make_pair
@@ -68,12 +69,12 @@ def every_method() -> dict[str, EncodedTensor]:
         return EncodedTensor(header, codes)
 
     made = {}
-    for method in SPARSIFIERS:
+    for method in METHODS:
         config = config_of(2, seed=5, method=method)
-        codes = SPARSIFIERS.get(method).encode(Projection.of(decaying_delta(16, 24), method), config)
+        codes = METHODS.get(method).encode(Projection.of(decaying_delta(16, 24), method), config)
         made[method] = item(method, (16, 24), codes, Role.PROJECTION)
     part = Projection.of(decaying_delta(16, 24), "stack[1]")
-    codes = SPARSIFIERS.get("dare").encode(part, config_of(2, seed=5, method="dare"))
+    codes = METHODS.get("dare").encode(part, config_of(2, seed=5, method="dare"))
     made["stack"] = item("dare", (3, 16, 24), {f"1.{name}": code for name, code in codes.items()}, Role.PROJECTION)
     rows = {"rows": torch.tensor([1, 4]).int(), "values": torch.ones(2, 3).half(), "added": torch.ones(1, 3).bfloat16()}
     made["rows"] = item("rows", (7, 3), rows, Role.EMBEDDING)

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from impart_core.artifacts.identity import canonical_json, digest_of
-from impart_core.artifacts.refs import all_refs, get_ref, resolve, set_ref
-from impart_core.artifacts.store import Store
-from impart_core.errors import CorruptArtifactError, ImpartError
-from tests.impart_core.artifacts.samples import sample
+from impart_core.base.canonical import canonical_json, digest_of
+from impart_core.base.errors import CorruptArtifactError, ImpartError
+from impart_core.store.names import all_refs, get_ref, resolve, set_ref
+from impart_core.store.store import Store
+from tests.impart_core.store.samples import sample
 
 pytestmark = pytest.mark.faults
 

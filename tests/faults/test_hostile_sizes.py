@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from impart_core.artifacts.manifest import parse_manifest
+from impart_core.base.errors import CheckpointError, CorruptArtifactError
 from impart_core.checkpoint.header import read_header
 from impart_core.checkpoint.local import local_file
 from impart_core.codec.format import write_block
-from impart_core.errors import CheckpointError, CorruptArtifactError
+from impart_core.store.manifest import parse_manifest
 from tests.faults.hostile import time_limit
 from tests.faults.test_hostile import every_method
 
@@ -39,8 +39,8 @@ SPARE_BYTES = 1 << 30  # of address space: torch and numpy reserve more than the
 TOUCHED_BYTES = 200 << 20
 CHILD = """
 import json, resource, sys
-from impart_core.artifacts.provenance import peak_rss_bytes
-from impart_core.errors import ImpartError
+from impart_core.store.provenance import peak_rss_bytes
+from impart_core.base.errors import ImpartError
 from tests.faults.hostile import time_limit
 from tests.faults.test_hostile import Path, read_block, torch
 torch.set_num_threads(1)

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from impart_core.artifacts.store import Store
-from impart_core.errors import StoreError
+from impart_core.base.errors import StoreError
+from impart_core.store.store import Store
 from tests.faults.conftest import Wanted
 from tests.faults.places import QUICK, Place, assert_whole, unique
 from tests.faults.tally import Tally
 from tests.faults.warm import beside, run_warm, warm, warm_json
-from tests.impart_core.artifacts.samples import sample
+from tests.impart_core.store.samples import sample
 from tests.servers import S3Server, running_s3
 from tests.support import Environment
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from impart_core.artifacts.gc import collect
-from impart_core.artifacts.store import Store
+from impart_core.store.gc import collect
+from impart_core.store.store import Store
 from tests.faults.conftest import Wanted
 from tests.faults.places import Place, assert_whole, files_in, manifests_in
 from tests.faults.tally import Tally
 from tests.faults.warm import beside, run_warm, warm
-from tests.impart_core.artifacts.samples import sample
+from tests.impart_core.store.samples import sample
 
 pytestmark = pytest.mark.faults
 

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-import flows.compress
-from impart_core.errors import StoreError
+from impart_core.base.errors import StoreError
 
 
 def test_activations_that_cannot_be_deleted_are_told_of_and_end_no_run(
@@ -16,7 +15,7 @@ def test_activations_that_cannot_be_deleted_are_told_of_and_end_no_run(
     def refuse(*_: Any) -> None:
         raise StoreError("Deleting is not allowed here.")
 
-    monkeypatch.setattr(flows.compress, "discard", refuse)
+    monkeypatch.setattr(impart_flows.compress, "discard", refuse)
     with caplog.at_level(logging.WARNING):
-        flows.compress._clean_up(str(tmp_path), ["0" * 64])
+        impart_flows.compress._clean_up(str(tmp_path), ["0" * 64])
     assert "1 activations are left in the store for impart gc: Deleting is not allowed here." in caplog.text

@@ -5,26 +5,27 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import impart_core.artifacts.calibration as calibration_module
+import pytest
+from impart_flows.compress import CompressRequest, _places, check_compress
+from impart_flows.jobs import Planned, plan_jobs
+from impart_tasks.references import Trust
+
 import impart_core.artifacts.delta as delta_module
 import impart_core.artifacts.evaluation as evaluation_module
 import impart_core.artifacts.factors as factors_module
-from flows.compress import CompressRequest, _places, check_compress
-from flows.jobs import Planned, plan_jobs
 from impart_core import tinyzoo
-from impart_core.artifacts.calibration import calibration_recipe
+from impart_core.artifacts.calibration_text import calibration_recipe
 from impart_core.artifacts.delta import delta_recipe
 from impart_core.artifacts.evaluation import evaluation_recipe
-from impart_core.artifacts.identity import Recipe
+from impart_core.base.settings import build_config
+from impart_core.blocks.coding import calibration_of
+from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.text import CalibrationText, read_tokens
 from impart_core.checkpoint.digest import tensor_digests
 from impart_core.checkpoint.index import open_checkpoint
-from impart_core.config import CompressConfig, build_config
-from impart_core.policy import calibration_of
-from impart_core.sparsify import SPARSIFIERS
-from tasks.references import Trust
+from impart_core.methods import METHODS
+from impart_core.store.recipe import Recipe
 
 Pair = tuple[Path, Path]
 Digests = tuple[dict[str, str], dict[str, str]]
@@ -119,9 +120,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 def test_the_tables_hold_every_setting_of_every_method() -> None:
     assert set(SETTINGS) == set(CompressConfig.model_fields)
-    assert set(OPTIONS) == set(SPARSIFIERS)
+    assert set(OPTIONS) == set(METHODS)
     for method, values in OPTIONS.items():
-        fields = SPARSIFIERS.get(method).options_model.model_fields
+        fields = METHODS.get(method).options_model.model_fields
         assert set(values) == set(fields)
         assert all(value != fields[name].default for name, value in values.items())
 
@@ -187,13 +188,13 @@ def test_every_operations_version_is_part_of_the_ids(
     assert changed(before, ids(request_)) == expected
 
 
-@pytest.mark.parametrize("method", list(SPARSIFIERS))
+@pytest.mark.parametrize("method", list(METHODS))
 def test_every_methods_version_is_part_of_the_ids(
     method: str, request_: CompressRequest, zoo_request: CompressRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usual = with_config(zoo_request if method in CALIBRATED else request_, method=method)
     before = ids(usual)
-    monkeypatch.setattr(SPARSIFIERS.get(method), "version", 1000)
+    monkeypatch.setattr(METHODS.get(method), "version", 1000)
     third = {"model.layers.2"} if method in CALIBRATED else set()
     given = chain(1, 2) if calibration_of(usual.config) == "inputs" else set()
     assert changed(before, ids(usual)) == CODES | third | given

@@ -1,8 +1,7 @@
 """Progress reaches who listens, and nobody else."""
 
 import pytest
-
-from flows.progress import listening, report
+from impart_flows.progress import listening, report
 
 Heard = list[tuple[str, int, int, str]]
 

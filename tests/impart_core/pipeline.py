@@ -4,15 +4,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from impart_flows.jobs import plan_jobs
+from impart_tasks.references import Trust
 
-from flows.jobs import plan_jobs
 from impart_core.apply.dense import rebuild_tensor
-from impart_core.artifacts.calibration import calibration_recipe
-from impart_core.artifacts.delta import Delta, delta_recipe, open_delta, publish_block, publish_delta
+from impart_core.artifacts.block import publish_block
+from impart_core.artifacts.calibration_text import calibration_recipe
+from impart_core.artifacts.delta import Delta, delta_recipe, open_delta, publish_delta
 from impart_core.artifacts.factors import publish_factors, stored_factors
-from impart_core.artifacts.manifest import Manifest
-from impart_core.artifacts.provenance import Stopwatch
-from impart_core.artifacts.store import Store
+from impart_core.base.settings import build_config
+from impart_core.blocks.calibrated import compress_layer, run_layer
+from impart_core.blocks.coding import calibration_of
+from impart_core.blocks.decompose import decompose_block
+from impart_core.blocks.encode import compress_block
+from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.distil import DistilOptions, distil_scales
 from impart_core.calibrate.layer import Batch
 from impart_core.calibrate.model import CausalModel
@@ -20,14 +25,11 @@ from impart_core.checkpoint.digest import tensor_digests
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
 from impart_core.checkpoint.pairing import Pairs
 from impart_core.codec.format import CODES_FILE, BlockFile
-from impart_core.compress import compress_block
-from impart_core.compress_layer import compress_layer, run_layer
-from impart_core.config import CompressConfig, build_config
-from impart_core.decompose import decompose_block
-from impart_core.plan import check_request
-from impart_core.policy import calibration_of
-from impart_core.sparsify import SPARSIFIERS
-from tasks.references import Trust
+from impart_core.engine.plan import check_request
+from impart_core.methods import METHODS
+from impart_core.store.manifest import Manifest
+from impart_core.store.provenance import Stopwatch
+from impart_core.store.store import Store
 
 CPU = torch.device("cpu")
 BATCH = 32  # sequences run together
@@ -40,7 +42,7 @@ def config_of(cr: float = 4.0, **settings: Any) -> CompressConfig:
 
 def small_options(method: str) -> dict[str, Any]:
     """Return options with which a method takes tiny models: default ladders ask for more vectors than these have."""
-    ladders = "ladder" in SPARSIFIERS.get(method).options_model.model_fields
+    ladders = "ladder" in METHODS.get(method).options_model.model_fields
     return {"ladder": "8x2,3x8,2"} if ladders else {}
 
 

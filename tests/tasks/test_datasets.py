@@ -3,13 +3,7 @@
 from pathlib import Path
 
 import pytest
-
-from impart_core.artifacts.catalog import CatalogEntry
-from impart_core.artifacts.identity import Recipe
-from impart_core.calibrate.text import CalibrationText
-from impart_core.checkpoint.layout import Block
-from impart_core.config import CompressConfig, build_config
-from tasks.datasets import (
+from impart_tasks.datasets import (
     Dataset,
     artifact_dataset,
     checkpoint_dataset,
@@ -19,7 +13,7 @@ from tasks.datasets import (
     public_url,
     without_secrets,
 )
-from tasks.references import (
+from impart_tasks.references import (
     BlockJob,
     BlockResult,
     DeltaJob,
@@ -32,6 +26,13 @@ from tasks.references import (
     ScalesResult,
     TextJob,
 )
+
+from impart_core.base.settings import build_config
+from impart_core.blocks.request import CompressConfig
+from impart_core.calibrate.text import CalibrationText
+from impart_core.checkpoint.layout import Block
+from impart_core.store.catalog import CatalogEntry
+from impart_core.store.recipe import Recipe
 
 COMMIT = "1" * 40
 

@@ -7,21 +7,7 @@ from uuid import UUID, uuid4
 
 import pytest
 import torch
-from prefect.client.schemas.objects import State, StateType, TaskRun
-from prefect.states import Completed
-
-from impart_core.errors import (
-    CheckpointError,
-    ConfigError,
-    ImpartError,
-    StoreDeniedError,
-    StoreError,
-    StoreFullError,
-    StoreUnreachableError,
-    TensorValueError,
-    UnreachableError,
-)
-from tasks.resources import (
+from impart_tasks.resources import (
     CPU,
     GPU,
     NETWORK,
@@ -32,6 +18,20 @@ from tasks.resources import (
     patiently,
     retried_in,
     stage,
+)
+from prefect.client.schemas.objects import State, StateType, TaskRun
+from prefect.states import Completed
+
+from impart_core.base.errors import (
+    CheckpointError,
+    ConfigError,
+    ImpartError,
+    StoreDeniedError,
+    StoreError,
+    StoreFullError,
+    StoreUnreachableError,
+    TensorValueError,
+    UnreachableError,
 )
 
 
@@ -131,7 +131,7 @@ def test_a_stages_retry_condition_reads_the_tasks_state_and_notes_what_is_tried_
 def test_nothing_is_tried_again_after_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_of(uuid4())
     now = time.monotonic()
-    monkeypatch.setattr("tasks.resources.time.monotonic", lambda: now)
+    monkeypatch.setattr("impart_tasks.resources.time.monotonic", lambda: now)
     assert may_retry(run, failed(ConnectionError("gone")))
     now += 59
     assert may_retry(run, failed(ConnectionError("gone")))

@@ -1,6 +1,6 @@
 """The three kinds of question of the zoo, by the name of the fine-tune that answers them."""
 
-from impart_core.registry import Registry
+from impart_core.base.registry import Registry
 from impart_core.tinyzoo.problems.chat import CHAT
 from impart_core.tinyzoo.problems.code import CODE
 from impart_core.tinyzoo.problems.item import Item, Problem

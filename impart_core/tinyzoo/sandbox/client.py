@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from impart_core.errors import EvaluationError
+from impart_core.base.errors import EvaluationError
 from impart_core.tinyzoo.sandbox.syntax import problem_with
 
 _WORKER = Path(__file__).with_name("worker.py")

@@ -1,9 +1,8 @@
 """Progress by bytes: what is told while something is copied or read."""
 
 import pytest
-
-from flows.cli.output import Reporter
-from flows.cli.remaining import by_bytes
+from impart_flows.cli.output import Reporter
+from impart_flows.cli.remaining import by_bytes
 
 
 def test_the_time_left_follows_from_the_bytes_that_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -15,7 +14,7 @@ def test_the_time_left_follows_from_the_bytes_that_are_done(monkeypatch: pytest.
 
     listener = Listener(bars=False, quiet=True)
     clock = iter([100.0, 104.0])
-    monkeypatch.setattr("flows.cli.remaining.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("impart_flows.cli.remaining.time.monotonic", lambda: next(clock))
     listen = by_bytes(listener, "export")
     listen(0, 3, 0, 4000)
     listen(1, 3, 1000, 4000)

@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 
 from impart_core.apply.dense import reconstruct, require_base
 from impart_core.artifacts.delta import Delta
-from impart_core.artifacts.store import Store
+from impart_core.base.errors import CheckpointError, CorruptArtifactError, OutputExistsError, WrongBaseError
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.codec.format import BlockFile
 from impart_core.codec.mask import keep_probability, mask_from_words, mask_key, mask_words
-from impart_core.errors import CheckpointError, CorruptArtifactError, OutputExistsError, WrongBaseError
-from impart_core.sparsify import SPARSIFIERS
+from impart_core.methods import METHODS
+from impart_core.store.store import Store
 from tests.impart_core.mixture import EMBEDDING, EXPERTS, HEAD, SAME, base_tensors, finetuned_tensors, save_mixture
 from tests.impart_core.pipeline import compress, config_of, flip, small_options, stored_path
 from tests.support import llama_shapes, random_tensors, save_checkpoint
@@ -77,12 +77,12 @@ def test_a_projection_is_the_base_plus_the_papers_formula_in_float64(delta: Delt
     torch.testing.assert_close(found.double(), expected, rtol=2**-8 + 1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", SPARSIFIERS)
+@pytest.mark.parametrize("method", METHODS)
 def test_a_projection_is_the_base_plus_what_its_method_decodes(method: str, pair: Pair, tmp_path: Path) -> None:
     made = compress(
         Store(tmp_path / "store"), *pair, config_of(4, method=method, seed=3, options=small_options(method))
     )
-    decoded = SPARSIFIERS.get(method).decode(BlockFile(stored_path(made)).codes(UP), UP, (48, 32), 3)
+    decoded = METHODS.get(method).decode(BlockFile(stored_path(made)).codes(UP), UP, (48, 32), 3)
     expected = load_file(pair[0] / "model.safetensors")[UP].float() + decoded
     assert torch.equal(rebuilt(made, pair[0], tmp_path / "out")[UP], expected.bfloat16())
 
@@ -230,7 +230,7 @@ def test_a_finetune_in_another_dtype_comes_back_in_its_own(tmp_path: Path) -> No
     assert {tensor.dtype for tensor in found.values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("method", SPARSIFIERS)
+@pytest.mark.parametrize("method", METHODS)
 def test_stacks_added_rows_and_heads_against_an_embedding_are_rebuilt(method: str, tmp_path: Path) -> None:
     folders, settings = save_mixture(tmp_path), {"method": method, "embeddings": method, "embeddings_cr": 3}
     config = config_of(4, options=small_options(method), **settings)
@@ -242,7 +242,7 @@ def test_stacks_added_rows_and_heads_against_an_embedding_are_rebuilt(method: st
     for name in (HEAD, EMBEDDING):
         assert torch.equal(found[name][40:], expected[name][40:])
     blocks = BlockFile(stored_path(made)), BlockFile(stored_path(made, 1))
-    decode = SPARSIFIERS.get(method).decode
+    decode = METHODS.get(method).decode
     second = decode(blocks[0].codes(EXPERTS, "2."), f"{EXPERTS}[2]", (24, 32), 0)
     assert torch.equal(found[EXPERTS][2], (base[EXPERTS][2].float() + second).bfloat16())
     head = {part: code for part, code in blocks[1].codes(HEAD).items() if part != "added"}

@@ -7,13 +7,13 @@ import torch
 from safetensors.torch import load_file
 
 from impart_core.apply.dense import reconstruct
+from impart_core.artifacts.block import BlockContent
 from impart_core.artifacts.delta import Delta
-from impart_core.artifacts.manifest import BlockContent
-from impart_core.artifacts.store import Store
+from impart_core.base.errors import CheckpointError, TensorValueError
 from impart_core.checkpoint.index import SHARD_INDEX, open_checkpoint
 from impart_core.checkpoint.writer import write_safetensors
-from impart_core.errors import CheckpointError, TensorValueError
-from impart_core.sparsify import SPARSIFIERS
+from impart_core.methods import METHODS
+from impart_core.store.store import Store
 from tests.impart_core.pipeline import compress, config_of, small_options
 from tests.support import data_files, finetune, llama_shapes, random_tensors, save_checkpoint
 
@@ -51,7 +51,7 @@ def assert_near(found: torch.Tensor, expected: torch.Tensor, base: torch.Tensor,
     assert torch.dist(found, expected) <= within * torch.dist(base, expected)
 
 
-@pytest.mark.parametrize("method", SPARSIFIERS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("policy", ["keep", "auto", "lowrank"])
 def test_a_finetune_equal_to_its_base_is_an_artifact_of_nothing(method: str, policy: str, tmp_path: Path) -> None:
     delta = compressed(tmp_path, BASE, method=method, embeddings=policy, options=small_options(method))
@@ -62,7 +62,7 @@ def test_a_finetune_equal_to_its_base_is_an_artifact_of_nothing(method: str, pol
     assert all(torch.equal(found[name], BASE[name]) for name in BASE)
 
 
-@pytest.mark.parametrize("method", SPARSIFIERS)
+@pytest.mark.parametrize("method", METHODS)
 def test_a_projection_that_did_not_change_costs_nothing_among_those_that_did(method: str, tmp_path: Path) -> None:
     delta = compressed(tmp_path, {**TUNED, UP: BASE[UP]}, method=method, options=small_options(method))
     sizes = stored_bytes(delta)
@@ -71,7 +71,7 @@ def test_a_projection_that_did_not_change_costs_nothing_among_those_that_did(met
     assert torch.equal(rebuilt(delta, tmp_path)[UP], BASE[UP])
 
 
-@pytest.mark.parametrize("method", SPARSIFIERS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("changed", [{0}, {3}, {1, 2}])
 def test_experts_that_did_not_change_cost_nothing_among_those_that_did(
     method: str, changed: set[int], tmp_path: Path

@@ -9,24 +9,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from impart_core.artifacts.calibration import (
-    Spill,
-    activations_recipe,
-    batch_size,
+from impart_core.artifacts.activations import ActivationsContent, Spill, activations_recipe, open_activations
+from impart_core.artifacts.calibration_text import (
+    CalibrationContent,
     calibration_recipe,
-    open_activations,
     publish_calibration,
-    publish_scales,
     read_calibration,
-    read_scales,
-    scales_recipe,
 )
-from impart_core.artifacts.gc import discard
-from impart_core.artifacts.manifest import ActivationsContent, CalibrationContent, Manifest, ScalesContent
-from impart_core.artifacts.pins import pin, pinned_ids
-from impart_core.artifacts.provenance import Stopwatch
-from impart_core.artifacts.store import Store
-from impart_core.errors import ArtifactNotFoundError, CorruptArtifactError
+from impart_core.artifacts.scales import ScalesContent, publish_scales, read_scales, scales_recipe
+from impart_core.base.errors import ArtifactNotFoundError, CorruptArtifactError
+from impart_core.calibrate.layer import batch_size
+from impart_core.store.gc import discard
+from impart_core.store.manifest import Manifest
+from impart_core.store.pins import pin, pinned_ids
+from impart_core.store.provenance import Stopwatch
+from impart_core.store.store import Store
 from tests.impart_core.pipeline import config_of, flip
 
 TOKENS = torch.arange(12, dtype=torch.int32).reshape(3, 4)
@@ -197,7 +194,7 @@ def test_activations_are_replaced_where_that_is_asked_for_and_kept_where_it_is_n
 
 def test_an_artifact_of_another_kind_is_refused(folder_store: Store, tmp_path: Path) -> None:
     text, scales = put_tokens(folder_store), put_scales(folder_store)
-    with pytest.raises(CorruptArtifactError, match="is a scales, no calibration text"):
+    with pytest.raises(CorruptArtifactError, match="is a scales, no calibration"):
         read_calibration(folder_store, scales.id)
     with pytest.raises(CorruptArtifactError, match="is a calibration, no distilled scales"):
         read_scales(folder_store, text.id)

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from impart_core.artifacts.delta import Delta, block_recipe, delta_recipe, examine_delta, open_delta
-from impart_core.artifacts.manifest import BlockContent
-from impart_core.artifacts.store import Store
+from impart_core.artifacts.block import BlockContent, block_recipe
+from impart_core.artifacts.delta import Delta, delta_recipe, examine_delta, open_delta
+from impart_core.base.errors import ArtifactNotFoundError, ConfigError
 from impart_core.checkpoint.digest import tensor_digests
 from impart_core.checkpoint.index import open_checkpoint
-from impart_core.errors import ArtifactNotFoundError, ConfigError
-from impart_core.plan import check_request
-from tests.impart_core.artifacts.samples import sample
+from impart_core.engine.plan import check_request
+from impart_core.store.store import Store
 from tests.impart_core.pipeline import compress, config_of, stored_path
+from tests.impart_core.store.samples import sample
 from tests.support import finetune, llama_shapes, random_tensors, save_checkpoint
 
 Pair = tuple[Path, Path]

@@ -12,28 +12,35 @@ from impart_core.artifacts import factors as module
 from impart_core.artifacts.delta import Delta
 from impart_core.artifacts.factors import (
     FACTORS_FILE,
-    examine_factors,
+    FactorsContent,
+    FactorsEntry,
     factors_recipe,
     publish_factors,
     stored_factors,
 )
-from impart_core.artifacts.identity import Recipe
-from impart_core.artifacts.manifest import FactorsContent, FactorsEntry, Manifest
-from impart_core.artifacts.provenance import Stopwatch
-from impart_core.artifacts.store import Store
-from impart_core.artifacts.verify import verify
+from impart_core.blocks.decompose import decompose_block
+from impart_core.blocks.encode import compress_block
 from impart_core.checkpoint.digest import tensor_digests
 from impart_core.checkpoint.header import TensorInfo
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.checkpoint.layout import group_blocks
 from impart_core.checkpoint.pairing import Pair, pair_tensors
 from impart_core.checkpoint.reader import read_tensor
-from impart_core.compress import compress_block
-from impart_core.decompose import decompose_block
 from impart_core.delta.factors import Factors
+from impart_core.store.manifest import Manifest
+from impart_core.store.provenance import Stopwatch
+from impart_core.store.recipe import Recipe
+from impart_core.store.store import Found, Store
+from impart_core.store.verify import verify
 from tests.impart_core.mixture import EXPERTS, HEAD, Q, open_mixture, save_mixture
 from tests.impart_core.pipeline import compress, config_of, flip
 from tests.support import data_files, decaying_delta, make_pair, save_checkpoint
+
+
+def examined(store: Store, artifact: str) -> Found:
+    """Look for factors as a run does."""
+    return store.examine(artifact, reread=True, kind=FactorsContent)
+
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -163,7 +170,7 @@ def test_factors_of_a_block_in_which_nothing_changed_are_an_empty_artifact(tmp_p
     manifest = published(Store(tmp_path / "store"), mixture)
     assert isinstance(manifest.content, FactorsContent)
     assert manifest.content.matrices == {}
-    assert examine_factors(Store(tmp_path / "store"), manifest.id).manifest == manifest
+    assert examined(Store(tmp_path / "store"), manifest.id).manifest == manifest
 
 
 @pytest.mark.parametrize("place", ["folder", "memory"])
@@ -185,13 +192,13 @@ def test_where_there_are_none_none_are_given(tmp_path: Path) -> None:
     for artifact in (None, "0" * 64):
         with stored_factors(Store(tmp_path), artifact) as stored:
             assert stored is None
-    assert examine_factors(Store(tmp_path), "0" * 64).manifest is None
+    assert examined(Store(tmp_path), "0" * 64).manifest is None
 
 
 def test_an_artifact_of_another_kind_is_none(pair: tuple[Path, Path], tmp_path: Path) -> None:
     delta = compress(Store(tmp_path), *pair, config_of(4))
     for artifact in (delta.manifest.id, delta.blocks[0].id):
-        assert examine_factors(delta.store, artifact).manifest is None
+        assert examined(delta.store, artifact).manifest is None
         with stored_factors(delta.store, artifact) as stored:
             assert stored is None
 
@@ -229,11 +236,11 @@ def test_damaged_factors_are_never_used_and_the_next_decomposition_replaces_them
     manifest = published(store, mixture)
     whole = data_files(tmp_path)
     damage(how, store, manifest)
-    assert examine_factors(store, manifest.id).manifest is None
+    assert examined(store, manifest.id).manifest is None
     with stored_factors(store, manifest.id) as stored:
         assert stored is None
     repaired = published(store, mixture)
-    assert examine_factors(store, manifest.id).manifest == repaired
+    assert examined(store, manifest.id).manifest == repaired
     assert (repaired.files, repaired.content) == (manifest.files, manifest.content)
     assert data_files(tmp_path) == whole
 
@@ -248,7 +255,7 @@ def test_a_repair_that_comes_out_otherwise_is_what_is_used_from_then_on(
     elsewhere[Q].u[0, 0] += 0.001  # as another machine's last bits may differ
     repaired = publish_factors(store, recipe_of(mixture), layer.name, elsewhere, Stopwatch())
     assert repaired.files != manifest.files
-    assert examine_factors(store, manifest.id).manifest == repaired
+    assert examined(store, manifest.id).manifest == repaired
     with stored_factors(store, manifest.id) as stored:
         found = stored(Q)
     assert found is not None
@@ -309,7 +316,7 @@ def test_compressing_from_stored_factors_gives_the_same_bytes_as_without(
     def refuse(*_: object) -> Factors:
         pytest.fail("it was decomposed again")
 
-    monkeypatch.setattr("impart_core.compress.factors_of", refuse)
+    monkeypatch.setattr("impart_core.blocks.encode.factors_of", refuse)
     for cr in (8, 9):
         again = config.model_copy(update={"cr": cr}) if config.cr >= 4 else config
         compress(Store(tmp_path / "with"), *folders, again, keep_factors=True)
@@ -326,7 +333,7 @@ def test_projections_whose_factors_are_stored_are_not_read_again(
         read.append(info.name)
         return read_tensor(info, digest)
 
-    monkeypatch.setattr("impart_core.deltas.read_tensor", recorded)
+    monkeypatch.setattr("impart_core.delta.load.read_tensor", recorded)
     with stored_factors(store, manifest.id) as stored:
         made = compress_block(pairs, group_blocks(pairs)[0], config_of(9), stored=stored, digests=digests)
     assert {name for name, item in made.items() if item.header.method == "impart"} == {Q, EXPERTS}
@@ -370,5 +377,5 @@ def test_the_version_is_part_of_the_recipe(
     mixture: tuple[dict[str, Pair], Digests], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = recipe_of(mixture).id
-    monkeypatch.setattr(module, "_VERSION", module._VERSION + 1)
+    monkeypatch.setitem(module.VERSIONS, "factors", 2)
     assert recipe_of(mixture).id != before

@@ -9,15 +9,16 @@ import pytest
 import torch
 
 from impart_core import tinyzoo
+from impart_core.base.errors import CalibrationError, ConfigError
+from impart_core.base.settings import build_config
+from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.distil import DistilOptions, distil_scales
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
 from impart_core.checkpoint.pairing import pair_tensors
 from impart_core.checkpoint.reader import read_tensor
-from impart_core.config import CompressConfig, build_config
 from impart_core.delta.extract import extract_delta
-from impart_core.errors import CalibrationError, ConfigError
-from impart_core.sparsify import SPARSIFIERS
-from impart_core.sparsify.base import Projection
+from impart_core.methods import METHODS
+from impart_core.methods.base import Projection
 from impart_core.tinyzoo.tokenizer import PAD, vocabulary
 from impart_core.tinyzoo.training import task_batches
 from tests.impart_core.pipeline import config_of
@@ -56,7 +57,7 @@ def distil(
 def encoded(folders: tuple[Path, Path], config: CompressConfig, scales: Scales) -> dict[str, torch.Tensor]:
     """Return each matrix's delta as the method stores and decodes it, with these scales where there are any."""
     base, finetuned = map(open_checkpoint, folders)
-    method, deltas = SPARSIFIERS.get("bitdelta"), {}
+    method, deltas = METHODS.get("bitdelta"), {}
     for name, pair in pair_tensors(base, finetuned).items():
         if pair.role == "projection" and pair.base:
             delta = extract_delta(read_tensor(pair.base), read_tensor(pair.finetuned), name)

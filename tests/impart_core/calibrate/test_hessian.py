@@ -3,8 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from impart_core.base.parallel import at_once
 from impart_core.calibrate.hessian import add_product, mirror
-from impart_core.parallel import at_once
 
 
 def total_of(side: int, tokens: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 from transformers.pytorch_utils import Conv1D
 
 from impart_core import tinyzoo
+from impart_core.base.errors import CalibrationError
+from impart_core.base.parallel import at_once
 from impart_core.calibrate.architecture import check_calibratable
 from impart_core.calibrate.layer import Batch, Layer
 from impart_core.calibrate.model import CausalModel
@@ -20,8 +22,6 @@ from impart_core.checkpoint.index import CONFIG, SINGLE, Checkpoint, open_checkp
 from impart_core.checkpoint.layout import Role, group_blocks
 from impart_core.checkpoint.pairing import pair_tensors
 from impart_core.checkpoint.reader import read_tensor
-from impart_core.errors import CalibrationError
-from impart_core.parallel import at_once
 from tests.architectures import ARCHITECTURES, load_whole, save_pair
 
 pytestmark = pytest.mark.usefixtures("one_thread")

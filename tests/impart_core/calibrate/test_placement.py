@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 import pytest
 import torch
 
+from impart_core.base.errors import CalibrationError
 from impart_core.calibrate import placement
 from impart_core.calibrate.placement import find_places
-from impart_core.errors import CalibrationError
 
 Tensors = Mapping[str, torch.Tensor]
 Load = Callable[[Tensors], dict[str, torch.Tensor]]

@@ -12,10 +12,10 @@ import torch
 from pydantic import ValidationError
 
 from impart_core import tinyzoo
+from impart_core.base.errors import CalibrationError, UnknownNameError
 from impart_core.calibrate import documents
 from impart_core.calibrate.text import CalibrationText, check_text, read_tokens, tokens_digest
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
-from impart_core.errors import CalibrationError, UnknownNameError
 from impart_core.tinyzoo.splits import stream
 from impart_core.tinyzoo.tokenizer import EOS, vocabulary
 from impart_core.tinyzoo.training import encode

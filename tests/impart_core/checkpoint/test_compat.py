@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from impart_core.checkpoint.compat import preflight
+from impart_core.base.errors import MismatchError
 from impart_core.checkpoint.index import open_checkpoint
-from impart_core.errors import MismatchError
+from impart_core.checkpoint.preflight import preflight
 from tests.support import llama_shapes, random_tensors, save_checkpoint
 
 TENSORS = random_tensors(llama_shapes(layers=3))

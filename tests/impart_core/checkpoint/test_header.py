@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
+from impart_core.base.errors import CheckpointError
 from impart_core.checkpoint.header import DTYPES, read_header
 from impart_core.checkpoint.local import local_file
-from impart_core.errors import CheckpointError
 
 
 def raw(path: Path, header: object, data: bytes = b"", length: int | None = None) -> Path:

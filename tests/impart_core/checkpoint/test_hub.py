@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from impart_core.base.errors import CheckpointError, UnreachableError
 from impart_core.checkpoint import hub as hub_module
 from impart_core.checkpoint.digest import tensor_digests
 from impart_core.checkpoint.hub import HubId, parse_hub_id
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.checkpoint.reader import read_tensor
-from impart_core.errors import CheckpointError, UnreachableError
 from tests.servers import MAIN, OLD, Hub, hub_server
 from tests.support import llama_shapes, random_tensors, save_checkpoint
 

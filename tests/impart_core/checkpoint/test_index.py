@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from impart_core.base.errors import CheckpointError
 from impart_core.checkpoint.index import CARRIED, SHARD_INDEX, SINGLE, open_checkpoint
-from impart_core.errors import CheckpointError
 from tests.support import llama_shapes, random_tensors, save_checkpoint
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from impart_core.base.errors import CheckpointError
 from impart_core.checkpoint.local import LocalFile, local_file, local_folder
-from impart_core.errors import CheckpointError
 
 
 def test_a_folder_lists_files_with_size_and_time_and_everything_else_as_no_file(tmp_path: Path) -> None:

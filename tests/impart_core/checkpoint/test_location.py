@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from impart_core.base.errors import CheckpointError
 from impart_core.checkpoint.location import is_remote, open_folder
-from impart_core.errors import CheckpointError
 
 
 def test_urls_and_hub_ids_are_remote_and_folders_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from impart_core.base.errors import CheckpointError
 from impart_core.checkpoint.header import DTYPES, read_header
 from impart_core.checkpoint.local import local_file
 from impart_core.checkpoint.reader import read_tensor, tensor_digest
-from impart_core.errors import CheckpointError
 
 
 @given(dtype=st.sampled_from(sorted(DTYPES)), shape=st.lists(st.integers(0, 5), max_size=3), seed=st.integers(0, 99))

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from impart_core.base.errors import CheckpointError
 from impart_core.checkpoint import source
 from impart_core.checkpoint.source import Folder, SourceFile, no_folder
-from impart_core.errors import CheckpointError
 
 
 @dataclass(frozen=True)

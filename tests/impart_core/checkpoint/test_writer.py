@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from impart_core.base.errors import OutputExistsError, StoreFullError
 from impart_core.checkpoint.header import DTYPES, read_header
 from impart_core.checkpoint.index import SHARD_INDEX, SINGLE
 from impart_core.checkpoint.local import local_file
@@ -23,7 +24,6 @@ from impart_core.checkpoint.writer import (
     write_checkpoint,
     write_safetensors,
 )
-from impart_core.errors import OutputExistsError, StoreFullError
 
 Tensors = dict[str, torch.Tensor]
 names = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12)

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from impart_core.base.errors import CorruptArtifactError, UnknownNameError
 from impart_core.checkpoint.layout import Role
-from impart_core.codec.format import BlockFile, EncodedTensor, TensorHeader, decode_delta, decode_stack, write_block
-from impart_core.errors import CorruptArtifactError, UnknownNameError
-from impart_core.sparsify import SPARSIFIERS, Projection
+from impart_core.codec.format import BlockFile, EncodedTensor, TensorHeader, write_block
+from impart_core.methods import METHODS, Projection
+from impart_core.methods.decode import decode_delta, decode_stack
 from tests.impart_core.pipeline import config_of
 from tests.support import decaying_delta
 
@@ -42,7 +43,7 @@ def encoded(
 
 def projection(name: str, seed: int = 5, method: str = "impart") -> EncodedTensor:
     config = config_of(2, seed=seed, method=method)
-    codes = SPARSIFIERS.get(method).encode(Projection.of(decaying_delta(16, 24), name), config)
+    codes = METHODS.get(method).encode(Projection.of(decaying_delta(16, 24), name), config)
     return encoded(codes, method, (16, 24), Role.PROJECTION, seed)
 
 
@@ -87,14 +88,14 @@ def test_equal_blocks_give_equal_bytes_in_any_order(tmp_path: Path) -> None:
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
-@pytest.mark.parametrize("method", SPARSIFIERS)
+@pytest.mark.parametrize("method", METHODS)
 def test_a_projection_decodes_from_its_file_as_from_memory(method: str, tmp_path: Path) -> None:
     item = projection("w", method=method)
     write_block(tmp_path / "block", {"w": item})
     file = BlockFile(tmp_path / "block")
     read = decode_delta("w", file.headers["w"], file.codes("w"))
     assert read is not None
-    assert torch.equal(read, SPARSIFIERS.get(method).decode(dict(item.codes), "w", (16, 24), 5))
+    assert torch.equal(read, METHODS.get(method).decode(dict(item.codes), "w", (16, 24), 5))
 
 
 def test_omitted_tensors_and_plain_values_have_no_delta_and_kept_ones_their_own() -> None:
@@ -124,7 +125,7 @@ def test_omitted_tensors_and_plain_values_have_no_delta_and_kept_ones_their_own(
             (method, (16, 0), projection("w", method=method).codes)
             for method in ("bitdelta", "dare", "dare-qt", "delta-come", "impart-qt", "lowrank", "magnitude")
         ),
-        *((method, (16, 24), {}) for method in SPARSIFIERS),
+        *((method, (16, 24), {}) for method in METHODS),
     ],
 )
 def test_codes_that_do_not_fit_their_header_are_refused_by_name(
@@ -190,12 +191,12 @@ def stack_of(seed: int = 5, method: str = "impart") -> EncodedTensor:
     codes = {}
     for index in (0, 2):
         projection_ = Projection.of(decaying_delta(16, 24, seed=index), f"w[{index}]")
-        own = SPARSIFIERS.get(method).encode(projection_, config)
+        own = METHODS.get(method).encode(projection_, config)
         codes |= {f"{index}.{part}": code for part, code in own.items()}
     return encoded(codes, method, (3, 16, 24), Role.PROJECTION, seed)
 
 
-@pytest.mark.parametrize("method", SPARSIFIERS)
+@pytest.mark.parametrize("method", METHODS)
 def test_a_stack_decodes_matrix_by_matrix_each_under_its_own_name(method: str, tmp_path: Path) -> None:
     write_block(tmp_path / "block", {"w": stack_of(method=method)})
     file = BlockFile(tmp_path / "block")
@@ -204,9 +205,7 @@ def test_a_stack_decodes_matrix_by_matrix_each_under_its_own_name(method: str, t
     assert second is None
     for index, found in ((0, first), (2, third)):
         assert found is not None
-        assert torch.equal(
-            found, SPARSIFIERS.get(method).decode(file.codes("w", f"{index}."), f"w[{index}]", (16, 24), 5)
-        )
+        assert torch.equal(found, METHODS.get(method).decode(file.codes("w", f"{index}."), f"w[{index}]", (16, 24), 5))
 
 
 def test_matrix_10_of_a_stack_is_not_taken_for_matrix_1(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from impart_core.base.errors import TensorValueError
 from impart_core.codec.half import to_half
-from impart_core.errors import TensorValueError
 
 
 def test_values_are_stored_to_the_nearest_of_float16() -> None:

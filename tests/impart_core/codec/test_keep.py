@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from impart_core.base.errors import TensorValueError
 from impart_core.codec.keep import encode_keep
-from impart_core.errors import TensorValueError
 
 
 @pytest.mark.parametrize("shape", [(), (7,), (3, 5), (2, 3, 4), (0, 4)])

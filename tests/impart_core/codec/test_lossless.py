@@ -8,8 +8,8 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from impart_core.base.errors import CorruptArtifactError
 from impart_core.codec.lossless import expand, squeeze
-from impart_core.errors import CorruptArtifactError
 
 
 @given(data=st.binary(max_size=2000))

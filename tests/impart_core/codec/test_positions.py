@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from impart_core.base.errors import CorruptArtifactError
 from impart_core.codec.positions import (
     Int64Array,
     PositionCodes,
@@ -13,7 +14,6 @@ from impart_core.codec.positions import (
     most_position_bytes,
     position_bytes,
 )
-from impart_core.errors import CorruptArtifactError
 
 SIZE = 500
 position_sets = st.sets(st.integers(0, SIZE - 1), max_size=60).map(

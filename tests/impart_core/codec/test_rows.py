@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from impart_core.base.errors import CorruptArtifactError, TensorValueError
 from impart_core.codec.rows import decode_rows, encode_rows, rows_bytes
-from impart_core.errors import CorruptArtifactError, TensorValueError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

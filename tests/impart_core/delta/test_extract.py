@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from impart_core.base.errors import TensorValueError
 from impart_core.delta.extract import extract_delta
-from impart_core.errors import TensorValueError
 
 
 def test_the_delta_is_the_float32_difference_of_the_stored_values() -> None:

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from impart_core.base.errors import TensorValueError
 from impart_core.delta.svd import decompose, numerical_rank
-from impart_core.errors import TensorValueError
 from tests.impart_core.delta.spectra import matrix_of, spectrum
 from tests.support import decaying_delta
 

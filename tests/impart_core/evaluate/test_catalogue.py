@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from impart_core.errors import UnknownNameError
+from impart_core.base.errors import UnknownNameError
 from impart_core.evaluate import LOCAL_TASKS, catalogue, check_tasks, task_fingerprint
 
 

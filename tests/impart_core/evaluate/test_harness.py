@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from impart_core.errors import EvaluationError, UnknownNameError
+from impart_core.base.errors import EvaluationError, UnknownNameError
 from impart_core.evaluate import LOCAL_TASKS, evaluate
 from impart_core.evaluate.catalogue import LOCAL_FOLDER
 from impart_core.tinyzoo import FINE_TUNES, path

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from impart_core.errors import EvaluationError
+from impart_core.base.errors import EvaluationError
 from impart_core.evaluate.prepared import _set_up, load_tasks, split_of
 
 

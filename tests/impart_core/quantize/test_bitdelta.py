@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from impart_core.errors import TensorValueError
+from impart_core.base.errors import TensorValueError
 from impart_core.quantize.bitdelta import SignCodes, decode_signs, encode_signs, sign_bytes
 from tests.impart_core.quantize.samples import factor_of
 from tests.support import decaying_delta

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from impart_core.errors import TensorValueError
+from impart_core.base.errors import TensorValueError
 from impart_core.quantize.curvature import Curvature, output_error
 from tests.impart_core.quantize.samples import HESSIANS, factor_of, hessian_of
 

@@ -6,16 +6,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from impart_core.base.errors import CorruptArtifactError
+from impart_core.base.settings import build_config
 from impart_core.codec.parts import Codes, nbytes
-from impart_core.config import build_config
 from impart_core.delta.svd import decompose
-from impart_core.errors import CorruptArtifactError
 from impart_core.quantize.curvature import Inputs, output_error
 from impart_core.quantize.factors import decode_factors, encode_factors, factors_bytes
 from impart_core.quantize.options import LadderOptions
 from impart_core.quantize.streams import unpack_matrices
+from tests.impart_core.methods.codes import same
 from tests.impart_core.quantize.samples import factor_of, hessian_of
-from tests.impart_core.sparsify.codes import same
 from tests.support import decaying_delta
 
 pytestmark = pytest.mark.usefixtures("one_thread")

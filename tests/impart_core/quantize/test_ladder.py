@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from impart_core.config import build_config
-from impart_core.errors import ConfigError
+from impart_core.base.errors import ConfigError
+from impart_core.base.settings import build_config
 from impart_core.quantize.grid import RowRange
 from impart_core.quantize.ladder import Ladder, RankGroup
 

@@ -7,9 +7,9 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from impart_core.base.errors import ConfigError
+from impart_core.base.settings import build_config
 from impart_core.codec.parts import Codes, nbytes
-from impart_core.config import build_config
-from impart_core.errors import ConfigError
 from impart_core.quantize.ladder import Ladder
 from impart_core.quantize.options import LadderOptions, QuantizeOptions
 

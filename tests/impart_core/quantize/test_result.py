@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from impart_core.errors import TensorValueError
+from impart_core.base.errors import TensorValueError
 from impart_core.quantize.curvature import Curvature
 from impart_core.quantize.gptq import GptqOptions, sparse_gptq
 from impart_core.quantize.grid import RowRange

@@ -9,9 +9,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from impart_core.base.errors import CorruptArtifactError
 from impart_core.codec.lossless import BYTES_SQUEEZED, PACKED, SQUEEZED, squeeze
 from impart_core.codec.parts import Codes, nbytes
-from impart_core.errors import CorruptArtifactError
 from impart_core.quantize.cost import stream_bytes
 from impart_core.quantize.grid import Bits, RowRange
 from impart_core.quantize.groups import Groups

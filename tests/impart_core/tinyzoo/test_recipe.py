@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from impart_core.errors import EvaluationError, OutputExistsError
+from impart_core.base.errors import EvaluationError, OutputExistsError
 from impart_core.tinyzoo import MODELS, corpus
 from impart_core.tinyzoo.recipe import Recipe, train
 from impart_core.tinyzoo.tokenizer import CHARACTERS

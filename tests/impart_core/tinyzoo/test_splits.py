@@ -4,7 +4,7 @@ from itertools import islice
 
 import pytest
 
-from impart_core.errors import UnknownNameError
+from impart_core.base.errors import UnknownNameError
 from impart_core.tinyzoo import FINE_TUNES
 from impart_core.tinyzoo.splits import SPLIT_ITEMS, items, split_of, stream
 from impart_core.tinyzoo.tokenizer import CHARACTERS

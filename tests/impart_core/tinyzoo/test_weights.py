@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from impart_core.errors import OutputExistsError, UnknownNameError
+from impart_core.base.errors import OutputExistsError, UnknownNameError
 from impart_core.tinyzoo import FINE_TUNES, MODELS, build, path
 
 

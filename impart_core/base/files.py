@@ -1,0 +1,82 @@
+"""Files that appear whole or not at all."""
+
+import errno
+import hashlib
+import os
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from impart_core.base.errors import StoreError, StoreFullError
+
+_CHUNK = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.EEXIST, errno.EISDIR)
+
+
+def write_atomically(target: Path, data: bytes, *, place: Callable[[Path, Path], None] = os.replace) -> None:
+    """Write a file beside its target, flush it to disk, then put it in its place in one step.
+
+    Args:
+        target: the file to write; its folder exists.
+        data: its whole content.
+        place: how the finished file gets its name; `os.link` refuses a name that is taken.
+    """
+    scratch = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with scratch.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        place(scratch, target)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def copy_hashed(source: Path, target: Path) -> str:
+    """Copy a file, flush it to disk, and return its SHA-256 (hex)."""
+    digest = hashlib.sha256()
+    with source.open("rb") as reading, target.open("wb") as writing:
+        while piece := reading.read(_CHUNK):
+            digest.update(piece)
+            writing.write(piece)
+        writing.flush()
+        os.fsync(writing.fileno())
+    return digest.hexdigest()
+
+
+@contextmanager
+def disk_errors(where: object) -> Iterator[None]:
+    """Turn operating-system errors while writing to `where` into sentences.
+
+    Raises:
+        StoreFullError: there is no space left, or a quota is used up.
+        StoreError: any other refusal.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StoreFullError(
+                f"No space left while writing to {where}. Nothing half-written was published; free some space "
+                "and run the same command again: finished blocks are kept."
+            ) from error
+        if error.errno in _REFUSED:
+            raise StoreError(
+                f"Cannot write to {where}: {error.strerror}. Choose another place or change its permissions."
+            ) from error
+        raise
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Give a folder that is gone when the block ends, where TMPDIR says; errors as in `disk_errors`."""
+    with disk_errors("the scratch folder"):
+        place = tempfile.gettempdir()
+    with (
+        disk_errors(f"the scratch folder {place} (TMPDIR names it)"),
+        tempfile.TemporaryDirectory(prefix="impart-") as scratch,
+    ):
+        yield Path(scratch)

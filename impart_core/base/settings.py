@@ -1,0 +1,68 @@
+"""Frozen settings models, and the sentence that a wrong setting turns into."""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from impart_core.base.errors import ConfigError
+
+Accounting = Literal["bytes", "paper"]
+ModelT = TypeVar("ModelT", bound="Frozen")
+
+
+class Frozen(BaseModel):
+    """A settings model that cannot be changed after it is made and forbids keys that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def unknown_key(cls, path: tuple[str, ...], values: Mapping[str, Any]) -> str:  # noqa: ARG003 - for subclasses
+        """Return the sentence about a key that the model does not know, with the nearest that it does.
+
+        Args:
+            path: where the key stands, from the outermost model inwards.
+            values: what the model was to be built from.
+        """
+        return f"Unknown setting {'.'.join(path)!r}." + nearest(path[-1], cls.model_fields)
+
+
+class MethodOptions(Frozen):
+    """Base of each method's own settings; the method's file holds the subclass."""
+
+    def more_room(self, accounting: Accounting) -> str | None:  # noqa: ARG002 - for those that have a knob
+        """Return what else than a lower ratio makes an impossible request possible ("lower beta"), if anything."""
+        return None
+
+
+def build_config(model: type[ModelT], **values: Any) -> ModelT:
+    """Build a settings model from keyword values.
+
+    Raises:
+        ConfigError: naming every setting that is wrong at once, with the nearest valid name.
+        UnknownNameError: the method is not registered.
+    """
+    try:
+        return model(**values)
+    except ValidationError as error:
+        raise ConfigError(" ".join(_sentence(dict(found), model, values) for found in error.errors())) from None
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a sentence that guesses which known name was meant, or nothing where none is near."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def _sentence(found: dict[str, Any], model: type[Frozen], values: Mapping[str, Any]) -> str:
+    path = tuple(str(part) for part in found["loc"])
+    name = ".".join(path) or model.__name__
+    if found["type"] == "extra_forbidden":
+        return model.unknown_key(path, values)
+    if found["type"] == "literal_error":
+        expected = found["ctx"]["expected"]
+        guess = nearest(str(found["input"]), re.findall("'([^']*)'", expected))
+        return f"{name} is {found['input']!r}; it must be {expected}." + guess
+    return f"{name} is {found['input']!r}: {found['msg'][0].lower()}{found['msg'][1:]}."

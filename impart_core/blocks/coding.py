@@ -1,0 +1,69 @@
+"""How each tensor is coded: by a method at a ratio, or as it is, by its role and the request."""
+
+from functools import lru_cache
+
+import torch
+
+from impart_core.blocks.request import AUTO, KEEP, CompressConfig
+from impart_core.checkpoint.layout import Role
+from impart_core.checkpoint.pairing import VOCABULARY, Pair
+from impart_core.codec.rows import rows_bytes
+from impart_core.methods import METHODS, Coding
+from impart_core.methods.base import Calibration
+from impart_core.methods.depth import Depth, depth_of
+
+
+@lru_cache(maxsize=256)
+def coding_of_role(role: Role, config: CompressConfig) -> Coding | None:
+    """Return how a method codes tensors of this role; None where they are kept."""
+    if role is Role.PROJECTION:
+        return config.projections
+    if role not in VOCABULARY or config.embeddings == KEEP:
+        return None
+    method = config.method if config.embeddings == AUTO else config.embeddings
+    changed: dict[str, object] = {"method": method, "cr": config.embeddings_cr or config.cr}
+    if method != config.method:
+        changed["options"] = METHODS.get(method).options_model()
+    return config.projections.model_copy(update=changed)
+
+
+def calibration_of(config: CompressConfig) -> Calibration:
+    """Return what calibration the method of the projections needs; embeddings and head are never calibrated."""
+    return METHODS.get(config.method).calibration(config)
+
+
+def is_feasible(shape: tuple[int, ...], coding: Coding) -> bool:
+    """Return whether a method keeps anything of a matrix of this shape at its ratio."""
+    m, n = shape[-2:]
+    return METHODS.get(coding.method).highest_cr(m, n, coding) >= coding.cr
+
+
+def may_be_kept(pair: Pair, config: CompressConfig) -> bool:
+    """Return whether a tensor that a method could code may be kept instead, if that is smaller."""
+    return pair.role in VOCABULARY and config.embeddings == AUTO
+
+
+def coding_of_delta(pair: Pair, delta: torch.Tensor, config: CompressConfig) -> Coding | None:
+    """Return how one matrix is coded, None where it is kept, from its delta, which is not zero.
+
+    A table of two token types or two labels has no room for a method at any ratio worth having: it is kept.
+    """
+    coding = coding_of_role(pair.role, config)
+    if coding is None or pair.role not in VOCABULARY:
+        return coding
+    if not is_feasible(pair.shape, coding):
+        return None
+    if not may_be_kept(pair, config):
+        return coding
+    m, n = pair.shape
+    coded = METHODS.get(coding.method).expected_bytes(m, n, coding)
+    return coding if coded < min(rows_bytes(delta), 2 * m * n) else None
+
+
+def depth_of_pair(pair: Pair, config: CompressConfig) -> Depth | None:
+    """Return how deep the matrices of a tensor are decomposed; None where nothing is."""
+    coding = coding_of_role(pair.role, config)
+    if coding is None or pair.base is None:
+        return None
+    m, n = pair.shape[-2:]
+    return depth_of(coding, m, n, config.factors_for) if is_feasible((m, n), coding) else None

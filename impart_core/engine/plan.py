@@ -1,0 +1,241 @@
+"""The plan: what a compression will do and take, from headers alone (config → plan → run)."""
+
+import math
+from dataclasses import dataclass
+
+from impart_core.base.errors import InfeasibleBudgetError
+from impart_core.base.settings import Frozen
+from impart_core.blocks.coding import calibration_of, coding_of_role, depth_of_pair, is_feasible, may_be_kept
+from impart_core.blocks.request import CompressConfig
+from impart_core.calibrate.layer import BATCH_TOKENS
+from impart_core.checkpoint.index import Checkpoint
+from impart_core.checkpoint.layout import Block, Role, group_blocks
+from impart_core.checkpoint.pairing import VOCABULARY, Pair, Pairs
+from impart_core.checkpoint.preflight import preflight
+from impart_core.methods import METHODS, Coding
+
+# Around each block: its safetensors header and its manifest. Measured on the tiny zoo, within a tenth.
+_DESCRIPTION_BYTES_PER_TENSOR = 700
+_DESCRIPTION_BYTES_PER_BLOCK = 1750
+
+# Picking entries of a delta: magnitudes and masks for each entry, positions and their order for each kept one.
+# Measured, for the method that takes the most of those without a decomposition.
+_PICKING_BYTES_PER_ENTRY, _PICKING_BYTES_PER_KEPT_ENTRY = 8, 36
+
+# What the linear algebra library keeps for each thread, and what the allocator wastes; `make bench` compares.
+_KERNEL_BUFFER_BYTES = 32 << 20
+
+
+class BlockPlan(Frozen):
+    """What one block will take.
+
+    Attributes:
+        name: the block.
+        tensors: how many tensors it has.
+        projections: how many of them are projections.
+        dense_bytes: the 16-bit size of its projections.
+        projection_bytes: expected bytes of its projections' codes.
+        kept_bytes: bytes of all the rest, if all of it changed: kept at 16 bits, or as the embeddings' policy says.
+        peak_bytes: expected peak working memory, above the idle process.
+    """
+
+    name: str
+    tensors: int
+    projections: int
+    dense_bytes: int
+    projection_bytes: int
+    kept_bytes: int
+    peak_bytes: int
+
+    @property
+    def artifact_bytes(self) -> int:
+        """Expected bytes of the block's artifact: codes, file header and manifest."""
+        described = _DESCRIPTION_BYTES_PER_BLOCK + _DESCRIPTION_BYTES_PER_TENSOR * self.tensors
+        return self.projection_bytes + self.kept_bytes + described
+
+
+class Plan(Frozen):
+    """What a compression will take; see `BlockPlan`. `cr_model` is a lower bound: unchanged tensors cost nothing.
+
+    `peak_bytes` is the working memory above the idle process with this many workers; `factors_bytes` is what the
+    decompositions take in the store beside the artifact, at most. `calibration_bytes` is what a layer takes in addition
+    while it is calibrated, which one layer is at a time.
+    """
+
+    blocks: tuple[BlockPlan, ...]
+    workers: int
+    bytes: int
+    cr_projection: float | None
+    cr_model: float
+    peak_bytes: int
+    factors_bytes: int
+    calibration_bytes: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a request comes to: the pairs of tensors by name, and the blocks in which they are worked on."""
+
+    pairs: Pairs
+    blocks: tuple[Block, ...]
+
+
+def check_request(base: Checkpoint, finetuned: Checkpoint, config: CompressConfig) -> Work:
+    """Check everything that headers can tell, and return the work.
+
+    Raises:
+        ConfigError: settings contradict each other.
+        MismatchError: the checkpoints do not fit each other.
+        InfeasibleBudgetError: the ratio leaves nothing of some projection, or of any embedding and head.
+    """
+    pairs = preflight(base, finetuned)
+    for role in (Role.PROJECTION, Role.EMBEDDING):
+        settings = coding_of_role(role, config)
+        if settings is None:
+            continue
+        ranks = [
+            min(pair.shape[-2:])
+            for pair in pairs.values()
+            if pair.base and coding_of_role(pair.role, config) == settings
+        ]
+        if ranks:
+            METHODS.get(settings.method).check(settings, max(ranks))
+    _require_feasible(pairs, config)
+    for pair in pairs.values():
+        depth_of_pair(pair, config)  # raises where `factors_for` does not serve the request
+    return Work(pairs, tuple(group_blocks(finetuned.tensors)))
+
+
+def make_plan(base: Checkpoint, finetuned: Checkpoint, config: CompressConfig, workers: int = 1) -> Plan:
+    """Return what a compression will take, having checked the request as `check_request` does."""
+    work = check_request(base, finetuned, config)
+    blocks = tuple(_plan_block(block, work.pairs, config) for block in work.blocks)
+    dense = sum(block.dense_bytes for block in blocks)
+    codes = sum(block.projection_bytes for block in blocks)
+    total = sum(block.artifact_bytes for block in blocks)
+    return Plan(
+        blocks=blocks,
+        workers=workers,
+        bytes=total,
+        cr_projection=dense / codes if codes else None,
+        cr_model=finetuned.nbytes / total,
+        peak_bytes=sum(sorted((block.peak_bytes for block in blocks), reverse=True)[:workers]),
+        factors_bytes=sum(_factors_bytes(pair, config) for pair in work.pairs.values()),
+        calibration_bytes=max(_calibration_bytes(block, work.pairs, config, workers) for block in work.blocks),
+    )
+
+
+def _require_feasible(pairs: Pairs, config: CompressConfig) -> None:
+    """Raise one error with a sentence for each ratio that leaves nothing of some projection, or of every embedding."""
+    asked: dict[Coding, dict[str, float]] = {}
+    for name, pair in pairs.items():
+        settings = coding_of_role(pair.role, config)
+        if settings and pair.base and not may_be_kept(pair, config):
+            m, n = pair.shape[-2:]
+            asked.setdefault(settings, {})[name] = METHODS.get(settings.method).highest_cr(m, n, settings)
+    found = []
+    for settings, highest in asked.items():
+        vocabulary = {name for name in highest if pairs[name].role in VOCABULARY}
+        if any(highest[name] >= settings.cr for name in vocabulary):  # then a table of two labels is just kept
+            highest = {name: cr for name, cr in highest.items() if name not in vocabulary or cr >= settings.cr}
+        found.append(_too_high(highest, settings, pairs, config))
+    if any(found):
+        raise InfeasibleBudgetError(" ".join(filter(None, found)))
+
+
+def _too_high(highest: dict[str, float], settings: Coding, pairs: Pairs, config: CompressConfig) -> str | None:
+    """Return why the ratio of these settings is too high for some of the matrices, given the highest of each."""
+    short = {name: cr for name, cr in highest.items() if cr < settings.cr}
+    if not short:
+        return None
+    largest = max((cr for name, cr in highest.items() if pairs[name].role in VOCABULARY), default=math.inf)
+    binding = {name: cr for name, cr in short.items() if pairs[name].role is Role.PROJECTION or cr == largest}
+    tightest = min(binding, key=lambda name: binding[name])
+    projections = all(pairs[name].role is Role.PROJECTION for name in highest)
+    more_room = settings.options.more_room(settings.accounting)
+    return (
+        f"CR {settings.cr:g} is too high to keep anything of {len(short)} of {len(highest)} "
+        f"{'projections' if projections else 'matrices'}; the "
+        f"tightest is {tightest!r} with shape {list(pairs[tightest].shape)}. The highest "
+        f"possible CR for {'this model' if projections else 'them'} with method {settings.method!r} and these settings "
+        f"is {math.floor(short[tightest] * 100) / 100:g}. "
+        f"Lower {'the CR' if settings.cr == config.cr else 'embeddings_cr'}"
+        + (f", or {more_room}." if more_room else ".")
+    )
+
+
+def _plan_block(block: Block, pairs: Pairs, config: CompressConfig) -> BlockPlan:
+    own = [pairs[name] for name in block.tensors]
+    projections = [pair for pair in own if pair.role is Role.PROJECTION]
+    codes = sum(_coded_bytes(pair, config) for pair in projections)
+    kept = sum(_coded_bytes(pair, config) for pair in own if pair.role is not Role.PROJECTION)
+    return BlockPlan(
+        name=block.name,
+        tensors=len(own),
+        projections=len(projections),
+        dense_bytes=sum(2 * pair.finetuned.numel for pair in projections),
+        projection_bytes=codes,
+        kept_bytes=kept,
+        peak_bytes=codes
+        + kept
+        + sum(_factors_bytes(pair, config) for pair in own)
+        + max(_working_bytes(pair, config) for pair in own),
+    )
+
+
+def _coded_bytes(pair: Pair, config: CompressConfig) -> int:
+    """Bytes of a tensor's codes, at most: a method's budget, or 16 bits a value; added rows as they are."""
+    if pair.base is None:
+        return pair.finetuned.nbytes
+    settings, dense = coding_of_role(pair.role, config), 2 * math.prod(pair.shape)
+    added = (pair.finetuned.numel - math.prod(pair.shape)) * pair.finetuned.torch_dtype.itemsize
+    if settings is None or not is_feasible(pair.shape, settings):
+        return dense + added
+    *count, m, n = pair.shape
+    coded = math.prod(count) * METHODS.get(settings.method).expected_bytes(m, n, settings)
+    return (min(coded, dense) if may_be_kept(pair, config) else coded) + added
+
+
+def _factors_bytes(pair: Pair, config: CompressConfig) -> int:
+    """Bytes of a tensor's factors in float16, at most, which are held until their block is done."""
+    depth = depth_of_pair(pair, config)
+    if depth is None:
+        return 0
+    *count, m, n = pair.shape
+    return 2 * math.prod(count) * depth.most(m, n) * (m + n)
+
+
+def _calibration_bytes(block: Block, pairs: Pairs, config: CompressConfig, workers: int) -> int:
+    """Memory of a layer that is run, about: its weights in float32, workers' batches, and one group's Hessians.
+
+    Of activations, what each matrix is fed and gives is held at most; of one Hessian that is in use there are five:
+    itself, as it is summed up, in the order of quantisation, its factor and that one's inverse.
+    """
+    own = [pairs[name] for name in block.tensors]
+    matrices = [pair for pair in own if pair.role is Role.PROJECTION]
+    if calibration_of(config) != "inputs" or not matrices:
+        return 0
+    weights = sum(pair.finetuned.numel for pair in own)
+    activations = workers * BATCH_TOKENS * sum(sum(pair.shape[-2:]) for pair in matrices)
+    hessians = max((math.prod(pair.shape[:-2]) + 4) * max(pair.shape[-2:]) ** 2 for pair in matrices)
+    return 4 * (weights + activations + hessians)
+
+
+def _working_bytes(pair: Pair, config: CompressConfig) -> int:
+    """Working memory of one matrix: both as stored, the next one being read, and the delta; then its method's need.
+
+    The divide-and-conquer SVD, in float32, holds a copy of its input, both factors and about 6·r² of workspace;
+    the factors are then copied once, to lie vector after vector. The quicker routes take less.
+    """
+    stack = pair.finetuned.shape[0] if pair.is_stack else 1
+    stored = (pair.finetuned.nbytes + (pair.base.nbytes if pair.base else 0)) // max(1, stack)
+    numel = math.prod(pair.shape) // max(1, stack)
+    read = 2 * stored + 4 * numel
+    settings = coding_of_role(pair.role, config)
+    if settings is None or pair.base is None:
+        return read + 8 * numel
+    m, n = pair.shape[-2:]
+    r = min(m, n)
+    if depth_of_pair(pair, config) is None:
+        return read + int((_PICKING_BYTES_PER_ENTRY + _PICKING_BYTES_PER_KEPT_ENTRY / settings.cr) * numel)
+    return read + 4 * (m * n + 2 * r * (m + n) + 6 * r * r) + _KERNEL_BUFFER_BYTES

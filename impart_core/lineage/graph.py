@@ -1,0 +1,231 @@
+"""Lineage: what an artifact was made from and what was made from it, read from the store alone (DESIGN.md §3).
+
+Manifests are hostile input: they may point to what is gone, to themselves, or to each other in a circle.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from impart_core.base.errors import ArtifactNotFoundError, CorruptArtifactError
+from impart_core.base.settings import Frozen
+from impart_core.store.catalog import CatalogEntry, scan
+from impart_core.store.manifest import KINDS
+from impart_core.store.names import all_refs
+from impart_core.store.store import Store
+
+CHECKPOINT, MISSING = "checkpoint", "missing"
+
+
+class Node(Frozen):
+    """An artifact, a checkpoint, or all blocks or factors of one delta.
+
+    Attributes:
+        id: its id; of collapsed parts `<delta's id>:<kind>`.
+        kind: that of its catalogue entry, `checkpoint`, or `missing` where the store does not hold it.
+        summary: what it is, for people.
+        names: the names that point to it.
+        bytes: its bytes in the store, as in the catalogue.
+        started: when its making began.
+        count: how many artifacts it stands for.
+        of: of collapsed parts, the id of their delta.
+        roles: of a checkpoint, what it was to its children: `base`, `finetuned` or `measured`.
+        location: of a checkpoint, where it lay when its newest child was made, if that is recorded.
+    """
+
+    id: str
+    kind: str
+    summary: str = ""
+    names: tuple[str, ...] = ()
+    bytes: int = 0
+    started: str = ""
+    count: int = 1
+    of: str = ""
+    roles: tuple[str, ...] = ()
+    location: str = ""
+
+
+class Lineage(Frozen):
+    """The ancestors and descendants of one node, and itself; edges go from parent to child.
+
+    Attributes:
+        focus: id of the node that it is about.
+        nodes: the focus, its ancestors, nearest first, then its descendants, nearest first.
+        edges: (parent, child) by id.
+    """
+
+    focus: str
+    nodes: tuple[Node, ...]
+    edges: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """All nodes by id, and the ids of each one's parents and children."""
+
+    nodes: Mapping[str, Node]
+    parents: Mapping[str, tuple[str, ...]]
+    children: Mapping[str, tuple[str, ...]]
+
+
+def lineage_of(store: Store, artifact_id: str, *, parts: bool = False) -> Lineage:
+    """Return what an artifact was made from and what was made from it.
+
+    Args:
+        store: the store.
+        artifact_id: whose lineage.
+        parts: whether blocks and factors are nodes of their own, instead of one a kind for each delta.
+
+    Raises:
+        ArtifactNotFoundError: the store does not hold it.
+    """
+    entries, names = scan(store), defaultdict(list)
+    for name, named in all_refs(store).items():
+        names[named].append(name)
+    if artifact_id not in entries:
+        raise ArtifactNotFoundError(f"There is no artifact {artifact_id[:12]} in the store {store.url}.")
+    found = around(build_graph(entries.values(), names), artifact_id, parts=parts)
+    made = defaultdict(list)
+    for parent, child in found.edges:
+        if child in entries:
+            made[parent].append(entries[child])
+    nodes = tuple(
+        node.model_copy(update={"location": _location(store, made[node.id], node.id)})
+        if node.kind == CHECKPOINT
+        else node
+        for node in found.nodes
+    )
+    return found.model_copy(update={"nodes": nodes})
+
+
+def build_graph(entries: Iterable[CatalogEntry], names: Mapping[str, Iterable[str]]) -> Graph:
+    """Return the graph of catalogue entries, given the names that point to each id."""
+    entries = list(entries)
+    nodes = {
+        entry.id: Node(
+            **entry.model_dump(include={"id", "kind", "summary", "bytes", "started"}),
+            names=tuple(sorted(names.get(entry.id, ()))),
+        )
+        for entry in entries
+    }
+    parents, children, roles = {}, defaultdict(list), defaultdict(set)
+    for entry in sorted(entries, key=lambda entry: (entry.started, entry.id)):
+        for role, checkpoint in entry.checkpoints.items():
+            roles[checkpoint].add("measured" if role == CHECKPOINT else role)
+        parents[entry.id] = tuple(dict.fromkeys([*entry.checkpoints.values(), *entry.parents]))
+        for parent in parents[entry.id]:
+            children[parent].append(entry.id)
+    for known in roles:
+        nodes.setdefault(known, Node(id=known, kind=CHECKPOINT, roles=tuple(sorted(roles[known]))))
+    for known in children:
+        nodes.setdefault(known, Node(id=known, kind=MISSING))
+    return Graph(nodes, parents, {parent: tuple(made) for parent, made in children.items()})
+
+
+def around(graph: Graph, focus: str, *, parts: bool = False) -> Lineage:
+    """Return the part of a graph that leads to a node or comes from it; blocks and factors collapsed unless `parts`.
+
+    The lineage of a block, or of factors, is always shown part by part.
+    """
+    above = reach(focus, lambda node: graph.parents.get(node, ()))
+    below = reach(focus, lambda node: graph.children.get(node, ()))
+    order = list(dict.fromkeys([*above, *below]))
+    inside = set(order)
+    edges = [(parent, child) for child in order for parent in graph.parents.get(child, ()) if parent in inside]
+    if not parts and not _part_of(graph.nodes[focus]):
+        return _collapse(graph, focus, order, edges)
+    return Lineage(focus=focus, nodes=tuple(graph.nodes[node] for node in order), edges=tuple(edges))
+
+
+def reach(start: str, step: Callable[[str], Iterable[str]]) -> list[str]:
+    """Return a node and all that are reached from it by steps, nearest first, each once."""
+    found = {start: None}
+    waiting = [start]
+    for node in waiting:
+        for following in step(node):
+            if following not in found:
+                found[following] = None
+                waiting.append(following)
+    return waiting
+
+
+def _collapse(graph: Graph, focus: str, order: list[str], edges: list[tuple[str, str]]) -> Lineage:
+    """Put one node a kind for each delta in the place of its blocks, and of the factors that these were made from.
+
+    A part that several deltas share counts for each of them; one that belongs to none stays as it is.
+    """
+    groups = _groups(graph, order)
+    stand_ins: dict[str, dict[str, str]] = defaultdict(dict)  # part → delta → the node that stands for it there
+    for (delta, kind), members in groups.items():
+        for member in members:
+            stand_ins[member][delta] = _stand_in_id(delta, kind)
+
+    def between(parent: str, child: str) -> Iterable[tuple[str, str]]:
+        ours, theirs = stand_ins.get(parent), stand_ins.get(child)
+        if ours is not None and theirs is not None:
+            return [(ours[delta], theirs[delta]) for delta in ours if delta in theirs and ours[delta] != theirs[delta]]
+        if ours is not None:
+            return [(ours[child], child)] if child in ours else [(one, child) for one in ours.values()]
+        return [(parent, one) for one in theirs.values()] if theirs is not None else [(parent, child)]
+
+    drawn = dict.fromkeys(edge for parent, child in edges for edge in between(parent, child))
+    nodes: dict[str, Node] = {}
+    for node in order:
+        if node not in stand_ins:
+            nodes[node] = graph.nodes[node]
+        for delta, stand_in in stand_ins.get(node, {}).items():
+            kind = graph.nodes[node].kind
+            if stand_in not in nodes:
+                nodes[stand_in] = _stand_in(delta, kind, [graph.nodes[member] for member in groups[delta, kind]])
+    return Lineage(focus=focus, nodes=tuple(nodes.values()), edges=tuple(drawn))
+
+
+def _groups(graph: Graph, order: list[str]) -> dict[tuple[str, str], dict[str, None]]:
+    """Return the parts of each delta by (delta's id, kind), those alone that are in `order`."""
+    inside = set(order)
+    groups: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    for delta in order:
+        whole = graph.nodes[delta].kind
+        direct = [part for part in graph.parents.get(delta, ()) if _is_part(graph, part, whole, inside)]
+        beneath = [below for part in direct for below in graph.parents.get(part, ())]
+        for part in (*direct, *(below for below in beneath if _is_part(graph, below, whole, inside))):
+            groups[delta, graph.nodes[part].kind][part] = None
+    return groups
+
+
+def _is_part(graph: Graph, node: str, whole: str, inside: set[str]) -> bool:
+    return node in inside and _part_of(graph.nodes[node]) == whole
+
+
+def _part_of(node: Node) -> str | None:
+    """Return the kind that a node's kind belongs to, if it belongs to any."""
+    return KINDS.get(node.kind).part_of if node.kind in KINDS else None
+
+
+def _stand_in_id(delta: str, kind: str) -> str:
+    return f"{delta}:{kind}"
+
+
+def _stand_in(delta: str, kind: str, members: list[Node]) -> Node:
+    return Node(
+        id=_stand_in_id(delta, kind),
+        of=delta,
+        kind=kind,
+        summary=f"{len(members)} {KINDS.get(kind).plural if len(members) > 1 else kind}",
+        bytes=sum(member.bytes for member in members),
+        started=min(member.started for member in members),
+        count=len(members),
+    )
+
+
+def _location(store: Store, children: Iterable[CatalogEntry], checkpoint: str) -> str:
+    """Return where a checkpoint lay, from the newest manifest among its children's that says so."""
+    for entry in sorted(children, key=lambda entry: entry.started, reverse=True):
+        try:
+            sources = store.manifest(entry.id).provenance.sources
+        except (ArtifactNotFoundError, CorruptArtifactError):
+            continue
+        for role, known in entry.checkpoints.items():
+            if known == checkpoint and role in sources:
+                return sources[role]
+    return ""

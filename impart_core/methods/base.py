@@ -1,0 +1,131 @@
+"""What every method offers, how a tensor is to be coded by one, and what it is given of a projection."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol
+
+import torch
+from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
+
+from impart_core.base.registry import Registry
+from impart_core.base.settings import Accounting, Frozen, MethodOptions, nearest
+from impart_core.codec.parts import Codes
+from impart_core.delta.factors import Factors
+from impart_core.delta.svd import decompose
+from impart_core.quantize.curvature import Inputs
+
+# What a method is told of the model's activations: nothing, the inputs of each matrix, or the scales that make the
+# whole model's logits those of the fine-tune.
+Calibration = Literal["none", "inputs", "logits"]
+
+
+@dataclass(frozen=True)
+class Projection:
+    """One projection to encode: its delta, or the factors of it, worked out when a method asks for them.
+
+    Attributes:
+        name: the tensor's full name.
+        shape: (m, n).
+        delta: gives the delta, float32, (m, n).
+        factors: gives the leading singular triplets, as many as `Method.needed_rank` says or more.
+        inputs: what calibration says of its inputs; None where nothing is known of them.
+        scales: scales found by distillation; None where there was none.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    delta: Callable[[], torch.Tensor]
+    factors: Callable[[], Factors]
+    inputs: Inputs | None = None
+    scales: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, delta: torch.Tensor, name: str) -> "Projection":
+        """Return the projection of a delta at hand, any floating dtype, (m, n); it is decomposed on demand."""
+        m, n = delta.shape
+        return cls(name, (m, n), delta.float, lambda: decompose(delta, name))
+
+
+class Method(Protocol):
+    """A method that turns one projection's delta into codes, and back.
+
+    Attributes:
+        version: raised whenever the same delta and coding give other bytes; part of every block's id.
+        options_model: the method's own settings; a field's description and default are what help says of it.
+        summary: what the method keeps, in a few words for help.
+    """
+
+    version: ClassVar[int]
+    options_model: ClassVar[type[MethodOptions]]
+    summary: ClassVar[str]
+
+    def check(self, coding: "Coding", largest_rank: int) -> None:
+        """Raise ConfigError when settings contradict each other, or ask for more vectors than any matrix has.
+
+        Args:
+            coding: the settings.
+            largest_rank: min(m, n) of the largest matrix.
+        """
+
+    def highest_cr(self, m: int, n: int, coding: "Coding") -> float:
+        """Return the highest ratio at which an m×n projection still keeps anything."""
+
+    def expected_bytes(self, m: int, n: int, coding: "Coding") -> int:
+        """Return the bytes that the codes of an m×n projection are expected to take, at most."""
+
+    def needed_rank(self, m: int, n: int, coding: "Coding") -> int | None:
+        """Return the most singular triplets that `encode` uses; None when it works on the delta itself."""
+
+    def calibration(self, coding: "Coding") -> Calibration:
+        """Return what `encode` is to be told of the model's activations."""
+
+    def usual_cr(self, coding: "Coding") -> float | None:
+        """Return a ratio at which ImPart, with β 0.6 and C 1, keeps as many triplets as `encode` uses; None: none."""
+
+    def encode(self, projection: Projection, coding: "Coding") -> Codes:
+        """Return the codes of a projection whose delta is not zero, as CPU tensors by part."""
+
+    def decode(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:
+        """Return the reconstructed delta, float32, (m, n)."""
+
+
+METHODS: Registry[Method] = Registry("method")
+
+
+class Coding(Frozen):
+    """How one tensor, or every tensor of a role, is coded by a method.
+
+    Attributes:
+        method: registered name of the method.
+        cr: requested compression ratio against the 16-bit size, at least 1.
+        seed: seed of every mask.
+        accounting: `bytes` makes the ratio hold for the stored bytes of each projection; `paper` keeps the
+            paper's count of kept entries, and leaves out what describes them.
+        options: the method's own settings.
+    """
+
+    method: str = "impart"
+    cr: float = Field(ge=1.0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    accounting: Accounting = "bytes"
+    options: SerializeAsAny[MethodOptions] = Field(default_factory=MethodOptions, validate_default=True)
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _options_of_method(cls, value: Any, info: ValidationInfo) -> MethodOptions:
+        """Read `options` with the settings model that the method registered."""
+        if "method" not in info.data:  # refused on its own account
+            return MethodOptions()
+        given = value.model_dump() if isinstance(value, MethodOptions) else value
+        return METHODS.get(info.data["method"]).options_model.model_validate({} if given is None else given)
+
+    @classmethod
+    def unknown_key(cls, path: tuple[str, ...], values: Mapping[str, Any]) -> str:
+        """Return the sentence about an unknown setting, or an unknown option of the method."""
+        if path[0] == "options":
+            method = values.get("method", cls.model_fields["method"].default)
+            known = list(METHODS.get(method).options_model.model_fields)
+            has = f"Method {method!r} has no option {path[-1]!r}; it has: {', '.join(known) or 'none'}."
+            return has + nearest(path[-1], known)
+        options = [name for method in METHODS for name in METHODS.get(method).options_model.model_fields]
+        return f"Unknown setting {'.'.join(path)!r}." + nearest(path[-1], [*cls.model_fields, *options])

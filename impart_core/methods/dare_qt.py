@@ -1,0 +1,160 @@
+"""DARE-Qt: DARE's entries of the delta, quantised on their mask by GPTQ (paper §4; PAPER.md §3)."""
+
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from impart_core.base.errors import CorruptArtifactError
+from impart_core.base.settings import MethodOptions
+from impart_core.codec.half import require_half
+from impart_core.codec.mask import (
+    LEVELS,
+    UInt16Array,
+    fitting_code,
+    keep_codes,
+    keep_probability,
+    mask_key,
+    most_kept,
+    whole_mask,
+)
+from impart_core.codec.parts import Codes, read_part
+from impart_core.delta.budget import budget_bytes
+from impart_core.methods.base import METHODS, Calibration, Coding, Projection
+from impart_core.quantize.cost import SCALE_BYTES, most_fitting, stream_bytes
+from impart_core.quantize.grid import RowRange
+from impart_core.quantize.groups import Groups
+from impart_core.quantize.options import QuantizeOptions
+from impart_core.quantize.solve import quantize_matrix
+from impart_core.quantize.streams import MOST_ROWS, layout_bytes, pack_matrices, require_plausible, unpack_matrices
+
+_KEEP_BYTES = 2
+
+
+class DareQtOptions(QuantizeOptions):
+    """How many bits, and how kept entries become codes."""
+
+    bits: Literal[2, 4, 8] = Field(default=4, description="of each kept entry")
+
+
+class DareQt:
+    """The method.
+
+    Codes of one projection: `keep` uint16 (1,) as DARE has it, and the kept entries before they are divided by the keep
+    probability as codes; see `quantize.streams`. Where nothing fits, `keep` is empty.
+    """
+
+    version: ClassVar[int] = 2
+    options_model: ClassVar[type[MethodOptions]] = DareQtOptions
+    summary: ClassVar[str] = "entries of the delta at random, rescaled, at 2, 4 or 8 bits; needs calibration text"
+
+    def check(self, coding: Coding, largest_rank: int) -> None:
+        """Accept every coding: the method has no settings that could contradict each other."""
+
+    def highest_cr(self, m: int, n: int, coding: Coding) -> float:
+        """Return the ratio at which one entry fits, but no more than steps of 1/65536 can tell from nothing."""
+        options = _options(coding)
+        if coding.accounting == "bytes":  # at half the steps, the lowest code's mask takes half the budget
+            return min(2 * m * n / _bytes(m, 1, options), LEVELS / 2 * 16 / options.bits)
+        return min(m * n, LEVELS) * 16 / options.bits
+
+    def expected_bytes(self, m: int, n: int, coding: Coding) -> int:
+        """Return the budget; under the paper's count, the bytes that not one mask in ten million goes beyond."""
+        options = _options(coding)
+        if coding.accounting == "bytes":
+            return budget_bytes(m, n, coding.cr)
+        return _bytes(m, most_kept(m * n, _paper_code(coding)), options)
+
+    def needed_rank(self, m: int, n: int, coding: Coding) -> None:
+        """Return None: entries are dropped from the delta itself."""
+
+    def calibration(self, coding: Coding) -> Calibration:
+        """Return what the solver needs."""
+        return _options(coding).calibration
+
+    def usual_cr(self, coding: Coding) -> float:
+        """Return the ratio: no triplet is used."""
+        return coding.cr
+
+    def encode(self, projection: Projection, coding: Coding) -> Codes:
+        """Return the codes of a delta; see `Method.encode`.
+
+        Raises:
+            TensorValueError: a kept value is beyond float16.
+        """
+        options, (m, n) = _options(coding), projection.shape
+        if coding.accounting == "paper":
+            return _encode(projection, _paper_code(coding), coding.seed, options)
+        key = mask_key(coding.seed, projection.name, "delta")
+
+        def encode(packed: int, by: DareQtOptions) -> Codes:
+            return _encode(projection, fitting_code(key, n, m, _room(m, n, packed, options)), coding.seed, by)
+
+        return options.within(budget_bytes(m, n, coding.cr), encode)
+
+    def decode(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:
+        """Return the kept entries divided by the keep probability; see `Method.decode`."""
+        keep = read_part(codes, name, "keep", torch.uint16, None).numpy()
+        if len(keep) > 1:
+            raise CorruptArtifactError(f"The codes of {name!r} have {len(keep)} keep probabilities instead of one.")
+        probability = float(keep_probability(keep)[0]) if len(keep) else 1.0
+        require_plausible(codes, name, shape[0] * shape[1] * probability * len(keep))
+        (values,) = unpack_matrices(codes, name, [_mask(seed, name, *shape, keep)])
+        return values / probability
+
+
+def _encode(projection: Projection, keep: UInt16Array, seed: int, options: DareQtOptions) -> Codes:
+    delta, inputs = projection.delta(), projection.inputs
+    groups = _groups(_mask(seed, projection.name, *projection.shape, keep).to(delta.device), options)
+    require_half(delta[groups.mask], projection.name)
+    made = quantize_matrix(
+        delta,
+        groups,
+        inputs.curvature if inputs else None,
+        projection.name,
+        solver=options.solver,
+        along_rows=bool(inputs and inputs.of_rows),
+    )
+    return {"keep": torch.from_numpy(keep), **pack_matrices([made], options.lossless)}
+
+
+def _options(coding: Coding) -> DareQtOptions:
+    assert isinstance(coding.options, DareQtOptions)
+    return coding.options
+
+
+def _groups(mask: torch.Tensor, options: DareQtOptions) -> Groups:
+    return Groups(mask, _ranges(len(mask), options), options.group_size)
+
+
+def _ranges(m: int, options: DareQtOptions) -> tuple[RowRange, ...]:
+    """Return all rows, in as many ranges as it takes for the layout to count them."""
+    return tuple(RowRange(first, min(first + MOST_ROWS, m), options.bits) for first in range(0, m, MOST_ROWS))
+
+
+def _mask(seed: int, name: str, m: int, n: int, keep: UInt16Array) -> torch.Tensor:
+    """Return which entries are kept, bool, (m, n); none where there is no keep code."""
+    if not len(keep):
+        return torch.zeros(m, n, dtype=torch.bool)
+    return torch.from_numpy(whole_mask(mask_key(seed, name, "delta"), n, m, keep))
+
+
+def _paper_code(coding: Coding) -> UInt16Array:
+    return keep_codes(np.array([min(1.0, 16 / (_options(coding).bits * coding.cr))]))
+
+
+def _room(m: int, n: int, budget: int, options: DareQtOptions) -> int:
+    """Return how many entries fit so many packed bytes."""
+    return most_fitting(lambda kept: _bytes(m, kept, options) <= budget, 0, m * n)
+
+
+def _bytes(m: int, kept: int, options: DareQtOptions) -> int:
+    """Return the packed bytes of so many kept entries, at most where rows have several ranges."""
+    ranges = len(_ranges(m, options))
+    streams = stream_bytes((RowRange(0, m, options.bits),), (kept,), options.group_size).total
+    # Each further range may round up its codes and zero points, and have one group more.
+    return _KEEP_BYTES + streams + (ranges - 1) * (SCALE_BYTES + 3) + layout_bytes(ranges, 1, options.lossless)
+
+
+METHODS.register("dare-qt", DareQt())

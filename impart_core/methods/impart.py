@@ -1,0 +1,307 @@
+"""ImPart: importance-aware sparsification of singular vectors (paper §3.2, Algorithm 1, eq. 7).
+
+Pair k of ΔW = U diag(σ) Vᵀ is dropped with probability p_k, less for larger σ_k; what is kept of U and of V
+is divided by 1 − p_k, so that the expectation over seeds is the kept part of ΔW itself.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field
+
+from impart_core.base.errors import ConfigError, CorruptArtifactError
+from impart_core.base.settings import Accounting, MethodOptions
+from impart_core.codec.mask import (
+    UInt16Array,
+    keep_codes,
+    keep_probability,
+    mask_from_levels,
+    mask_from_words,
+    mask_key,
+    mask_words,
+    may_keep,
+    word_levels,
+)
+from impart_core.codec.parts import Codes, read_part
+from impart_core.delta.budget import (
+    BYTES_PER_VALUE,
+    BYTES_PER_VECTOR_PAIR,
+    budget_bytes,
+    candidate_pairs,
+    kept_fraction,
+    pair_bytes,
+    vector_fraction,
+)
+from impart_core.delta.svd import numerical_rank
+from impart_core.methods.base import METHODS, Calibration, Coding, Projection
+
+USUAL_BETA, USUAL_C = 0.6, 1.0  # the edge of the paper's grid where the most vector pairs are kept
+
+FloatArray = npt.NDArray[np.float64]
+_ROUNDING = 1e-12  # relative; a pair that fills the room exactly is kept
+_BISECTIONS = 24  # finer than the 1/65536 steps in which keep probabilities are stored
+
+
+class ImpartOptions(MethodOptions):
+    """ImPart's settings, and its ablations (PAPER.md §5): each of the last three turned off leaves one idea out."""
+
+    beta: float = Field(
+        default=0.6,
+        ge=0.0,
+        lt=1.0,
+        description="pre-prune ratio β, the share of a square projection's singular vectors dropped beforehand",
+    )
+    c: float = Field(
+        default=1.0, ge=0.0, description="exponent C, how much more large singular values keep than small ones"
+    )
+    preprune: bool = Field(default=True, description="whether to pre-prune at all; else β is 0")
+    allocation: Literal["importance", "uniform"] = Field(
+        default="importance", description="what each pair keeps: more by importance, or uniform, the same of all"
+    )
+    rescale: bool = Field(
+        default=True, description="whether kept entries are divided by their probability, to be right on average"
+    )
+
+    @property
+    def preprune_ratio(self) -> float:
+        """The β that is acted on."""
+        return self.beta if self.preprune else 0.0
+
+    def more_room(self, accounting: Accounting) -> str | None:
+        """Under the paper's count, the pairs that are left share the room; see `MethodOptions.more_room`."""
+        return "lower beta" if accounting == "paper" and self.preprune else None
+
+
+def is_usual(options: ImpartOptions) -> bool:
+    """Return whether no more triplets are kept than with β 0.6 and C 1 at the same ratio."""
+    return options.preprune_ratio >= USUAL_BETA and options.c <= USUAL_C and options.allocation == "importance"
+
+
+def importance_of(sigma: FloatArray, options: ImpartOptions) -> FloatArray:
+    """Return s_k = (σ_k/σ₁)^C of eq. 7, float64, (K,); zero for every pair when the allocation is uniform."""
+    if options.allocation == "uniform":
+        return np.zeros_like(sigma)
+    return np.asarray((sigma / sigma[0]) ** options.c, dtype=np.float64)
+
+
+def allocate(importance: FloatArray, rank: int, alpha: float, beta: float) -> FloatArray:
+    """Return the drop probabilities of the vector pairs that survive (Algorithm 1); all others are dropped.
+
+    p_k = (1 − s_k)·γ for k ≤ ⌊r(1−β)⌋ with γ = (α−β)/(1−β); then pairs are dropped from
+    the tail until the mean of p over those ⌊r(1−β)⌋ reaches γ.
+
+    Args:
+        importance: s_k of the leading pairs, never rising; of those left out, none is kept.
+        rank: r = min(m, n).
+        alpha: sparsity that U and V each need, β ≤ α ≤ 1.
+        beta: pre-prune ratio of this layer.
+
+    Returns:
+        float64 array, (K,), K ≤ ⌊r(1−β)⌋, possibly empty.
+    """
+    candidates = candidate_pairs(rank, beta)
+    gamma = (alpha - beta) / (1.0 - beta)
+    drop: FloatArray = (1.0 - importance[:candidates]) * gamma
+    kept = np.cumsum(1.0 - drop)
+    return drop[: int(np.searchsorted(kept, candidates * (1.0 - gamma) * (1.0 + _ROUNDING), side="right"))]
+
+
+@dataclass(frozen=True)
+class MaskLevels:
+    """Upper halves of both masks' words, from which stored bytes are counted exactly for any thresholds."""
+
+    u: UInt16Array
+    v: UInt16Array
+
+    def pair_bytes(self, codes: UInt16Array) -> npt.NDArray[np.int64]:
+        """Bytes that each vector pair takes at these keep codes, (K,)."""
+        kept = [mask_from_levels(levels[: len(codes)], codes).sum(axis=1) for levels in (self.u, self.v)]
+        return np.asarray(BYTES_PER_VALUE * (kept[0] + kept[1]) + BYTES_PER_VECTOR_PAIR, dtype=np.int64)
+
+
+def fit_bytes(importance: FloatArray, words: MaskLevels, budget: int) -> UInt16Array:
+    """Return the keep codes of eq. 7 with the smallest γ whose stored bytes fit the budget.
+
+    Of the given pairs, those that even γ = 1 cannot fit are dropped; γ then uses the budget up, where the paper's
+    boundary shift leaves up to one pair of it unused.
+
+    Args:
+        importance: s_k of the pairs to keep if they fit, (K,); see `pairs_to_fit`.
+        words: the words of both masks.
+        budget: bytes for this projection's codes.
+    """
+    smallest = np.cumsum(words.pair_bytes(keep_codes(importance)))
+    importance = importance[: max(1, int(np.searchsorted(smallest, budget, side="right")))]
+
+    def codes_at(gamma: float) -> UInt16Array:
+        return keep_codes(1.0 - (1.0 - importance) * gamma)
+
+    return codes_at(least_fitting(lambda gamma: int(words.pair_bytes(codes_at(gamma)).sum()) <= budget, 0.0))
+
+
+def least_fitting(fits: Callable[[float], bool], low: float) -> float:
+    """Return the least number from `low` to 1 that fits, 1 being known to; bisection to 2⁻²⁴ of the interval."""
+    if fits(low):
+        return low
+    high = 1.0
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high
+
+
+def pairs_to_fit(kept: int, m: int, n: int, budget: int) -> int:
+    """Return how many pairs `fit_bytes` is given: as many as Algorithm 1 keeps, or more where these leave room.
+
+    Pairs that all fit whole leave the rest of the budget unused, whatever γ is; with one more than fit whole, γ
+    uses it up. Algorithm 1 keeps no more than fit whole where these are few, or nearly equal in importance.
+
+    Args:
+        kept: Algorithm 1's number.
+        m: rows.
+        n: columns.
+        budget: bytes for this projection's codes.
+    """
+    return max(kept, budget // pair_bytes(m, n) + 1)
+
+
+class Impart:
+    """The method.
+
+    Codes of one projection, K pairs kept: `sigma` float32 (K,); `keep` uint16 (K,), code c standing for the
+    keep probability (c + 1)/65536; `u` and `v` float16, the kept entries of the singular vectors before
+    rescaling, vector after vector. Decoding always divides by the keep probability, once in u and once in v;
+    without rescaling, `sigma` holds σ_k·(1 − p_k)² to make up for it.
+    """
+
+    version: ClassVar[int] = 1
+    options_model: ClassVar[type[MethodOptions]] = ImpartOptions
+    summary: ClassVar[str] = "entries of singular vectors at random, more of the important ones"
+
+    def check(self, coding: Coding, largest_rank: int) -> None:  # noqa: ARG002
+        """Refuse a β that pre-prunes more than the ratio asks for: γ would be negative, bytes left unused."""
+        beta = _options(coding).preprune_ratio
+        if 2 * coding.cr * (1 - beta) < 1 - _ROUNDING:
+            raise ConfigError(
+                f"beta {beta:g} and CR {coding.cr:g} cannot go together: pre-pruning leaves {1 - beta:.1%} of the "
+                f"vector pairs, but this ratio has room for {1 / (2 * coding.cr):.1%}. Lower beta to at most "
+                f"{math.floor(1000 - 500 / coding.cr) / 1000:g}, or raise CR to at least "
+                f"{math.ceil(500 / (1 - beta)) / 1000:g}."
+            )
+
+    def highest_cr(self, m: int, n: int, coding: Coding) -> float:
+        """Return the ratio at which one whole vector pair fits: the first, whose p is 0 unless all are the same."""
+        if coding.accounting == "bytes":
+            return 2 * m * n / pair_bytes(m, n)
+        left = vector_fraction(m, n, _options(coding).preprune_ratio)
+        return candidate_pairs(min(m, n), 1.0 - left) * m * n / (min(m, n) * (m + n) * left)
+
+    def expected_bytes(self, m: int, n: int, coding: Coding) -> int:
+        """Return the budget; under the paper's accounting, its entries and what describes every candidate."""
+        if coding.accounting == "bytes":
+            return budget_bytes(m, n, coding.cr)
+        pairs = candidate_pairs(min(m, n), 1.0 - vector_fraction(m, n, _options(coding).preprune_ratio))
+        entries = kept_fraction(m, n, coding.cr) * min(m, n) * (m + n)
+        return int(BYTES_PER_VALUE * entries + BYTES_PER_VECTOR_PAIR * pairs)
+
+    def needed_rank(self, m: int, n: int, coding: Coding) -> int:
+        """Return the number of candidates that pre-pruning leaves, at least the first pair."""
+        _, beta = sparsity_of(m, n, coding)
+        return max(1, candidate_pairs(min(m, n), beta))
+
+    def calibration(self, coding: Coding) -> Calibration:  # noqa: ARG002
+        """Return that activations play no part."""
+        return "none"
+
+    def usual_cr(self, coding: Coding) -> float | None:
+        """Return the ratio where β and C are in the paper's range: a lower β or a higher C keeps more of the tail."""
+        return coding.cr if is_usual(_options(coding)) else None
+
+    def encode(self, projection: Projection, coding: Coding) -> Codes:
+        """Return the codes of a delta that is not zero; see `Method.encode`."""
+        options, name, (m, n) = _options(coding), projection.name, projection.shape
+        factors = projection.factors()
+        sigma = factors.sigma.cpu().double().numpy()
+        importance = importance_of(sigma[: self.needed_rank(m, n, coding)], options)
+        importance = importance[: numerical_rank(sigma, m, n)]  # what lies below is the rounding of the rest
+        drop = allocate(importance, min(m, n), *sparsity_of(m, n, coding))
+        if coding.accounting == "bytes":
+            budget = budget_bytes(m, n, coding.cr)
+            importance = importance[: pairs_to_fit(len(drop), m, n, budget)]
+            words = levels_of(name, (m, n), coding.seed, len(importance))
+            keep = fit_bytes(importance, words, budget)
+        else:
+            keep, words = keep_codes(1.0 - drop), levels_of(name, (m, n), coding.seed, len(drop))
+        pairs = len(keep)
+        stored = sigma[:pairs] if options.rescale else sigma[:pairs] * keep_probability(keep) ** 2
+        return {
+            "sigma": torch.from_numpy(stored.astype(np.float32)),
+            "keep": torch.from_numpy(keep),
+            "u": select_kept(factors.u[:pairs], words.u, keep),
+            "v": select_kept(factors.v[:pairs], words.v, keep),
+        }
+
+    def decode(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:
+        """Return Σ_k σ_k û_k v̂_kᵀ, with û and v̂ rescaled by 1/(1 − p_k); see `Method.decode`."""
+        keep = read_part(codes, name, "keep", torch.uint16, None).numpy()
+        sigma = read_part(codes, name, "sigma", torch.float32, None)
+        if len(sigma) != len(keep) or len(keep) > min(shape):
+            raise CorruptArtifactError(f"The codes of {name!r} do not have one singular value for each vector pair.")
+        scale = torch.from_numpy(1.0 / keep_probability(keep)).float()[:, None]
+        sides = zip("uv", shape, strict=True)
+        values = {role: read_part(codes, name, role, torch.float16, None) for role in "uv"}
+        u, v = (scale * _scatter(values[role], seed, name, role, size, keep) for role, size in sides)
+        return (u * sigma[:, None]).T @ v
+
+
+def _options(coding: Coding) -> ImpartOptions:
+    assert isinstance(coding.options, ImpartOptions)
+    return coding.options
+
+
+def sparsity_of(m: int, n: int, coding: Coding) -> tuple[float, float]:
+    """Return α_uv and β of an m×n projection; β is at most α, so that γ is not negative."""
+    alpha = 1.0 - kept_fraction(m, n, coding.cr)
+    return alpha, min(1.0 - vector_fraction(m, n, _options(coding).preprune_ratio), alpha)
+
+
+def levels_of(name: str, shape: tuple[int, int], seed: int, pairs: int) -> MaskLevels:
+    """Return the words of both masks of so many vector pairs."""
+    sides = zip("uv", shape, strict=True)
+    return MaskLevels(*(word_levels(mask_words(mask_key(seed, name, role), size, pairs)) for role, size in sides))
+
+
+def select_kept(vectors: torch.Tensor, levels: UInt16Array, keep: UInt16Array) -> torch.Tensor:
+    mask = torch.from_numpy(mask_from_levels(levels[: len(keep)], keep))
+    return vectors.cpu()[mask].half()
+
+
+def factor_mask(seed: int, name: str, role: str, side: int, keep: UInt16Array) -> torch.Tensor:
+    """Return which entries of a factor's vectors are kept, bool, (K, side); role is "u" or "v"."""
+    return torch.from_numpy(mask_from_words(mask_words(mask_key(seed, name, role), side, len(keep)), keep))
+
+
+def _scatter(values: torch.Tensor, seed: int, name: str, role: str, rows: int, keep: UInt16Array) -> torch.Tensor:
+    if not may_keep(len(values), rows, keep):
+        raise _other_number(name, role, len(values), "far more or fewer")
+    mask = factor_mask(seed, name, role, rows, keep)
+    if int(mask.sum()) != len(values):
+        raise _other_number(name, role, len(values), f"{int(mask.sum()):,}")
+    dense = torch.zeros(mask.shape, dtype=torch.float32)
+    dense[mask] = values.float()
+    return dense
+
+
+def _other_number(name: str, role: str, found: int, kept: str) -> CorruptArtifactError:
+    return CorruptArtifactError(
+        f"The codes of {name!r} hold {found:,} values of {role.upper()}, but its mask keeps {kept}. "
+        "The artifact is damaged or was made by another version: compress it again."
+    )
+
+
+METHODS.register("impart", Impart())

@@ -1,0 +1,218 @@
+"""ImPart-Qt: what ImPart's masks keep of the singular vectors, at few bits (paper §3.3, Algorithms 2 and 3)."""
+
+import math
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field
+
+from impart_core.base.errors import CorruptArtifactError
+from impart_core.base.settings import MethodOptions
+from impart_core.codec.mask import LEVELS, UInt16Array, keep_probability, mask_from_levels
+from impart_core.codec.parts import Codes, read_part
+from impart_core.delta.budget import budget_bytes, candidate_pairs, kept_fraction, vector_fraction
+from impart_core.delta.factors import Factors
+from impart_core.delta.svd import numerical_rank
+from impart_core.methods.base import METHODS, Calibration, Coding, Projection
+from impart_core.methods.impart import (
+    FloatArray,
+    ImpartOptions,
+    MaskLevels,
+    allocate,
+    factor_mask,
+    importance_of,
+    is_usual,
+    least_fitting,
+    levels_of,
+)
+from impart_core.quantize.cost import most_fitting, paper_alpha, paper_sparsity
+from impart_core.quantize.factors import SIGMA, SIGMA_BYTES, IntArray, decode_factors, encode_factors, factors_bytes
+from impart_core.quantize.options import LadderOptions
+from impart_core.quantize.streams import require_plausible
+
+_PAIR_BYTES = SIGMA_BYTES + 1  # a singular value, and a keep probability in steps of 1/256
+_STEP = 256  # of the 65536 steps that masks can tell apart
+
+
+class ImpartQtOptions(LadderOptions, ImpartOptions):
+    """ImPart's settings, and how what is kept is quantised.
+
+    Before quantisation twice to eight times as much is kept as at 16 bits, where a lower C is better (`make methods`).
+    """
+
+    c: float = Field(default=0.5, ge=0.0, description=ImpartOptions.model_fields["c"].description)
+
+
+class ImpartQt:
+    """The method.
+
+    Codes of one projection, K pairs kept: `sigma` bfloat16 (K,), as ImPart has it; `keep` uint8 (K,), code c standing
+    for the keep probability (c + 1)/256; and the kept entries of U and V before rescaling as codes; see
+    `quantize.streams`. What a pair costs beyond its entries counts for more than at 16 bits, so it has half the bytes.
+    """
+
+    version: ClassVar[int] = 2
+    options_model: ClassVar[type[MethodOptions]] = ImpartQtOptions
+    summary: ClassVar[str] = "ImPart, its kept entries at 8, 3 and 2 bits by rank; needs calibration text"
+
+    def check(self, coding: Coding, largest_rank: int) -> None:
+        """Refuse a ladder that asks for more vectors than any projection has."""
+        _options(coding).ladder.check_rank(largest_rank, "the largest matrix")
+
+    def highest_cr(self, m: int, n: int, coding: Coding) -> float:
+        """Return the ratio at which the first pair, which is always kept whole, uses the room up."""
+        options = _options(coding)
+        if coding.accounting == "bytes":
+            return 2 * m * n / self._bytes(np.array([m]), np.array([n]), options)
+        return 16 * m * n / (options.ladder.groups[0].bits * (m + n))
+
+    def expected_bytes(self, m: int, n: int, coding: Coding) -> int:
+        """Return the budget; under the paper's count, the most bytes of what it counts and of what it leaves out."""
+        if coding.accounting == "bytes":
+            return budget_bytes(m, n, coding.cr)
+        options, pairs = _options(coding), self.needed_rank(m, n, coding)
+        widest = max(group.bits for group in options.ladder.groups) / 8
+        # The count is met to about one pair and Algorithm 3's tolerance; masks keep 6 standard deviations more at most.
+        counted = 2.1 * kept_fraction(m, n, coding.cr) * min(m, n) * (m + n) + widest * (m + n)
+        codes = counted + 6 * math.sqrt(widest * counted) + 12 * widest
+        groups = 8 * codes / options.fewest_bits / options.group_size + 2 * len(options.ladder.groups)
+        return int(codes + 3 * groups) + _PAIR_BYTES * pairs + 64
+
+    def needed_rank(self, m: int, n: int, coding: Coding) -> int:
+        """Return the number of candidates that pre-pruning leaves, at least the first pair."""
+        return max(1, candidate_pairs(min(m, n), _beta(m, n, _options(coding))))
+
+    def calibration(self, coding: Coding) -> Calibration:
+        """Return what the solver needs."""
+        return _options(coding).calibration
+
+    def usual_cr(self, coding: Coding) -> float | None:
+        """Return the ratio of as many entries at 16 bits, where β and C are in the paper's range."""
+        options = _options(coding)
+        return coding.cr * options.fewest_bits / 16 * options.entries_share if is_usual(options) else None
+
+    def encode(self, projection: Projection, coding: Coding) -> Codes:
+        """Return the codes of a delta that is not zero; see `Method.encode`."""
+        options, name, (m, n) = _options(coding), projection.name, projection.shape
+        factors = projection.factors()
+        sigma = factors.sigma.cpu().double().numpy()
+        importance = importance_of(sigma[: self.needed_rank(m, n, coding)], options)
+        importance = importance[: numerical_rank(sigma, m, n)]  # what lies below is the rounding of the rest
+        levels = levels_of(name, (m, n), coding.seed, len(importance))
+
+        def encode(packed: int, by: ImpartQtOptions) -> Codes:
+            keep = self._fit(importance, levels, (m, n), options, packed)
+            return self._encode(projection, factors, levels, keep, by)
+
+        if coding.accounting == "paper":
+            keep = _keep_codes(1.0 - _paper_drop(importance, m, n, coding))
+            return self._encode(projection, factors, levels, keep, options)
+        budget = budget_bytes(m, n, coding.cr)
+        return options.within(budget, encode, budget / options.entries_share)
+
+    @staticmethod
+    def _encode(
+        projection: Projection, factors: Factors, levels: MaskLevels, keep: UInt16Array, options: ImpartQtOptions
+    ) -> Codes:
+        kept = keep_probability(keep)
+        weights = factors.sigma[: len(keep)].cpu().double().numpy()
+        stored = torch.from_numpy(weights if options.rescale else weights * kept**2).to(SIGMA)
+        masks = tuple(torch.from_numpy(mask_from_levels(side[: len(keep)], keep)) for side in (levels.u, levels.v))
+        parts = encode_factors(
+            factors.u[: len(keep)],
+            factors.v[: len(keep)],
+            _weights(stored, keep),
+            (masks[0], masks[1]),
+            projection.inputs,
+            projection.name,
+            options,
+        )
+        return {"sigma": stored, "keep": torch.from_numpy((keep // _STEP).astype(np.uint8)), **parts}
+
+    def decode(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:
+        """Return Σ_k σ_k û_k v̂_kᵀ, with û and v̂ rescaled by 1/(1 − p_k); see `Method.decode`."""
+        keep = _whole_steps(read_part(codes, name, "keep", torch.uint8, None).numpy())
+        sigma = read_part(codes, name, "sigma", SIGMA, len(keep))
+        if len(keep) > min(shape):
+            raise CorruptArtifactError(f"The codes of {name!r} have {len(keep)} vector pairs, more than its rank.")
+        require_plausible(codes, name, sum(shape) * float(keep_probability(keep).sum()))
+        masks = tuple(factor_mask(seed, name, role, side, keep) for role, side in zip("uv", shape, strict=True))
+        return decode_factors(codes, name, _weights(sigma, keep), (masks[0], masks[1]))
+
+    def _fit(
+        self,
+        importance: FloatArray,
+        levels: MaskLevels,
+        shape: tuple[int, int],
+        options: ImpartQtOptions,
+        budget: int,
+    ) -> UInt16Array:
+        """Return the keep codes of eq. 7 whose stored bytes fit the budget (Algorithm 3, with every byte charged).
+
+        α is bisected for the number of pairs; γ then uses up what the boundary shift leaves, with one pair more where
+        that fits.
+        """
+
+        rank, beta = min(shape), _beta(*shape, options)
+
+        def fits(keep: UInt16Array) -> bool:
+            kept = [mask_from_levels(side[: len(keep)], keep).sum(axis=1) for side in (levels.u, levels.v)]
+            return self._bytes(kept[0], kept[1], options) <= budget
+
+        alpha = least_fitting(lambda a: fits(_keep_codes(1.0 - allocate(importance, rank, a, beta))), beta)
+        pairs = max(1, len(allocate(importance, rank, alpha, beta)))
+        own = importance[: pairs + 1]
+        if not fits(_keep_codes(own)):  # even at γ = 1, where pairs of no importance still take bytes
+            own = importance[: most_fitting(lambda k: fits(_keep_codes(importance[:k])), 1, pairs)]
+        gamma = least_fitting(lambda g: fits(_keep_codes(1.0 - (1.0 - own) * g)), 0.0)
+        return _keep_codes(1.0 - (1.0 - own) * gamma)
+
+    @staticmethod
+    def _bytes(kept_u: IntArray, kept_v: IntArray, options: ImpartQtOptions) -> int:
+        return _PAIR_BYTES * len(kept_u) + factors_bytes(kept_u, kept_v, options)
+
+
+def _options(coding: Coding) -> ImpartQtOptions:
+    assert isinstance(coding.options, ImpartQtOptions)
+    return coding.options
+
+
+def _beta(m: int, n: int, options: ImpartQtOptions) -> float:
+    return 1.0 - vector_fraction(m, n, options.preprune_ratio)
+
+
+def _paper_drop(importance: FloatArray, m: int, n: int, coding: Coding) -> FloatArray:
+    """Return p_k of the pairs that Algorithm 3 keeps under the paper's count, at least the first."""
+    options, rank = _options(coding), min(m, n)
+    beta = _beta(m, n, options)
+
+    def drop_at(alpha: float) -> FloatArray:
+        return 1.0 - keep_probability(_keep_codes(1.0 - allocate(importance, rank, alpha, beta)))
+
+    target = 1.0 - kept_fraction(m, n, coding.cr)
+    drop = drop_at(paper_alpha(drop_at, rank, target, beta, options.ladder))
+    if not len(drop):
+        return np.zeros(1)
+    if options.allocation == "uniform":  # a step of one probability is one of the whole: some pairs go instead
+        drop = drop[: most_fitting(lambda k: paper_sparsity(drop[:k], rank, options.ladder) >= target, 1, len(drop))]
+    return drop
+
+
+def _keep_codes(probability: FloatArray) -> UInt16Array:
+    """Round keep probabilities in (0, 1] to what is stored, and return their codes as masks take them."""
+    return _whole_steps(np.clip(np.rint(probability * LEVELS / _STEP) - 1, 0, LEVELS // _STEP - 1))
+
+
+def _whole_steps(codes: npt.NDArray[Any]) -> UInt16Array:
+    """Return codes as masks take them from those that are stored."""
+    return (codes.astype(np.uint16) * _STEP + (_STEP - 1)).astype(np.uint16)
+
+
+def _weights(sigma: torch.Tensor, keep: UInt16Array) -> torch.Tensor:
+    """Return σ_k/(1 − p_k)², float32: what pairs of entries before rescaling are multiplied by."""
+    return (sigma.double() / torch.from_numpy(keep_probability(keep)) ** 2).float()
+
+
+METHODS.register("impart-qt", ImpartQt())

@@ -1,0 +1,146 @@
+"""A delta as a repository of the Hugging Face Hub: a folder that is a store in itself, with a model card."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from impart_core.artifacts.delta import Delta, open_delta
+from impart_core.base.errors import ConfigError, HubError, ImpartError, OutputExistsError
+from impart_core.base.files import disk_errors, write_atomically
+from impart_core.checkpoint.hub import parse_hub_id
+from impart_core.share.card import Measured, model_card
+from impart_core.share.transfer import Progress, TransferReport, transfer
+from impart_core.storage.failures import LOG_IN, Side, explain
+from impart_core.store.catalog import CatalogEntry, scan
+from impart_core.store.manifest import Manifest
+from impart_core.store.names import all_refs
+from impart_core.store.store import Store
+
+CARD = "README.md"
+_OURS = {"artifacts", "catalog", "refs", CARD}
+_ID = re.compile(r"[0-9a-f]{64}")
+
+
+def require_repo(repo: str) -> str:
+    """Return a repository's id.
+
+    Raises:
+        ConfigError: it is not `org/name`.
+    """
+    found = parse_hub_id(repo)
+    if found is None or found.repo != repo:
+        raise ConfigError(f"{repo!r} names no repository of the Hub. Give org/name.")
+    return repo
+
+
+def prepare_folder(
+    store: Store, artifact_id: str, repo: str, out: Path, progress: Progress | None = None
+) -> TransferReport:
+    """Make the folder of a Hub repository: the delta, its blocks, its evaluations and names, and a model card.
+
+    The card is written last. A folder that an earlier attempt at the same left is gone on with.
+
+    Args:
+        store: where the delta is.
+        artifact_id: which delta.
+        repo: the repository (`org/name`).
+        out: the folder to make.
+        progress: as in `transfer`.
+
+    Raises:
+        ConfigError: the artifact is no delta, or `repo` no repository's id.
+        OutputExistsError: `out` holds anything else.
+        CorruptArtifactError: something of the delta is damaged.
+    """
+    require_repo(repo)
+    delta = open_delta(store, artifact_id)
+    _require_ours(out, delta)
+    made = Store(out)
+    report = transfer(store, made, [artifact_id], move_names=True, progress=progress)
+    names = sorted(name for name, named in all_refs(made).items() if named == artifact_id)
+    copied = open_delta(made, artifact_id)
+    sources = getattr(delta.manifest.provenance, "sources", {})
+    card = model_card(copied, repo, names[0] if names else artifact_id, measurements(store, delta), sources)
+    with disk_errors(out):
+        write_atomically(out / CARD, card.encode())
+    return report
+
+
+def measurements(store: Store, delta: Delta) -> Measured:
+    """Return a store's evaluations of a delta, of its base and of the model that it was made from."""
+    found = [entry for entry in scan(store).values() if entry.kind == "evaluation"]
+    base, finetuned = delta.content.base, delta.content.finetuned
+    return Measured(
+        base=_read(store, [entry for entry in found if entry.checkpoints.get("checkpoint") == base]),
+        finetuned=_read(store, [entry for entry in found if entry.checkpoints.get("checkpoint") == finetuned]),
+        delta=_read(store, [entry for entry in found if delta.manifest.id in entry.parents]),
+    )
+
+
+def _read(store: Store, entries: list[CatalogEntry]) -> list[Manifest]:
+    ordered = sorted(entries, key=lambda entry: (entry.started, entry.id))
+    found = dict(store.manifests(entry.id for entry in ordered))
+    return [manifest for entry in ordered if (manifest := found.get(entry.id))]
+
+
+def _require_ours(out: Path, delta: Delta) -> None:
+    """Refuse a folder that holds other things than this delta: they would be published with it."""
+    if not out.exists():
+        return
+    held = {path.name for path in out.iterdir()} if out.is_dir() else {out.name}
+    place = out / "artifacts"
+    artifacts = {path.name for path in place.iterdir()} if place.is_dir() else set()
+    known = {delta.manifest.id, *(pointer.id for pointer in delta.content.blocks)}
+    known |= {manifest.id for manifest in measurements(delta.store, delta).delta}
+    if held and (not artifacts or held - _OURS or artifacts - known):
+        raise OutputExistsError(
+            f"{out} already holds other things than the delta {delta.manifest.id[:12]}, which would be published with "
+            "it. Choose another folder, or empty this one."
+        )
+
+
+def upload(folder: Path, repo: str, *, private: bool = False) -> str:
+    """Create a repository, unless there is one, and upload a prepared folder to it; return its address.
+
+    Raises:
+        ConfigError: huggingface_hub is not installed, or the repository is public and a private one was asked for.
+        HubError: there is no token, the Hub refuses it, or it does not answer.
+    """
+    with _upload_errors(repo):
+        from huggingface_hub import HfApi, get_token
+
+        if not get_token():
+            raise HubError(f"There is no token to upload to the Hub's {repo} with. {LOG_IN}.")
+        api = HfApi()
+        address = api.create_repo(repo, private=private or None, exist_ok=True)
+        if private and not api.model_info(repo, expand=["private"]).private:
+            raise ConfigError(
+                f"The Hub's {repo} exists and is public, so that --private cannot hold. Nothing was uploaded. Make it "
+                "private in its settings, or choose another name."
+            )
+        api.upload_folder(
+            repo_id=repo,
+            folder_path=folder,
+            commit_message="Upload a compressed delta",
+            allow_patterns=[CARD, "artifacts/*", "catalog/*", "refs/*"],
+            ignore_patterns=["*.tmp"],  # of a writer that was killed
+        )
+    return str(address)
+
+
+@contextmanager
+def _upload_errors(repo: str) -> Iterator[None]:
+    try:
+        import huggingface_hub  # noqa: F401 - whether it is there
+    except ImportError as error:
+        raise ConfigError(
+            "Uploading takes huggingface_hub, which is not installed. Install it (`pip install 'impart[hub]'`), or "
+            "upload the folder by other means."
+        ) from error
+    try:
+        yield
+    except ImpartError:
+        raise
+    except Exception as error:
+        raise explain(error, Side.UPLOAD, repo) from error

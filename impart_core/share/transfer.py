@@ -1,0 +1,326 @@
+"""Artifacts copied from one store to another, with what they need: a delta with its blocks, and what measured it.
+
+Parts go first and the artifact that was asked for goes last, so that the target shows it whole or not at all. Manifests
+stay what they are, byte for byte, and so do ids. What the target holds whole is not copied again: a copy that was
+killed goes on where it stopped. One artifact's files at a time pass through scratch.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+from impart_core.base.errors import ArtifactNotFoundError, ConfigError, CorruptArtifactError, StoreError
+from impart_core.base.settings import Frozen
+from impart_core.storage.failures import store_errors
+from impart_core.store.catalog import CatalogEntry, entry_of, note, scan
+from impart_core.store.manifest import KINDS, Content, Manifest, Pointer
+from impart_core.store.names import all_refs, get_ref, require_ref_name, set_ref
+from impart_core.store.pins import pinned
+from impart_core.store.store import Store
+
+Progress = Callable[[int, int, int, int], None]
+
+
+class Tally(Frozen):
+    """Artifacts by kind, their data files, and all bytes of them, manifests included."""
+
+    artifacts: dict[str, int]
+    files: int
+    bytes: int
+
+
+class TransferReport(Frozen):
+    """What a transfer did.
+
+    Attributes:
+        source: the store that was read.
+        target: the store that was written.
+        artifacts: ids of the artifacts that were asked for.
+        copied: what the target did not hold.
+        skipped: what it held already.
+        otherwise: ids of what it held with other files than the source has under the same id; its own stay in force.
+        names: the names that point to what was asked for, in both stores now.
+        seconds: how long it took.
+    """
+
+    source: str
+    target: str
+    artifacts: tuple[str, ...]
+    copied: Tally
+    skipped: Tally
+    otherwise: tuple[str, ...]
+    names: dict[str, str]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One artifact as it lies in the source, and what the target has of it."""
+
+    entry: CatalogEntry
+    files: int
+    bytes: int
+    present: bool
+    otherwise: bool
+    content: Content
+
+    @property
+    def id(self) -> str:
+        return self.entry.id
+
+    @property
+    def pointers(self) -> tuple[Pointer, ...]:
+        return self.content.pointers()
+
+
+@dataclass(frozen=True)
+class _Bundle:
+    """An artifact that was asked for: what it cannot be without, what goes with it, and itself."""
+
+    needed: tuple[_Part, ...]
+    factors: tuple[_Part, ...]
+    evaluations: tuple[_Part, ...]
+    top: _Part
+
+    @property
+    def parts(self) -> tuple[_Part, ...]:
+        return (*self.factors, *self.needed, *self.evaluations, self.top)
+
+
+def transfer(
+    source: Store,
+    target: Store,
+    artifact_ids: Iterable[str],
+    *,
+    factors: bool = False,
+    evaluations: bool = True,
+    move_names: bool = False,
+    reread: bool = False,
+    progress: Progress | None = None,
+) -> TransferReport:
+    """Copy artifacts, and the names that point to them.
+
+    Every file is held against its recorded SHA-256 on the way. One that is damaged keeps back what cannot be without
+    it; the rest is copied, and the damage raised then.
+
+    Args:
+        source: the store to read.
+        target: the store to write.
+        artifact_ids: of deltas or any other artifacts.
+        factors: whether the decompositions that blocks were made from are copied as well.
+        evaluations: whether the evaluations that measured a delta are.
+        move_names: whether a name that points elsewhere in the target is moved.
+        reread: skip only what is whole by its digests, too, and replace what is not.
+        progress: called with artifacts copied, artifacts to copy, and both in bytes.
+
+    Raises:
+        ConfigError: both stores are the same.
+        CorruptArtifactError: something is missing in the source, or damaged; the message names it.
+        StoreError: a name points elsewhere in the target, or it cannot be written. Nothing was copied then.
+    """
+    started = perf_counter()
+    _require_different(source, target)
+    wanted = tuple(dict.fromkeys(artifact_ids))
+    names = {require_ref_name(name): made for name, made in all_refs(source).items() if made in wanted}
+    _require_names(target, names, move_names)
+    target.require_writable()
+    survey = _Survey(source, target, reread)
+    bundles = survey.bundles(wanted, factors=factors, evaluations=evaluations)
+    parts = {part.id: part for bundle in bundles for part in bundle.parts}
+    copier = _Copier(source, target, reread, progress, bundles)
+    with pinned(target, parts):  # what is skipped is looked for once more after this
+        for bundle in bundles:
+            if copier.copy(bundle):
+                for name in (name for name, made in names.items() if made == bundle.top.id):
+                    _require_names(target, {name: bundle.top.id}, move_names)
+                    set_ref(target, name, bundle.top.id, why=f"from {source.url}")
+    faults = {**survey.faults, **copier.faults}
+    if faults:
+        raise CorruptArtifactError(
+            f"{' '.join(dict.fromkeys(faults.values()))} What depends on it was not copied; "
+            f"{len(copier.copied)} other artifacts were."
+        )
+    return TransferReport(
+        source=source.url,
+        target=target.url,
+        artifacts=wanted,
+        copied=_tally(parts[made] for made in parts if made in copier.copied),
+        skipped=_tally(parts[made] for made in parts if made not in copier.copied),
+        otherwise=tuple(part.id for part in parts.values() if part.otherwise),
+        names=names,
+        seconds=round(perf_counter() - started, 3),
+    )
+
+
+class _Survey:
+    """Looks up in both stores what is to be copied; each artifact once, however many need it."""
+
+    def __init__(self, source: Store, target: Store, reread: bool) -> None:
+        """Name the stores; nothing is read yet."""
+        self._source, self._target, self._reread = source, target, reread
+        self._seen: dict[str, _Part | None] = {}
+        self.faults: dict[str, str] = {}
+
+    def bundles(self, wanted: Iterable[str], *, factors: bool, evaluations: bool) -> list[_Bundle]:
+        """Return what is to be copied for each artifact that was asked for, unless a fault keeps it back."""
+        tops = [part for part in map(self._look, wanted) if part]
+        measured: dict[str, list[str]] = {}
+        if evaluations and any(top.content.listed and not top.content.measures for top in tops):
+            for entry in scan(self._source).values():
+                for parent in entry.parents if _is(entry, "measures") else ():
+                    measured.setdefault(parent, []).append(entry.id)
+        found = [self._bundle(top, measured.get(top.id, ()), factors=factors) for top in tops]
+        return [bundle for bundle in found if bundle]
+
+    def _bundle(self, top: _Part, measured: Iterable[str], *, factors: bool) -> _Bundle | None:
+        needed = [self._look(pointer.id) for pointer in top.pointers]
+        parts = tuple(part for part in needed if part)
+        if len(parts) < len(needed) or not self._adds_up(top, parts):
+            return None
+        makers = [maker for part in parts or (top,) for maker in part.entry.parents] if factors else []
+        return _Bundle(
+            needed=parts,
+            factors=tuple(part for part in self._some(makers) if not part.content.listed),
+            evaluations=tuple(part for part in self._some(measured) if part.content.measures),
+            top=top,
+        )
+
+    def _some(self, artifact_ids: Iterable[str]) -> list[_Part]:
+        """Return those that the source has."""
+        return [part for made in dict.fromkeys(artifact_ids) if (part := self._look(made, optional=True))]
+
+    def _adds_up(self, top: _Part, parts: tuple[_Part, ...]) -> bool:
+        """Return whether an artifact goes with those that it consists of as they will be in force in the target."""
+        wrong = top.content.mismatch([part.content for part in parts]) if parts else None
+        if wrong is None:
+            return True
+        where = self._target if any(part.otherwise for part in parts) else self._source
+        self.faults[top.id] = (
+            f"The {top.entry.kind} {top.id[:12]} of {self._source.url} {wrong} (parts as in {where.url}). "
+            "Copy it to an empty store."
+        )
+        return False
+
+    def _look(self, artifact_id: str, *, optional: bool = False) -> _Part | None:
+        if artifact_id not in self._seen:
+            try:
+                self._seen[artifact_id] = self._compare(self._source.manifest(artifact_id))
+            except ArtifactNotFoundError as error:
+                if optional:  # factors that were never copied here, or an evaluation that is gone since
+                    return None
+                self._seen[artifact_id], self.faults[artifact_id] = None, str(error)
+            except CorruptArtifactError as error:
+                self._seen[artifact_id], self.faults[artifact_id] = None, str(error)
+        return self._seen[artifact_id]
+
+    def _compare(self, manifest: Manifest) -> _Part:
+        """Hold an artifact of the source against the target's.
+
+        Raises:
+            CorruptArtifactError: the target lacks it, and a file of it is missing in the source, or not as long.
+        """
+        there = self._target.lookup(manifest.id, reread=self._reread)
+        if there is None and (fault := self._source.examine(manifest.id).fault):
+            raise CorruptArtifactError(fault)
+        content = manifest.content if manifest.content.pointers() else (there or manifest).content
+        return _Part(
+            entry=entry_of(manifest),
+            files=len(manifest.files),
+            bytes=manifest.nbytes,
+            present=there is not None,
+            otherwise=there is not None and there.files != manifest.files,
+            content=content,
+        )
+
+
+class _Copier:
+    """Copies bundles and keeps count."""
+
+    def __init__(
+        self, source: Store, target: Store, reread: bool, progress: Progress | None, bundles: Iterable[_Bundle]
+    ) -> None:
+        """Name the stores and all that may have to be copied."""
+        self._source, self._target, self._reread, self._progress = source, target, reread, progress
+        missing = {part.id: part for bundle in bundles for part in bundle.parts if not part.present}
+        self._total = len(missing), sum(part.bytes for part in missing.values())
+        self.copied: dict[str, int] = {}
+        self.faults: dict[str, str] = {}
+
+    def copy(self, bundle: _Bundle) -> bool:
+        """Copy what the target lacks of a bundle, the artifact that was asked for last; return whether it is there."""
+        self._report()
+        for part in (*bundle.factors, *bundle.needed):
+            self._copy(part)
+        whole = not any(part.id in self.faults for part in bundle.needed)
+        if whole:
+            for part in bundle.evaluations:
+                self._copy(part)
+            self._require_parts(bundle)
+            self._copy(bundle.top)
+        here = [part.entry for part in bundle.parts if part.present or part.id in self.copied]
+        if any(entry.id in self.copied for entry in here):
+            note(self._target, here)
+        return whole and bundle.top.id not in self.faults
+
+    def _require_parts(self, bundle: _Bundle) -> None:
+        """Look once more for what was skipped: whoever cleans up the target may have found it unused meanwhile."""
+        skipped = [part.id for part in bundle.needed if part.present]
+        if skipped and len([made for made in self._target.manifests(skipped) if made[1]]) < len(set(skipped)):
+            raise StoreError(
+                f"Parts of {bundle.top.id[:12]} were deleted from {self._target.url} while it was being copied. "
+                "Run the same command again."
+            )
+
+    def _copy(self, part: _Part) -> None:
+        if part.present or part.id in self.copied or part.id in self.faults:
+            return
+        try:
+            manifest = self._source.manifest(part.id)
+            with store_errors(self._source.url), ExitStack() as stack:
+                files: dict[str, Path] = {
+                    entry.name: stack.enter_context(self._source.local_file(manifest, entry.name, verified=True))
+                    for entry in manifest.files
+                }
+                self._target.publish(manifest, files, reread=self._reread)
+        except (ArtifactNotFoundError, CorruptArtifactError) as error:
+            self.faults[part.id] = str(error)
+            return
+        self.copied[part.id] = part.bytes
+        self._report()
+
+    def _report(self) -> None:
+        if self._progress:
+            self._progress(len(self.copied), self._total[0], sum(self.copied.values()), self._total[1])
+
+
+def _is(entry: CatalogEntry, what: str) -> bool:
+    """Return what an entry's kind says of itself; a damaged one says nothing."""
+    return entry.kind in KINDS and bool(getattr(KINDS.get(entry.kind), what))
+
+
+def _tally(parts: Iterable[_Part]) -> Tally:
+    found = list(parts)
+    return Tally(
+        artifacts=dict(sorted(Counter(part.entry.kind for part in found).items())),
+        files=sum(part.files for part in found),
+        bytes=sum(part.bytes for part in found),
+    )
+
+
+def _require_different(source: Store, target: Store) -> None:
+    places = [str(Path(store.url).resolve()) if store.is_local else store.url.rstrip("/") for store in (source, target)]
+    if places[0] == places[1]:
+        raise ConfigError(f"Both stores are {source.url}. Give another one to copy to or from.")
+
+
+def _require_names(target: Store, names: Mapping[str, str], move_names: bool) -> None:
+    taken = {name: there for name, made in names.items() if (there := get_ref(target, name)) not in (None, made)}
+    if taken and not move_names:
+        listed = ", ".join(f"{name} ({str(there)[:12]}, not {names[name][:12]})" for name, there in taken.items())
+        raise StoreError(
+            f"The store {target.url} has other artifacts under the same names: {listed}. "
+            "Give --move-names to move them there, or name the artifacts otherwise in one of the stores."
+        )

@@ -1,0 +1,156 @@
+"""Objects as files in a folder of this machine, or one that it has mounted."""
+
+import contextlib
+import os
+import uuid
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+from impart_core.base.errors import StoreError
+from impart_core.base.files import copy_hashed, disk_errors, write_atomically
+from impart_core.storage.failures import store_errors
+from impart_core.storage.objects import PROBES, ObjectInfo, Objects, is_path, require_path
+
+R = TypeVar("R")
+_ATTEMPTS = 20
+
+
+class FolderObjects(Objects):
+    """Objects in a folder. A file appears under its name whole or not at all, and is on disk by then."""
+
+    is_local = True
+
+    def __init__(self, url: str, root: str) -> None:
+        """Name a folder; nothing is read or made yet."""
+        self.url, self._root = url, Path(root)
+
+    def put(self, path: str, source: Path, sha256: str) -> None:
+        """Copy a file beside its place, flush it to disk, then move it there."""
+        place = self._place(path)
+        scratch = place.with_name(f".{place.name}.{uuid.uuid4().hex}.tmp")
+        with disk_errors(f"the store {self.url}"):
+            try:
+                if _in_folder(place.parent, lambda: copy_hashed(source, scratch)) != sha256:
+                    raise StoreError(f"{source} changed while it was being copied to {place}. Run it again.")
+                scratch.replace(place)
+            finally:
+                scratch.unlink(missing_ok=True)
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Write a file and link it to its name, which fails where the name is taken."""
+        place = self._place(path)
+
+        def write() -> bool:
+            try:
+                write_atomically(place, data, place=os.link)
+            except FileExistsError:
+                return False
+            return True
+
+        with disk_errors(f"the store {self.url}"):
+            return _in_folder(place.parent, write)
+
+    def replace(self, path: str, data: bytes, was: bytes | None) -> bool:  # noqa: ARG002 - a folder cannot compare
+        """Write a file beside the present one and move it over that."""
+        place = self._place(path)
+        with disk_errors(f"the store {self.url}"):
+            _in_folder(place.parent, lambda: write_atomically(place, data))
+        return True
+
+    def read(self, path: str, limit: int) -> bytes | None:
+        """Read the beginning of a file."""
+        with store_errors(self.url):
+            try:
+                place = self._place(path)
+                if place.exists() and not place.is_file():  # a pipe would be waited for without end
+                    return None
+                with place.open("rb") as file:
+                    return file.read(min(limit, os.fstat(file.fileno()).st_size))  # what is asked for is allocated
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def size(self, path: str) -> int | None:
+        """Return a file's size."""
+        with store_errors(self.url):
+            try:
+                return self._place(path).stat().st_size
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def fetch(self, path: str, target: Path) -> str | None:
+        """Copy a file."""
+        return copy_hashed(self._place(path), target)
+
+    def local(self, path: str) -> Path | None:
+        """Return the file."""
+        return self._place(path)
+
+    def names(self, prefix: str) -> list[str]:
+        """List a folder."""
+        return sorted(entry.name for entry in self._entries(prefix))
+
+    def find(self, prefix: str) -> dict[str, ObjectInfo]:
+        """Walk a folder."""
+        found, folders = {}, [prefix]
+        while folders:
+            folder = folders.pop()
+            for entry in self._entries(folder):
+                path = f"{folder}/{entry.name}"
+                if not is_path(path):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(path)
+                    continue
+                with contextlib.suppress(FileNotFoundError), store_errors(self.url):  # scratch, gone meanwhile
+                    status = entry.stat(follow_symlinks=False)
+                    found[path] = ObjectInfo(status.st_size, datetime.fromtimestamp(status.st_mtime, UTC))
+        return found
+
+    def _entries(self, folder: str) -> "list[os.DirEntry[str]]":
+        with store_errors(self.url):
+            try:
+                with os.scandir(self._place(folder)) as entries:
+                    return list(entries)
+            except FileNotFoundError:
+                return []
+            except NotADirectoryError as error:
+                raise StoreError(f"The store {self.url} is a file, or lies below one. Give a folder.") from error
+
+    def delete(self, paths: Iterable[str]) -> None:
+        """Delete files, and folders that are empty then."""
+        with store_errors(self.url):
+            for path in paths:
+                place = self._place(path)
+                place.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    while place.parent != self._root:
+                        place = place.parent
+                        place.rmdir()
+
+    def now(self) -> datetime:
+        """Date a probe file."""
+        probe = f"{PROBES}/{uuid.uuid4().hex}"
+        self.replace(probe, b"", None)
+        try:
+            return datetime.fromtimestamp(self._place(probe).stat().st_mtime, UTC)
+        finally:
+            self.delete([probe])
+
+    def _place(self, path: str) -> Path:
+        return self._root / require_path(path)
+
+
+def _in_folder(folder: Path, write: Callable[[], R]) -> R:
+    """Make a folder and write in it, again where somebody's `delete` took it away for being empty in between."""
+    for _ in range(_ATTEMPTS):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return write()
+        except FileNotFoundError:
+            continue
+        except FileExistsError:  # `mkdir` found it there, and then no longer
+            if folder.exists() and not folder.is_dir():
+                raise
+    return write()

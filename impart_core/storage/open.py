@@ -1,0 +1,87 @@
+"""What lies behind a URL: how it is opened, with which options, and what a URL may not carry."""
+
+import json
+import os
+from functools import cache
+from typing import Any
+from urllib.parse import urlsplit
+
+import fsspec
+
+from impart_core.base.errors import ConfigError
+from impart_core.storage.failures import Trouble, trouble_of
+
+OPTIONS_VARIABLE = "IMPART_STORE_OPTIONS"
+
+# A server that stalls is given up early: what is worth trying again is tried again by s3fs and by the pipeline, so
+# that botocore's own attempts, which multiply with theirs, are left out. Listings are always asked for anew.
+_S3_DEFAULTS: dict[str, Any] = {
+    "use_listings_cache": False,
+    "config_kwargs": {
+        "connect_timeout": 10,
+        "read_timeout": 20,
+        "max_pool_connections": 64,
+        "retries": {"mode": "standard", "total_max_attempts": 1},
+    },
+}
+
+
+def storage_options() -> dict[str, Any]:
+    """Return the fsspec storage options in IMPART_STORE_OPTIONS, a JSON object; none when it is not set.
+
+    Raises:
+        ConfigError: it is something else. The message does not repeat it, for it may hold a secret.
+    """
+    text = os.environ.get(OPTIONS_VARIABLE)
+    if not text:
+        return {}
+    try:
+        options = json.loads(text)
+    except (ValueError, RecursionError):
+        options = None
+    if not isinstance(options, dict):
+        raise ConfigError(
+            f"{OPTIONS_VARIABLE} is not a JSON object. Give fsspec's storage options in it, "
+            'for example {"endpoint_url": "https://s3.example.org"}, or unset it.'
+        )
+    return options
+
+
+def open_url(url: str) -> tuple[Any, str]:
+    """Return the fsspec filesystem of a URL, with IMPART_STORE_OPTIONS, and the path in it.
+
+    Raises:
+        ValueError, ImportError, TypeError: the protocol is not known or not installed, or an option is unknown.
+        ConfigError: IMPART_STORE_OPTIONS is malformed.
+    """
+    options = storage_options()
+    if url.partition("://")[0] in ("s3", "s3a"):
+        own = options.get("config_kwargs")
+        merged = {**_S3_DEFAULTS["config_kwargs"], **(own if isinstance(own, dict) else {})}
+        options = {**_S3_DEFAULTS, **options, "config_kwargs": merged}
+        _retry_what_passes()
+    fs, path = fsspec.core.url_to_fs(url, **options)
+    return fs, str(path).rstrip("/")
+
+
+@cache
+def _retry_what_passes() -> None:
+    """Let s3fs try again by itself what may pass: left alone it gives up at the first 500.
+
+    A task that makes dozens of requests would hardly ever get through where a tenth of them fail.
+    """
+    from s3fs import core
+
+    before = core.CUSTOM_ERROR_HANDLER
+    core.set_custom_error_handler(lambda error: before(error) or trouble_of(error) is Trouble.PASSING)
+
+
+def extras_of(url: str) -> str | None:
+    """Return what a URL carries more than a place, in a few words, or None: it would end in logs and lists of runs.
+
+    Raises:
+        ValueError: it is not a URL.
+    """
+    parts = urlsplit(url)
+    extra = parts.password is not None or parts.query or parts.fragment
+    return "a password, a query or a fragment" if extra else None

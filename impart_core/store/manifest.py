@@ -1,0 +1,215 @@
+"""The manifest: what an artifact is, what made it, and every file's size and digest.
+
+What an artifact holds depends on its kind. A kind registers the class of its content, and catalogue, cleaning up,
+verification, transfer, lineage, drawings and events follow from what that class declares; the store knows no kind.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import FailFast, Field, SerializeAsAny, ValidationError, field_validator, model_validator
+
+from impart_core.base.canonical import canonical_json, digest_of
+from impart_core.base.errors import CorruptArtifactError
+from impart_core.base.registry import Registry
+from impart_core.base.settings import Frozen
+from impart_core.store.provenance import Provenance
+from impart_core.store.recipe import Recipe
+
+MANIFEST = "manifest.json"
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Measured = tuple[float, float | None]  # a value and its standard error
+_MOST_ERRORS = 100  # to look into: as objects they take a thousand times the bytes that a stranger wrote
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,199}$")]
+
+
+class FileEntry(Frozen):
+    """One data file: what it is called, where it lies under the artifact, its size in bytes and its digest."""
+
+    name: FileName
+    path: FileName
+    size: int = Field(ge=0)
+    sha256: Sha256
+
+
+class Pointer(Frozen):
+    """A pointer to an artifact that another consists of: its name there, its id, and all bytes of it."""
+
+    name: str
+    id: Sha256
+    bytes: int
+
+
+class Content(Frozen):
+    """What an artifact holds; a kind's class says of itself what upkeep and display need to know.
+
+    Attributes:
+        kind: the kind's name.
+        plural: what several are called.
+        colour: the fill of its nodes in drawings, on which black text is legible.
+        part_of: the kind that it belongs to: all of one such artifact are drawn as one node; None: drawn by itself.
+        listed: whether people look for it by itself, so that `ls` shows it.
+        measures: whether it measures what it was made from, and so is kept and copied along with that.
+        repeats: whether the same recipe gives the same bytes, on one machine.
+        files: names of the data files that it cannot be without.
+    """
+
+    kind: str
+    plural: ClassVar[str]
+    colour: ClassVar[str]
+    part_of: ClassVar[str | None] = None
+    listed: ClassVar[bool] = False
+    measures: ClassVar[bool] = False
+    repeats: ClassVar[bool] = True
+    files: ClassVar[tuple[str, ...]] = ()
+
+    def summary(self, recipe: Recipe) -> str:  # noqa: ARG002 - for those that need it
+        """Return what it is in a few words, for people."""
+        return self.kind
+
+    def checkpoints(self, recipe: Recipe) -> dict[str, str]:  # noqa: ARG002 - likewise
+        """Return the ids of the checkpoints that it was made from, by role."""
+        return {}
+
+    def pointers(self) -> tuple[Pointer, ...]:
+        """Return pointers to the artifacts that it consists of."""
+        return ()
+
+    def measurements(self) -> dict[str, dict[str, Measured]]:
+        """Return what was measured, by task and metric."""
+        return {}
+
+    def check(self, name: str, path: Path) -> None:
+        """Check a data file, whose size and digest are right, against this content.
+
+        Raises:
+            CorruptArtifactError: it holds something else.
+        """
+
+    def mismatch(self, parts: "Sequence[Content]") -> str | None:  # noqa: ARG002 - likewise
+        """Return how the parts that it points to contradict its totals ("records 5; they hold 4"), if they do."""
+        return None
+
+
+ContentT = TypeVar("ContentT", bound=Content)
+KINDS: Registry[type[Content]] = Registry("kind of artifact")
+
+
+def register(kind: type[ContentT]) -> type[ContentT]:
+    """Register the class of a kind's content under the kind's name; a class decorator."""
+    KINDS.register(kind.model_fields["kind"].default, kind)
+    return kind
+
+
+class Manifest(Frozen):
+    """An artifact's manifest. Written last: an artifact exists when its manifest does.
+
+    Attributes:
+        format: version of the manifest's own layout.
+        id: the digest of the recipe.
+        recipe: what made it.
+        parents: ids of the artifacts that it points to or was made from.
+        files: its data files.
+        content: what it holds, by kind.
+        provenance: who, when, with what; no part of the id.
+        seal: the digest of all the rest, so that any altered byte is noticed.
+    """
+
+    format: Literal[1] = 1
+    id: Sha256
+    recipe: Recipe
+    parents: Annotated[tuple[Sha256, ...], FailFast()] = ()
+    files: Annotated[tuple[FileEntry, ...], FailFast()]
+    content: SerializeAsAny[Content]
+    provenance: Provenance
+    seal: Sha256 = "0" * 64
+
+    @classmethod
+    def make(cls, recipe: Recipe, **fields: Any) -> "Manifest":
+        """Return the sealed manifest of a recipe."""
+        manifest = cls(id=recipe.id, recipe=recipe, **fields)
+        return manifest.model_copy(update={"seal": manifest._digest()})
+
+    def _digest(self) -> str:
+        return digest_of(self.model_dump(mode="json", exclude={"seal"}))
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _content_of_kind(cls, value: Any) -> Any:
+        """Read the content by the class that its kind registered."""
+        if isinstance(value, Content):
+            return value
+        kind = value.get("kind") if isinstance(value, dict) else None
+        if not isinstance(kind, str) or kind not in KINDS:
+            if not list(KINDS):
+                raise RuntimeError("no kind of artifact is registered: import impart_core.artifacts first")
+            raise ValueError(f"the kind {kind!r:.50} is not one that this version knows")
+        try:
+            return KINDS.get(kind).model_validate(value)
+        except ValidationError as error:
+            raise ValueError(_first_of(error)) from None
+
+    @model_validator(mode="after")
+    def _id_is_of_recipe(self) -> "Manifest":
+        if self.recipe.id != self.id:
+            raise ValueError("its id is not the digest of its recipe")
+        return self
+
+    @model_validator(mode="after")
+    def _files_lie_apart(self) -> "Manifest":
+        for taken in ([entry.name for entry in self.files], [MANIFEST, *(entry.path for entry in self.files)]):
+            if len(set(taken)) < len(taken):
+                raise ValueError("two of its files have the same name or place")
+        return self
+
+    @property
+    def nbytes(self) -> int:
+        """Every byte of this artifact as it lies in a store: its files and this manifest."""
+        return sum(entry.size for entry in self.files) + len(self.to_json())
+
+    def to_json(self) -> bytes:
+        """Return the manifest as canonical JSON."""
+        return canonical_json(self.model_dump(mode="json"))
+
+    def file(self, name: str) -> FileEntry:
+        """Return the entry of a data file.
+
+        Raises:
+            CorruptArtifactError: the artifact has no such file.
+        """
+        for entry in self.files:
+            if entry.name == name:
+                return entry
+        raise CorruptArtifactError(f"Artifact {self.id[:12]} has no file {name!r}.")
+
+    def gives_the_same(self, other: "Manifest") -> bool:
+        """Return whether another making of this artifact came out alike, in its bytes or in what it says."""
+        ours, theirs = (one.files if self.content.repeats else one.content for one in (self, other))
+        return ours == theirs
+
+
+def parse_manifest(data: bytes, where: str) -> Manifest:
+    """Read a manifest, as hostile input.
+
+    Raises:
+        CorruptArtifactError: it is not a manifest, or its id does not match its recipe.
+    """
+    try:
+        manifest = Manifest.model_validate_json(data)
+        if manifest.seal == manifest._digest() and manifest.to_json() == data:
+            return manifest
+        why = "its content does not match its seal"
+    except ValidationError as error:
+        why = _first_of(error)
+    raise CorruptArtifactError(
+        f"{where} is not a valid manifest: {why}. It was altered after it was published; "
+        "compress with the same settings again to make it anew."
+    )
+
+
+def _first_of(error: ValidationError) -> str:
+    if error.error_count() > _MOST_ERRORS:
+        return f"{error.error_count():,} of its values are wrong"
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    return f"{'.'.join(str(part)[:100] for part in first['loc'])} {first['msg'].lower()}"

@@ -1,0 +1,96 @@
+"""Publishing: an artifact that the store holds is found, any other is made, written to scratch and published."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from impart_core.base.files import scratch_folder
+from impart_core.store.manifest import Content, Manifest
+from impart_core.store.provenance import Stopwatch
+from impart_core.store.recipe import Recipe
+from impart_core.store.store import Store, file_entry
+
+Writer = Callable[[Path], object]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """An artifact that was made or found.
+
+    Attributes:
+        manifest: the one in force.
+        cached: whether it was there already, whole.
+        fault: what was wrong with the one that was there, if anything.
+        changed: whether it was made again as asked and came out other than the one that was there.
+    """
+
+    manifest: Manifest
+    cached: bool
+    fault: str | None = None
+    changed: bool = False
+
+
+def made_or_found(
+    store: Store,
+    artifact_id: str,
+    make: Callable[[], Manifest],
+    *,
+    kind: type[Content] = Content,
+    reread: bool = False,
+    replace: bool = False,
+) -> Outcome:
+    """Return an artifact from the store, else make it.
+
+    Args:
+        store: where it is looked for.
+        artifact_id: which.
+        make: makes and publishes it; returns the manifest in force.
+        kind: what it is to be; one of another kind is made again.
+        reread: whether files are held against their digests before they are reused.
+        replace: whether it is made again whatever is there.
+    """
+    before = store.examine(artifact_id, reread=reread, kind=kind)
+    if before.manifest is not None and not replace:
+        return Outcome(before.manifest, cached=True)
+    manifest = make()
+    changed = before.manifest is not None and not manifest.gives_the_same(before.manifest)
+    return Outcome(manifest, cached=False, fault=before.fault, changed=changed)
+
+
+def publish(
+    store: Store,
+    recipe: Recipe,
+    content: Content,
+    files: Mapping[str, Path | Writer],
+    watch: Stopwatch,
+    *,
+    parents: tuple[str, ...] = (),
+    reread: bool = False,
+    replace: bool = False,
+) -> Manifest:
+    """Write an artifact's files to scratch, seal its manifest and publish both; return the manifest in force.
+
+    Args:
+        store: where it goes.
+        recipe: what makes it.
+        content: what it holds.
+        files: its data files by name: where one lies already, or what writes it to the path that it is given.
+        watch: started when the work began.
+        parents: ids of the artifacts that it points to or was made from.
+        reread: as in `Store.publish`.
+        replace: likewise.
+    """
+    with scratch_folder() as scratch:
+        paths: dict[str, Path] = {}
+        for name, source in files.items():
+            paths[name] = source if isinstance(source, Path) else scratch / name
+            if not isinstance(source, Path):
+                source(paths[name])
+        manifest = Manifest.make(
+            recipe,
+            parents=parents,
+            files=tuple(file_entry(name, path) for name, path in paths.items()),
+            content=content,
+            provenance=watch.provenance(),
+        )
+        return store.publish(manifest, paths, reread=reread, replace=replace)

@@ -1,0 +1,278 @@
+"""The artifact store: one fsspec URL, artifacts as prefixes, the manifest written last (DESIGN.md §3).
+
+artifacts/<id>/<stem>.<digest><suffix>   data files, named by content: writers never overwrite each other
+artifacts/<id>/manifest.json             makes the artifact exist
+refs/<name>/<number>.json                see refs.py
+
+No lock is ever taken: of several that make the same artifact at once, the first to create its manifest publishes it,
+and the others return that one. Nothing is left behind by one that is killed but objects that no manifest names.
+"""
+
+import hashlib
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import platformdirs
+from fsspec.implementations.local import LocalFileSystem
+
+from impart_core.base.errors import ArtifactNotFoundError, CorruptArtifactError, StoreError
+from impart_core.base.files import disk_errors
+from impart_core.storage.folder import FolderObjects
+from impart_core.storage.objects import PROBES, Objects
+from impart_core.storage.open import extras_of, open_url
+from impart_core.storage.s3 import RemoteObjects, S3Objects
+from impart_core.store.manifest import MANIFEST, Content, FileEntry, Manifest, parse_manifest
+
+_MAX_MANIFEST_BYTES = 16 << 20
+
+
+def default_store_url() -> str:
+    """Return IMPART_STORE, else a folder in the user's data directory."""
+    return os.environ.get("IMPART_STORE") or str(Path(platformdirs.user_data_dir("impart")) / "store")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a look for an artifact found: its manifest where it is whole, else what is wrong with it, if it is there."""
+
+    manifest: Manifest | None = None
+    fault: str | None = None
+
+
+class Store:
+    """An artifact store at an fsspec URL. Nothing published is ever changed, but to repair or refresh it."""
+
+    def __init__(self, url: str | Path | None = None) -> None:
+        """Name a store; nothing is read or made yet.
+
+        Raises:
+            StoreError: the URL's protocol is not known or not installed, or it carries more than a place.
+            ConfigError: IMPART_STORE_OPTIONS is malformed.
+        """
+        self.url = str(url) if url else default_store_url()
+        self.objects = _open_objects(self.url)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the store is a folder of this machine."""
+        return self.objects.is_local
+
+    def require_writable(self) -> None:
+        """Try the store with a probe object: that it can be written, and refuses to create what is there.
+
+        Raises:
+            StoreError: it cannot be written, or two writers could overwrite each other's names.
+        """
+        probe = f"{PROBES}/{uuid.uuid4().hex}"
+        self.objects.create(probe, b"first")
+        twice = self.objects.create(probe, b"second")
+        self.objects.delete([probe])
+        if twice:
+            raise StoreError(
+                f"The store {self.url} overwrites objects that it was asked to create only (If-None-Match), so that "
+                "people who share it could lose each other's names. Use a server that honours conditional writes."
+            )
+
+    def publish(
+        self, manifest: Manifest, files: Mapping[str, Path], *, reread: bool = False, replace: bool = False
+    ) -> Manifest:
+        """Publish an artifact: its data files, then its manifest.
+
+        Args:
+            manifest: made with `file_entry` for each file.
+            files: local paths of the data files by name.
+            reread: trust what is there only if its files have the recorded digests, too; else it is replaced.
+            replace: put this in the place of what is there, if its files or its content differ.
+
+        Returns:
+            The manifest that is in force: another writer's, if a whole artifact was there first.
+        """
+        present = None if replace else self.lookup(manifest.id, reread=reread)
+        if present is not None:
+            return present
+        for entry in manifest.files:
+            self.objects.put(self._path(manifest.id, entry.path), files[entry.name], entry.sha256)
+        while not self.objects.create(self._path(manifest.id, MANIFEST), manifest.to_json()):
+            # Another writer was first, or the artifact is damaged, and this its repair, or it is to be replaced.
+            was = self.objects.read(self._path(manifest.id, MANIFEST), _MAX_MANIFEST_BYTES)
+            present = self.lookup(manifest.id, reread=reread)
+            same = present is not None and (present.files, present.content) == (manifest.files, manifest.content)
+            if present is not None and (same or not replace):
+                return present
+            if was is not None and self.objects.replace(self._path(manifest.id, MANIFEST), manifest.to_json(), was):
+                break
+        return manifest
+
+    def examine(self, artifact_id: str, *, reread: bool = False, kind: type[Content] = Content) -> Found:
+        """Look for a whole artifact: its manifest exists and its files have the recorded sizes.
+
+        Args:
+            artifact_id: which.
+            reread: whether the files are read, to hold them against the recorded digests as well.
+            kind: what it is to be; one of another kind counts as none.
+        """
+        try:
+            manifest = self.manifest(artifact_id)
+            for file in manifest.files:
+                if reread:
+                    self.verify_file(manifest, file)
+                else:
+                    self._require_size(artifact_id, file)
+        except ArtifactNotFoundError:
+            return Found()
+        except CorruptArtifactError as error:
+            return Found(fault=str(error))
+        return Found(manifest if isinstance(manifest.content, kind) else None)
+
+    def lookup(self, artifact_id: str, *, reread: bool = False) -> Manifest | None:
+        """Return the manifest of a whole artifact, else None; see `examine`."""
+        return self.examine(artifact_id, reread=reread).manifest
+
+    def manifest(self, artifact_id: str) -> Manifest:
+        """Read an artifact's manifest.
+
+        Raises:
+            ArtifactNotFoundError: there is none.
+            CorruptArtifactError: it is not a valid manifest, or is another artifact's.
+        """
+        path = self._path(artifact_id, MANIFEST)
+        data = self.read(path)
+        if data is None:
+            raise ArtifactNotFoundError(f"There is no artifact {artifact_id[:12]} in the store {self.url}.")
+        return self._parse(artifact_id, data)
+
+    def manifests(self, artifact_ids: Iterable[str]) -> Iterator[tuple[str, Manifest | None]]:
+        """Read many manifests; those that do not exist are left out, None stands for a damaged one."""
+        paths = {self._path(artifact_id, MANIFEST): artifact_id for artifact_id in artifact_ids}
+        for path, data in self.objects.read_many(paths, _MAX_MANIFEST_BYTES + 1).items():
+            try:
+                yield paths[path], self._parse(paths[path], data)
+            except CorruptArtifactError:
+                yield paths[path], None
+
+    @contextmanager
+    def local_file(self, manifest: Manifest, name: str, *, verified: bool = False) -> Iterator[Path]:
+        """Give a data file as a local path, downloading it to scratch when the store is remote.
+
+        Args:
+            manifest: the artifact's.
+            name: which file.
+            verified: whether it is held against the recorded digest; one that is downloaded always is.
+
+        Raises:
+            CorruptArtifactError: naming the file, when it is missing or its size, or digest, is not the recorded one.
+        """
+        entry = manifest.file(name)
+        path = self._path(manifest.id, entry.path)
+        local = self.objects.local(path)
+        if local is not None:
+            self._require_size(manifest.id, entry)
+            if verified and sha256_of(local) != entry.sha256:
+                raise CorruptArtifactError(self._wrong(path, "does not have the SHA-256 that its manifest records"))
+            yield local
+            return
+        with disk_errors("the scratch folder (TMPDIR names it)"), TemporaryDirectory(prefix="impart-") as scratch:
+            local = Path(scratch) / entry.name
+            try:
+                found = self.objects.fetch(path, local)
+            except FileNotFoundError as error:
+                raise CorruptArtifactError(self._wrong(path, "is missing")) from error
+            size = local.stat().st_size
+            if size != entry.size:
+                raise CorruptArtifactError(self._wrong(path, f"has {size} bytes, its manifest says {entry.size}"))
+            if found != entry.sha256:
+                raise CorruptArtifactError(self._wrong(path, "does not have the SHA-256 that its manifest records"))
+            yield local
+
+    def verify_file(self, manifest: Manifest, entry: FileEntry) -> None:
+        """Re-read a data file; errors as in `local_file`."""
+        with self.local_file(manifest, entry.name, verified=True):
+            pass
+
+    def ids(self) -> list[str]:
+        """Return the ids of all artifacts, sorted."""
+        tail = f"/{MANIFEST}"
+        return sorted(path.split("/")[1] for path in self.objects.find("artifacts") if path.endswith(tail))
+
+    def ids_from(self, beginning: str) -> list[str]:
+        """Return the ids of the artifacts whose id begins so, sorted."""
+        fitting = [name for name in self.names_under("artifacts") if name.startswith(beginning)]
+        return [name for name in fitting if self.objects.size(self._path(name, MANIFEST)) is not None]
+
+    def names_under(self, prefix: str) -> list[str]:
+        """Return the names directly under a prefix, sorted; an absent prefix has none."""
+        return self.objects.names(prefix)
+
+    def read(self, path: str) -> bytes | None:
+        """Return a small object's bytes by its path under the store, or None where there is none.
+
+        Raises:
+            CorruptArtifactError: it is far larger than anything small that is ever written.
+        """
+        data = self.objects.read(path, _MAX_MANIFEST_BYTES + 1)
+        if data is not None and len(data) > _MAX_MANIFEST_BYTES:
+            raise CorruptArtifactError(self._wrong(path, "is far larger than any manifest"))
+        return data
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Write a small object if and only if its name is free; return whether it was."""
+        return self.objects.create(path, data)
+
+    def _parse(self, artifact_id: str, data: bytes) -> Manifest:
+        path = f"{self.url.rstrip('/')}/{self._path(artifact_id, MANIFEST)}"
+        manifest = parse_manifest(data, path)
+        if manifest.id != artifact_id:
+            raise CorruptArtifactError(f"{path} is the manifest of another artifact, {manifest.id[:12]}.")
+        return manifest
+
+    def _require_size(self, artifact_id: str, entry: FileEntry) -> None:
+        path = self._path(artifact_id, entry.path)
+        found = self.objects.size(path)
+        if found is None:
+            raise CorruptArtifactError(self._wrong(path, "is missing"))
+        if found != entry.size:
+            raise CorruptArtifactError(self._wrong(path, f"has {found} bytes, its manifest says {entry.size}"))
+
+    def _path(self, artifact_id: str, name: str) -> str:
+        return f"artifacts/{artifact_id}/{name}"
+
+    def _wrong(self, path: str, why: str) -> str:
+        place = f"{self.url.rstrip('/')}/{path}"
+        return f"{place} {why}. Compress with the same settings again to make it anew."
+
+
+def _open_objects(url: str) -> Objects:
+    try:
+        extras = extras_of(url) if "://" in url else None
+        if extras:
+            raise StoreError(
+                f"The store's {url.partition('://')[0]}:// URL carries {extras}. Give the place alone; credentials "
+                "come from the environment (AWS_PROFILE and its like, or IMPART_STORE_OPTIONS)."
+            )
+        fs, root = open_url(url)
+    except (ValueError, ImportError, TypeError) as error:
+        raise StoreError(
+            f"The store {url!r} cannot be opened: {error}. Give a folder or an fsspec URL such as s3://…"
+        ) from error
+    if isinstance(fs, LocalFileSystem):
+        return FolderObjects(url, root)
+    return (S3Objects if hasattr(fs, "call_s3") else RemoteObjects)(url, fs, root)
+
+
+def file_entry(name: str, path: Path) -> FileEntry:
+    """Return the manifest entry of a local file that is about to be published."""
+    digest = sha256_of(path)
+    stem, dot, suffix = name.rpartition(".")
+    stored = f"{stem}.{digest[:16]}.{suffix}" if dot and stem else f"{name}.{digest[:16]}"
+    return FileEntry(name=name, path=stored, size=path.stat().st_size, sha256=digest)
+
+
+def sha256_of(path: Path) -> str:
+    """Return a local file's SHA-256 (hex)."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

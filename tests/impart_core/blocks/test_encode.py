@@ -1,0 +1,117 @@
+"""Compressing a block: each kind of tensor its own way, wrong values refused by name."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from impart_core.base.errors import CheckpointError, TensorValueError
+from impart_core.blocks.encode import compress_block
+from impart_core.checkpoint.digest import tensor_digests
+from impart_core.checkpoint.index import Checkpoint, open_checkpoint
+from impart_core.checkpoint.layout import group_blocks
+from impart_core.checkpoint.pairing import pair_tensors
+from impart_core.codec.format import EncodedTensor
+from impart_core.methods.decode import decode_delta
+from tests.impart_core.pipeline import config_of
+from tests.support import decaying_delta, save_checkpoint
+
+Q = "model.layers.0.q_proj.weight"
+NORM = "model.layers.0.norm.weight"
+BASE = {
+    Q: torch.zeros(16, 24),
+    NORM: torch.ones(24),
+    "model.layers.0.same.weight": torch.ones(16, 16),
+    "model.layers.0.ids": torch.arange(4),
+    "model.layers.0.same_ids": torch.arange(4),
+}
+
+
+def tuned() -> dict[str, torch.Tensor]:
+    return {**BASE, Q: decaying_delta(16, 24), NORM: BASE[NORM] + 0.5, "model.layers.0.ids": torch.arange(4) + 1}
+
+
+def opened(root: Path, theirs: dict[str, torch.Tensor]) -> tuple[Checkpoint, Checkpoint]:
+    return open_checkpoint(save_checkpoint(root / "base", BASE)), open_checkpoint(
+        save_checkpoint(root / "tuned", theirs)
+    )
+
+
+def compressed(root: Path, theirs: dict[str, torch.Tensor], cr: float = 2) -> dict[str, EncodedTensor]:
+    base, finetuned = opened(root, theirs)
+    (block,) = group_blocks(finetuned.tensors)
+    return compress_block(pair_tensors(base, finetuned), block, config_of(cr, seed=3))
+
+
+def test_each_kind_of_tensor_is_stored_its_own_way(tmp_path: Path) -> None:
+    found = compressed(tmp_path, tuned())
+    assert {name.removeprefix("model.layers.0."): item.header.method for name, item in found.items()} == {
+        "q_proj.weight": "impart",
+        "norm.weight": "keep",
+        "same.weight": "omitted",
+        "ids": "value",
+        "same_ids": "omitted",
+    }
+    assert {item.nbytes for item in found.values() if item.header.method == "omitted"} == {0}
+    assert found[NORM].nbytes == 2 * 24
+    assert found["model.layers.0.ids"].codes["value"].tolist() == [1, 2, 3, 4]
+    assert 2 * 16 * 24 / found[Q].nbytes >= 2
+
+
+def test_headers_say_what_decoding_needs(tmp_path: Path) -> None:
+    header = compressed(tmp_path, tuned())[Q].header
+    assert (header.shape, header.dtype, header.seed, header.parts) == ((16, 24), "F32", 3, ("keep", "sigma", "u", "v"))
+
+
+def test_codes_decode_to_what_they_were_made_of(tmp_path: Path) -> None:
+    found = compressed(tmp_path, tuned(), cr=1)
+    kept = decode_delta(NORM, found[NORM].header, found[NORM].codes)
+    assert kept is not None
+    assert torch.equal(kept, torch.full((24,), 0.5))
+    decoded = decode_delta(Q, found[Q].header, found[Q].codes)
+    assert decoded is not None
+    assert decoded.shape == (16, 24)
+
+
+@pytest.mark.usefixtures("one_thread")  # which puts the number back
+def test_the_same_block_gives_the_same_codes_on_any_number_of_threads(tmp_path: Path) -> None:
+    # From about 256 rows on, LAPACK splits its sums over the threads it may use, and rounds otherwise.
+    tensors = {Q: torch.zeros(256, 288)}
+    base = open_checkpoint(save_checkpoint(tmp_path / "base", tensors))
+    finetuned = open_checkpoint(save_checkpoint(tmp_path / "tuned", {Q: decaying_delta(256, 288)}))
+    (block,) = group_blocks(finetuned.tensors)
+    results = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        results.append(compress_block(pair_tensors(base, finetuned), block, config_of(8))[Q])
+    for part, code in results[0].codes.items():
+        assert torch.equal(code, results[1].codes[part])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", [Q, NORM])
+def test_values_that_are_no_numbers_are_refused_with_the_tensors_name(name: str, value: float, tmp_path: Path) -> None:
+    broken = {key: tensor.clone() for key, tensor in tuned().items()}
+    broken[name].view(-1)[5] = value
+    with pytest.raises(TensorValueError, match=f"'{name}' of the fine-tuned checkpoint"):
+        compressed(tmp_path, broken)
+
+
+def test_new_tensors_and_rows_that_are_no_numbers_are_refused_too(tmp_path: Path) -> None:
+    tokens, head = "embed_tokens.weight", "score.weight"
+    base = open_checkpoint(save_checkpoint(tmp_path / "base", {tokens: torch.ones(4, 8)}))
+    grown = {tokens: torch.ones(5, 8), head: torch.ones(2, 8)}
+    for name in grown:
+        broken = {**grown, name: grown[name].index_fill(0, torch.tensor([len(grown[name]) - 1]), float("nan"))}
+        finetuned = open_checkpoint(save_checkpoint(tmp_path / name, broken))
+        (block,) = group_blocks(finetuned.tensors)
+        with pytest.raises(TensorValueError, match=f"'{name}' of the fine-tuned checkpoint"):
+            compress_block(pair_tensors(base, finetuned), block, config_of(2))
+
+
+def test_content_other_than_its_digest_is_refused(tmp_path: Path) -> None:
+    base, finetuned = opened(tmp_path, tuned())
+    (block,) = group_blocks(finetuned.tensors)
+    digests = tensor_digests(base), {**tensor_digests(finetuned), NORM: "0" * 64}
+    with pytest.raises(CheckpointError, match=f"changed while it was in use .tensor '{NORM}'"):
+        compress_block(pair_tensors(base, finetuned), block, config_of(2), digests=digests)

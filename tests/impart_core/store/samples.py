@@ -1,0 +1,52 @@
+"""Small artifacts for tests of the store."""
+
+from pathlib import Path
+from typing import Any
+
+from impart_core.artifacts.evaluation import RESULTS_FILE, EvaluationContent
+from impart_core.base.canonical import canonical_json
+from impart_core.base.files import scratch_folder
+from impart_core.store.manifest import Manifest
+from impart_core.store.provenance import Stopwatch
+from impart_core.store.recipe import Recipe
+from impart_core.store.store import Store, file_entry
+
+
+def sample(
+    folder: Path, data: dict[str, bytes] | None = None, seed: int = 0, **fields: Any
+) -> tuple[Manifest, dict[str, Path]]:
+    """Write data files and return the manifest and paths to publish them with."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for name, content in (data or {"data.bin": b"0123456789"}).items():
+        files[name] = folder / name
+        files[name].write_bytes(content)
+    manifest = Manifest.make(
+        Recipe(operation="sample", version=1, config={"seed": seed}, inputs={}),
+        files=tuple(file_entry(name, path) for name, path in files.items()),
+        content=EvaluationContent(metrics={"task": {"acc": (0.5, None)}}, items={"task": 4}),
+        provenance=Stopwatch().provenance(),
+        **fields,
+    )
+    return manifest, files
+
+
+def evaluation_of(
+    store: Store,
+    inputs: dict[str, str],
+    parents: tuple[str, ...] = (),
+    metrics: dict[str, tuple[float, float | None]] | None = None,
+    task: str = "task",
+) -> Manifest:
+    """Publish an evaluation of what `inputs` names, as if a harness had measured it."""
+    with scratch_folder() as scratch:
+        path = scratch / RESULTS_FILE
+        path.write_bytes(canonical_json(inputs))
+        manifest = Manifest.make(
+            Recipe(operation="evaluate", version=1, config={"task": task, "split": "test"}, inputs=inputs),
+            parents=parents,
+            files=(file_entry(RESULTS_FILE, path),),
+            content=EvaluationContent(metrics={task: metrics or {"acc": (0.5, 0.25)}}, items={task: 4}),
+            provenance=Stopwatch().provenance(),
+        )
+        return store.publish(manifest, {RESULTS_FILE: path})
