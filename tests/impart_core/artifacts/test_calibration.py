@@ -196,7 +196,7 @@ def test_an_artifact_of_another_kind_is_refused(folder_store: Store, tmp_path: P
     text, scales = put_tokens(folder_store), put_scales(folder_store)
     with pytest.raises(CorruptArtifactError, match="is a scales, no calibration"):
         read_calibration(folder_store, scales.id)
-    with pytest.raises(CorruptArtifactError, match="is a calibration, no distilled scales"):
+    with pytest.raises(CorruptArtifactError, match="is a calibration, no scales"):
         read_scales(folder_store, text.id)
     with pytest.raises(ArtifactNotFoundError):
         read_calibration(folder_store, "0" * 64)
