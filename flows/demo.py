@@ -2,19 +2,20 @@
 
 from collections.abc import Sequence
 
-from impart_flows.compress import CompressReport, CompressRequest, compress_steps
-from impart_flows.evaluate import evaluate_steps
-from impart_flows.progress import report
-from impart_tasks.datasets import outputs_of
-from impart_tasks.events import observed_run
-from impart_tasks.references import EvaluationJob, EvaluationResult
-from prefect import flow
+from prefect import Flow
+from prefect.runtime import flow_run
 
 from impart_core import tinyzoo
 from impart_core.base.settings import Frozen, build_config
 from impart_core.blocks.request import CompressConfig
 from impart_core.checkpoint.index import open_checkpoint
+from impart_core.engine.compress import CompressReport, Progress, compress
+from impart_core.engine.evaluate import evaluate_all
+from impart_core.engine.references import EvaluationJob, EvaluationResult, Run
+from impart_core.engine.requests import CompressRequest
 from impart_core.store.provenance import Stopwatch
+from impart_flows.events import observed_run
+from impart_tasks.executor import PrefectExecutor
 
 RATIOS = (4.0, 8.0, 16.0, 32.0)
 
@@ -45,32 +46,43 @@ class DemoReport(Frozen):
     seconds: float
 
 
-@flow(name="demo")
-def demo(store: str, ratios: Sequence[float] = RATIOS, device: str = "auto", limit: int | None = None) -> DemoReport:
-    """Compress, rebuild and evaluate the tiny zoo's fine-tunes at each ratio; everything is published."""
-    watch = Stopwatch()
-    pairs = [(name, cr) for name in tinyzoo.FINE_TUNES for cr in ratios]
-    compressed: dict[tuple[str, float], CompressReport] = {}
-    with observed_run() as run:
-        for done, (name, cr) in enumerate(pairs, 1):
-            made = compress_steps(_request(name, cr, store, device))
-            compressed[name, cr] = made.report
-            run.inputs += [found for found in made.inputs() if found not in run.inputs]
-            run.outputs.append(made.output())
-            report("models", done, len(pairs), f"{name} at CR {cr:g}")
-        jobs = [job for name in tinyzoo.FINE_TUNES for job in _jobs(name, ratios, compressed, store, device, limit)]
-        results = evaluate_steps(jobs)
-        run.outputs += [found for result in results for found in outputs_of(result, store)]
-    return DemoReport(
-        rows=tuple(_rows(ratios, compressed, results)),
-        store=store,
-        items=results[0].items[results[0].task],
-        compressions=len(compressed),
-        compressions_reused=sum(made.cached_blocks == made.blocks for made in compressed.values()),
-        evaluations=len(results),
-        evaluations_reused=sum(result.cached for result in results),
-        seconds=round(watch.seconds, 1),
-    )
+def flow_of(progress: Progress | None = None) -> "Flow[..., DemoReport]":
+    """Return the flow; a run of this process is handed who listens to its progress."""
+    tell = progress or (lambda *_: None)
+
+    def demo(
+        store: str, ratios: Sequence[float] = RATIOS, device: str = "auto", limit: int | None = None
+    ) -> DemoReport:
+        """Compress, rebuild and evaluate the tiny zoo's fine-tunes at each ratio; everything is published."""
+        watch, executor, run_id = Stopwatch(), PrefectExecutor(), str(flow_run.id or "")
+        pairs = [(name, cr) for name in tinyzoo.FINE_TUNES for cr in ratios]
+        compressed: dict[tuple[str, float], CompressReport] = {}
+        with observed_run() as run:
+            for done, (name, cr) in enumerate(pairs, 1):
+                made = compress(_request(name, cr, store, device), executor, progress=progress, run_id=run_id)
+                compressed[name, cr] = made.report
+                run.tell(made.entries, [place for _, place in made.sources], store, made.new)
+                tell("models", done, len(pairs), f"{name} at CR {cr:g}")
+            shared = Run(store, device, id=run_id)
+            jobs = [job for name in tinyzoo.FINE_TUNES for job in _jobs(name, ratios, compressed, shared, limit)]
+            results = evaluate_all(jobs, executor, progress)
+            for job, result in zip(jobs, results, strict=True):
+                run.tell([result.entry], [job.base or job.model], store, [] if result.cached else [result.id])
+        return DemoReport(
+            rows=tuple(_rows(ratios, compressed, results)),
+            store=store,
+            items=results[0].items[results[0].task],
+            compressions=len(compressed),
+            compressions_reused=sum(made.cached_blocks == made.blocks for made in compressed.values()),
+            evaluations=len(results),
+            evaluations_reused=sum(result.cached for result in results),
+            seconds=round(watch.seconds, 1),
+        )
+
+    return Flow(demo, name="demo", flow_run_name="demo in {store}")
+
+
+demo = flow_of()
 
 
 def _request(name: str, cr: float, store: str, device: str) -> CompressRequest:
@@ -88,15 +100,13 @@ def _jobs(
     name: str,
     ratios: Sequence[float],
     compressed: dict[tuple[str, float], CompressReport],
-    store: str,
-    device: str,
+    run: Run,
     limit: int | None,
 ) -> list[EvaluationJob]:
     base = str(tinyzoo.path("base"))
     deltas = [(f"{name} at CR {cr:g}", compressed[name, cr].artifact, base) for cr in ratios]
     models = [("base", base, None), (name, str(tinyzoo.path(name)), None), *deltas]
-    settings = {"task": f"tinyzoo_{name}", "limit": limit, "store": store, "device": device}
-    return [EvaluationJob(label=label, model=model, base=of, **settings) for label, model, of in models]
+    return [EvaluationJob(run, label, model, of, (f"tinyzoo_{name}",), limit=limit) for label, model, of in models]
 
 
 def _rows(

@@ -12,9 +12,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from impart_flows.progress import report
-
 from impart_core.base.errors import ImpartError
+from impart_core.engine.compress import Progress
 
 _STARTUP_SECONDS = 120
 _PATIENCE_SECONDS = 60  # for a configured server that is there but too busy to answer
@@ -41,7 +40,7 @@ class ServerError(ImpartError):
 
 
 @contextmanager
-def prefect_server() -> Iterator[str]:
+def prefect_server(progress: Progress | None = None) -> Iterator[str]:
     """Give the URL of the configured Prefect API, or of an embedded server that runs as long as the block.
 
     Raises:
@@ -59,12 +58,15 @@ def prefect_server() -> Iterator[str]:
         yield configured
         return
     # Nobody is left to miss a heartbeat when the command dies, and every run would wait up to a second for the last.
-    with _embedded() as url, temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+    with (
+        _embedded(progress or (lambda *_: None)) as url,
+        temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+    ):
         yield url
 
 
 @contextmanager
-def _embedded() -> Iterator[str]:
+def _embedded(report: Progress) -> Iterator[str]:
     # The port is bound here and listened on there: nobody else can have taken it when the server gets so far.
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
@@ -72,7 +74,7 @@ def _embedded() -> Iterator[str]:
         command = [sys.executable, "-c", _LAUNCHER, str(os.getpid()), str(bound.fileno())]
         server = subprocess.Popen(command, env=_environment(), start_new_session=True, pass_fds=[bound.fileno()])
     try:
-        report("start server", 0, 1)
+        report("start server", 0, 1, "")
         deadline = time.monotonic() + _STARTUP_SECONDS
         while not _healthy(url):
             if server.poll() is not None or time.monotonic() > deadline:

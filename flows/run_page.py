@@ -6,17 +6,15 @@ Prefect calls both its own notes and ours artifacts; here they are pages and art
 import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from impart_tasks.datasets import public_url, without_secrets
-from impart_tasks.references import EvaluationResult
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.logging import get_run_logger
 
+from impart_core.engine.compress import CompressReport
+from impart_core.engine.references import EvaluationResult
+from impart_core.lineage.events import public_url, without_secrets
 from impart_core.store.manifest import Pointer
-
-if TYPE_CHECKING:
-    from impart_flows.compress import CompressReport
 
 _OTHER = re.compile(r"[^a-z0-9]+")
 _SHORT = 12  # digits of an id that tell artifacts apart
@@ -27,7 +25,7 @@ def page_key(kind: str, name: str) -> str:
     return f"{kind}-{_OTHER.sub('-', name.lower()).strip('-')}"
 
 
-def show_compression(report: "CompressReport", blocks: Sequence[Pointer], made: Collection[str]) -> None:
+def show_compression(report: CompressReport, blocks: Sequence[Pointer], made: Collection[str]) -> None:
     """Put what a compression made on its run's page: a text with its blocks, and a link to its place.
 
     Args:
@@ -66,7 +64,7 @@ def show_evaluation(label: str, results: Sequence[EvaluationResult]) -> None:
         create_table_artifact(rows, page_key("evaluation", label), f"What was measured of {label}.")
 
 
-def _compression_text(report: "CompressReport", blocks: Sequence[Pointer], made: Collection[str], place: str) -> str:
+def _compression_text(report: CompressReport, blocks: Sequence[Pointer], made: Collection[str], place: str) -> str:
     shown = {**report.model_dump(mode="json"), "store": public_url(report.store)}
     facts = [[key.replace("_", " "), _text(value)] for key, value in shown.items()]
     rows = [[block.name, block.id, f"{block.bytes:,}", "made" if block.id in made else "reused"] for block in blocks]

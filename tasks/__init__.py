@@ -1,1 +1,1 @@
-"""Stages as Prefect tasks: take references and a config, call impart_core, publish, return a reference."""
+"""The engine's stages as Prefect tasks, one short file each, and what runs and reports them there."""

@@ -1,12 +1,6 @@
-"""Stage: what a checkpoint is, by content."""
+"""Task: what a checkpoint is, by content."""
 
-from impart_tasks.resources import NETWORK, stage
+from impart_core.engine import stages
+from impart_tasks.stage import task_of
 
-from impart_core.checkpoint.digest import tensor_digests
-from impart_core.checkpoint.index import open_checkpoint
-
-
-@stage("digest checkpoint", "digest {location}", NETWORK)
-def digest_checkpoint(location: str, refresh: bool = False) -> dict[str, str]:
-    """Return the digest of every tensor of a checkpoint, remembered between runs."""
-    return tensor_digests(open_checkpoint(location), refresh=refresh)
+digest_checkpoint = task_of(stages.digest_checkpoint)

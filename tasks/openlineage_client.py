@@ -4,13 +4,12 @@ import logging
 import os
 
 import attr
-from impart_tasks.datasets import Dataset
-from impart_tasks.receiver import THREAD, Event
 from openlineage.client import OpenLineageClient, set_producer
 from openlineage.client.event_v2 import InputDataset, Job, OutputDataset, Run, RunEvent, RunState
 from openlineage.client.facet_v2 import DatasetFacet, JobFacet, RunFacet, error_message_run, job_type_job, parent_run
 
 from impart_core import __version__
+from impart_core.lineage.events import Dataset, Event
 
 NAMESPACE = "impart"
 _SILENT = logging.NullHandler()
@@ -25,10 +24,14 @@ class ArtifactDatasetFacet(DatasetFacet):
     cached: bool | None
 
 
-def connect() -> OpenLineageClient | None:
-    """Return a client of the configured receiver; None where what is configured is none after all."""
+def connect(thread: str) -> OpenLineageClient | None:
+    """Return a client of the configured receiver; None where what is configured is none after all.
+
+    Args:
+        thread: name of the thread that sends, whose failures the libraries are not to log.
+    """
     set_producer(f"urn:impart:{__version__}")
-    _silence()
+    _silence(thread)
     before = set(os.environ)
     client = OpenLineageClient()
     # The client leaves copies of OPENLINEAGE_URL and of the key behind, which outlive a change of the originals.
@@ -39,16 +42,12 @@ def connect() -> OpenLineageClient | None:
     return None if client.transport.kind in ("console", "noop") else client
 
 
-def _silence() -> None:
+def _silence(thread: str) -> None:
     """Keep the libraries' logs of failures off the screen, where settings with keys would be among them."""
     ours = logging.getLogger("openlineage")
     ours.addHandler(_SILENT)
     ours.propagate = False
-    logging.getLogger("urllib3.connectionpool").addFilter(_of_another_thread)
-
-
-def _of_another_thread(record: logging.LogRecord) -> bool:
-    return record.threadName != THREAD
+    logging.getLogger("urllib3.connectionpool").addFilter(lambda record: record.threadName != thread)
 
 
 def run_event(event: Event) -> RunEvent:

@@ -5,47 +5,16 @@ OpenLineage's library is loaded in that thread, and only where a receiver is con
 
 import os
 import threading
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from queue import SimpleQueue
 from time import monotonic
-from typing import Literal
-from uuid import UUID
 
-from impart_tasks.datasets import Dataset
+from impart_core.lineage.events import Event
 
 THREAD = "openlineage"
 # At its end a run waits this long for the receiver to take one more event, and so long in all.
 _PATIENCE_SECONDS = 2.0
 _LONGEST_WAIT_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class Event:
-    """A run's start or end.
-
-    Attributes:
-        type: which.
-        kind: whether it is a task run or a flow run.
-        run: Prefect's id of the run.
-        job: name of the stage or the flow.
-        parent: id and name of the flow run that it is part of.
-        inputs: what it reads.
-        outputs: what it made.
-        error: why it failed.
-        time: when, UTC.
-    """
-
-    type: Literal["START", "COMPLETE", "FAIL", "ABORT"]
-    kind: Literal["TASK", "FLOW"]
-    run: UUID
-    job: str
-    parent: tuple[UUID, str] | None = None
-    inputs: tuple[Dataset, ...] = ()
-    outputs: tuple[Dataset, ...] = ()
-    error: str | None = None
-    time: datetime = field(default_factory=lambda: datetime.now(UTC))
 
 
 def is_configured() -> bool:
@@ -113,7 +82,7 @@ class Receiver:
         try:
             from impart_tasks.openlineage_client import connect, run_event
 
-            client = connect()
+            client = connect(THREAD)
             while (event := self._queue.get()) is not None and not self.failed:
                 if client is None:
                     with self._counting:

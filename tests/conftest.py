@@ -55,8 +55,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="session")
 def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a real Prefect server with a home of its own, also set for child processes."""
-    from impart_flows.embedded import prefect_server
     from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from impart_flows.embedded import prefect_server
 
     previous = os.environ.get("PREFECT_HOME"), os.environ.get("PREFECT_API_URL")
     os.environ["PREFECT_HOME"] = str(tmp_path_factory.mktemp("prefect"))

@@ -5,10 +5,10 @@ import sys
 from typing import cast
 
 import typer
-from impart_flows.cli import artifacts, demo, lineage, models, names, pipeline, tinyzoo, transfer, upkeep
-from impart_flows.cli.output import errors, print_json
 
 from impart_core.base.errors import ImpartError
+from impart_flows.cli import artifacts, demo, lineage, models, names, pipeline, tinyzoo, transfer, upkeep
+from impart_flows.cli.output import errors, print_json
 
 app = typer.Typer(
     name="impart",

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
 from impart_flows.cli import options as opt
 from impart_flows.cli.output import human_bytes, print_json, print_table, progress, ratio
 from impart_flows.cli.remaining import by_bytes
@@ -219,6 +220,8 @@ def _short(value: object) -> str:
 
 
 def _describe(delta: "Delta") -> dict[str, Any]:
+    from impart_core.artifacts.block import BlockContent
+
     blocks = [
         {
             "name": pointer.name,
@@ -232,7 +235,7 @@ def _describe(delta: "Delta") -> dict[str, Any]:
             "contents": block.model_dump(mode="json")["content"]["tensors"],
         }
         for pointer, block in zip(delta.content.blocks, delta.blocks, strict=True)
-        if block.content.kind == "block"
+        if isinstance(block.content, BlockContent)
     ]
     return {
         "artifact": delta.manifest.id,

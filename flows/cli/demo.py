@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
 from impart_flows.cli import options as opt
 from impart_flows.cli.output import print_json, print_table, progress, ratio
 
@@ -24,23 +25,21 @@ def demo(
     json: opt.JsonOption = False,
 ) -> None:
     """Compress the tiny zoo's three fine-tunes at CR 4, 8, 16 and 32, rebuild them, and measure what was lost."""
-    from impart_flows.demo import demo as demo_flow
-    from impart_flows.embedded import prefect_server
-    from impart_flows.picture import draw
-    from impart_flows.progress import listening
-
     from impart_core.base.errors import ConfigError
     from impart_core.base.files import disk_errors
     from impart_core.base.numerics import resolve_device
     from impart_core.store.store import Store, default_store_url
+    from impart_flows.demo import flow_of
+    from impart_flows.embedded import prefect_server
+    from impart_flows.picture import draw
 
     if limit is not None and limit < 1:
         raise ConfigError(f"The limit is {limit}; it must be at least 1 item.")
     resolve_device(device)
     url = store or default_store_url()
     Store(url).require_writable()
-    with progress(quiet=json) as reporter, listening(reporter), prefect_server():
-        report = demo_flow(store=url, device=device, limit=limit)
+    with progress(quiet=json) as reporter, prefect_server(reporter):
+        report = flow_of(reporter)(store=url, device=device, limit=limit)
     out = out.absolute()
     with disk_errors(out):
         draw(report, out / "demo.png")

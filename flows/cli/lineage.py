@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
 from impart_flows.cli import options as opt
 from impart_flows.cli.output import human_bytes, print_json
 

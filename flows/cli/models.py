@@ -1,9 +1,9 @@
 """Verbs that make or measure model folders: reconstruct and evaluate."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from impart_flows.cli import options as opt
 from impart_flows.cli.output import human_bytes, print_json, print_table, progress, warn_of_faults
 from impart_flows.cli.trust import read_trust
@@ -25,42 +25,31 @@ def reconstruct(
     json: opt.JsonOption = False,
 ) -> None:
     """Rebuild a fine-tuned checkpoint from its base and an artifact, as an ordinary Hugging Face folder."""
-    from impart_tasks.resources import patiently, retried_in
-
-    from impart_core.apply.dense import reconstruct as rebuild
-    from impart_core.artifacts.delta import open_delta
     from impart_core.base.errors import ConfigError
-    from impart_core.checkpoint.index import open_checkpoint
-    from impart_core.store.names import resolve
-    from impart_core.store.provenance import Stopwatch
-    from impart_core.store.store import Store
+    from impart_core.engine.reconstruct import reconstruct as rebuild
+    from impart_core.engine.requests import ReconstructRequest
+    from impart_core.store.store import default_store_url
 
     if max_shard_bytes < 1:
         raise ConfigError(f"--max-shard-bytes is {max_shard_bytes}; it must be at least 1.")
-    watch, opened = Stopwatch(), Store(store)
-    target = Path(out).absolute()
-    delta = patiently("look for the delta", lambda: open_delta(opened, resolve(opened, ref)))
+    request = ReconstructRequest(
+        ref=ref,
+        base=base,
+        out=out,
+        store=store or default_store_url(),
+        overwrite=overwrite,
+        max_shard_bytes=max_shard_bytes,
+    )
     with progress(quiet=json) as reporter:
-        written = patiently(
-            "reconstruct",
-            lambda: rebuild(
-                delta,
-                open_checkpoint(base),
-                target,
-                overwrite=overwrite,
-                max_shard_bytes=max_shard_bytes,
-                progress=lambda done, total: reporter("reconstruct", done, total, ""),
-            ),
-        )
-    retried = retried_in(None)
+        made = rebuild(request, lambda done, total: reporter("reconstruct", done, total, ""))
     if json:
-        found = {"artifact": delta.manifest.id, "out": str(target), "bytes": written}
-        again = [one.model_dump(mode="json") for one in retried]
-        print_json({**found, "retried": again, "seconds": round(watch.seconds, 3)})
+        found = {"artifact": made.artifact, "out": str(made.out), "bytes": made.bytes}
+        again = [one.model_dump(mode="json") for one in made.retried]
+        print_json({**found, "retried": again, "seconds": made.seconds})
         return
-    for one in retried:
+    for one in made.retried:
         typer.echo(f"retried {one.what}, {one.times}×: {one.why}")
-    typer.echo(f"{target}  {human_bytes(written)} of weights in {watch.seconds:.1f} s")
+    typer.echo(f"{made.out}  {human_bytes(made.bytes)} of weights in {made.seconds:.1f} s")
 
 
 def evaluate(
@@ -96,11 +85,10 @@ def evaluate(
 
     if split not in ("validation", "test"):
         raise unknown_name("split", split, ("validation", "test"))
-    from impart_flows.compress import absolute
+    from impart_core.engine.evaluate import check_evaluate
+    from impart_core.engine.requests import EvaluateRequest, absolute
     from impart_flows.embedded import prefect_server
-    from impart_flows.evaluate import EvaluateRequest, check_evaluate
-    from impart_flows.evaluate import evaluate as evaluate_flow
-    from impart_flows.progress import listening
+    from impart_flows.evaluate import run_evaluate
 
     names = tuple(dict.fromkeys(name.strip() for name in tasks.split(",") if name.strip()))
     request = EvaluateRequest(
@@ -113,9 +101,9 @@ def evaluate(
         device=device,
         trust=read_trust(verify_cache, refresh, None),
     )
-    check_evaluate(request)
-    with progress(quiet=json) as reporter, listening(reporter), prefect_server():
-        results = evaluate_flow(request)
+    model = check_evaluate(request)
+    with progress(quiet=json) as reporter, prefect_server(reporter):
+        results = run_evaluate(request, model, reporter)
     warn_of_faults(
         [result.fault for result in results if result.fault], [result.id for result in results if result.changed]
     )

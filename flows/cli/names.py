@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
 from impart_flows.cli import options as opt
 from impart_flows.cli.output import print_json, print_table
 

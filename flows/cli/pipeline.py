@@ -1,17 +1,17 @@
 """Verbs that work on a base and a fine-tuned checkpoint: compress, quantize and plan."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
 from impart_flows.cli import options as opt
 from impart_flows.cli.method import MethodCommand, QuantizeCommand, read_config
 from impart_flows.cli.output import human_bytes, print_json, print_table, progress, ratio, warn_of_faults
 from impart_flows.cli.trust import read_trust
 
 if TYPE_CHECKING:
-    from impart_flows.compress import CompressRequest
-
     from impart_core.calibrate.text import CalibrationText
+    from impart_core.engine.requests import CompressRequest
 
 
 def add_to(app: typer.Typer) -> None:
@@ -60,8 +60,7 @@ def compress(
     """
     others = {"embeddings": embeddings, "embeddings_cr": embeddings_cr, "factors_for": factors_for}
     config = read_config(method, cr, seed, accounting, {"beta": beta, "c": c}, option or (), **others)
-    from impart_flows.compress import CompressRequest, absolute
-
+    from impart_core.engine.requests import CompressRequest, absolute
     from impart_core.store.store import default_store_url
 
     require_workers(workers)
@@ -112,25 +111,30 @@ def quantize(
     What it is made of, how embeddings are coded and how bytes are counted is as for REF. The artifact is the one that
     `compress` makes of the same request; factors that go deep enough for it are reused.
     """
-    from impart_flows.cli.method import read_options
-    from impart_flows.quantize import quantize_request
-
+    from impart_core.engine.quantize import quantize_request
+    from impart_core.engine.requests import QuantizeRequest
     from impart_core.store.store import default_store_url
+    from impart_flows.cli.method import read_options
 
     require_workers(workers)
-    request = quantize_request(
-        store or default_store_url(),
-        ref,
-        {"method": method, "cr": cr, "seed": seed, "options": read_options({}, option or ())},
-        base=base,
-        finetuned=finetuned,
-        name=name,
-        device=device,
-        workers=workers,
-        calibration=read_calibration(calibration, calibration_sequences, calibration_length),
-        trust=read_trust(verify_cache, refresh, refresh_from),
+    request, checked = quantize_request(
+        QuantizeRequest(
+            ref=ref,
+            method=method,
+            cr=cr,
+            seed=seed,
+            options=read_options({}, option or ()),
+            base=base,
+            finetuned=finetuned,
+            store=store or default_store_url(),
+            name=name,
+            device=device,
+            workers=workers,
+            calibration=read_calibration(calibration, calibration_sequences, calibration_length),
+            trust=read_trust(verify_cache, refresh, refresh_from),
+        )
     )
-    run(request, json)
+    run(request, json, checked)
 
 
 def read_calibration(source: str | None, sequences: int | None, length: int | None) -> "CalibrationText | None":
@@ -152,15 +156,15 @@ def read_calibration(source: str | None, sequences: int | None, length: int | No
     return None
 
 
-def run(request: "CompressRequest", json: bool) -> None:
+def run(request: "CompressRequest", json: bool, checked: Any = None) -> None:
     """Check a compression, run it with an embedded server unless there is another, and print its report."""
-    from impart_flows.compress import check_compress, run_compress
+    from impart_core.engine.preflight import check_compress
+    from impart_flows.compress import run_compress
     from impart_flows.embedded import prefect_server
-    from impart_flows.progress import listening
 
-    check_compress(request)
-    with progress(quiet=json) as reporter, listening(reporter), prefect_server():
-        report = run_compress(request)
+    checked = checked or check_compress(request)
+    with progress(quiet=json) as reporter, prefect_server(reporter):
+        report = run_compress(request, checked, reporter)
     warn_of_faults(report.remade, report.changed)
     if json:
         print_json(report.model_dump(mode="json"))

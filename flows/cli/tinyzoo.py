@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from impart_flows.cli import options as opt
 from impart_flows.cli.output import errors, print_json
 

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from impart_tasks.references import Trust
+    from impart_core.engine.requests import Trust
 
 
 def read_trust(verify_cache: bool, refresh: bool, refresh_from: str | None) -> "Trust":
@@ -13,9 +13,8 @@ def read_trust(verify_cache: bool, refresh: bool, refresh_from: str | None) -> "
         ConfigError: two of them cannot go together.
         UnknownNameError: there is no such stage; the message gives the nearest.
     """
-    from impart_tasks.references import STAGES, Trust
-
     from impart_core.base.errors import ConfigError, unknown_name
+    from impart_core.engine.requests import STAGES, Trust
 
     if refresh and refresh_from is not None:
         raise ConfigError("--refresh and --refresh-from are both given; --refresh is --refresh-from digest. Give one.")

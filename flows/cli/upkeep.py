@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
 from impart_flows.cli import options as opt
 from impart_flows.cli.output import human_bytes, print_json, print_table
 

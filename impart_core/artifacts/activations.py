@@ -81,7 +81,7 @@ class Spill:
         sequences, (_, length, width) = sum(shape[0] for shape in self._shapes), self._shapes[0]
         content = ActivationsContent(name=name, shape=(sequences, length, width))
         files = dict(sorted(self._files.items()))
-        return publish(store, recipe, content, files, watch, reread=True, replace=replace)
+        return publish(store, recipe, content, files, watch, reread=True, replace=replace, read_again=True)
 
 
 def open_activations(store: Store, manifest: Manifest, stack: ExitStack) -> list[Batch]:

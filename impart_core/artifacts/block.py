@@ -141,11 +141,12 @@ def publish_block(
     *,
     reread: bool = False,
     replace: bool = False,
+    read_again: bool = False,
 ) -> Manifest:
     """Publish a block's codes; return the manifest in force.
 
     Its parents are the artifacts that hold its factors, where these were kept, and what it was calibrated with.
-    `reread` and `replace` are as in `Store.publish`.
+    `reread` and `replace` are as in `Store.publish`, `read_again` as in `publish`.
     """
     projections = [item for item in tensors.values() if item.header.role is Role.PROJECTION]
     content = BlockContent(
@@ -164,6 +165,7 @@ def publish_block(
         parents=tuple(parent for parent in parents if store.lookup(parent)),
         reread=reread,
         replace=replace,
+        read_again=read_again,
     )
 
 

@@ -1,7 +1,6 @@
 """A compressed delta: pointers to its blocks under one manifest, and the files that belong to no block."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -14,7 +13,7 @@ from impart_core.base.files import scratch_folder
 from impart_core.blocks.request import CompressConfig
 from impart_core.checkpoint.digest import carried_digests, checkpoint_id
 from impart_core.checkpoint.index import Checkpoint
-from impart_core.codec.format import CODES_FILE, FORMAT_VERSION, BlockFile
+from impart_core.codec.format import FORMAT_VERSION
 from impart_core.methods import METHODS
 from impart_core.store.manifest import MANIFEST, Content, FileName, Manifest, Pointer, Sha256, register
 from impart_core.store.provenance import Stopwatch
@@ -134,16 +133,6 @@ class Delta:
     def cr_model(self) -> float:
         """The fine-tuned checkpoint's bytes over every byte of the artifact."""
         return self.content.finetuned_bytes / self.bytes
-
-    def open_blocks(self, stack: ExitStack) -> dict[str, BlockFile]:
-        """Open every block's file for as long as `stack` lasts; return the block file of each tensor."""
-        by_tensor: dict[str, BlockFile] = {}
-        for block in self.blocks:
-            file = BlockFile(stack.enter_context(self.store.local_file(block, CODES_FILE)))
-            if set(file.headers) != set(block_content(block).tensors):
-                raise CorruptArtifactError(f"{file.path} does not hold the tensors that its manifest lists.")
-            by_tensor.update(dict.fromkeys(file.headers, file))
-        return by_tensor
 
     def base_digests(self) -> dict[str, str]:
         """Return the digest of every tensor of the base that this delta was made against.

@@ -97,7 +97,7 @@ def publish_factors(
     parts = {f"{key}:{part}": getattr(found, part) for key, found in factors.items() for part in _PARTS}
     content = FactorsContent(name=name, matrices={key: _entry(found) for key, found in sorted(factors.items())})
     files = {FACTORS_FILE: lambda path: write_tensors(path, parts)}
-    return publish(store, recipe, content, files, watch, reread=True, replace=replace)
+    return publish(store, recipe, content, files, watch, reread=True, replace=replace, read_again=True)
 
 
 def _entry(factors: Factors) -> FactorsEntry:

@@ -49,10 +49,11 @@ def checkpoint_id(digests: Mapping[str, str]) -> str:
 
 def carried_digests(checkpoint: Checkpoint) -> dict[str, str]:
     """Return the SHA-256 of each carried file (configuration, tokenizer, generation) by name."""
-    return {name: _content_digest(file) for name, file in checkpoint.carried.items()}
+    return {name: file_digest(file) for name, file in checkpoint.carried.items()}
 
 
-def _content_digest(file: SourceFile) -> str:
+def file_digest(file: SourceFile) -> str:
+    """Return the SHA-256 (hex) of a file's bytes."""
     digest = hashlib.sha256()
     for piece in file.chunks(0, file.size):
         digest.update(piece)

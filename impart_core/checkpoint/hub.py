@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 from impart_core.base.errors import CheckpointError, ConfigError, ImpartError
 from impart_core.checkpoint.remote import RemoteFile
@@ -29,6 +28,26 @@ class HubId:
         return f"{SCHEME}{self.repo}" + (f"@{self.revision}" if self.revision else "")
 
 
+@dataclass(frozen=True)
+class HubFile(RemoteFile):
+    """A file of a model at one commit, and the address that it is fetched from."""
+
+    model: HubId
+    url: str
+
+    def fetch(self, start: int, end: int) -> bytes:
+        """Ask the Hub for a range."""
+        with _hub_errors(self.model):
+            from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
+            from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
+
+            # Compressed, a range would be one of the compressed bytes.
+            headers = {**build_hf_headers(), "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+            response = http_backoff("GET", self.url, headers=headers, timeout=HF_HUB_DOWNLOAD_TIMEOUT)
+            hf_raise_for_status(response)
+            return response.content
+
+
 def parse_hub_id(text: str) -> HubId | None:
     """Return the model that `org/name`, `org/name@revision` or one with `hf://` names; None for anything else."""
     found = _ID.fullmatch(text.removeprefix(SCHEME))
@@ -47,13 +66,13 @@ def hub_folder(wanted: HubId) -> Folder:
         from huggingface_hub.hf_api import RepoFile
 
         pinned = HubId(wanted.repo, _commit(wanted))
-        entries: dict[str, RemoteFile | None] = {}
+        entries: dict[str, HubFile | None] = {}
         for found in HfApi().list_repo_tree(pinned.repo, revision=pinned.revision):
             entries[found.path] = None
             if isinstance(found, RepoFile):
                 url = hf_hub_url(pinned.repo, found.path, revision=pinned.revision)
                 location = f"{pinned}/{found.path}"
-                entries[found.path] = RemoteFile(location, found.size, found.blob_id, partial(_fetch, pinned, url))
+                entries[found.path] = HubFile(location, found.size, found.blob_id, pinned, url)
         return Folder(str(pinned), dict(sorted(entries.items())))
 
 
@@ -68,18 +87,6 @@ def _commit(wanted: HubId) -> str:
     if not found.sha or not _COMMIT.fullmatch(found.sha):
         raise CheckpointError(f"The Hub names no commit for {wanted} (it says {found.sha!r}). Give one after an @.")
     return found.sha
-
-
-def _fetch(pinned: HubId, url: str, start: int, end: int) -> bytes:
-    with _hub_errors(pinned):
-        from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
-        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
-
-        # Compressed, a range would be one of the compressed bytes.
-        headers = {**build_hf_headers(), "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
-        response = http_backoff("GET", url, headers=headers, timeout=HF_HUB_DOWNLOAD_TIMEOUT)
-        hf_raise_for_status(response)
-        return response.content
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -53,6 +53,20 @@ class Checkpoint:
     carried: Mapping[str, SourceFile]
     nbytes: int
 
+    def __post_init__(self) -> None:
+        """Make its mappings read-only."""
+        for name in ("config", "tensors", "carried"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+
+    def __reduce__(self) -> tuple[type["Checkpoint"], tuple[Any, ...]]:
+        """Pickle it with plain mappings: read-only ones cannot be."""
+        return Checkpoint, (self.location, dict(self.config), dict(self.tensors), dict(self.carried), self.nbytes)
+
+    def with_files_at_hand(self) -> "Checkpoint":
+        """Return the checkpoint with what is carried of it read, so that none of these files is fetched twice."""
+        carried = {name: file if file.is_local else file.in_memory() for name, file in self.carried.items()}
+        return replace(self, carried=carried)
+
     @property
     def weight_files(self) -> list[SourceFile]:
         """The safetensors files that hold the tensors, sorted."""
@@ -76,6 +90,8 @@ def open_checkpoint(location: Path | str) -> Checkpoint:
         raise CheckpointError(
             f"{folder.location} has no {CONFIG} (it holds {inside}). Give a Hugging Face model folder."
         )
+    if not config.is_local:
+        config = config.in_memory()
     index = folder.file(SHARD_INDEX)
     weight_map = None if index is None else _weight_map(folder, index)
     files = _weight_files(folder, weight_map)
@@ -87,13 +103,13 @@ def open_checkpoint(location: Path | str) -> Checkpoint:
         raise CheckpointError(
             f"{index} lists {len(missing)} tensors that no shard holds, first {missing[0]!r}. Copy the shards again."
         )
-    carried = {name: file for name in CARRIED if (file := folder.file(name)) is not None}
+    carried = {name: file for name in CARRIED if (file := folder.file(name)) is not None} | {CONFIG: config}
     counted = [*{info.file for info in tensors.values()}, *carried.values(), *([index] if index else [])]
     return Checkpoint(
         location=folder.location,
-        config=MappingProxyType(_read_json(config)),
-        tensors=MappingProxyType(dict(sorted(tensors.items()))),
-        carried=MappingProxyType(carried),
+        config=_read_json(config),
+        tensors=dict(sorted(tensors.items())),
+        carried=carried,
         nbytes=sum(file.size for file in counted),
     )
 

@@ -17,6 +17,7 @@ class LocalFile(SourceFile):
     """A file of this machine; its stamp is its modification time in nanoseconds."""
 
     path: Path
+    is_local = True
 
     @property
     def address(self) -> str:

@@ -1,8 +1,8 @@
 """Checkpoints behind fsspec URLs (s3://…, memory://…), read by byte ranges only."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,11 @@ _STAMPS = ("ETag", "etag", "md5Hash", "mtime", "created", "LastModified")
 
 @dataclass(frozen=True)
 class RemoteFile(SourceFile):
-    """A file that is fetched range by range: `fetch(start, end)` returns these bytes."""
+    """A file that is fetched range by range."""
 
-    fetch: Callable[[int, int], bytes] = field(compare=False, repr=False)
+    @abstractmethod
+    def fetch(self, start: int, end: int) -> bytes:
+        """Return the bytes from `start` to before `end`, fewer where the file ends."""
 
     def read_into(self, start: int, buffer: memoryview) -> int:
         """Fill a buffer with the bytes from `start` on, and return how many there were."""
@@ -44,8 +46,23 @@ class RemoteFile(SourceFile):
 
     def on_disk(self, scratch: Path) -> Path:
         """Return a copy in the scratch folder."""
-        self.copy_to(scratch / self.location.rpartition("/")[2])
-        return scratch / self.location.rpartition("/")[2]
+        self.copy_to(scratch / self.name)
+        return scratch / self.name
+
+
+@dataclass(frozen=True)
+class UrlFile(RemoteFile):
+    """A file behind an fsspec URL: the folder's, and the path that its filesystem knows the file by."""
+
+    folder: str
+    path: str
+
+    def fetch(self, start: int, end: int) -> bytes:
+        """Ask the filesystem for a range; opening that again costs nothing, as fsspec keeps them."""
+        fs, _ = open_url(self.folder)
+        # A filesystem that opens a file for this would by default read on beyond the end of the range.
+        unbuffered = {} if fs.async_impl else {"cache_type": "none"}
+        return bytes(fs.cat_file(self.path, start=start, end=end, **unbuffered))
 
 
 def url_folder(url: str) -> Folder:
@@ -76,20 +93,14 @@ def url_folder(url: str) -> Folder:
         return Folder(location, {name: _entry(fs, location, name, info) for name, info in sorted(listed.items())})
 
 
-def _entry(fs: Any, location: str, name: str, info: Mapping[str, Any]) -> RemoteFile | None:
+def _entry(fs: Any, location: str, name: str, info: Mapping[str, Any]) -> UrlFile | None:
     if info["type"] != "file":
         return None
     path = str(info["name"])
     if info.get("size") is None:
         info = fs.info(path)
     stamp = next((str(info[key]) for key in _STAMPS if info.get(key)), None)
-    return RemoteFile(f"{location}/{name}", int(info["size"]), stamp, partial(_fetch, fs, path))
-
-
-def _fetch(fs: Any, path: str, start: int, end: int) -> bytes:
-    # A filesystem that opens a file for this would by default read on beyond the end of the range.
-    unbuffered = {} if fs.async_impl else {"cache_type": "none"}
-    return bytes(fs.cat_file(path, start=start, end=end, **unbuffered))
+    return UrlFile(f"{location}/{name}", int(info["size"]), stamp, location, path)
 
 
 def _name(info: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from impart_core.base.errors import CheckpointError
@@ -27,6 +27,19 @@ class SourceFile(ABC):
     def __str__(self) -> str:
         """Return where it lies, for messages."""
         return self.location
+
+    is_local = False  # whether it is a file of this machine
+
+    @property
+    def name(self) -> str:
+        """What it is called in its folder."""
+        return self.location.rpartition("/")[2]
+
+    def in_memory(self) -> "MemoryFile":
+        """Return the file with its content read."""
+        if isinstance(self, MemoryFile):
+            return self
+        return MemoryFile(self.location, self.size, self.stamp, bytes(self.read(0, self.size)))
 
     @property
     def address(self) -> str:
@@ -66,6 +79,24 @@ class SourceFile(ABC):
         with target.open("wb") as file:
             for piece in self.chunks(0, self.size):
                 file.write(piece)
+
+
+@dataclass(frozen=True)
+class MemoryFile(SourceFile):
+    """A small file whose content was read already."""
+
+    data: bytes = field(compare=False, repr=False)
+
+    def read_into(self, start: int, buffer: memoryview) -> int:
+        """Fill a buffer with the bytes from `start` on, and return how many there were."""
+        piece = self.data[start : start + len(buffer)]
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+    def on_disk(self, scratch: Path) -> Path:
+        """Return a copy in the scratch folder."""
+        self.copy_to(scratch / self.name)
+        return scratch / self.name
 
 
 @dataclass(frozen=True)

@@ -12,51 +12,54 @@ from impart_core.evaluate.catalogue import check_tasks
 from impart_core.evaluate.result import Evaluation, Metric, Split, TaskResult
 
 
-def evaluate(
-    model_dir: Path,
-    tasks: Sequence[str],
-    *,
-    split: Split = "test",
-    limit: int | None = None,
-    device: str = "cpu",
-    batch_size: int = 64,
-    seed: int = 0,
-) -> Evaluation:
-    """Measure a model on lm-eval tasks.
+class Evaluator:
+    """Measures one model, which is loaded once, when it is first needed."""
 
-    Args:
-        model_dir: a Hugging Face folder with a tokenizer.
-        tasks: names of the zoo's tasks or of any lm-eval task, group or tag.
-        split: `validation`, or `test`, which for a task without a test split is its validation split.
-        limit: number of items a task, from its first on; None for all.
-        device: a torch device.
-        batch_size: sequences a forward pass.
-        seed: seed of everything that lm-eval draws.
+    def __init__(self, model_dir: Path, device: str = "cpu", batch_size: int = 64, seed: int = 0) -> None:
+        """Name a model; nothing is loaded yet.
 
-    Returns:
-        The metrics with their standard errors.
+        Args:
+            model_dir: a Hugging Face folder with a tokenizer.
+            device: a torch device.
+            batch_size: sequences a forward pass.
+            seed: seed of everything that lm-eval draws.
+        """
+        self._folder, self._device, self._batch_size, self._seed = model_dir, device, batch_size, seed
+        self._model: Any = None
 
-    Raises:
-        UnknownNameError: a task does not exist.
-        EvaluationError: no tasks, a limit below 1, no such split, data or a model that cannot be loaded, or a
-            metric that is not finite.
-    """
-    check_request(tasks, limit)
-    check_tasks(tasks)
-    started = time.perf_counter()
-    import lm_eval
+    def measure(self, tasks: Sequence[str], *, split: Split = "test", limit: int | None = None) -> Evaluation:
+        """Measure the model on lm-eval tasks.
 
-    from impart_core.evaluate.language_model import hush, open_model
-    from impart_core.evaluate.prepared import load_tasks, split_of
+        Args:
+            tasks: names of the zoo's tasks or of any lm-eval task, group or tag.
+            split: `validation`, or `test`, which for a task without a test split is its validation split.
+            limit: number of items a task, from its first on; None for all.
 
-    hush()
-    loaded = load_tasks(tasks, split, seed)
-    model = open_model(model_dir, device, batch_size)
-    results: Mapping[str, Any] = lm_eval.evaluate(lm=model, task_dict=loaded, limit=limit, log_samples=False)
-    splits = {name: split_of(task) for name, task in loaded["tasks"].items()}
-    measured = {name: _task_result(name, results, splits.get(name)) for name in results["results"]}
-    seconds = round(time.perf_counter() - started, 3)
-    return Evaluation(tasks=measured, lm_eval_version=version("lm_eval"), seconds=seconds)
+        Returns:
+            The metrics with their standard errors.
+
+        Raises:
+            UnknownNameError: a task does not exist.
+            EvaluationError: no tasks, a limit below 1, no such split, data or a model that cannot be loaded, or a
+                metric that is not finite.
+        """
+        check_request(tasks, limit)
+        check_tasks(tasks)
+        started = time.perf_counter()
+        import lm_eval
+
+        from impart_core.evaluate.language_model import hush, open_model
+        from impart_core.evaluate.prepared import load_tasks, split_of
+
+        hush()
+        loaded = load_tasks(tasks, split, self._seed)
+        if self._model is None:
+            self._model = open_model(self._folder, self._device, self._batch_size)
+        results: Mapping[str, Any] = lm_eval.evaluate(lm=self._model, task_dict=loaded, limit=limit, log_samples=False)
+        splits = {name: split_of(task) for name, task in loaded["tasks"].items()}
+        measured = {name: _task_result(name, results, splits.get(name)) for name in results["results"]}
+        seconds = round(time.perf_counter() - started, 3)
+        return Evaluation(tasks=measured, lm_eval_version=version("lm_eval"), seconds=seconds)
 
 
 def check_request(tasks: Sequence[str], limit: int | None) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from impart_core.base.errors import ArtifactNotFoundError, CorruptArtifactError
 from impart_core.base.settings import Frozen
 from impart_core.store.catalog import CatalogEntry, scan
-from impart_core.store.manifest import KINDS
+from impart_core.store.manifest import kind_of
 from impart_core.store.names import all_refs
 from impart_core.store.store import Store
 
@@ -199,7 +199,8 @@ def _is_part(graph: Graph, node: str, whole: str, inside: set[str]) -> bool:
 
 def _part_of(node: Node) -> str | None:
     """Return the kind that a node's kind belongs to, if it belongs to any."""
-    return KINDS.get(node.kind).part_of if node.kind in KINDS else None
+    kind = kind_of(node.kind)
+    return kind.part_of if kind else None
 
 
 def _stand_in_id(delta: str, kind: str) -> str:
@@ -207,11 +208,12 @@ def _stand_in_id(delta: str, kind: str) -> str:
 
 
 def _stand_in(delta: str, kind: str, members: list[Node]) -> Node:
+    content = kind_of(kind)
     return Node(
         id=_stand_in_id(delta, kind),
         of=delta,
         kind=kind,
-        summary=f"{len(members)} {KINDS.get(kind).plural if len(members) > 1 else kind}",
+        summary=f"{len(members)} {content.plural if content and len(members) > 1 else kind}",
         bytes=sum(member.bytes for member in members),
         started=min(member.started for member in members),
         count=len(members),

@@ -16,7 +16,7 @@ from impart_core.base.errors import ArtifactNotFoundError, ConfigError, CorruptA
 from impart_core.base.settings import Frozen
 from impart_core.storage.failures import store_errors
 from impart_core.store.catalog import CatalogEntry, entry_of, note, scan
-from impart_core.store.manifest import KINDS, Content, Manifest, Pointer
+from impart_core.store.manifest import Content, Manifest, Pointer, kind_of
 from impart_core.store.names import all_refs, get_ref, require_ref_name, set_ref
 from impart_core.store.pins import pinned
 from impart_core.store.store import Store
@@ -170,7 +170,8 @@ class _Survey:
         measured: dict[str, list[str]] = {}
         if evaluations and any(top.content.listed and not top.content.measures for top in tops):
             for entry in scan(self._source).values():
-                for parent in entry.parents if _is(entry, "measures") else ():
+                kind = kind_of(entry.kind)
+                for parent in entry.parents if kind and kind.measures else ():
                     measured.setdefault(parent, []).append(entry.id)
         found = [self._bundle(top, measured.get(top.id, ()), factors=factors) for top in tops]
         return [bundle for bundle in found if bundle]
@@ -294,11 +295,6 @@ class _Copier:
     def _report(self) -> None:
         if self._progress:
             self._progress(len(self.copied), self._total[0], sum(self.copied.values()), self._total[1])
-
-
-def _is(entry: CatalogEntry, what: str) -> bool:
-    """Return what an entry's kind says of itself; a damaged one says nothing."""
-    return entry.kind in KINDS and bool(getattr(KINDS.get(entry.kind), what))
 
 
 def _tally(parts: Iterable[_Part]) -> Tally:

@@ -19,7 +19,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from impart_core.base.canonical import canonical_json
 from impart_core.base.errors import CorruptArtifactError, StoreError
 from impart_core.base.settings import Frozen
-from impart_core.store.manifest import KINDS, Manifest, Measured
+from impart_core.store.manifest import Manifest, Measured, kind_of
 from impart_core.store.names import all_refs
 from impart_core.store.store import Store
 
@@ -147,7 +147,7 @@ def list_entries(store: Store) -> list[NamedEntry]:
     entries = [
         NamedEntry(**entry.model_dump(), names=tuple(names.get(entry.id, ())))
         for entry in scan(store).values()
-        if entry.kind not in KINDS or KINDS.get(entry.kind).listed
+        if (kind := kind_of(entry.kind)) is None or kind.listed
     ]
     return sorted(entries, key=lambda entry: (entry.started, entry.id))
 

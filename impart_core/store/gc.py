@@ -15,7 +15,7 @@ from impart_core.base.errors import CorruptArtifactError
 from impart_core.base.settings import Frozen
 from impart_core.storage.objects import PROBES, ObjectInfo
 from impart_core.store.catalog import DAMAGED, CatalogEntry, forget, scan
-from impart_core.store.manifest import KINDS, MANIFEST
+from impart_core.store.manifest import MANIFEST, kind_of
 from impart_core.store.names import all_moves
 from impart_core.store.pins import SWEEP_LEASE, Pin, lapsed, pinned_ids, sweeping
 from impart_core.store.store import Store
@@ -208,7 +208,7 @@ def _reach(entries: Mapping[str, CatalogEntry], roots: Iterable[str]) -> set[str
     measured = {
         name: {*entry.parents, *entry.checkpoints.values()}
         for name, entry in entries.items()
-        if entry.kind in KINDS and KINDS.get(entry.kind).measures
+        if (kind := kind_of(entry.kind)) and kind.measures
     }
     return reached | {name for name, models in measured.items() if models and models <= whole}
 

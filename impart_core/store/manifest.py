@@ -5,6 +5,8 @@ verification, transfer, lineage, drawings and events follow from what that class
 """
 
 from collections.abc import Sequence
+from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -102,6 +104,21 @@ def register(kind: type[ContentT]) -> type[ContentT]:
     return kind
 
 
+def kind_of(name: str) -> type[Content] | None:
+    """Return the class of a kind's content, None where no installed package has such a kind."""
+    _load_kinds()
+    return KINDS.get(name) if name in KINDS else None
+
+
+@cache
+def _load_kinds() -> None:
+    """Import what registers kinds: the entry points `impart.kinds` of installed packages, this one's own among them."""
+    for point in entry_points(group="impart.kinds"):
+        point.load()
+    if not list(KINDS):  # else everything in a store would look damaged
+        raise RuntimeError("impart is not installed: no package names kinds of artifacts. Install it with pip.")
+
+
 class Manifest(Frozen):
     """An artifact's manifest. Written last: an artifact exists when its manifest does.
 
@@ -140,13 +157,12 @@ class Manifest(Frozen):
         """Read the content by the class that its kind registered."""
         if isinstance(value, Content):
             return value
-        kind = value.get("kind") if isinstance(value, dict) else None
-        if not isinstance(kind, str) or kind not in KINDS:
-            if not list(KINDS):
-                raise RuntimeError("no kind of artifact is registered: import impart_core.artifacts first")
-            raise ValueError(f"the kind {kind!r:.50} is not one that this version knows")
+        name = value.get("kind") if isinstance(value, dict) else None
+        kind = kind_of(name) if isinstance(name, str) else None
+        if kind is None:
+            raise ValueError(f"the kind {name!r:.50} is not one that this version knows")
         try:
-            return KINDS.get(kind).model_validate(value)
+            return kind.model_validate(value)
         except ValidationError as error:
             raise ValueError(_first_of(error)) from None
 

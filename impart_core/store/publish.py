@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from impart_core.base.files import scratch_folder
+from impart_core.store.kept import keep
 from impart_core.store.manifest import Content, Manifest
 from impart_core.store.provenance import Stopwatch
 from impart_core.store.recipe import Recipe
@@ -67,6 +68,7 @@ def publish(
     parents: tuple[str, ...] = (),
     reread: bool = False,
     replace: bool = False,
+    read_again: bool = False,
 ) -> Manifest:
     """Write an artifact's files to scratch, seal its manifest and publish both; return the manifest in force.
 
@@ -79,6 +81,7 @@ def publish(
         parents: ids of the artifacts that it points to or was made from.
         reread: as in `Store.publish`.
         replace: likewise.
+        read_again: whether the run will soon read its files once, so that they are kept until then; see `kept`.
     """
     with scratch_folder() as scratch:
         paths: dict[str, Path] = {}
@@ -93,4 +96,8 @@ def publish(
             content=content,
             provenance=watch.provenance(),
         )
-        return store.publish(manifest, paths, reread=reread, replace=replace)
+        published = store.publish(manifest, paths, reread=reread, replace=replace)
+        if read_again and not store.is_local and published.files == manifest.files:
+            for entry in manifest.files:
+                keep(store.url, entry.sha256, paths[entry.name])
+        return published

@@ -26,6 +26,7 @@ from impart_core.storage.folder import FolderObjects
 from impart_core.storage.objects import PROBES, Objects
 from impart_core.storage.open import extras_of, open_url
 from impart_core.storage.s3 import RemoteObjects, S3Objects
+from impart_core.store.kept import take
 from impart_core.store.manifest import MANIFEST, Content, FileEntry, Manifest, parse_manifest
 
 _MAX_MANIFEST_BYTES = 16 << 20
@@ -176,6 +177,14 @@ class Store:
                 raise CorruptArtifactError(self._wrong(path, "does not have the SHA-256 that its manifest records"))
             yield local
             return
+        at_hand = take(self.url, entry.sha256)
+        if at_hand is not None:
+            try:
+                if sha256_of(at_hand) == entry.sha256:
+                    yield at_hand
+                    return
+            finally:
+                at_hand.unlink(missing_ok=True)
         with disk_errors("the scratch folder (TMPDIR names it)"), TemporaryDirectory(prefix="impart-") as scratch:
             local = Path(scratch) / entry.name
             try:

@@ -137,9 +137,9 @@ def accept(out: Path, *, seed: int, recipe: Recipe, seconds: dict[str, float], l
 
 def _measure(folder: Path, tasks: Sequence[str]) -> dict[str, dict[str, float]]:
     """Return exact match and answer loss with their standard errors on all test items of some tasks."""
-    from impart_core.evaluate import evaluate
+    from impart_core.evaluate import Evaluator
 
-    evaluation = evaluate(folder, [f"tinyzoo_{task}" for task in tasks])
+    evaluation = Evaluator(folder).measure([f"tinyzoo_{task}" for task in tasks])
     flat: dict[str, dict[str, float]] = {}
     for task in tasks:
         metrics = evaluation.tasks[f"tinyzoo_{task}"].metrics

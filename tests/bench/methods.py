@@ -30,7 +30,7 @@ from impart_core.base.errors import InfeasibleBudgetError
 from impart_core.blocks.coding import calibration_of
 from impart_core.calibrate.text import CalibrationText, read_tokens
 from impart_core.checkpoint.index import open_checkpoint
-from impart_core.evaluate import evaluate
+from impart_core.evaluate import Evaluator
 from impart_core.evaluate.result import Split
 from impart_core.store.store import Store
 from tests.impart_core.pipeline import compress, config_of
@@ -176,7 +176,7 @@ def _measure(run: Run, limit: int | None) -> Measured | None:
         assert delta.manifest.content.cr_projection >= run.cell.cr
         reconstruct(delta, open_checkpoint(base), scratch / "model")
         task = f"tinyzoo_{run.cell.task}"
-        metrics = evaluate(scratch / "model", [task], split=run.split, limit=limit).tasks[task].metrics
+        metrics = Evaluator(scratch / "model").measure([task], split=run.split, limit=limit).tasks[task].metrics
     return {name: (metrics[name].value, metrics[name].stderr or 0.0) for name in METRICS}
 
 

@@ -4,11 +4,10 @@ import json
 import sys
 from time import perf_counter
 
-from impart_flows.compress import CompressRequest, run_compress
-from impart_flows.embedded import prefect_server
-
 from impart_core.base.settings import build_config
 from impart_core.blocks.request import CompressConfig
+from impart_flows.compress import CompressRequest, run_compress
+from impart_flows.embedded import prefect_server
 
 
 def main() -> None:

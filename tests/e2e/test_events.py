@@ -13,13 +13,13 @@ from typing import Any
 
 import jsonschema
 import pytest
-from impart_tasks.events import _receiver_of_process, observed_run
-from impart_tasks.resources import stage
 from prefect import flow
 from prefect.client.orchestration import get_client
 from referencing import Registry, Resource
 
 from impart_core.base.errors import ConfigError
+from impart_tasks.events import _receiver_of_process, observed_run
+from impart_tasks.resources import stage
 from tests.support import VECTORS, Environment, manifests, run_impart
 
 pytestmark = pytest.mark.e2e

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from impart_flows.compress import CompressReport, CompressRequest, run_compress
 from safetensors.torch import load_file
 
+from impart_flows.compress import CompressReport, CompressRequest, run_compress
 from tests.impart_core.pipeline import config_of
 from tests.support import Environment, data_files, make_pair, manifests, run_impart, run_json, run_together
 

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from impart_flows import run_page
-from impart_flows.compress import CompressReport, CompressRequest, run_compress
-from impart_tasks.references import EvaluationResult
 from prefect import flow
 from prefect.client.orchestration import get_client
 
 from impart_core.base.settings import build_config
 from impart_core.blocks.request import CompressConfig
+from impart_flows import run_page
+from impart_flows.compress import CompressReport, CompressRequest, run_compress
+from impart_tasks.references import EvaluationResult
 from tests.support import manifests
 
 pytestmark = pytest.mark.e2e

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import impart_core.artifacts.calibration
-
 from impart_core import compress_layer as layers
 from impart_core.artifacts.activations import Spill
 from impart_core.calibrate.model import CausalModel

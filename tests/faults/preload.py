@@ -4,7 +4,6 @@ from impart_flows.cli.app import _quiet_libraries
 
 _quiet_libraries()  # Prefect reads its settings when it is imported
 
-import impart_flows.compress  # noqa: E402, F401
 import prefect.main  # noqa: E402, F401
 import pytest  # noqa: E402, F401
 import s3fs  # noqa: E402, F401
@@ -13,4 +12,5 @@ import impart_core.apply.dense  # noqa: E402
 import impart_core.lineage.graph  # noqa: E402
 import impart_core.store.gc  # noqa: E402
 import impart_core.store.verify  # noqa: E402, F401
+import impart_flows.compress  # noqa: E402, F401
 import tests.support  # noqa: E402, F401

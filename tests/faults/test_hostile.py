@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from impart_core.apply.dense import rebuild_tensor, reconstruct
+from impart_core.apply.dense import reconstruct
 from impart_core.artifacts.delta import open_delta
 from impart_core.artifacts.factors import FACTORS_FILE, FactorsContent, locate_factors
 from impart_core.base.errors import CorruptArtifactError, ImpartError
+from impart_core.blocks.rebuild import rebuild_tensor
 from impart_core.checkpoint.header import read_header
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.checkpoint.layout import Role

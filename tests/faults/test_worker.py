@@ -60,8 +60,9 @@ def kill_session(process: subprocess.Popen[bytes]) -> None:
 
 def deploy(pool: str, request: dict[str, Any]) -> str:
     """Make a deployment of the compress flow from this source tree; return its name."""
-    from impart_flows.compress import compress
     from prefect import flow
+
+    from impart_flows.compress import compress
 
     flow.from_source(source=str(ROOT), entrypoint="flows/compress.py:compress").deploy(
         name=pool, work_pool_name=pool, parameters={"request": request}, print_next_steps=False, ignore_warnings=True

@@ -130,8 +130,9 @@ def _begin(
 
 
 def impart(*arguments: str) -> None:
-    from impart_flows.cli import main
     from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from impart_flows.cli import main
 
     sys.argv = ["impart", *arguments]
     with temporary_settings({PREFECT_API_URL: os.environ.get("PREFECT_API_URL")}):

@@ -1,9 +1,9 @@
 """What an evaluation takes."""
 
 import pytest
-from impart_flows.evaluate import EvaluateRequest, check_evaluate
 
 from impart_core.base.errors import CheckpointError
+from impart_flows.evaluate import EvaluateRequest, check_evaluate
 
 
 @pytest.mark.parametrize("model", ["s3://bucket/model", "hf://org/name", "org/name@v1"])

@@ -5,12 +5,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import impart_core.artifacts.calibration as calibration_module
 import pytest
-from impart_flows.compress import CompressRequest, _places, check_compress
-from impart_flows.jobs import Planned, plan_jobs
-from impart_tasks.references import Trust
 
+import impart_core.artifacts.calibration as calibration_module
 import impart_core.artifacts.delta as delta_module
 import impart_core.artifacts.evaluation as evaluation_module
 import impart_core.artifacts.factors as factors_module
@@ -26,6 +23,9 @@ from impart_core.checkpoint.digest import tensor_digests
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.methods import METHODS
 from impart_core.store.recipe import Recipe
+from impart_flows.compress import CompressRequest, _places, check_compress
+from impart_flows.jobs import Planned, plan_jobs
+from impart_tasks.references import Trust
 
 Pair = tuple[Path, Path]
 Digests = tuple[dict[str, str], dict[str, str]]

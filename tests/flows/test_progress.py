@@ -1,6 +1,7 @@
 """Progress reaches who listens, and nobody else."""
 
 import pytest
+
 from impart_flows.progress import listening, report
 
 Heard = list[tuple[str, int, int, str]]

@@ -1,8 +1,9 @@
 """The keys of run pages."""
 
 import pytest
-from impart_flows.run_page import page_key
 from prefect.client.schemas.actions import ArtifactCreate
+
+from impart_flows.run_page import page_key
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from impart_flows.jobs import plan_jobs
-from impart_tasks.references import Trust
 
-from impart_core.apply.dense import rebuild_tensor
 from impart_core.artifacts.block import publish_block
 from impart_core.artifacts.calibration_text import calibration_recipe
 from impart_core.artifacts.delta import Delta, delta_recipe, open_delta, publish_delta
@@ -17,6 +14,7 @@ from impart_core.blocks.calibrated import compress_layer, run_layer
 from impart_core.blocks.coding import calibration_of
 from impart_core.blocks.decompose import decompose_block
 from impart_core.blocks.encode import compress_block
+from impart_core.blocks.rebuild import rebuild_tensor
 from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.distil import DistilOptions, distil_scales
 from impart_core.calibrate.layer import Batch
@@ -30,6 +28,8 @@ from impart_core.methods import METHODS
 from impart_core.store.manifest import Manifest
 from impart_core.store.provenance import Stopwatch
 from impart_core.store.store import Store
+from impart_flows.jobs import plan_jobs
+from impart_tasks.references import Trust
 
 CPU = torch.device("cpu")
 BATCH = 32  # sequences run together

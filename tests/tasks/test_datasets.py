@@ -3,6 +3,13 @@
 from pathlib import Path
 
 import pytest
+
+from impart_core.base.settings import build_config
+from impart_core.blocks.request import CompressConfig
+from impart_core.calibrate.text import CalibrationText
+from impart_core.checkpoint.layout import Block
+from impart_core.store.catalog import CatalogEntry
+from impart_core.store.recipe import Recipe
 from impart_tasks.datasets import (
     Dataset,
     artifact_dataset,
@@ -26,13 +33,6 @@ from impart_tasks.references import (
     ScalesResult,
     TextJob,
 )
-
-from impart_core.base.settings import build_config
-from impart_core.blocks.request import CompressConfig
-from impart_core.calibrate.text import CalibrationText
-from impart_core.checkpoint.layout import Block
-from impart_core.store.catalog import CatalogEntry
-from impart_core.store.recipe import Recipe
 
 COMMIT = "1" * 40
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+
 from impart_tasks.receiver import Event, Receiver, is_configured
 
 KEY = "a-secret-key"

@@ -7,18 +7,6 @@ from uuid import UUID, uuid4
 
 import pytest
 import torch
-from impart_tasks.resources import (
-    CPU,
-    GPU,
-    NETWORK,
-    Retried,
-    RetryPolicy,
-    give_up,
-    is_transient,
-    patiently,
-    retried_in,
-    stage,
-)
 from prefect.client.schemas.objects import State, StateType, TaskRun
 from prefect.states import Completed
 
@@ -32,6 +20,18 @@ from impart_core.base.errors import (
     StoreUnreachableError,
     TensorValueError,
     UnreachableError,
+)
+from impart_tasks.resources import (
+    CPU,
+    GPU,
+    NETWORK,
+    Retried,
+    RetryPolicy,
+    give_up,
+    is_transient,
+    patiently,
+    retried_in,
+    stage,
 )
 
 

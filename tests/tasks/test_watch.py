@@ -1,9 +1,10 @@
 """What a task records of the run that it belongs to."""
 
 import pytest
-from impart_tasks.watch import start_watch
 from prefect import flow, task
 from prefect.runtime import flow_run
+
+from impart_tasks.watch import start_watch
 
 
 def test_outside_of_a_flow_there_is_no_run() -> None:

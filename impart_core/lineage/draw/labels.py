@@ -2,7 +2,7 @@
 
 from impart_core.base.units import human_bytes
 from impart_core.lineage.graph import CHECKPOINT, Node
-from impart_core.store.manifest import KINDS
+from impart_core.store.manifest import kind_of
 
 CHECKPOINT_COLOUR = "#e3e8ef"
 FAULT = "#f8d0cc"  # what is missing, damaged or of no known kind
@@ -47,4 +47,5 @@ def colour(node: Node) -> str:
     """Return a node's fill, on which black text is legible."""
     if node.kind == CHECKPOINT:
         return CHECKPOINT_COLOUR
-    return KINDS.get(node.kind).colour if node.kind in KINDS else FAULT
+    kind = kind_of(node.kind)
+    return kind.colour if kind else FAULT

@@ -4,10 +4,10 @@ import json
 from typing import Any
 
 import pytest
-from impart_flows.cli.method import read_config
 
 from impart_core.base.errors import ConfigError, UnknownNameError
 from impart_core.methods.impart import ImpartOptions
+from impart_flows.cli.method import read_config
 
 
 def options(*typed: str, method: str = "impart", **flags: Any) -> dict[str, Any]:

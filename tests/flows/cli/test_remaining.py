@@ -1,6 +1,7 @@
 """Progress by bytes: what is told while something is copied or read."""
 
 import pytest
+
 from impart_flows.cli.output import Reporter
 from impart_flows.cli.remaining import by_bytes
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from impart_core.apply.dense import reconstruct, require_base
+from impart_core.apply.dense import reconstruct
+from impart_core.apply.reader import require_base
 from impart_core.artifacts.delta import Delta
 from impart_core.base.errors import CheckpointError, CorruptArtifactError, OutputExistsError, WrongBaseError
 from impart_core.checkpoint.index import open_checkpoint

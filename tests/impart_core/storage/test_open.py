@@ -6,11 +6,11 @@ import aiohttp
 import botocore.exceptions
 import httpx2
 import pytest
-from impart_tasks.resources import is_transient
 
 from impart_core.base.errors import CheckpointError, ConfigError, UnreachableError
 from impart_core.storage.failures import Side, checkpoint_errors, explain
 from impart_core.storage.open import OPTIONS_VARIABLE, storage_options
+from impart_tasks.resources import is_transient
 
 
 def test_options_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

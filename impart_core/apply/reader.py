@@ -1,0 +1,115 @@
+"""One open delta: every block's file at hand, verified once."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from impart_core.artifacts.block import block_content
+from impart_core.artifacts.delta import Delta
+from impart_core.base.errors import CheckpointError, CorruptArtifactError, WrongBaseError
+from impart_core.blocks.rebuild import rebuild_tensor
+from impart_core.checkpoint.digest import file_digest, tensor_digests
+from impart_core.checkpoint.index import CARRIED, Checkpoint
+from impart_core.checkpoint.local import local_file
+from impart_core.codec.format import CODES_FILE, BlockFile, TensorHeader
+from impart_core.methods.decode import decode_delta, decode_stack
+
+
+@dataclass(frozen=True)
+class DeltaReader:
+    """A delta whose files lie on this machine and were held against their digests.
+
+    Attributes:
+        delta: the delta.
+        headers: how each tensor is stored, by name, names sorted.
+        blocks: the file that holds each tensor's codes.
+        files: the configuration and tokenizer files that are the delta's own.
+    """
+
+    delta: Delta
+    headers: Mapping[str, TensorHeader]
+    blocks: Mapping[str, BlockFile]
+    files: Mapping[str, Path]
+
+    def rebuild(self, name: str, base: Checkpoint) -> torch.Tensor:
+        """Return a tensor of the fine-tuned checkpoint, in its dtype and shape, on the CPU.
+
+        Raises:
+            CorruptArtifactError: the codes do not fit the tensor, in this file or in the base.
+        """
+        return rebuild_tensor(name, base, self.headers[name], self.blocks[name])
+
+    def delta_of(self, name: str) -> torch.Tensor | None:
+        """Return a tensor's ΔŴ, float32, without rows that the base lacks; None where it is zero or has no base.
+
+        Raises:
+            CorruptArtifactError: the codes do not fit the tensor.
+        """
+        header, block = self.headers[name], self.blocks[name]
+        if not header.is_stack:
+            return decode_delta(name, header, block.codes(name))
+        zero = torch.zeros(header.shape[1:])
+        return torch.stack([zero if matrix is None else matrix for matrix in decode_stack(block, name)])
+
+    def write_carried(self, base: Checkpoint, folder: Path) -> None:
+        """Write configuration and tokenizer files: the delta's own, and the base's where they are the same.
+
+        Raises:
+            CorruptArtifactError: a file is none that a delta carries, or not the recorded one.
+            CheckpointError: the base lacks a file that it shares with the fine-tuned model.
+            WrongBaseError: its file is another.
+        """
+        for name, digest in sorted(self.delta.content.carried.items()):
+            if name not in CARRIED:  # weights, or code, of a stranger
+                made = self.delta.manifest.id[:12]
+                raise CorruptArtifactError(f"The delta {made} brings {name!r}, which no delta carries.")
+            source = local_file(self.files[name]) if name in self.files else base.carried.get(name)
+            if source is None:
+                raise CheckpointError(
+                    f"{base.location} has no {name}, which the fine-tuned model shares with its base."
+                )
+            source.copy_to(folder / name)
+            if file_digest(local_file(folder / name)) != digest:
+                kind = CorruptArtifactError if name in self.files else WrongBaseError
+                raise kind(f"{name} is not the file that this delta was made with. Use the base's original {name}.")
+
+
+@contextmanager
+def open_reader(delta: Delta) -> Iterator[DeltaReader]:
+    """Open a delta for as long as the block lasts; each of its files is fetched, or read, and verified once.
+
+    Raises:
+        CorruptArtifactError: a file is missing or damaged; the message names it.
+    """
+    with ExitStack() as stack:
+        files = {
+            entry.name: stack.enter_context(delta.store.local_file(delta.manifest, entry.name, verified=True))
+            for entry in delta.manifest.files
+        }
+        blocks: dict[str, BlockFile] = {}
+        for manifest in delta.blocks:
+            file = BlockFile(stack.enter_context(delta.store.local_file(manifest, CODES_FILE, verified=True)))
+            if set(file.headers) != set(block_content(manifest).tensors):
+                raise CorruptArtifactError(f"{file.path} does not hold the tensors that its manifest lists.")
+            blocks.update(dict.fromkeys(file.headers, file))
+        headers = {name: file.headers[name] for name, file in sorted(blocks.items())}
+        yield DeltaReader(delta, headers, blocks, files)
+
+
+def require_base(delta: Delta, base: Checkpoint) -> None:
+    """Check that a delta was made against this base, by content.
+
+    Raises:
+        WrongBaseError: naming the first tensor that differs.
+    """
+    expected, found = delta.base_digests(), tensor_digests(base)
+    differing = sorted(name for name in expected if found.get(name) != expected[name])
+    if differing:
+        raise WrongBaseError(
+            f"The delta {delta.manifest.id[:12]} was made against another base than {base.location}: "
+            f"{len(differing)} of {len(expected)} tensors differ, first {differing[0]!r}. "
+            "Give the base that it was compressed with."
+        )

@@ -1,0 +1,308 @@
+"""Compressing a model: every block decomposed and encoded, then gathered under one delta."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from impart_core.artifacts.delta import delta_recipe
+from impart_core.base.errors import StoreError
+from impart_core.base.numerics import default_workers
+from impart_core.base.retry import Retried, patiently, recording
+from impart_core.base.settings import Frozen
+from impart_core.engine.chain import quantize_layer
+from impart_core.engine.executor import Executor, Pending
+from impart_core.engine.jobs import Planned, plan_jobs
+from impart_core.engine.preflight import Checked, check_compress
+from impart_core.engine.references import (
+    BlockResult,
+    DeltaJob,
+    DeltaResult,
+    FactorsResult,
+    Run,
+    ScalesResult,
+    TextJob,
+    TextResult,
+)
+from impart_core.engine.requests import CompressRequest
+from impart_core.engine.stages import (
+    decompose_block,
+    digest_checkpoint,
+    distil_block_scales,
+    find_delta,
+    gather_delta,
+    read_calibration_text,
+    sparsify_block,
+)
+from impart_core.store.catalog import CatalogEntry
+from impart_core.store.gc import discard
+from impart_core.store.kept import keeping
+from impart_core.store.manifest import Pointer
+from impart_core.store.pins import Pin, pin
+from impart_core.store.provenance import Stopwatch, peak_rss_bytes
+from impart_core.store.store import Store
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int, str], None]  # stage, done, total, what
+
+
+class CompressReport(Frozen):
+    """What a compression made: the artifact, both ratios, all its bytes, and what it cost.
+
+    `decompositions` counts the matrices that were decomposed for their factors to be published, `reused_factors`
+    those whose factors were there already, `saved_bytes` what the lossless stage made the codes smaller by, and
+    `fallbacks` how often a quick decomposition did not hold. `remade` says
+    what was wrong with each artifact that was there and had to be made again, `changed` names those that were
+    refreshed and came out otherwise, and `retried` says what was tried again and why. `events_sent` and
+    `events_lost` count OpenLineage events; both are 0 where no receiver is configured.
+    """
+
+    artifact: str
+    name: str | None
+    store: str
+    cr_projection: float | None
+    cr_model: float
+    bytes: int
+    saved_bytes: int
+    blocks: int
+    cached_blocks: int
+    decompositions: int
+    reused_factors: int
+    fallbacks: int
+    remade: tuple[str, ...]
+    changed: tuple[str, ...]
+    retried: tuple[Retried, ...]
+    seconds: float
+    peak_rss_bytes: int
+    events_sent: int = 0
+    events_lost: int = 0
+
+
+@dataclass(frozen=True)
+class Compression:
+    """A finished compression.
+
+    Attributes:
+        report: what it reports.
+        blocks: the delta's blocks.
+        made: ids of the blocks that it made anew; it found the others in the store.
+        entries: catalogue entries of all artifacts that its stages made or found, parts first and the delta last.
+        new: ids of those that it made.
+        sources: where its checkpoints lie by role, those of the Hub with their commits.
+    """
+
+    report: CompressReport
+    blocks: tuple[Pointer, ...]
+    made: frozenset[str]
+    entries: tuple[CatalogEntry, ...]
+    new: frozenset[str]
+    sources: tuple[tuple[str, str], ...]
+
+
+def compress(
+    request: CompressRequest,
+    executor: Executor,
+    *,
+    checked: Checked | None = None,
+    progress: Progress | None = None,
+    run_id: str = "",
+) -> Compression:
+    """Compress the delta between two checkpoints and publish it; what the store holds already is reused.
+
+    Args:
+        request: what to compress.
+        executor: runs the stages.
+        checked: what `check_compress` returned for the request, where that was called before.
+        progress: called with a stage, pieces done, their number, and what the last one was.
+        run_id: the pipeline's id of the run, to be recorded.
+
+    Raises:
+        ImpartError: the request cannot be carried out; the message says what to change.
+    """
+    with recording() as ledger, keeping(request.store):
+        watch = Stopwatch()
+        checked = checked or patiently("check the request", lambda: check_compress(request))
+        done = _Compression(request, checked, executor, progress or (lambda *_: None), run_id).run()
+        report = done.report.model_copy(
+            update={
+                "retried": ledger.retried,
+                "seconds": round(watch.seconds, 3),
+                "peak_rss_bytes": peak_rss_bytes(),
+            }
+        )
+    return replace(done, report=report)
+
+
+@dataclass
+class _Parts:
+    """What the stages of a run have made so far, in the model's order."""
+
+    text: TextResult | None = None
+    scales: ScalesResult | None = None
+    factors: tuple[FactorsResult, ...] = ()
+    blocks: tuple[BlockResult, ...] = ()
+
+    def all(self) -> list[TextResult | ScalesResult | FactorsResult | BlockResult]:
+        return [part for part in (self.text, self.scales, *self.factors, *self.blocks) if part]
+
+
+class _Compression:
+    """One run of a compression."""
+
+    def __init__(
+        self, request: CompressRequest, checked: Checked, executor: Executor, progress: Progress, run_id: str
+    ) -> None:
+        """Take what was checked: a Hub id's revision stands for the same commit until the end."""
+        self._request, self._checked, self._executor, self._progress = request, checked, executor, progress
+        self._store = Store(request.store)
+        self._run = Run(
+            store=request.store,
+            device=request.device,
+            trust=request.trust,
+            sources=(("base", checked.base.location), ("finetuned", checked.finetuned.location)),
+            id=run_id,
+            workers=request.workers,
+        )
+        self._parts = _Parts()
+
+    def run(self) -> Compression:
+        """Run all stages."""
+        self._read_text()  # before all that takes long: what is wrong with it is told at once
+        anew = self._run.trust.refreshes("digest")
+        sides = [
+            self._executor.submit(digest_checkpoint, side, anew)
+            for side in (self._checked.base, self._checked.finetuned)
+        ]
+        digests = sides[0].result(), sides[1].result()
+        words = self._parts.text.id if self._parts.text else None
+        base, finetuned, config = self._checked.base, self._checked.finetuned, self._request.config
+        recipe = patiently("read configurations", lambda: delta_recipe(base, finetuned, config, digests, words))
+        job = DeltaJob(self._run, finetuned, recipe, self._request.name)
+        planned = plan_jobs(self._checked, digests, words, self._run)
+        pins = [recipe.id, *planned.ids, *([words] if words else [])]
+        hold = patiently("pin what may be reused", lambda: pin(self._store, pins))
+        try:
+            delta, faults = self._find_or_make(job, planned, hold)
+        finally:
+            hold.release()
+        if planned.activations:  # they are of no more use
+            clean_up(self._store, planned.activations)
+        return self._compression(delta, faults)
+
+    def _read_text(self) -> None:
+        text = self._request.calibration
+        if text is not None:
+            job = TextJob(self._run, text, self._checked.finetuned)
+            self._parts.text = self._executor.run(read_calibration_text, job)
+
+    def _find_or_make(self, job: DeltaJob, planned: Planned, hold: Pin) -> tuple[DeltaResult, tuple[str, ...]]:
+        """Return the delta, and what was wrong with the one that was there."""
+        text = self._parts.text
+        if text and self._store.lookup(text.id) is None:  # cleaned up before it was pinned
+            self._read_text()
+        anew = self._run.trust.refreshes("gather")
+        present = DeltaResult() if anew else self._executor.run(find_delta, job)
+        if present.entry is not None:
+            return present, ()
+        _Blocks(self._request, planned, self._executor, self._progress, hold).make(self._parts)
+        made = tuple(part.entry for part in (*self._parts.blocks, *self._parts.factors))
+        gathered = DeltaJob(self._run, job.finetuned, job.recipe, job.name, made)
+        return self._executor.run(gather_delta, gathered), present.faults
+
+    def _compression(self, delta: DeltaResult, faults: Sequence[str]) -> Compression:
+        parts, blocks, factors = self._parts.all(), self._parts.blocks, self._parts.factors
+        assert delta.entry is not None
+        artifact = delta.entry.id
+        faults = [*faults, *(part.fault for part in parts if part.fault)]
+        changed = [result.id for result in (*factors, *blocks) if result.changed]
+        report = CompressReport(
+            artifact=artifact,
+            name=self._request.name,
+            store=self._request.store,
+            cr_projection=delta.cr_projection,
+            cr_model=delta.cr_model,
+            bytes=delta.bytes,
+            saved_bytes=delta.saved_bytes,
+            blocks=len(delta.blocks),
+            cached_blocks=len(delta.blocks) - sum(not result.cached for result in blocks),
+            decompositions=sum(result.matrices for result in factors if not result.cached),
+            reused_factors=sum(result.matrices for result in factors if result.cached),
+            fallbacks=sum(result.fallbacks for result in factors if not result.cached),
+            remade=tuple(dict.fromkeys(faults)),
+            changed=(*changed, *([artifact] if delta.changed else [])),
+            retried=(),
+            seconds=0.0,
+            peak_rss_bytes=0,
+        )
+        made = frozenset(result.id for result in blocks if not result.cached)
+        new = frozenset([*(part.id for part in parts if not part.cached), *([artifact] if blocks else [])])
+        entries = (*(part.entry for part in parts), delta.entry)
+        return Compression(report, delta.blocks, made, entries, new, self._run.sources)
+
+
+class _Blocks:
+    """Decomposes and encodes every block; a block is encoded as soon as it is decomposed.
+
+    Decompositions are started a few blocks ahead only, so that finished blocks are published early. A layer that is
+    calibrated is compressed once all blocks before it are, and what it was given is deleted once it is.
+    """
+
+    def __init__(
+        self, request: CompressRequest, planned: Planned, executor: Executor, progress: Progress, hold: Pin
+    ) -> None:
+        """Begin nothing yet."""
+        self._request, self._planned, self._executor = request, planned, executor
+        self._progress, self._hold = progress, hold
+        self._decomposing: dict[int, Pending[FactorsResult | None]] = {}
+        self._encoding: dict[int, Pending[BlockResult]] = {}
+        self._told: set[int] = set()
+
+    def make(self, parts: _Parts) -> None:
+        """Make all blocks, and enter what was made in the parts."""
+        jobs = self._planned.jobs
+        self._progress("compress", 0, len(jobs), "")
+        if self._planned.distil:
+            parts.scales = self._executor.run(distil_block_scales, self._planned.distil)
+        for number in range(len(jobs)):
+            self._start(number)
+        numbers = {id(pending): number for number, pending in self._encoding.items()}
+        for pending in self._executor.as_completed(list(self._encoding.values())):
+            self._tell(numbers[id(pending)])
+        factors = [self._decomposing[number].result() for number in sorted(self._decomposing)]
+        parts.factors = tuple(result for result in factors if result)
+        parts.blocks = tuple(self._tell(number) for number in self._planned.order)
+
+    def _start(self, number: int) -> None:
+        """Decompose some blocks from this one on, wait for its own factors, and start to encode it."""
+        jobs, ahead = self._planned.jobs, 1 + (self._request.workers or default_workers())
+        for after, job in enumerate(jobs[number : number + ahead], number):
+            if job.factors and self._request.keep_factors and after not in self._decomposing:
+                self._decomposing[after] = self._executor.submit(decompose_block, job)
+        if number in self._decomposing:
+            self._decomposing[number].result()
+        if number not in self._planned.layers:
+            read_again = bool(self._planned.layers)
+            self._encoding[number] = self._executor.submit(sparsify_block, jobs[number], read_again)
+            return
+        for before in range(number):
+            self._tell(before)
+        self._encoding[number] = self._executor.submit(quantize_layer, self._planned.layers[number])
+
+    def _tell(self, number: int) -> BlockResult:
+        """Wait for a block, and say once that it is done."""
+        result = self._encoding[number].result()
+        if number not in self._told:
+            self._told.add(number)
+            reused = " (reused)" if result.cached else ""
+            self._progress("compress", len(self._told), len(self._planned.jobs), f"{result.name}{reused}")
+            if number in self._planned.layers and not result.cached:
+                clean_up(self._hold.store, [self._planned.layers[number].given.id], self._hold)
+        return result
+
+
+def clean_up(store: Store, activations: Sequence[str], own: Pin | None = None) -> None:
+    """Delete activations; what cannot be deleted is left to `impart gc`, and is no reason to end a run."""
+    try:
+        patiently("clean up activations", lambda: discard(store, activations, own))
+    except StoreError as error:
+        logger.warning("%d activations are left in the store for impart gc: %s", len(activations), error)

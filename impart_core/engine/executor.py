@@ -1,0 +1,99 @@
+"""Stages, and what runs them: threads of this process here; Prefect, and what it spreads work over, above."""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextvars import copy_context
+from functools import update_wrapper
+from inspect import signature
+from typing import Any, Generic, ParamSpec, Protocol, Self, TypeVar
+
+from impart_core.base.numerics import default_workers
+from impart_core.base.retry import CPU, RetryPolicy, patiently
+
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Stage(Generic[P, R]):
+    """A function that does one piece of a run: small references in, a small reference out, safe to repeat.
+
+    Attributes:
+        name: what it is called.
+        label: template of what one run of it is called, over its parameters.
+        policy: how its class of work is tried again.
+    """
+
+    __qualname__: str
+
+    def __init__(self, function: Callable[P, R], name: str, label: str, policy: RetryPolicy) -> None:
+        """Wrap a function at the top of a module; see `stage`."""
+        update_wrapper(self, function)
+        self.function, self.name, self.label, self.policy = function, name, label, policy
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Do it once, here."""
+        return self.function(*args, **kwargs)
+
+    def __reduce__(self) -> str:
+        """Pickle it by its name, so that it can be run elsewhere."""
+        return self.__qualname__
+
+    def label_of(self, *args: P.args, **kwargs: P.kwargs) -> str:
+        """Return what a run with these arguments is called."""
+        return self.label.format(**signature(self.function).bind(*args, **kwargs).arguments)
+
+
+def stage(name: str, label: str, policy: RetryPolicy = CPU) -> Callable[[Callable[P, R]], Stage[P, R]]:
+    """Return the decorator of a stage; arguments as in `Stage`."""
+    return lambda function: Stage(function, name, label, policy)
+
+
+class Pending(Protocol[R_co]):
+    """A stage that was submitted."""
+
+    def result(self) -> R_co:
+        """Wait until it is done and return what it returned, or raise what it raised."""
+
+
+class Executor(Protocol):
+    """Runs stages, each tried again by its policy."""
+
+    def run(self, stage: Stage[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run a stage where the caller is, and return what it returns."""
+
+    def submit(self, stage: Stage[P, R], *args: P.args, **kwargs: P.kwargs) -> Pending[R]:
+        """Start a stage on a worker."""
+
+    def as_completed(self, pending: Iterable[Pending[R]]) -> Iterator[Pending[R]]:
+        """Yield what was submitted in the order in which it gets done."""
+
+
+class ThreadExecutor:
+    """Runs stages in threads of this process; a context manager."""
+
+    def __init__(self, workers: int | None = None) -> None:
+        """Make the threads: so many, by default one for each core."""
+        self._pool = ThreadPoolExecutor(workers or default_workers(), thread_name_prefix="impart")
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Cancel what has not begun, and wait for the rest."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def run(self, stage: Stage[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run a stage in this thread."""
+        return patiently(stage.label_of(*args, **kwargs), lambda: stage(*args, **kwargs), stage.policy)
+
+    def submit(self, stage: Stage[P, R], *args: P.args, **kwargs: P.kwargs) -> Pending[R]:
+        """Start a stage in a thread, in a copy of this context."""
+        context = copy_context()
+        return self._pool.submit(context.run, lambda: self.run(stage, *args, **kwargs))
+
+    def as_completed(self, pending: Iterable[Pending[R]]) -> Iterator[Pending[R]]:
+        """Yield futures as they get done."""
+        futures: list[Future[Any]] = [one for one in pending if isinstance(one, Future)]
+        return as_completed(futures)

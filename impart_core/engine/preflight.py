@@ -1,0 +1,86 @@
+"""Preflight: a request checked without doing any of its work. Each checkpoint is opened once, for the whole run."""
+
+from dataclasses import dataclass
+
+from impart_core.base.errors import CheckpointError, ConfigError
+from impart_core.base.numerics import resolve_device
+from impart_core.blocks.coding import calibration_of
+from impart_core.blocks.request import CompressConfig
+from impart_core.calibrate.architecture import check_calibratable
+from impart_core.calibrate.model import decoder_layers
+from impart_core.calibrate.text import check_text
+from impart_core.checkpoint.index import Checkpoint, open_checkpoint
+from impart_core.checkpoint.location import is_remote
+from impart_core.engine.plan import Work, check_request
+from impart_core.engine.requests import CompressRequest
+from impart_core.store.names import require_ref_name
+from impart_core.store.store import Store
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A compression that can be carried out.
+
+    Attributes:
+        base: the base checkpoint, those of the Hub at a commit, with the files beside its weights read.
+        finetuned: the fine-tuned checkpoint, likewise.
+        work: the pairs of their tensors, and the blocks.
+        config: the request's settings.
+        layers: the blocks that are decoder layers, in the order in which they run, where they are calibrated.
+    """
+
+    base: Checkpoint
+    finetuned: Checkpoint
+    work: Work
+    config: CompressConfig
+    layers: tuple[str, ...] = ()
+
+
+def check_compress(request: CompressRequest) -> Checked:
+    """Check a request without doing any of its work; raise an `ImpartError` that says what to change."""
+    resolve_device(request.device)
+    if request.name is not None:
+        require_ref_name(request.name)
+    base, finetuned = (open_checkpoint(place).with_files_at_hand() for place in (request.base, request.finetuned))
+    work = check_request(base, finetuned, request.config)
+    layers = _check_calibration(request, finetuned)
+    Store(request.store).require_writable()
+    return Checked(base, finetuned, work, request.config, layers)
+
+
+def _check_calibration(request: CompressRequest, finetuned: Checkpoint) -> tuple[str, ...]:
+    """Check that there is calibration text where the method needs some, and a model that it can be run through.
+
+    Returns:
+        The blocks that are calibrated one after the other.
+    """
+    needed, method = calibration_of(request.config), request.config.method
+    if needed == "none":
+        if request.calibration:
+            raise ConfigError(f"Calibration text has no effect on method {method!r} with these settings. Leave it out.")
+        return ()
+    if request.calibration is None:
+        raise ConfigError(
+            f"Method {method!r} needs calibration text. Give some with --calibration: a text or JSONL file, "
+            "hub:org/dataset, or tinyzoo:math|code|chat."
+        )
+    check_calibratable(finetuned)
+    check_text(request.calibration, finetuned)
+    if needed == "logits":
+        if is_remote(request.base) or is_remote(request.finetuned):
+            raise ConfigError("Distillation loads both models from folders. Download them first, or turn distil off.")
+        return ()
+    return tuple(decoder_layers(finetuned))  # refuses what cannot be run layer by layer
+
+
+def require_folder(model: str) -> None:
+    """Refuse a model to evaluate that is no folder of this machine.
+
+    Raises:
+        CheckpointError: it is a URL or a Hub id.
+    """
+    if is_remote(model):
+        raise CheckpointError(
+            f"{model} is no folder of this machine, and only folders can be evaluated. "
+            "Download the model (`hf download`, `aws s3 cp --recursive`) and give its folder."
+        )

@@ -1,0 +1,88 @@
+"""Quantising a published delta: the compression that made it, asked for again with another method and ratio."""
+
+from impart_core.artifacts.delta import Delta, open_delta
+from impart_core.base.errors import CheckpointError, ConfigError, WrongBaseError
+from impart_core.base.settings import build_config
+from impart_core.blocks.coding import coding_of_role
+from impart_core.blocks.request import CompressConfig
+from impart_core.checkpoint.digest import checkpoint_id, tensor_digests
+from impart_core.checkpoint.layout import Role
+from impart_core.checkpoint.pairing import VOCABULARY
+from impart_core.engine.preflight import Checked, check_compress
+from impart_core.engine.requests import CompressRequest, QuantizeRequest, absolute
+from impart_core.methods import METHODS, QUANTIZING
+from impart_core.store.names import resolve
+from impart_core.store.store import Store
+
+_KEPT = ("seed", "accounting", "embeddings", "embeddings_cr", "factors_for")
+_SHARED = ("store", "name", "device", "workers", "keep_factors", "calibration", "trust")
+
+
+def quantize_request(request: QuantizeRequest) -> tuple[CompressRequest, Checked]:
+    """Return the compression that quantises a delta, checked.
+
+    Raises:
+        ConfigError: the artifact is no delta, or the method does not quantise.
+        CheckpointError: a checkpoint is not where it was.
+        WrongBaseError: a checkpoint is another than the delta was made from.
+    """
+    METHODS.get(request.method)  # refuses a name that is not known
+    if request.method not in QUANTIZING:
+        raise ConfigError(f"Method {request.method!r} has no codes to quantise to. Use one of {', '.join(QUANTIZING)}.")
+    store = Store(request.store)
+    delta = open_delta(store, resolve(store, request.ref))
+    compression = CompressRequest(
+        base=_place(delta, "base", request.base),
+        finetuned=_place(delta, "finetuned", request.finetuned),
+        config=_config(delta, request),
+        **{name: getattr(request, name) for name in _SHARED},
+    )
+    try:
+        checked = check_compress(compression)
+    except CheckpointError as error:
+        made = delta.manifest.id[:12]
+        raise type(error)(
+            f"{error} If a checkpoint of {made} has moved, give it with --base or --finetuned."
+        ) from error
+    for role in ("base", "finetuned"):
+        checkpoint = getattr(checked, role)
+        if checkpoint_id(tensor_digests(checkpoint)) != getattr(delta.content, role):
+            raise WrongBaseError(
+                f"{checkpoint.location} is not the {role} checkpoint that {delta.manifest.id[:12]} was made from: its "
+                f"tensors differ. Give the right one with --{role}."
+            )
+    return compression, checked
+
+
+def _config(delta: Delta, request: QuantizeRequest) -> CompressConfig:
+    """Return the delta's settings with those of the request in their place."""
+    before = delta.manifest.recipe.config
+    asked = {name: before[name] for name in _KEPT if name in before}
+    settings = {"method": request.method, "cr": request.cr, "seed": request.seed, "options": request.options}
+    asked |= {name: value for name, value in settings.items() if value is not None}
+    config = build_config(CompressConfig, **asked)
+    roles = (Role.PROJECTION, *VOCABULARY)
+    if config.factors_for and not all(_serves(config.factors_for, role, config) for role in roles):
+        return config.model_copy(update={"factors_for": None})
+    return config
+
+
+def _serves(factors_for: float, role: Role, config: CompressConfig) -> bool:
+    """Whether factors for a ratio go deep enough for what codes the tensors of a role."""
+    coding = coding_of_role(role, config)
+    if coding is None:
+        return True
+    method = METHODS.get(coding.method)
+    if method.needed_rank(2, 2, coding) is None:
+        return True
+    usual = method.usual_cr(coding)
+    return usual is not None and factors_for <= usual
+
+
+def _place(delta: Delta, role: str, given: str | None) -> str:
+    """Return where one of a delta's checkpoints is to be read."""
+    place = absolute(given) if given else delta.manifest.provenance.sources.get(role)
+    if not place:
+        made = delta.manifest.id[:12]
+        raise ConfigError(f"The delta {made} does not say where its {role} checkpoint lay. Give it with --{role}.")
+    return place

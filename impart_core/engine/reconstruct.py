@@ -1,0 +1,53 @@
+"""Rebuilding a checkpoint from a delta in a store."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from impart_core.apply.dense import reconstruct as rebuild
+from impart_core.artifacts.delta import open_delta
+from impart_core.base.retry import Retried, patiently, recording
+from impart_core.checkpoint.index import open_checkpoint
+from impart_core.engine.requests import ReconstructRequest
+from impart_core.store.names import resolve
+from impart_core.store.provenance import Stopwatch
+from impart_core.store.store import Store
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """A checkpoint that was rebuilt: from which delta, where it lies, its weights' bytes, retries, seconds."""
+
+    artifact: str
+    out: Path
+    bytes: int
+    retried: tuple[Retried, ...]
+    seconds: float
+
+
+def reconstruct(request: ReconstructRequest, progress: Callable[[int, int], None] | None = None) -> Reconstruction:
+    """Rebuild a fine-tuned checkpoint as an ordinary Hugging Face folder; equal inputs give equal bytes.
+
+    Args:
+        request: what to rebuild.
+        progress: called with tensors done and their number.
+
+    Raises:
+        ImpartError: the request cannot be carried out; the message says what to change.
+    """
+    watch, store, out = Stopwatch(), Store(request.store), request.out.absolute()
+    with recording() as ledger:
+        delta = patiently("look for the delta", lambda: open_delta(store, resolve(store, request.ref)))
+        base = patiently("open the base", lambda: open_checkpoint(request.base).with_files_at_hand())
+        written = patiently(
+            "reconstruct",
+            lambda: rebuild(
+                delta,
+                base,
+                out,
+                overwrite=request.overwrite,
+                max_shard_bytes=request.max_shard_bytes,
+                progress=progress,
+            ),
+        )
+    return Reconstruction(delta.manifest.id, out, written, ledger.retried, round(watch.seconds, 3))

@@ -1,0 +1,262 @@
+"""What stages are given and give back: small, frozen, and the same on any machine."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from impart_core.artifacts.activations import activations_recipe
+from impart_core.base.settings import Frozen
+from impart_core.blocks.request import CompressConfig
+from impart_core.calibrate.text import CalibrationText
+from impart_core.checkpoint.index import Checkpoint
+from impart_core.checkpoint.layout import Block
+from impart_core.checkpoint.pairing import Pair
+from impart_core.engine.requests import Trust
+from impart_core.evaluate import Split
+from impart_core.store.catalog import CatalogEntry, entry_of
+from impart_core.store.manifest import Measured, Pointer
+from impart_core.store.provenance import Stopwatch
+from impart_core.store.publish import Outcome
+from impart_core.store.recipe import Recipe
+from impart_core.store.store import Store
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all stages of a run share.
+
+    Attributes:
+        store: the store's URL.
+        device: where tensors are worked on.
+        trust: how far what is there already is trusted.
+        sources: where the run's checkpoints lie by role, without credentials; recorded with what it makes.
+        id: the pipeline's own id of the run; empty outside of one.
+        workers: threads that may share the work of one stage; None: one for each core.
+    """
+
+    store: str
+    device: str = "auto"
+    trust: Trust = field(default_factory=Trust)
+    sources: tuple[tuple[str, str], ...] = ()
+    id: str = ""
+    workers: int | None = None
+
+    def open_store(self) -> Store:
+        """Return the store."""
+        return Store(self.store)
+
+    def watch(self, **more: str) -> Stopwatch:
+        """Start measuring a piece of its work; `more` are sources by role that only this piece has."""
+        return Stopwatch({**dict(self.sources), **more}, run=self.id)
+
+
+@dataclass(frozen=True)
+class BlockJob:
+    """One block to decompose or to encode.
+
+    Attributes:
+        run: the run.
+        block: the block.
+        pairs: the pairs of its tensors by name: where each lies in both checkpoints.
+        recipe: what makes it; holds the digests of its tensors.
+        config: the request.
+        factors: what makes its factors, where the request uses some.
+        scales: what makes the scales that it takes, where these are distilled.
+    """
+
+    run: Run
+    block: Block
+    pairs: Mapping[str, Pair]
+    recipe: Recipe
+    config: CompressConfig
+    factors: Recipe | None = None
+    scales: Recipe | None = None
+
+    def digests(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Return the digests of the block's tensors in the base and in the fine-tuned checkpoint."""
+        return self.recipe.inputs["base"], self.recipe.inputs["finetuned"]
+
+
+@dataclass(frozen=True)
+class TextJob:
+    """Calibration text to turn into tokens with the tokenizer of the fine-tuned checkpoint."""
+
+    run: Run
+    text: CalibrationText
+    finetuned: Checkpoint
+
+
+@dataclass(frozen=True)
+class LayerJob:
+    """A decoder layer to compress on what it is given.
+
+    Attributes:
+        job: the layer as a block.
+        base: the base checkpoint, for layers that have to be run again.
+        finetuned: the fine-tuned checkpoint, by whose configuration the model is run.
+        calibration: id of the calibration text.
+        model: digest of the model's configuration.
+        outside: ids of the blocks that are no layers, among them what embeds tokens.
+        before: names and ids of the layers before this one, in their order.
+        last: whether no layer comes after it.
+    """
+
+    job: BlockJob
+    base: Checkpoint
+    finetuned: Checkpoint
+    calibration: str
+    model: str
+    outside: tuple[str, ...]
+    before: tuple[tuple[str, str], ...]
+    last: bool
+
+    def activations(self) -> tuple[Recipe, ...]:
+        """Return what makes the activations that each layer up to this one is given, and those that this one gives."""
+        after = (list(self.outside), *([block] for _, block in self.before), [self.job.recipe.id])
+        return tuple(activations_recipe(self.calibration, ids, self.model) for ids in after)
+
+    @property
+    def given(self) -> Recipe:
+        """What makes the activations that this layer is given."""
+        return self.activations()[len(self.before)]
+
+
+@dataclass(frozen=True)
+class DistilJob:
+    """Scales to distil: of which delta, with which text, what makes them."""
+
+    run: Run
+    base: Checkpoint
+    finetuned: Checkpoint
+    pairs: Mapping[str, Pair]
+    recipe: Recipe
+    calibration: str
+    config: CompressConfig
+
+
+@dataclass(frozen=True)
+class DeltaJob:
+    """A delta to look for, or to gather from published blocks.
+
+    Attributes:
+        run: the run.
+        finetuned: the fine-tuned checkpoint, whose configuration and tokenizer go with the delta.
+        recipe: what makes the delta.
+        name: the name that it gets, if any.
+        made: what its stages made, to be entered in the catalogue: blocks in the model's order, and factors.
+    """
+
+    run: Run
+    finetuned: Checkpoint
+    recipe: Recipe
+    name: str | None = None
+    made: tuple[CatalogEntry, ...] = ()
+
+
+@dataclass(frozen=True)
+class EvaluationJob:
+    """A model to evaluate: a checkpoint folder, or a delta in a store together with its base.
+
+    Attributes:
+        run: the run.
+        label: what people call the model; no part of any id.
+        model: the checkpoint's folder, or the delta's artifact id.
+        base: location of the base where `model` is a delta, else None.
+        tasks: lm-eval task names.
+        split: which split of each task.
+        limit: number of items of each; None for all.
+    """
+
+    run: Run
+    label: str
+    model: str
+    base: str | None
+    tasks: tuple[str, ...]
+    split: Split = "test"
+    limit: int | None = None
+
+
+class Made(Frozen):
+    """An artifact that a stage made or found.
+
+    Attributes:
+        entry: its entry for the catalogue.
+        cached: whether it was there already, whole.
+        fault: what was wrong with the one that was there, if anything.
+        changed: whether it was made again as asked and came out other than the one that was there.
+        seconds: how long it took.
+    """
+
+    entry: CatalogEntry
+    cached: bool
+    fault: str | None = None
+    changed: bool = False
+    seconds: float
+
+    @property
+    def id(self) -> str:
+        """The artifact id."""
+        return self.entry.id
+
+    @classmethod
+    def fields_of(cls, outcome: Outcome, watch: Stopwatch) -> dict[str, object]:
+        """Return these fields of what a store gave or was given."""
+        return {
+            "entry": entry_of(outcome.manifest),
+            "cached": outcome.cached,
+            "fault": outcome.fault,
+            "changed": outcome.changed,
+            "seconds": watch.seconds,
+        }
+
+
+class TextResult(Made):
+    """Published calibration text: how many sequences of how many tokens."""
+
+    sequences: int
+    length: int
+
+
+class ScalesResult(Made):
+    """Published scales."""
+
+
+class FactorsResult(Made):
+    """A block's published factors, how many matrices these are, and fallbacks among them."""
+
+    name: str
+    matrices: int
+    fallbacks: int
+
+
+class BlockResult(Made):
+    """A published block, and the bytes of its codes' file."""
+
+    name: str
+    bytes: int
+
+
+class DeltaResult(Frozen):
+    """A published delta: both ratios, all its bytes, its blocks, and what was wrong with a former one.
+
+    `entry` is None where there is no whole delta. `saved_bytes` is what the lossless stage made its codes smaller by.
+    """
+
+    entry: CatalogEntry | None = None
+    cr_projection: float | None = None
+    cr_model: float = 0.0
+    bytes: int = 0
+    saved_bytes: int = 0
+    blocks: tuple[Pointer, ...] = ()
+    faults: tuple[str, ...] = ()
+    changed: bool = False
+
+
+class EvaluationResult(Made):
+    """A published evaluation of one task, and what was measured.
+
+    `metrics` holds value and standard error by task (one, or those inside a group) and metric.
+    """
+
+    task: str
+    metrics: dict[str, dict[str, Measured]]
+    items: dict[str, int]

@@ -1,0 +1,142 @@
+"""What the engine is asked to do; `config`, `calibration`, tasks and split alone decide on ids."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from impart_core.base.settings import Frozen
+from impart_core.blocks.request import CompressConfig
+from impart_core.calibrate.text import CalibrationText
+from impart_core.checkpoint.location import is_remote
+from impart_core.checkpoint.writer import DEFAULT_SHARD_BYTES
+from impart_core.evaluate import Split
+from impart_core.store.store import default_store_url
+
+STAGES = ("digest", "decompose", "sparsify", "gather")
+RefreshStage = Literal["digest", "decompose", "sparsify", "gather"]
+
+
+class Trust(Frozen):
+    """How far what is there already is trusted; no part of any artifact's id.
+
+    Attributes:
+        reread: whether an artifact's files are read, to hold them against the recorded digests, before it is reused.
+        refresh_from: the stage from which on nothing is reused; None: all that is whole is.
+    """
+
+    reread: bool = False
+    refresh_from: RefreshStage | None = None
+
+    def refreshes(self, stage: RefreshStage) -> bool:
+        """Return whether a stage is to be done again whatever is there."""
+        return self.refresh_from is not None and STAGES.index(self.refresh_from) <= STAGES.index(stage)
+
+
+class CompressRequest(Frozen):
+    """A compression.
+
+    Attributes:
+        base: the base checkpoint: a folder, Hub id or fsspec URL; see `open_checkpoint`.
+        finetuned: the checkpoint fine-tuned from it, likewise.
+        config: method, ratio, and all else that decides on bytes.
+        store: the store's URL.
+        name: the name that the delta gets, if any.
+        device: where decompositions and calibration run: `auto`, `cpu`, `cuda` or `cuda:N`.
+        workers: blocks worked on at once; None: one for each core.
+        keep_factors: whether each block's decomposition is published, so that other requests reuse it.
+        calibration: text for methods that are calibrated; its tokens are part of the id.
+        trust: how far what is there already is trusted.
+    """
+
+    base: str
+    finetuned: str
+    config: CompressConfig
+    store: str = Field(default_factory=default_store_url)
+    name: str | None = None
+    device: str = "auto"
+    workers: int | None = Field(default=None, ge=1)
+    keep_factors: bool = True
+    calibration: CalibrationText | None = None
+    trust: Trust = Trust()
+
+
+class QuantizeRequest(Frozen):
+    """A published delta, compressed again by another method and at another ratio.
+
+    Attributes:
+        ref: the delta's name or id.
+        method: a method that quantises.
+        cr: the ratio.
+        seed: seed of the masks; None: as for the delta.
+        options: the method's options; None: its defaults.
+        base: where the base lies; None: where it lay.
+        finetuned: where the fine-tuned checkpoint lies; None: where it lay.
+
+    The rest is as in `CompressRequest`.
+    """
+
+    ref: str
+    cr: float
+    method: str = "impart-qt"
+    seed: int | None = None
+    options: dict[str, Any] | None = None
+    base: str | None = None
+    finetuned: str | None = None
+    store: str = Field(default_factory=default_store_url)
+    name: str | None = None
+    device: str = "auto"
+    workers: int | None = Field(default=None, ge=1)
+    keep_factors: bool = True
+    calibration: CalibrationText | None = None
+    trust: Trust = Trust()
+
+
+class ReconstructRequest(Frozen):
+    """A checkpoint to rebuild.
+
+    Attributes:
+        ref: the delta's name or id.
+        base: the checkpoint that it was made against.
+        out: the folder to make.
+        store: the store's URL.
+        overwrite: whether `out` may be replaced when it holds files.
+        max_shard_bytes: largest size of one weights file.
+    """
+
+    ref: str
+    base: str
+    out: Path
+    store: str = Field(default_factory=default_store_url)
+    overwrite: bool = False
+    max_shard_bytes: int = Field(default=DEFAULT_SHARD_BYTES, ge=1)
+
+
+class EvaluateRequest(Frozen):
+    """A model to measure.
+
+    Attributes:
+        model: a checkpoint's folder or, where `base` is given, a delta's name or id.
+        base: the base of a delta; it is rebuilt on that in scratch.
+        tasks: lm-eval task names.
+        split: which split of each task.
+        limit: only so many items of each; None: all.
+        store: the store's URL.
+        device: where the model runs.
+        trust: how far what is there already is trusted.
+    """
+
+    model: str
+    base: str | None = None
+    tasks: tuple[str, ...]
+    split: Split = "test"
+    limit: int | None = None
+    store: str = Field(default_factory=default_store_url)
+    device: str = "auto"
+    trust: Trust = Trust()
+
+
+def absolute(location: str | Path) -> str:
+    """Return a folder as an absolute path, so that a task means the same wherever it runs; a URL or Hub id as it is."""
+    text = str(location)
+    return text if isinstance(location, str) and is_remote(text) else str(Path(text).expanduser().absolute())

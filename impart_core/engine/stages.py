@@ -1,0 +1,216 @@
+"""The stages of a run. Each asks the store first, publishes what it makes, and returns a small reference.
+
+A stage is safe to repeat: of several that make the same artifact, one publishes it and the others return that one.
+"""
+
+from collections.abc import Mapping
+
+import torch
+
+from impart_core.artifacts.block import BlockContent, publish_block
+from impart_core.artifacts.calibration_text import (
+    CalibrationContent,
+    calibration_recipe,
+    publish_calibration,
+    read_calibration,
+)
+from impart_core.artifacts.delta import Delta, examine_delta, publish_delta
+from impart_core.artifacts.factors import FactorsContent, publish_factors, stored_factors
+from impart_core.artifacts.scales import ScalesContent, publish_scales, read_scales
+from impart_core.base.numerics import release_memory, resolve_device, return_large_memory_at_once
+from impart_core.base.retry import GPU, NETWORK, patiently
+from impart_core.blocks.decompose import decompose_block as decompose
+from impart_core.blocks.encode import compress_block
+from impart_core.calibrate.distil import DistilOptions, distil_scales
+from impart_core.calibrate.text import read_tokens
+from impart_core.checkpoint.digest import tensor_digests
+from impart_core.checkpoint.index import Checkpoint
+from impart_core.engine.executor import stage
+from impart_core.engine.references import (
+    BlockJob,
+    BlockResult,
+    DeltaJob,
+    DeltaResult,
+    DistilJob,
+    FactorsResult,
+    Made,
+    ScalesResult,
+    TextJob,
+    TextResult,
+)
+from impart_core.store.catalog import entry_of, note
+from impart_core.store.manifest import Manifest
+from impart_core.store.names import set_ref
+from impart_core.store.pins import pinned
+from impart_core.store.provenance import Stopwatch
+from impart_core.store.publish import Outcome, made_or_found
+
+
+@stage("digest checkpoint", "digest {checkpoint.location}", NETWORK)
+def digest_checkpoint(checkpoint: Checkpoint, refresh: bool = False) -> dict[str, str]:
+    """Return the digest of every tensor of a checkpoint, remembered between runs."""
+    return tensor_digests(checkpoint, refresh=refresh)
+
+
+@stage("read calibration text", "tokens of {job.text.source}", NETWORK)
+def read_calibration_text(job: TextJob) -> TextResult:
+    """Turn calibration text into tokens and publish these, unless the store holds them."""
+    watch, store = job.run.watch(text=job.text.source), job.run.open_store()
+    tokens = read_tokens(job.text, job.finetuned)
+    recipe = calibration_recipe(tokens)
+
+    def make() -> Manifest:
+        with pinned(store, [recipe.id]):
+            manifest = publish_calibration(store, recipe, tokens, watch)
+            note(store, [entry_of(manifest)])
+            return manifest
+
+    outcome = made_or_found(store, recipe.id, make, kind=CalibrationContent, reread=True)  # a file of kilobytes
+    sequences, length = tokens.shape
+    return TextResult.model_validate({**Made.fields_of(outcome, watch), "sequences": sequences, "length": length})
+
+
+@stage("distil scales", "distil the scales of {job.config.method}", GPU)
+def distil_block_scales(job: DistilJob) -> ScalesResult:
+    """Tune the scales of a delta's matrices against the fine-tuned model's logits, unless the store holds them."""
+    watch, store = job.run.watch(), job.run.open_store()
+
+    def make() -> Manifest:
+        scales = distil_scales(
+            job.base,
+            job.finetuned,
+            job.pairs,
+            job.config,
+            read_calibration(store, job.calibration),
+            options=DistilOptions(),
+            device=resolve_device(job.run.device),
+        )
+        manifest = patiently(
+            "publish the scales", lambda: publish_scales(store, job.recipe, scales, job.calibration, watch)
+        )
+        release_memory()
+        return manifest
+
+    replace = job.run.trust.refreshes("sparsify")
+    outcome = made_or_found(store, job.recipe.id, make, kind=ScalesContent, reread=True, replace=replace)
+    return ScalesResult.model_validate(Made.fields_of(outcome, watch))
+
+
+@stage("decompose block", "decompose {job.block.name}", GPU)
+def decompose_block(job: BlockJob) -> FactorsResult | None:
+    """Decompose one block and publish its factors, unless the store holds them, or already what they are for."""
+    return_large_memory_at_once()
+    watch, store, trust = job.run.watch(), job.run.open_store(), job.run.trust
+    recipe = job.factors
+    needed = trust.refreshes("sparsify") or store.lookup(job.recipe.id, reread=trust.reread) is None
+    if recipe is None or not needed:
+        return None
+    replace = trust.refreshes("decompose")
+
+    def make() -> Manifest:
+        device = resolve_device(job.run.device)
+        factors = decompose(job.pairs, job.block, job.config, device=device, digests=job.digests())
+        manifest = patiently(
+            f"publish the factors of {job.block.name}",
+            lambda: publish_factors(store, recipe, job.block.name, factors, watch, replace=replace),
+        )
+        factors.clear()
+        release_memory()
+        return manifest
+
+    # Much is made from factors: their file is read, to be held against its digest.
+    outcome = made_or_found(store, recipe.id, make, kind=FactorsContent, reread=True, replace=replace)
+    content = outcome.manifest.content
+    assert isinstance(content, FactorsContent)
+    counts = {
+        "name": job.block.name,
+        "matrices": len(content.matrices),
+        "fallbacks": sum(entry.fallbacks for entry in content.matrices.values()),
+    }
+    return FactorsResult.model_validate({**Made.fields_of(outcome, watch), **counts})
+
+
+@stage("sparsify block", "sparsify {job.block.name}", GPU)
+def sparsify_block(job: BlockJob, read_again: bool = False) -> BlockResult:
+    """Compress one block and publish it, unless the store holds it whole already.
+
+    `read_again` says that the run will soon read it back, as what embeds the text of a calibration is.
+    """
+    return_large_memory_at_once()
+    watch, store = job.run.watch(), job.run.open_store()
+
+    def make() -> Manifest:
+        scales: Mapping[str, torch.Tensor] | None = read_scales(store, job.scales.id) if job.scales else None
+        with stored_factors(store, job.factors.id if job.factors else None) as stored:
+            tensors = compress_block(
+                job.pairs,
+                job.block,
+                job.config,
+                stored=stored,
+                scales=scales,
+                device=resolve_device(job.run.device),
+                digests=job.digests(),
+            )
+        manifest = patiently(
+            f"publish {job.block.name}",
+            lambda: publish_block(
+                store, job.recipe, job.block.name, tensors, watch, read_again=read_again, **block_trust(job)
+            ),
+        )
+        tensors.clear()
+        release_memory()
+        return manifest
+
+    outcome = made_or_found(store, job.recipe.id, make, kind=BlockContent, **block_trust(job))
+    return block_result(job, outcome, watch)
+
+
+def block_trust(job: BlockJob) -> dict[str, bool]:
+    """Return whether a block that is there is read before it is reused, and whether it is made again."""
+    trust = job.run.trust
+    return {"reread": trust.reread, "replace": trust.refreshes("sparsify")}
+
+
+def block_result(job: BlockJob, outcome: Outcome, watch: Stopwatch) -> BlockResult:
+    """Return what a stage has to say of a block."""
+    size = sum(entry.size for entry in outcome.manifest.files)
+    return BlockResult.model_validate({**Made.fields_of(outcome, watch), "name": job.block.name, "bytes": size})
+
+
+@stage("find delta", "find {job.name}", NETWORK)
+def find_delta(job: DeltaJob) -> DeltaResult:
+    """Look for a delta of which every part is whole, and name it where there is one."""
+    store = job.run.open_store()
+    found = examine_delta(store, job.recipe.id, reread=job.run.trust.reread)
+    if found.delta is None:
+        return DeltaResult(faults=found.faults)
+    if job.name:
+        set_ref(store, job.name, job.recipe.id, why="compress")
+    return _delta_result(found.delta)
+
+
+@stage("gather delta", "gather {job.name}", NETWORK)
+def gather_delta(job: DeltaJob) -> DeltaResult:
+    """Publish the delta that points to these blocks, name it, and enter all that was made in the catalogue."""
+    watch, store, trust = job.run.watch(), job.run.open_store(), job.run.trust
+    replace = trust.refreshes("gather")
+    before = store.lookup(job.recipe.id) if replace else None
+    blocks = [entry.id for entry in job.made if entry.kind == "block"]
+    delta = publish_delta(store, job.recipe, job.finetuned, blocks, watch, reread=trust.reread, replace=replace)
+    manifest = delta.manifest
+    if job.name:
+        set_ref(store, job.name, manifest.id, why="compress")
+    note(store, [*job.made, entry_of(manifest)])
+    changed = before is not None and (before.files, before.content) != (manifest.files, manifest.content)
+    return _delta_result(delta).model_copy(update={"changed": changed})
+
+
+def _delta_result(delta: Delta) -> DeltaResult:
+    return DeltaResult(
+        entry=entry_of(delta.manifest),
+        cr_projection=delta.content.cr_projection,
+        cr_model=delta.cr_model,
+        bytes=delta.bytes,
+        saved_bytes=delta.saved_bytes,
+        blocks=delta.content.blocks,
+    )

@@ -1,0 +1,137 @@
+"""Lineage events, derived from catalogue entries: which artifact was made from what, in OpenLineage's terms.
+
+Nothing here depends on OpenLineage's library, or on whether a receiver is configured.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+from urllib.parse import unquote
+from uuid import UUID, uuid5
+
+from impart_core.checkpoint.location import is_remote
+from impart_core.store.catalog import CatalogEntry
+
+_USER = re.compile(r"(?P<scheme>[\w+.-]+)://(?P<user>[^/\s]*)@")
+_QUERY = re.compile(r"(://[^\s?]*)\?\S+")
+_CONTAINER_BEFORE_AT = ("abfs", "wasb")  # Azure's URLs name a container where others name a user
+_LONGEST_ERROR = 2000
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A checkpoint or an artifact.
+
+    Attributes:
+        namespace: where it lies.
+        name: which it is, there.
+        kind: an artifact's kind; None for a checkpoint.
+        bytes: its size, where a stage tells.
+        cached: whether it was there before the run, likewise.
+    """
+
+    namespace: str
+    name: str
+    kind: str | None = None
+    bytes: int | None = None
+    cached: bool | None = None
+
+
+def checkpoint_dataset(location: str) -> Dataset:
+    """Return a checkpoint as a dataset: `file` and a path, `s3://bucket` and a key, `hf://org` and a name."""
+    scheme, _, place = public_url(location).rpartition("::")[2].partition("://")
+    if scheme == "file":
+        return Dataset("file", unquote(place))
+    bucket, _, key = place.partition("/")
+    return Dataset(f"{scheme}://{bucket}", key or "/")
+
+
+def artifact_dataset(
+    store: str, artifact_id: str, kind: str | None = None, bytes: int | None = None, cached: bool | None = None
+) -> Dataset:
+    """Return an artifact as a dataset: the store's URL, and its place in there."""
+    return Dataset(public_url(store), f"artifacts/{artifact_id}", kind, bytes, cached)
+
+
+def public_url(location: str) -> str:
+    """Return a folder, Hub id or URL as a URL that holds no credentials."""
+    if "://" not in location and is_remote(location):
+        return f"hf://{location}"
+    if "://" not in location or location.startswith("file://"):
+        return _path(location).as_uri()
+    return without_secrets(location).rstrip("/")
+
+
+def without_secrets(text: str) -> str:
+    """Return a text with user, password and query taken out of every URL in it."""
+    return _QUERY.sub(r"\1", _USER.sub(_kept_user, text))
+
+
+def _kept_user(found: re.Match[str]) -> str:
+    names_container = found["scheme"].startswith(_CONTAINER_BEFORE_AT) and ":" not in found["user"]
+    return found[0] if names_container else f"{found['scheme']}://"
+
+
+def _path(location: str) -> Path:
+    return Path(location.removeprefix("file://")).expanduser().absolute()
+
+
+@dataclass(frozen=True)
+class Event:
+    """A run's start or end.
+
+    Attributes:
+        type: which.
+        kind: whether it made one artifact, as part of a flow run, or is that flow run.
+        run: id of the run.
+        job: the kind of artifact, or the name of the flow.
+        parent: id and name of the flow run that it is part of.
+        inputs: what it reads.
+        outputs: what it made.
+        error: why it failed.
+        time: when, UTC.
+    """
+
+    type: Literal["START", "COMPLETE", "FAIL", "ABORT"]
+    kind: Literal["TASK", "FLOW"]
+    run: UUID
+    job: str
+    parent: tuple[UUID, str] | None = None
+    inputs: tuple[Dataset, ...] = ()
+    outputs: tuple[Dataset, ...] = ()
+    error: str | None = None
+    time: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+
+def events_of(
+    entries: Iterable[CatalogEntry], sources: Sequence[str], store: str, flow: tuple[UUID, str], made: Iterable[str]
+) -> list[Event]:
+    """Return the start and the end of the making of each artifact of a flow run.
+
+    Args:
+        entries: the artifacts' catalogue entries.
+        sources: where the checkpoints lie that they were made from.
+        store: the store's URL.
+        flow: id and name of the flow run.
+        made: ids of those that the run made; it found the others.
+    """
+    new, checkpoints, events = set(made), tuple(map(checkpoint_dataset, sources)), []
+    for entry in entries:
+        run = uuid5(flow[0], entry.id)
+        inputs = (*checkpoints, *(artifact_dataset(store, parent) for parent in entry.parents))
+        output = artifact_dataset(store, entry.id, entry.kind, entry.bytes, entry.id not in new)
+        started = datetime.fromisoformat(entry.started) if entry.started else datetime.now(UTC)
+        events += [
+            Event("START", "TASK", run, entry.kind, flow, inputs, time=started),
+            Event("COMPLETE", "TASK", run, entry.kind, flow, inputs, (output,)),
+        ]
+    return events
+
+
+def end_of(error: BaseException) -> tuple[Literal["FAIL", "ABORT"], str]:
+    """Return how a run ends by an error, and what to say of it without secrets."""
+    text = without_secrets(f"{type(error).__name__}: {error}")[:_LONGEST_ERROR]
+    return ("FAIL" if isinstance(error, Exception) else "ABORT"), text
