@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,22 @@ from impart_core.checkpoint.writer import spec_of, write_checkpoint
 
 VECTORS = Path(__file__).parent / "vectors"
 Environment = Mapping[str, str | None]
+
+
+def calls_of(work: Callable[[], object]) -> int:
+    """Return how many functions a piece of work calls: its cost, whatever the machine is busy with."""
+    count = 0
+
+    def counted(_frame: object, event: str, _argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(counted)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
 
 
 def llama_shapes(

@@ -109,7 +109,7 @@ def delta_recipe(
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Delta:
     """A published delta: its manifest and its blocks' manifests, in the model's order."""
 
@@ -117,6 +117,19 @@ class Delta:
     manifest: Manifest
     content: DeltaContent
     blocks: tuple[Manifest, ...]
+
+    def __repr__(self) -> str:
+        """Return it in one line: its id, both ratios, its bytes."""
+        projection = self.content.cr_projection
+        ratio = "no change" if projection is None else f"{projection:.2f}"
+        return (
+            f"Delta({self.manifest.id[:12]}, cr_projection={ratio}, cr_model={self.cr_model:.2f}, bytes={self.bytes:,})"
+        )
+
+    @property
+    def id(self) -> str:
+        """Its artifact id."""
+        return self.manifest.id
 
     @property
     def bytes(self) -> int:

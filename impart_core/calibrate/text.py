@@ -17,6 +17,7 @@ from impart_core.checkpoint.index import Checkpoint
 
 logger = logging.getLogger(__name__)
 
+PUBLISHED = "artifact:"  # before the name or id of calibration text that a store holds as tokens
 _LENGTH = 2048  # where the model can take that many
 _POSITION_KEYS = ("max_position_embeddings", "n_positions")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")  # any of them makes one
@@ -27,7 +28,8 @@ class CalibrationText(Frozen):
 
     Attributes:
         source: a text file; a `.jsonl` file with the field `text`; `hub:org/name[:config[:split[:field]]]`, a data set
-            of the Hub (split `train`, field `text`); `tinyzoo:math`, `tinyzoo:code` or `tinyzoo:chat`.
+            of the Hub (split `train`, field `text`); `tinyzoo:math`, `tinyzoo:code` or `tinyzoo:chat`; or
+            `artifact:ID`, calibration text that the store holds, of which all is taken.
         sequences: how many sequences.
         length: tokens of each; None: 2048, or as many as the model can take where that is fewer.
     """
@@ -45,6 +47,8 @@ def check_text(text: CalibrationText, finetuned: Checkpoint) -> None:
             than the model can take, or the checkpoint has no tokenizer.
         UnknownNameError: the tiny zoo has no such task.
     """
+    if text.source.startswith(PUBLISHED):
+        return
     check_source(text.source)
     _length(text, finetuned)
     _require_tokenizer(finetuned)

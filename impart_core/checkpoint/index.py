@@ -90,6 +90,7 @@ def open_checkpoint(location: Path | str) -> Checkpoint:
         raise CheckpointError(
             f"{folder.location} has no {CONFIG} (it holds {inside}). Give a Hugging Face model folder."
         )
+    _require_small(config)
     if not config.is_local:
         config = config.in_memory()
     index = folder.file(SHARD_INDEX)
@@ -157,8 +158,7 @@ def _tensors(files: Iterable[SourceFile]) -> dict[str, TensorInfo]:
 
 
 def _read_json(file: SourceFile) -> dict[str, Any]:
-    if file.size > _MAX_JSON_BYTES:
-        raise CheckpointError(f"{file} has {file.size:,} bytes, far more than such a file needs. Copy it again.")
+    _require_small(file)
     try:
         value = json.loads(file.read(0, file.size).decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -166,3 +166,8 @@ def _read_json(file: SourceFile) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{file} is not a JSON object.")
     return value
+
+
+def _require_small(file: SourceFile) -> None:
+    if file.size > _MAX_JSON_BYTES:
+        raise CheckpointError(f"{file} has {file.size:,} bytes, far more than such a file needs. Copy it again.")

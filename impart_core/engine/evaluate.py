@@ -18,7 +18,7 @@ from impart_core.engine.executor import Executor, stage
 from impart_core.engine.preflight import require_folder
 from impart_core.engine.references import EvaluationJob, EvaluationResult, Made, Run
 from impart_core.engine.requests import EvaluateRequest
-from impart_core.evaluate import Evaluation, Evaluator, check_tasks
+from impart_core.evaluation import Evaluation, Evaluator, check_tasks
 from impart_core.store.catalog import entry_of, note
 from impart_core.store.manifest import Manifest
 from impart_core.store.names import resolve

@@ -11,7 +11,7 @@ from impart_core.checkpoint.index import Checkpoint
 from impart_core.checkpoint.layout import Block
 from impart_core.checkpoint.pairing import Pair
 from impart_core.engine.requests import Trust
-from impart_core.evaluate import Split
+from impart_core.evaluation import Split
 from impart_core.store.catalog import CatalogEntry, entry_of
 from impart_core.store.manifest import Measured, Pointer
 from impart_core.store.provenance import Stopwatch

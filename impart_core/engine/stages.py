@@ -22,7 +22,7 @@ from impart_core.base.retry import GPU, NETWORK, patiently
 from impart_core.blocks.decompose import decompose_block as decompose
 from impart_core.blocks.encode import compress_block
 from impart_core.calibrate.distil import DistilOptions, distil_scales
-from impart_core.calibrate.text import read_tokens
+from impart_core.calibrate.text import PUBLISHED, read_tokens
 from impart_core.checkpoint.digest import tensor_digests
 from impart_core.checkpoint.index import Checkpoint
 from impart_core.engine.executor import stage
@@ -40,7 +40,7 @@ from impart_core.engine.references import (
 )
 from impart_core.store.catalog import entry_of, note
 from impart_core.store.manifest import Manifest
-from impart_core.store.names import set_ref
+from impart_core.store.names import resolve, set_ref
 from impart_core.store.pins import pinned
 from impart_core.store.provenance import Stopwatch
 from impart_core.store.publish import Outcome, made_or_found
@@ -56,7 +56,10 @@ def digest_checkpoint(checkpoint: Checkpoint, refresh: bool = False) -> dict[str
 def read_calibration_text(job: TextJob) -> TextResult:
     """Turn calibration text into tokens and publish these, unless the store holds them."""
     watch, store = job.run.watch(text=job.text.source), job.run.open_store()
-    tokens = read_tokens(job.text, job.finetuned)
+    if job.text.source.startswith(PUBLISHED):
+        tokens = read_calibration(store, resolve(store, job.text.source.removeprefix(PUBLISHED)))
+    else:
+        tokens = read_tokens(job.text, job.finetuned)
     recipe = calibration_recipe(tokens)
 
     def make() -> Manifest:

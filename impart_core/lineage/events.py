@@ -15,7 +15,7 @@ from uuid import UUID, uuid5
 from impart_core.checkpoint.location import is_remote
 from impart_core.store.catalog import CatalogEntry
 
-_USER = re.compile(r"(?P<scheme>[\w+.-]+)://(?P<user>[^/\s]*)@")
+_USER = re.compile(r"(?<![\w+.-])(?P<scheme>[\w+.-]+)://(?P<user>[^/\s]*)@")
 _QUERY = re.compile(r"(://[^\s?]*)\?\S+")
 _CONTAINER_BEFORE_AT = ("abfs", "wasb")  # Azure's URLs name a container where others name a user
 _LONGEST_ERROR = 2000

@@ -6,7 +6,8 @@ from time import perf_counter
 
 from impart_core.base.settings import build_config
 from impart_core.blocks.request import CompressConfig
-from impart_flows.compress import CompressRequest, run_compress
+from impart_core.engine.requests import CompressRequest
+from impart_flows.compress import run_compress
 from impart_flows.embedded import prefect_server
 
 

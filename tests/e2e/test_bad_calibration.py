@@ -221,7 +221,7 @@ def test_a_text_that_cannot_be_used_ends_the_run_before_a_checkpoint_is_read(
     def too_late(*_: object) -> None:
         raise AssertionError("it got as far as the weights")
 
-    monkeypatch.setattr("impart_flows.compress.digest_checkpoint.submit", too_late)
+    monkeypatch.setattr("impart_core.engine.compress.digest_checkpoint", too_late)
     monkeypatch.setenv("IMPART_STORE", str(tmp_path / "store"))
     typed, phrases = WHEN_READ[case]
     assert_refused(typed.format(**places).split(), [phrase.format(**places) for phrase in phrases])

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from impart_flows.compress import CompressReport, CompressRequest, run_compress
+from impart_core.engine.compress import CompressReport
+from impart_core.engine.requests import CompressRequest
+from impart_flows.compress import run_compress
 from tests.impart_core.pipeline import config_of
 from tests.support import Environment, data_files, make_pair, manifests, run_impart, run_json, run_together
 

@@ -10,9 +10,11 @@ from prefect.client.orchestration import get_client
 
 from impart_core.base.settings import build_config
 from impart_core.blocks.request import CompressConfig
+from impart_core.engine.compress import CompressReport
+from impart_core.engine.references import EvaluationResult
+from impart_core.engine.requests import CompressRequest
 from impart_flows import run_page
-from impart_flows.compress import CompressReport, CompressRequest, run_compress
-from impart_tasks.references import EvaluationResult
+from impart_flows.compress import run_compress
 from tests.support import manifests
 
 pytestmark = pytest.mark.e2e

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import impart_core.artifacts.calibration
-from impart_core import compress_layer as layers
+from impart_core.artifacts import activations
 from impart_core.artifacts.activations import Spill
+from impart_core.blocks import calibrated as layers
 from impart_core.calibrate.model import CausalModel
+from impart_core.engine import chain, stages
 from impart_core.storage.folder import FolderObjects
 from impart_core.storage.s3 import RemoteObjects, S3Objects
 from tests.faults.warm import impart
@@ -30,8 +31,8 @@ def run_hooked(hook: str, log: str, arguments: list[str]) -> None:
 
     Text goes in two batches with a file for each.
     """
-    impart_tasks.calibrate.batch_size = lambda length: 4  # type: ignore[assignment]
-    impart_core.artifacts.calibration.FILE_BATCHES = 1
+    chain.batch_size = lambda length: 4  # type: ignore[assignment]
+    activations.FILE_BATCHES = 1
 
     def traced(owner: Any, name: str, label: Callable[..., str]) -> None:
         real = getattr(owner, name)
@@ -43,8 +44,8 @@ def run_hooked(hook: str, log: str, arguments: list[str]) -> None:
 
         setattr(owner, name, traces)
 
-    traced(impart_tasks.calibrate, "compress_layer", lambda pairs, block, *_: f"compress {block.name[-1]}")
-    traced(impart_tasks.calibrate, "run_layer", lambda model, name, *_: f"run {name[-1]}")
+    traced(chain, "compress_layer", lambda pairs, block, *_: f"compress {block.name[-1]}")
+    traced(chain, "run_layer", lambda model, name, *_: f"run {name[-1]}")
     traced(CausalModel, "embed", lambda *_: "embed")
     if hook:
         HOOKS[hook]()
@@ -96,7 +97,7 @@ def wait_in_layer_1() -> None:
         while not (folder / "go").exists():
             time.sleep(0.01)
 
-    before(impart_tasks.calibrate, "compress_layer", lambda pairs, block, *_: block.name == "model.layers.1", wait)
+    before(chain, "compress_layer", lambda pairs, block, *_: block.name == "model.layers.1", wait)
 
 
 ATTENTION = "model.layers.{}.self_attn.o_proj"
@@ -105,11 +106,11 @@ HOOKS: dict[str, Callable[[], None]] = {
     "in the middle of layer 1": lambda: die_when_quantising(ATTENTION.format(1)),
     "in the middle of the last layer": lambda: die_when_quantising(ATTENTION.format(2)),
     "between layer 1 and what it gives": lambda: before(
-        impart_tasks.calibrate, "run_layer", lambda model, name, *_: name == "model.layers.1", die
+        chain, "run_layer", lambda model, name, *_: name == "model.layers.1", die
     ),
     "with what layer 1 gives in scratch": lambda: before(Spill, "publish", gives_layer_1, die),
     "with half of what layer 1 gives uploaded": lambda: die_when_uploading(half=True),
     "with what layer 1 gives uploaded but not its manifest": lambda: die_when_uploading(half=False),
-    "distilled": lambda: before(impart_tasks.calibrate, "release_memory", lambda: True, die),
+    "distilled": lambda: before(stages, "release_memory", lambda: True, die),
     "wait in layer 1": wait_in_layer_1,
 }

@@ -3,7 +3,6 @@
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 from safetensors.torch import save
 
 from impart_core.apply.dense import reconstruct
+from impart_core.apply.reader import open_reader
 from impart_core.artifacts.delta import open_delta
 from impart_core.artifacts.factors import FACTORS_FILE, FactorsContent, locate_factors
 from impart_core.base.errors import CorruptArtifactError, ImpartError
@@ -257,8 +257,8 @@ def test_a_block_that_does_not_say_its_base_is_refused(
 def test_a_tensor_that_does_not_fit_the_bases_is_refused(changed: dict[str, object], published: Store) -> None:
     delta = open_delta(published, resolve(published, "tiny"))
     base = open_checkpoint(Path(published.url).parent / "base")
-    with ExitStack() as stack:
-        for name, file in delta.open_blocks(stack).items():
+    with open_reader(delta) as reader:
+        for name, file in reader.blocks.items():
             header = file.headers[name].model_copy(update=changed)
             with pytest.raises(ImpartError, match=name):
                 rebuild_tensor(name, base, header, file)

@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
@@ -14,7 +13,8 @@ from uuid import uuid4
 
 import pytest
 
-from impart_tasks.receiver import Event, Receiver, is_configured
+from impart_core.lineage.events import Event
+from impart_tasks.receiver import Receiver, is_configured
 
 KEY = "a-secret-key"
 
@@ -76,14 +76,12 @@ def test_settings_without_a_receiver_print_and_count_nothing(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_silent_receiver_costs_two_seconds_at_the_end_and_one_complaint(
+def test_a_silent_receiver_is_given_up_with_one_complaint(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("OPENLINEAGE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        before = time.monotonic()
         receiver = send(5)
-        assert 1.9 < time.monotonic() - before < 6  # patience, and what a busy machine adds
     assert (receiver.sent, receiver.lost, receiver.failed) == (0, 5, True)
     assert "are not sent for the rest of this run" in str(receiver.complaint())
     assert receiver.complaint() is None

@@ -2,12 +2,12 @@
 
 import math
 import uuid
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
+from impart_core.apply.reader import open_reader
 from impart_core.artifacts.block import BlockContent, block_recipe
 from impart_core.artifacts.delta import Delta, delta_recipe, examine_delta, open_delta
 from impart_core.base.errors import ArtifactNotFoundError, ConfigError
@@ -116,8 +116,8 @@ def test_nothing_is_stored_of_files_that_the_base_has_too(delta: Delta) -> None:
 
 
 def test_blocks_open_by_tensor_and_say_what_their_manifests_say(delta: Delta) -> None:
-    with ExitStack() as stack:
-        files = delta.open_blocks(stack)
+    with open_reader(delta) as reader:
+        files = reader.blocks
         assert set(files) == set(llama_shapes())
         for block in delta.blocks:
             assert isinstance(block.content, BlockContent)
@@ -145,8 +145,8 @@ def test_a_delta_works_in_a_store_that_is_no_folder(pair: Pair, delta: Delta) ->
     remote = compress(Store(f"memory://{uuid.uuid4().hex}"), *pair, config_of(4))
     assert remote.manifest.id == delta.manifest.id
     assert [block.files for block in remote.blocks] == [block.files for block in delta.blocks]
-    with ExitStack() as stack:
-        assert set(remote.open_blocks(stack)) == set(llama_shapes())
+    with open_reader(remote) as reader:
+        assert set(reader.blocks) == set(llama_shapes())
 
 
 def test_a_delta_is_whole_only_while_every_block_is(pair: Pair, tmp_path: Path) -> None:

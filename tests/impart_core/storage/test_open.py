@@ -8,9 +8,9 @@ import httpx2
 import pytest
 
 from impart_core.base.errors import CheckpointError, ConfigError, UnreachableError
+from impart_core.base.retry import is_transient
 from impart_core.storage.failures import Side, checkpoint_errors, explain
 from impart_core.storage.open import OPTIONS_VARIABLE, storage_options
-from impart_tasks.resources import is_transient
 
 
 def test_options_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

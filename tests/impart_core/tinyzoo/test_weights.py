@@ -73,6 +73,6 @@ def test_build_overwrites_nothing(tmp_path: Path, kind: str) -> None:
 
 def test_importing_the_zoo_imports_nothing_heavy() -> None:
     heavy = "{'torch', 'transformers', 'lm_eval', 'datasets'}"
-    code = f"import sys, impart_core.tinyzoo, impart_core.evaluate; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, impart_core.tinyzoo, impart_core.evaluation; print(sorted({heavy} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

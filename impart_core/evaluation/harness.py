@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from impart_core.base.errors import EvaluationError
-from impart_core.evaluate.catalogue import check_tasks
-from impart_core.evaluate.result import Evaluation, Metric, Split, TaskResult
+from impart_core.evaluation.catalogue import check_tasks
+from impart_core.evaluation.result import Evaluation, Metric, Split, TaskResult
 
 
 class Evaluator:
@@ -48,8 +48,8 @@ class Evaluator:
         started = time.perf_counter()
         import lm_eval
 
-        from impart_core.evaluate.language_model import hush, open_model
-        from impart_core.evaluate.prepared import load_tasks, split_of
+        from impart_core.evaluation.language_model import hush, open_model
+        from impart_core.evaluation.prepared import load_tasks, split_of
 
         hush()
         loaded = load_tasks(tasks, split, self._seed)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from impart_core.base.errors import EvaluationError
-from impart_core.evaluate.catalogue import LOCAL_FOLDER, lm_eval_manager, only_local
-from impart_core.evaluate.result import Split
+from impart_core.evaluation.catalogue import LOCAL_FOLDER, lm_eval_manager, only_local
+from impart_core.evaluation.result import Split
 
 
 def load_tasks(names: Sequence[str], split: Split, seed: int) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 import pytest
 
 from impart_core.base.errors import CheckpointError
-from impart_flows.evaluate import EvaluateRequest, check_evaluate
+from impart_core.engine.evaluate import check_evaluate
+from impart_core.engine.requests import EvaluateRequest
 
 
 @pytest.mark.parametrize("model", ["s3://bucket/model", "hf://org/name", "org/name@v1"])

@@ -7,11 +7,8 @@ from typing import Any
 
 import pytest
 
-import impart_core.artifacts.calibration as calibration_module
-import impart_core.artifacts.delta as delta_module
-import impart_core.artifacts.evaluation as evaluation_module
-import impart_core.artifacts.factors as factors_module
 from impart_core import tinyzoo
+from impart_core.artifacts import activations, block, calibration_text, delta, evaluation, factors, scales
 from impart_core.artifacts.calibration_text import calibration_recipe
 from impart_core.artifacts.delta import delta_recipe
 from impart_core.artifacts.evaluation import evaluation_recipe
@@ -21,11 +18,12 @@ from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.text import CalibrationText, read_tokens
 from impart_core.checkpoint.digest import tensor_digests
 from impart_core.checkpoint.index import open_checkpoint
+from impart_core.engine.jobs import Planned, plan_jobs
+from impart_core.engine.preflight import check_compress
+from impart_core.engine.references import Run
+from impart_core.engine.requests import CompressRequest, Trust
 from impart_core.methods import METHODS
 from impart_core.store.recipe import Recipe
-from impart_flows.compress import CompressRequest, _places, check_compress
-from impart_flows.jobs import Planned, plan_jobs
-from impart_tasks.references import Trust
 
 Pair = tuple[Path, Path]
 Digests = tuple[dict[str, str], dict[str, str]]
@@ -62,11 +60,12 @@ def digests_of(request: CompressRequest) -> Digests:
 
 def ids(request: CompressRequest, digests: Digests | None = None) -> dict[str, str]:
     """Return the ids of all that a request makes: of each block, of its factors, and of the delta."""
-    base, finetuned, work = check_compress(request)
+    checked = check_compress(request)
+    base, finetuned = checked.base, checked.finetuned
     digests = digests or digests_of(request)
     text = calibration_recipe(read_tokens(request.calibration, finetuned)) if request.calibration else None
     words = text.id if text else None
-    planned = plan_jobs(request.config, work, finetuned, digests, words, _places(request))
+    planned = plan_jobs(checked, digests, words, Run(request.store, trust=request.trust))
     made = {"text": text, "delta": delta_recipe(base, finetuned, request.config, digests, words)}
     for job in planned.jobs:
         made |= {job.block.name: job.recipe, f"factors of {job.block.name}": job.factors}
@@ -172,20 +171,30 @@ def test_which_checkpoint_is_which_is_part_of_the_ids(request_: CompressRequest)
 
 
 @pytest.mark.parametrize(
-    ("module", "version", "expected"),
+    ("versions", "operation", "expected"),
     [
-        (delta_module, "_BLOCK_VERSION", {LAYER, "model.layers.1", REST}),
-        (delta_module, "_DELTA_VERSION", {"delta"}),
-        (delta_module, "FORMAT_VERSION", CODES | {REST}),
-        (factors_module, "_VERSION", FACTORS | {LAYER, "model.layers.1"}),
+        (block.VERSIONS, "block", {LAYER, "model.layers.1", REST}),
+        (delta.VERSIONS, "delta", {"delta"}),
+        (factors.VERSIONS, "factors", FACTORS | {LAYER, "model.layers.1"}),
     ],
 )
 def test_every_operations_version_is_part_of_the_ids(
-    module: Any, version: str, expected: set[str], request_: CompressRequest, monkeypatch: pytest.MonkeyPatch
+    versions: dict[str, int],
+    operation: str,
+    expected: set[str],
+    request_: CompressRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = ids(request_)
-    monkeypatch.setattr(module, version, getattr(module, version) + 1)
+    monkeypatch.setitem(versions, operation, versions[operation] + 1)
     assert changed(before, ids(request_)) == expected
+
+
+def test_the_formats_version_is_part_of_the_ids(request_: CompressRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = ids(request_)
+    for module in (block, delta):
+        monkeypatch.setattr(module, "FORMAT_VERSION", 2)
+    assert changed(before, ids(request_)) == CODES | {REST}
 
 
 @pytest.mark.parametrize("method", list(METHODS))
@@ -254,19 +263,28 @@ def test_the_configuration_that_a_model_runs_by_is_part_of_the_ids_where_it_is_r
 
 
 @pytest.mark.parametrize(
-    ("version", "expected"),
+    ("versions", "operation", "expected"),
     [
-        ("_TEXT_VERSION", {"text", "delta", *chain(0, 1, 2)}),
-        ("_ACTIVATIONS_VERSION", chain(0, 1, 2)),
-        ("BATCH_TOKENS", chain(0, 1, 2)),
+        (calibration_text.VERSIONS, "calibration", {"text", "delta", *chain(0, 1, 2)}),
+        (activations.VERSIONS, "activations", chain(0, 1, 2)),
     ],
 )
 def test_every_version_of_calibration_is_part_of_the_ids(
-    version: str, expected: set[str], zoo_request: CompressRequest, monkeypatch: pytest.MonkeyPatch
+    versions: dict[str, int],
+    operation: str,
+    expected: set[str],
+    zoo_request: CompressRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = ids(zoo_request)
-    monkeypatch.setattr(calibration_module, version, getattr(calibration_module, version) + 1)
+    monkeypatch.setitem(versions, operation, versions[operation] + 1)
     assert changed(before, ids(zoo_request)) == expected
+
+
+def test_the_size_of_batches_is_part_of_the_ids(zoo_request: CompressRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = ids(zoo_request)
+    monkeypatch.setattr(activations, "BATCH_TOKENS", 4096)
+    assert changed(before, ids(zoo_request)) == chain(0, 1, 2)
 
 
 def test_the_version_of_distillation_is_part_of_the_ids(
@@ -274,7 +292,7 @@ def test_the_version_of_distillation_is_part_of_the_ids(
 ) -> None:
     request = with_config(zoo_request, method="bitdelta", options={"distil": True})
     before = ids(request)
-    monkeypatch.setattr(calibration_module, "_DISTIL_VERSION", 2)
+    monkeypatch.setitem(scales.VERSIONS, "scales", 2)
     assert changed(before, ids(request)) >= {"scales", LAYER}
 
 
@@ -318,10 +336,10 @@ def test_all_that_decides_an_evaluation_is_part_of_its_id(pair: Pair, monkeypatc
     before = evaluation_recipe(**usual).id  # type: ignore[arg-type]
     for name, value in others.items():
         assert evaluation_recipe(**{**usual, name: value}).id != before  # type: ignore[arg-type]
-    monkeypatch.setattr(evaluation_module, "_VERSION", 2)
+    monkeypatch.setitem(evaluation.VERSIONS, "evaluation", 2)
     assert evaluation_recipe(**usual).id != before  # type: ignore[arg-type]
     monkeypatch.undo()
-    monkeypatch.setattr(evaluation_module, "task_fingerprint", lambda names: dict.fromkeys(names, "0" * 64))
+    monkeypatch.setattr(evaluation, "task_fingerprint", lambda names: dict.fromkeys(names, "0" * 64))
     assert evaluation_recipe(**usual).id != before  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""evaluate() runs lm-evaluation-harness on the shipped zoo."""
+"""The evaluator runs lm-evaluation-harness on the shipped zoo."""
 
 import subprocess
 import sys
@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from impart_core.base.errors import EvaluationError, UnknownNameError
-from impart_core.evaluate import LOCAL_TASKS, evaluate
-from impart_core.evaluate.catalogue import LOCAL_FOLDER
+from impart_core.evaluation import LOCAL_TASKS, Evaluator
+from impart_core.evaluation.catalogue import LOCAL_FOLDER
 from impart_core.tinyzoo import FINE_TUNES, path
 
 
 @pytest.mark.e2e
 def test_the_base_cannot_do_the_tasks() -> None:
-    evaluation = evaluate(path("base"), LOCAL_TASKS, batch_size=100)
+    evaluation = Evaluator(path("base"), batch_size=100).measure(LOCAL_TASKS)
     for task in LOCAL_TASKS:
         result = evaluation.tasks[task]
         assert (result.items, result.split) == (300, "test")
@@ -24,7 +24,7 @@ def test_the_base_cannot_do_the_tasks() -> None:
 @pytest.mark.e2e
 @pytest.mark.parametrize("name", FINE_TUNES)
 def test_a_fine_tune_can_do_its_task(name: str) -> None:
-    result = evaluate(path(name), [f"tinyzoo_{name}"], batch_size=100).tasks[f"tinyzoo_{name}"]
+    result = Evaluator(path(name), batch_size=100).measure([f"tinyzoo_{name}"]).tasks[f"tinyzoo_{name}"]
     match, loss = result.metrics["exact_match"], result.metrics["answer_loss"]
     assert result.items == 300
     assert match.value >= 0.90
@@ -50,16 +50,16 @@ def test_the_loss_is_that_of_a_plain_forward_pass() -> None:
         with torch.no_grad():
             logs = model(tokens).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
         losses.append(-logs.gather(1, torch.tensor(answer)[:, None]).mean().item())
-    measured = evaluate(path("math"), ["tinyzoo_math"], limit=10).tasks["tinyzoo_math"]
+    measured = Evaluator(path("math")).measure(["tinyzoo_math"], limit=10).tasks["tinyzoo_math"]
     # Only the padding of a batch differs, which moves float32 sums by about 1e-6.
     assert measured.metrics["answer_loss"].value == pytest.approx(sum(losses) / 10, abs=1e-5)
 
 
 @pytest.mark.e2e
 def test_the_same_model_gets_the_same_numbers_and_validation_is_another_split() -> None:
-    first = evaluate(path("chat"), ["tinyzoo_chat"], split="validation", limit=20)
-    again = evaluate(path("chat"), ["tinyzoo_chat"], split="validation", limit=20)
-    test = evaluate(path("chat"), ["tinyzoo_chat"], limit=20)
+    first = Evaluator(path("chat")).measure(["tinyzoo_chat"], split="validation", limit=20)
+    again = Evaluator(path("chat")).measure(["tinyzoo_chat"], split="validation", limit=20)
+    test = Evaluator(path("chat")).measure(["tinyzoo_chat"], limit=20)
     assert first.tasks == again.tasks
     result = first.tasks["tinyzoo_chat"]
     assert (result.items, result.split) == (20, "validation")
@@ -69,18 +69,18 @@ def test_the_same_model_gets_the_same_numbers_and_validation_is_another_split() 
 @pytest.mark.parametrize("limit", [0, -1])
 def test_a_limit_below_one_is_refused(limit: int) -> None:
     with pytest.raises(EvaluationError, match="at least 1"):
-        evaluate(path("base"), ["tinyzoo_math"], limit=limit)
+        Evaluator(path("base")).measure(["tinyzoo_math"], limit=limit)
 
 
 def test_no_task_is_refused() -> None:
     with pytest.raises(EvaluationError, match="No evaluation task"):
-        evaluate(path("base"), [])
+        Evaluator(path("base")).measure([])
 
 
 @pytest.mark.e2e
 def test_an_unknown_task_is_refused_before_the_model_is_looked_at(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'tinyzoo_code'"):
-        evaluate(tmp_path / "nothing", ["tinyzoo_cod"])
+        Evaluator(tmp_path / "nothing").measure(["tinyzoo_cod"])
 
 
 @pytest.mark.e2e
@@ -90,7 +90,7 @@ def test_a_folder_without_a_model_is_a_sentence(tmp_path: Path, content: str) ->
     if content == "empty":
         folder.mkdir()
     with pytest.raises(EvaluationError, match=str(folder)):
-        evaluate(folder, ["tinyzoo_math"], limit=1)
+        Evaluator(folder).measure(["tinyzoo_math"], limit=1)
 
 
 @pytest.mark.e2e

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from impart_core.base.errors import EvaluationError
-from impart_core.evaluate.prepared import _set_up, load_tasks, split_of
+from impart_core.evaluation.prepared import _set_up, load_tasks, split_of
 
 
 def _task(*, validation: bool, test: bool) -> Any:

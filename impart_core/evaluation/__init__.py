@@ -1,8 +1,8 @@
 """Measures models with lm-evaluation-harness; importing this package imports neither lm-eval nor transformers."""
 
-from impart_core.evaluate.catalogue import LOCAL_TASKS, check_tasks, task_fingerprint
-from impart_core.evaluate.harness import Evaluator
-from impart_core.evaluate.result import Evaluation, Metric, Split, TaskResult
+from impart_core.evaluation.catalogue import LOCAL_TASKS, check_tasks, task_fingerprint
+from impart_core.evaluation.harness import Evaluator
+from impart_core.evaluation.result import Evaluation, Metric, Split, TaskResult
 
 __all__ = [
     "LOCAL_TASKS",
