@@ -1,7 +1,6 @@
 """The proxy's faults, as a client of a real S3 server meets them, and what can be done to the server itself."""
 
 import errno
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,11 +33,17 @@ def proxy(server: S3Server) -> Iterator[S3Proxy]:
 
 @pytest.fixture
 def client(server: S3Server, proxy: S3Proxy) -> Any:
-    """A client behind the proxy that tries nothing twice and waits for a second."""
+    """A client behind the proxy that tries nothing twice, and is as patient as a busy machine needs."""
     return client_of({**server.variables, "AWS_ENDPOINT_URL": proxy.url})
 
 
-def client_of(variables: dict[str, str]) -> Any:
+@pytest.fixture
+def hasty(server: S3Server, proxy: S3Proxy) -> Any:
+    """The same, but it waits for an answer for a second only."""
+    return client_of({**server.variables, "AWS_ENDPOINT_URL": proxy.url}, read_timeout=1)
+
+
+def client_of(variables: dict[str, str], read_timeout: int = 60) -> Any:
     """Return a new client, not one that s3fs remembers."""
     import s3fs
 
@@ -46,7 +51,7 @@ def client_of(variables: dict[str, str]) -> Any:
         key=variables["AWS_ACCESS_KEY_ID"],
         secret=variables["AWS_SECRET_ACCESS_KEY"],
         endpoint_url=variables["AWS_ENDPOINT_URL"],
-        config_kwargs={"connect_timeout": 1, "read_timeout": 1, "retries": {"max_attempts": 0}},
+        config_kwargs={"connect_timeout": 60, "read_timeout": read_timeout, "retries": {"max_attempts": 0}},
         skip_instance_cache=True,
         use_listings_cache=False,
     )
@@ -143,14 +148,12 @@ def test_a_get_is_cut_in_mid_body(reset: bool, client: Any, proxy: S3Proxy) -> N
     assert len(client.cat_file("impart/object")) == SIZE
 
 
-def test_a_stalled_get_meets_the_clients_time_out(client: Any, proxy: S3Proxy) -> None:
+def test_a_stalled_get_meets_the_clients_time_out(hasty: Any, proxy: S3Proxy) -> None:
     from botocore.exceptions import ReadTimeoutError
 
     fault = proxy.stall()
-    started = time.monotonic()
     with pytest.raises(ReadTimeoutError):
-        client.cat_file("impart/object")
-    assert 0.9 < time.monotonic() - started < 10
+        hasty.cat_file("impart/object")
     assert fault.injected == 1
 
 

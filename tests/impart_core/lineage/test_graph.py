@@ -146,7 +146,7 @@ def test_the_work_grows_as_the_number_of_artifacts_does(parts: bool) -> None:
         return calls_of(lambda: lineage(wide, number(1), parts=parts))
 
     for cost in (chain_of, wide_of):
-        cost(10)  # what is done once for each process
+        cost(20)  # what is done once for each process
         assert cost(2000) < 5 * cost(500)
 
 
