@@ -4,6 +4,8 @@ The library encodes and writes; `tests.docs.reader` reads. Golden compressions a
 """
 
 import ast
+import json
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,8 +31,8 @@ from impart_core.codec.rows import encode_rows
 from impart_core.config import CompressConfig, build_config
 from impart_core.sparsify import QUANTIZING, SPARSIFIERS, Projection
 from tests.docs import reader
-from tests.e2e.test_golden import COMPRESSIONS, GOLDEN, impart
-from tests.support import decaying_delta
+from tests.e2e.test_golden import COMPRESSIONS, GOLDEN
+from tests.support import decaying_delta, run_json
 
 PAGE = Path(__file__).parents[2] / "docs" / "format.md"
 NAME = "model.layers.0.mlp.up_proj.weight"
@@ -190,9 +192,10 @@ def test_the_reader_uses_nothing_of_the_library() -> None:
 def golden(environment: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
     """A folder store with a delta of every golden compression, and their ids."""
     store = tmp_path_factory.mktemp("format") / "store"
+    shutil.copytree(GOLDEN / "store", store)  # the factors, so that block files are the golden ones bit by bit
     base, finetuned = str(GOLDEN / "base"), str(GOLDEN / "finetuned")
     found = {
-        name: impart("compress", base, finetuned, *flags, "--store", str(store), environment=environment)["artifact"]
+        name: run_json("compress", base, finetuned, *flags, "--store", str(store), environment=environment)["artifact"]
         for name, flags in COMPRESSIONS.items()
     }
     return store, found
@@ -203,11 +206,12 @@ def golden(environment: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 def test_golden_deltas_are_read_from_the_store(name: str, golden: tuple[Path, dict[str, str]]) -> None:
     store, made = golden
     delta = reader.read_manifest(store, made[name])
-    methods = set()
+    methods, expected = set(), json.loads((GOLDEN / "golden.json").read_text())[name]["files"]
     for pointer in delta["content"]["blocks"]:
         block = reader.read_manifest(store, pointer["id"])
         assert block["recipe"]["operation"] == "compress-block"
         (entry,) = block["files"]
+        assert entry["sha256"] == expected[pointer["name"]]
         methods |= compare(store / "artifacts" / pointer["id"] / entry["path"])
     assert delta["recipe"]["config"]["method"] in methods
     for side in ("base", "finetuned"):
@@ -221,7 +225,7 @@ def test_a_reconstruction_is_base_plus_delta(
 ) -> None:
     store, made = golden
     base, out = str(GOLDEN / "base"), str(tmp_path / "rebuilt")
-    impart("reconstruct", made["dare"], "--base", base, "--out", out, "--store", str(store), environment=environment)
+    run_json("reconstruct", made["dare"], "--base", base, "--out", out, "--store", str(store), environment=environment)
     ours = reader.read_entries(GOLDEN / "base" / "model.safetensors")
     theirs = reader.read_entries(tmp_path / "rebuilt" / "model.safetensors")
     rebuilt = {}
