@@ -1,0 +1,240 @@
+"""docs/format.md holds: a reader written from that page alone decodes what the library decodes.
+
+The library encodes and writes; `tests.docs.reader` reads. Golden compressions are made with the command.
+"""
+
+import ast
+import json
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+# All that is needed of the library, in one place.
+from impart_core.checkpoint.layout import Role
+from impart_core.codec.bitpack import pack
+from impart_core.codec.format import (
+    BlockFile,
+    EncodedTensor,
+    TensorHeader,
+    decode_delta,
+    decode_stack,
+    write_block,
+)
+from impart_core.codec.keep import encode_keep
+from impart_core.codec.rows import encode_rows
+from impart_core.config import CompressConfig, build_config
+from impart_core.sparsify import QUANTIZING, SPARSIFIERS, Projection
+from tests.docs import reader
+from tests.e2e.test_golden import COMPRESSIONS, GOLDEN
+from tests.support import decaying_delta, run_json
+
+PAGE = Path(__file__).parents[2] / "docs" / "format.md"
+NAME = "model.layers.0.mlp.up_proj.weight"
+ODD_NAME = 'mod\u00e8le:\u007f"\\\n\U0001f600.0.w'  # all that the text of a mask's key escapes
+PRODUCTS = ("impart", "impart-qt", "delta-come", "lowrank")  # sums whose order is not specified
+ROUNDING = 1e-5  # of the largest entry: float32 sums of at most some dozens of terms
+CASES: dict[str, tuple[str, float, dict[str, Any]]] = {
+    **{f"{method} plain": (method, 8.0, {}) for method in SPARSIFIERS},
+    "impart uniform": ("impart", 4.0, {"allocation": "uniform", "rescale": False}),
+    "impart-qt all widths": ("impart-qt", 8.0, {"ladder": "16x1,8x2,4x3,3x4,2"}),
+    "impart-qt not lossless": ("impart-qt", 12.0, {"ladder": "3x5,2", "lossless": False, "group_size": 7}),
+    "impart-qt one group a range": ("impart-qt", 12.0, {"ladder": "4x5,3", "group_size": 65535}),
+    "delta-come all widths": ("delta-come", 6.0, {"ladder": "16x1,8x2,4x3,3x4,2", "group_size": 50}),
+    "delta-come not lossless": ("delta-come", 8.0, {"ladder": "16x2,3", "lossless": False}),
+    "dare-qt 8 bits": ("dare-qt", 6.0, {"bits": 8}),
+    "dare-qt not lossless": ("dare-qt", 16.0, {"bits": 2, "lossless": False, "group_size": 33}),
+    "dare-qt of nothing": ("dare-qt", 2000.0, {}),
+    "dare of nothing": ("dare", 4000.0, {}),
+    "bitdelta of rows, all kept": ("bitdelta", 8.0, {"per_row": True}),
+    "bitdelta masked": ("bitdelta", 40.0, {}),
+    "bitdelta of nothing": ("bitdelta", 4000.0, {}),
+}
+
+
+def encode(method: str, cr: float, options: Mapping[str, Any], name: str, delta: torch.Tensor) -> dict[str, Any]:
+    """Return a delta's parts by a method; those that quantise round to nearest, as nothing is known of inputs."""
+    nearest = {"solver": "nearest"} if method in QUANTIZING else {}
+    if method in ("impart-qt", "delta-come"):
+        nearest["ladder"] = "3x4,2"
+    config = build_config(CompressConfig, method=method, cr=cr, seed=7, options={**nearest, **options})
+    return SPARSIFIERS.get(method).encode(Projection.of(delta, name), config)
+
+
+def tensor(method: str, shape: tuple[int, ...], parts: Mapping[str, Any], dtype: str = "F32") -> EncodedTensor:
+    header = TensorHeader(
+        method=method, role=Role.PROJECTION, shape=shape, dtype=dtype, seed=7, parts=tuple(sorted(parts))
+    )
+    return EncodedTensor(header, dict(parts))
+
+
+def compare(path: Path) -> set[str]:
+    """Hold what the reader decodes of a block file against the library; return the methods that were met."""
+    file = BlockFile(path)
+    headers, parts = reader.read_block(path)
+    assert set(headers) == set(file.headers)
+    for name, header in file.headers.items():
+        theirs = list(decode_stack(file, name)) if header.is_stack else [decode_delta(name, header, file.codes(name))]
+        ours = list(reader.deltas_of(name, headers[name], parts[name]))
+        assert len(ours) == len(theirs)
+        for mine, delta in zip(ours, theirs, strict=True):
+            assert (mine is None) == (delta is None)
+            if delta is None:
+                continue
+            expected = delta.numpy()
+            assert mine.dtype == expected.dtype
+            if header.method in PRODUCTS:
+                np.testing.assert_allclose(mine, expected, rtol=0, atol=ROUNDING * max(1e-30, np.abs(expected).max()))
+            else:
+                np.testing.assert_array_equal(mine, expected)
+    return {header.method for header in file.headers.values()}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", [NAME, ODD_NAME])
+@pytest.mark.parametrize("shape", [(50, 37), (24, 61)])
+def test_every_method_is_decoded_as_the_page_says(case: str, name: str, shape: tuple[int, int], tmp_path: Path) -> None:
+    method, cr, options = CASES[case]
+    parts = encode(method, cr, options, name, decaying_delta(*shape))
+    write_block(tmp_path / "block", {name: tensor(method, shape, parts)})
+    assert compare(tmp_path / "block") == {method}
+
+
+def test_every_form_of_a_stream_is_decoded(tmp_path: Path) -> None:
+    forms: set[int] = set()
+    for number, ladder in enumerate(("16x2,8x2,3", "3", "2")):
+        delta = decaying_delta(300, 200)
+        delta[::3] *= 1e-3  # codes that are far from uniform
+        parts = encode("delta-come", 16.0, {"ladder": ladder, "group_size": 2000}, NAME, delta)
+        write_block(tmp_path / f"{number}", {NAME: tensor("delta-come", (300, 200), parts)})
+        compare(tmp_path / f"{number}")
+        forms |= set(parts["forms"].tolist())
+    assert forms == {0, 1, 2}
+
+
+@pytest.mark.parametrize("method", list(SPARSIFIERS))
+def test_a_stack_is_decoded_matrix_by_matrix(method: str, tmp_path: Path) -> None:
+    shape, parts = (12, 40, 30), {}
+    for index in (0, 2, 11):
+        codes = encode(method, 6.0, {}, f"{NAME}[{index}]", decaying_delta(40, 30, seed=index))
+        parts |= {f"{index}.{part}": code for part, code in codes.items()}
+    write_block(tmp_path / "block", {NAME: tensor(method, shape, parts)})
+    compare(tmp_path / "block")
+    headers, found = reader.read_block(tmp_path / "block")
+    decoded = list(reader.deltas_of(NAME, headers[NAME], found[NAME]))
+    assert [index for index, delta in enumerate(decoded) if delta is not None] == [0, 2, 11]
+
+
+def test_what_no_method_codes_is_decoded(tmp_path: Path) -> None:
+    delta, few = decaying_delta(20, 30), torch.zeros(20, 30)
+    few[[3, 7, 19]] = delta[:3]
+    added = torch.randn(4, 30).to(torch.bfloat16)
+    tensors = {
+        "keep": tensor("keep", (20, 30), {"delta": encode_keep(delta, "keep")}),
+        "keep at a large scale": tensor("keep", (600,), {"delta": encode_keep(1e4 * delta.flatten(), "keep")}),
+        "rows": tensor("rows", (24, 30), {**encode_rows(few, "rows"), "added": added}, "BF16"),
+        "added": tensor("omitted", (24, 30), {"added": added}, "BF16"),
+        "omitted": tensor("omitted", (3,), {}),
+        "value": tensor("value", (3,), {"value": torch.tensor([1, -2, 3])}, "I64"),
+        "head": tensor("impart", (24, 30), {**encode("impart", 4.0, {}, "head", delta), "added": added}, "BF16"),
+    }
+    write_block(tmp_path / "block", tensors)
+    assert compare(tmp_path / "block") == {"keep", "rows", "omitted", "value", "impart"}
+    _, parts = reader.read_block(tmp_path / "block")
+    np.testing.assert_array_equal(parts["value"]["value"], [1, -2, 3])
+    np.testing.assert_array_equal(parts["rows"]["added"], added.float().numpy())
+
+
+def test_parts_lie_in_the_order_of_the_page(tmp_path: Path) -> None:
+    tensors = {
+        name: tensor("impart", (50, 37), encode("impart", 8.0, {}, name, decaying_delta(50, 37))) for name in "ba"
+    }
+    write_block(tmp_path / "block", tensors)
+    keys = list(reader.read_entries(tmp_path / "block"))
+    assert keys == ["a:sigma", "b:sigma", *(f"{name}:{part}" for name in "ab" for part in ("keep", "u", "v"))]
+    assert (tmp_path / "block").read_bytes()[0] % 8 == 0
+
+
+def test_the_known_answers_of_the_page_are_right() -> None:
+    page = PAGE.read_text()
+    key = reader.mask_key(7, "layer.weight", "u")
+    lines = reader.words(key, lines=2, length=10)
+    for number in (key, *lines[0, :4], *lines[1, :4]):
+        assert f"{int(number):#x}" in page
+    assert pack(np.array([1, 2, 7], dtype=np.uint8), 3).tobytes() == b"\xd1\x01"
+    assert "`0xd1 0x01`" in page
+
+
+@pytest.mark.parametrize("length", [1, 8, 9, 64])
+def test_words_are_those_of_philox_by_its_definition(length: int) -> None:
+    key = reader.mask_key(3, NAME, "delta")
+    blocks = -(-length // 8)
+    for line, found in enumerate(reader.words(key, lines=3, length=length)):
+        outputs = [x for block in range(blocks) for x in reader.philox(key, line * blocks + block + 1)]
+        assert found.tolist() == [half for x in outputs for half in (x & 0xFFFFFFFF, x >> 32)][:length]
+
+
+def test_the_reader_uses_nothing_of_the_library() -> None:
+    imported = set()
+    for node in ast.walk(ast.parse(Path(reader.__file__).read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+        imported |= {name.partition(".")[0] for name in names}
+    assert imported - set(sys.stdlib_module_names) == {"numpy", "zstandard"}
+
+
+@pytest.fixture(scope="module")
+def golden(environment: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A folder store with a delta of every golden compression, and their ids."""
+    store = tmp_path_factory.mktemp("format") / "store"
+    shutil.copytree(GOLDEN / "store", store)  # the factors, so that block files are the golden ones bit by bit
+    base, finetuned = str(GOLDEN / "base"), str(GOLDEN / "finetuned")
+    found = {
+        name: run_json("compress", base, finetuned, *flags, "--store", str(store), environment=environment)["artifact"]
+        for name, flags in COMPRESSIONS.items()
+    }
+    return store, found
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("name", COMPRESSIONS)
+def test_golden_deltas_are_read_from_the_store(name: str, golden: tuple[Path, dict[str, str]]) -> None:
+    store, made = golden
+    delta = reader.read_manifest(store, made[name])
+    methods, expected = set(), json.loads((GOLDEN / "golden.json").read_text())[name]["files"]
+    for pointer in delta["content"]["blocks"]:
+        block = reader.read_manifest(store, pointer["id"])
+        assert block["recipe"]["operation"] == "compress-block"
+        (entry,) = block["files"]
+        assert entry["sha256"] == expected[pointer["name"]]
+        methods |= compare(store / "artifacts" / pointer["id"] / entry["path"])
+    assert delta["recipe"]["config"]["method"] in methods
+    for side in ("base", "finetuned"):
+        digests = reader.tensor_digests(GOLDEN / side / "model.safetensors")
+        assert delta["content"][side] == delta["recipe"]["inputs"][side] == reader.digest(digests)
+
+
+@pytest.mark.e2e
+def test_a_reconstruction_is_base_plus_delta(
+    golden: tuple[Path, dict[str, str]], environment: dict[str, Any], tmp_path: Path
+) -> None:
+    store, made = golden
+    base, out = str(GOLDEN / "base"), str(tmp_path / "rebuilt")
+    run_json("reconstruct", made["dare"], "--base", base, "--out", out, "--store", str(store), environment=environment)
+    ours = reader.read_entries(GOLDEN / "base" / "model.safetensors")
+    theirs = reader.read_entries(tmp_path / "rebuilt" / "model.safetensors")
+    rebuilt = {}
+    for pointer in reader.read_manifest(store, made["dare"])["content"]["blocks"]:
+        (entry,) = reader.read_manifest(store, pointer["id"])["files"]
+        headers, parts = reader.read_block(store / "artifacts" / pointer["id"] / entry["path"])
+        for name, header in headers.items():
+            (delta,) = reader.deltas_of(name, header, parts[name])
+            rebuilt[name] = ours[header.get("base", name)] + (0 if delta is None else delta)
+    assert set(rebuilt) == set(theirs)
+    for name, expected in theirs.items():
+        np.testing.assert_array_equal(rebuilt[name], expected)
