@@ -4,9 +4,20 @@ What a pipeline adds to that is its overhead.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from time import perf_counter
+from typing import Any
+
+from impart_core.artifacts import activations, block, factors
+from impart_core.blocks import decompose, encode
+from impart_core.calibrate.layer import Layer
+from impart_core.checkpoint import digest
+from impart_core.delta import load
+from impart_core.methods import METHODS
+from impart_core.store import store
+from impart_core.store.store import Store
 
 _lock = threading.Lock()
 _inside = 0
@@ -35,3 +46,30 @@ def busy_seconds() -> float:
     """Return the seconds that this process has been busy so far."""
     with _lock:
         return _total + (perf_counter() - _since if _inside else 0.0)
+
+
+def watch_kernels() -> None:
+    """Count what a compression does in numeric kernels and in file input and output, in this process from now on."""
+    for module, name in (
+        (load, "load_matrix"),
+        (decompose, "factors_of"),
+        (encode, "factors_of"),
+        (block, "write_block"),
+        (factors, "write_tensors"),
+        (activations, "write_tensors"),
+        (digest, "tensor_digest"),
+        (store, "sha256_of"),
+        (Store, "publish"),
+        (Layer, "hessians"),
+        *((METHODS.get(method), "encode") for method in METHODS),
+    ):
+        setattr(module, name, _counted(getattr(module, name)))
+
+
+def _counted(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        with busy():
+            return function(*args, **kwargs)
+
+    return counted

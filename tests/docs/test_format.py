@@ -16,20 +16,14 @@ import pytest
 import torch
 
 # All that is needed of the library, in one place.
+from impart_core.base.settings import build_config
 from impart_core.checkpoint.layout import Role
 from impart_core.codec.bitpack import pack
-from impart_core.codec.format import (
-    BlockFile,
-    EncodedTensor,
-    TensorHeader,
-    decode_delta,
-    decode_stack,
-    write_block,
-)
+from impart_core.codec.format import BlockFile, EncodedTensor, TensorHeader, write_block
 from impart_core.codec.keep import encode_keep
 from impart_core.codec.rows import encode_rows
-from impart_core.config import CompressConfig, build_config
-from impart_core.sparsify import QUANTIZING, SPARSIFIERS, Projection
+from impart_core.methods import METHODS, QUANTIZING, Coding, Projection
+from impart_core.methods.decode import decode_delta, decode_stack
 from tests.docs import reader
 from tests.e2e.test_golden import COMPRESSIONS, GOLDEN
 from tests.support import decaying_delta, run_json
@@ -40,7 +34,7 @@ ODD_NAME = 'mod\u00e8le:\u007f"\\\n\U0001f600.0.w'  # all that the text of a mas
 PRODUCTS = ("impart", "impart-qt", "delta-come", "lowrank")  # sums whose order is not specified
 ROUNDING = 1e-5  # of the largest entry: float32 sums of at most some dozens of terms
 CASES: dict[str, tuple[str, float, dict[str, Any]]] = {
-    **{f"{method} plain": (method, 8.0, {}) for method in SPARSIFIERS},
+    **{f"{method} plain": (method, 8.0, {}) for method in METHODS},
     "impart uniform": ("impart", 4.0, {"allocation": "uniform", "rescale": False}),
     "impart-qt all widths": ("impart-qt", 8.0, {"ladder": "16x1,8x2,4x3,3x4,2"}),
     "impart-qt not lossless": ("impart-qt", 12.0, {"ladder": "3x5,2", "lossless": False, "group_size": 7}),
@@ -62,8 +56,8 @@ def encode(method: str, cr: float, options: Mapping[str, Any], name: str, delta:
     nearest = {"solver": "nearest"} if method in QUANTIZING else {}
     if method in ("impart-qt", "delta-come"):
         nearest["ladder"] = "3x4,2"
-    config = build_config(CompressConfig, method=method, cr=cr, seed=7, options={**nearest, **options})
-    return SPARSIFIERS.get(method).encode(Projection.of(delta, name), config)
+    config = build_config(Coding, method=method, cr=cr, seed=7, options={**nearest, **options})
+    return METHODS.get(method).encode(Projection.of(delta, name), config)
 
 
 def tensor(method: str, shape: tuple[int, ...], parts: Mapping[str, Any], dtype: str = "F32") -> EncodedTensor:
@@ -117,7 +111,7 @@ def test_every_form_of_a_stream_is_decoded(tmp_path: Path) -> None:
     assert forms == {0, 1, 2}
 
 
-@pytest.mark.parametrize("method", list(SPARSIFIERS))
+@pytest.mark.parametrize("method", list(METHODS))
 def test_a_stack_is_decoded_matrix_by_matrix(method: str, tmp_path: Path) -> None:
     shape, parts = (12, 40, 30), {}
     for index in (0, 2, 11):
