@@ -1,33 +1,46 @@
-"""The application: its verbs, and how errors leave it (a sentence on standard error, exit code 2)."""
+"""The application: how it is entered, and how errors leave it (a sentence on standard error, exit code 2)."""
 
 import os
 import sys
-from typing import cast
+from typing import Annotated, cast
 
 import typer
 
+from impart_core import __version__
 from impart_core.base.errors import ImpartError
-from impart_flows.cli import artifacts, demo, lineage, models, names, pipeline, tinyzoo, transfer, upkeep
 from impart_flows.cli.output import errors, print_json
+from impart_flows.cli.verbs import LazyGroup
 
 app = typer.Typer(
     name="impart",
-    help="Keep a zoo of fine-tuned language models small: each fine-tune as a tiny delta against its base.",
+    cls=LazyGroup,
     epilog="Start with `impart demo`, or `impart plan BASE FINETUNED --cr 32` on models of your own.",
     no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,
+    context_settings={"max_content_width": 100},
     pretty_exceptions_enable=False,
 )
-for module in (pipeline, models, artifacts, lineage, names, transfer, upkeep, demo):
-    module.add_to(app)
-app.add_typer(tinyzoo.app, name="tinyzoo")
 
 WRONG_REQUEST, INTERRUPTED = 2, 130
 # Typer brings its own copy of click, or uses the installed one, depending on its version. Both derive from this.
 _UsageError = cast(
     type[typer.BadParameter], next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"impart {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def impart(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Keep a zoo of fine-tuned language models small: each fine-tune as a tiny delta against its base."""
 
 
 def main() -> None:
@@ -39,7 +52,7 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code."""
     try:
-        code = int(app(arguments, standalone_mode=False) or 0)
+        code = int(app(arguments, prog_name="impart", standalone_mode=False) or 0)
     except ImpartError as error:
         errors.print(f"error: {error}", markup=False)
         return _fail(error, str(error), arguments)

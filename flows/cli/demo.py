@@ -1,38 +1,36 @@
 """The verb `demo`: the main job on the tiny zoo, from nothing to a table and a picture."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from impart_core.base.errors import ConfigError
+from impart_core.base.files import disk_errors
+from impart_core.base.numerics import resolve_device
+from impart_core.store.store import Store, default_store_url
 from impart_flows.cli import options as opt
-from impart_flows.cli.output import print_json, print_table, progress, ratio
+from impart_flows.cli.output import print_table, progress, ratio, show
+from impart_flows.demo import DemoReport, DemoRow, flow_of
+from impart_flows.embedded import prefect_server
+from impart_flows.picture import draw
 
-if TYPE_CHECKING:
-    from impart_flows.demo import DemoReport, DemoRow
-
-
-def add_to(app: typer.Typer) -> None:
-    """Register the verb."""
-    app.command()(demo)
+Out = Annotated[Path, typer.Option(help="Where the table and the picture go.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Limit = Annotated[int | None, typer.Option(help="Only this many items of each task.")]
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Where the table and the picture go.")] = Path("demo"),
+    out: Out = Path("demo"),
     store: opt.StoreOption = None,
-    device: opt.Device = "auto",
-    limit: Annotated[int | None, typer.Option(help="Only this many items of each task.", show_default=False)] = None,
+    device: Device = "auto",
+    limit: Limit = None,
     json: opt.JsonOption = False,
 ) -> None:
-    """Compress the tiny zoo's three fine-tunes at CR 4, 8, 16 and 32, rebuild them, and measure what was lost."""
-    from impart_core.base.errors import ConfigError
-    from impart_core.base.files import disk_errors
-    from impart_core.base.numerics import resolve_device
-    from impart_core.store.store import Store, default_store_url
-    from impart_flows.demo import flow_of
-    from impart_flows.embedded import prefect_server
-    from impart_flows.picture import draw
+    """Compress the tiny zoo's three fine-tunes at CR 4, 8, 16 and 32, rebuild them, and measure what was lost.
 
+    Example: impart demo --out demo --limit 50
+    """
     if limit is not None and limit < 1:
         raise ConfigError(f"The limit is {limit}; it must be at least 1 item.")
     resolve_device(device)
@@ -44,13 +42,10 @@ def demo(
     with disk_errors(out):
         draw(report, out / "demo.png")
         (out / "demo.json").write_text(report.model_dump_json(indent=2) + "\n")
-    if json:
-        print_json(report.model_dump(mode="json"))
-        return
-    _print_report(report, out)
+    show(report, json, lambda report: _print_report(report, out))
 
 
-def _print_report(report: "DemoReport", out: Path) -> None:
+def _print_report(report: DemoReport, out: Path) -> None:
     columns = ["task", "model", "exact match", "answer loss", "bytes", "cr_projection", "cr_model"]
     print_table(columns, [_cells(row) for row in report.rows])
     reused, total = report.evaluations_reused, report.evaluations
@@ -62,7 +57,7 @@ def _print_report(report: "DemoReport", out: Path) -> None:
     )
 
 
-def _cells(row: "DemoRow") -> list[str]:
+def _cells(row: DemoRow) -> list[str]:
     return [
         row.task,
         row.model,

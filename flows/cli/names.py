@@ -1,36 +1,26 @@
 """Verbs for the names of artifacts: tag, history and rollback."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from impart_core.store import names as refs
+from impart_core.store.names import Move
+from impart_core.store.store import Store
 from impart_flows.cli import options as opt
 from impart_flows.cli.output import print_json, print_table
 
-if TYPE_CHECKING:
-    from impart_core.store.names import Move
-
-Name = Annotated[
-    str,
-    typer.Argument(help="A name, with or without a label (math-13b, math-13b@prod).", show_default=False),
-]
-
-
-def add_to(app: typer.Typer) -> None:
-    """Register the verbs."""
-    app.command()(tag)
-    app.command()(history)
-    app.command()(rollback)
+Name = Annotated[str, typer.Argument(help="A name, with or without a label (math-13b, math-13b@prod).")]
+Number = Annotated[int | None, typer.Option(help="The move to go back to. [default: the one before the last]")]
 
 
 def tag(ref: opt.Ref, name: Name, store: opt.StoreOption = None, json: opt.JsonOption = False) -> None:
-    """Give an artifact a name, or move a name to it: `impart tag math@cr16 math@prod`.
+    """Give an artifact a name, or move a name to it.
 
     Whoever resolves the name gets the new artifact from then on. The move is added to the name's history.
-    """
-    from impart_core.store import names as refs
-    from impart_core.store.store import Store
 
+    Example: impart tag math@cr16 math@prod
+    """
     opened = Store(store)
     _print_move(name, refs.tag(opened, name, refs.resolve(opened, ref)), json)
 
@@ -39,10 +29,9 @@ def history(name: Name, store: opt.StoreOption = None, json: opt.JsonOption = Fa
     """Show every artifact that a name pointed to: when it was moved there, by whom and why; the last one is in force.
 
     `impart rollback` takes the numbers of the first column.
-    """
-    from impart_core.store import names as refs
-    from impart_core.store.store import Store
 
+    Example: impart history math@prod
+    """
     moves = refs.history(Store(store), name)
     if json:
         print_json({"name": name, "moves": [move.model_dump(mode="json") for move in moves]})
@@ -54,30 +43,18 @@ def history(name: Name, store: opt.StoreOption = None, json: opt.JsonOption = Fa
     print_table(["move", "artifact", "when", "by", "why", ""], rows, title=name)
 
 
-def rollback(
-    name: Name,
-    to: Annotated[
-        int | None,
-        typer.Option(
-            help="Number of the move to go back to, as `impart history` shows it. [default: the one before the last]",
-            show_default=False,
-        ),
-    ] = None,
-    store: opt.StoreOption = None,
-    json: opt.JsonOption = False,
-) -> None:
+def rollback(name: Name, to: Number = None, store: opt.StoreOption = None, json: opt.JsonOption = False) -> None:
     """Point a name to an artifact that it pointed to before.
 
     History is not rewritten: the rollback is one more move, so that a second rollback without --to undoes the
     first. Nothing happens when someone else moves the name at the same time, or when the artifact is gone.
-    """
-    from impart_core.store import names as refs
-    from impart_core.store.store import Store
 
+    Example: impart rollback math@prod
+    """
     _print_move(name, refs.rollback(Store(store), name, to), json)
 
 
-def _print_move(name: str, move: "Move", json: bool) -> None:
+def _print_move(name: str, move: Move, json: bool) -> None:
     if json:
         print_json({"name": name, **move.model_dump(mode="json")})
         return

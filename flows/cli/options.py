@@ -1,122 +1,69 @@
-"""Options that several verbs share, each described once."""
+"""Every flag that verbs share, described once: by name in signatures, by field of a request model in `FLAGS`."""
 
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-_PLACES = "Folder, Hub id (org/name@revision) or fsspec URL (s3://…)"
-Base = Annotated[str, typer.Argument(help=f"The base checkpoint. {_PLACES}.", show_default=False)]
-Finetuned = Annotated[str, typer.Argument(help=f"The checkpoint fine-tuned from it. {_PLACES}.", show_default=False)]
-BaseOption = Annotated[
-    str, typer.Option("--base", help=f"The base that it was compressed with. {_PLACES}.", show_default=False)
-]
-Ref = Annotated[
-    str,
-    typer.Argument(
-        help="An artifact: its name, its id, or the first six or more digits of its id.", show_default=False
-    ),
-]
-OptionalRef = Annotated[
-    str | None,
-    typer.Argument(
-        help="An artifact: its name, its id, or the first six or more digits of its id.", show_default=False
-    ),
-]
-StoreOption = Annotated[
-    str | None,
-    typer.Option(
-        "--store",
-        help="Where artifacts live: a folder or an fsspec URL (s3://…). "
-        "[default: IMPART_STORE, else a folder in your data directory]",
-        show_default=False,
-    ),
-]
+_PLACES = "Folder, Hub id (org/name@revision) or fsspec URL (s3://…)."
+ARTIFACT = "An artifact: its name, its id, or the id's first six or more digits."
+SEED_OF_REF = typer.Option(show_default="that of REF", help="Seed of the masks.")
+BASE_MOVED = typer.Option(help="The base, where it has moved since REF was made.")
+FINETUNED_MOVED = typer.Option(help="The fine-tuned checkpoint, where it has moved.")
+BASE_OF_DELTA = typer.Option("--base", help=f"The base that it was compressed with. {_PLACES}")
+_STORE = typer.Option(
+    "--store", show_default="IMPART_STORE, else your data folder", help="Where artifacts live: folder or URL."
+)
+
+Ref = Annotated[str, typer.Argument(help=ARTIFACT)]
+StoreOption = Annotated[str | None, _STORE]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Ratio = Annotated[
-    float,
-    typer.Option("--cr", help="Compression ratio of the projections against their 16-bit size.", show_default=False),
-]
-# The help of these two ends with what the registry knows; see `flows.cli.method`.
-Method = Annotated[str, typer.Option(help="How deltas are sparsified.")]
-MethodOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--option",
-        metavar="KEY=VALUE",
-        help="A setting of the method, such as rescale=false; repeat it for more. VALUE is JSON, else text.",
-        show_default=False,
+
+FLAGS: dict[str, Any] = {
+    "base": typer.Argument(help="The base: folder, Hub id (org/name@revision) or URL (s3://…)."),
+    "finetuned": typer.Argument(help="The checkpoint fine-tuned from it, likewise."),
+    "ref": typer.Argument(help=ARTIFACT),
+    "refs": typer.Argument(metavar="REF", help="Artifacts: names, ids, or the beginnings of ids."),
+    "method": typer.Option(help="How deltas are coded; see `impart methods`."),
+    "cr": typer.Option("--cr", help="Compression ratio of projections, against 16 bits."),
+    "options": typer.Option(
+        "--option", metavar="KEY=VALUE", help="A setting, as in `impart methods NAME`; repeat for more."
     ),
-]
-Beta = Annotated[
-    float | None, typer.Option(help="Pre-prune ratio β of method impart: --option beta=…", show_default=False)
-]
-Exponent = Annotated[
-    float | None, typer.Option("--c", help="Exponent C of method impart: --option c=…", show_default=False)
-]
-Seed = Annotated[int, typer.Option(help="Seed of the masks.")]
-AccountingOption = Annotated[
-    str,
-    typer.Option(
-        "--accounting",
-        help="bytes: the ratio holds for stored bytes. paper: the paper's count of kept entries.",
+    "seed": typer.Option(help="Seed of the masks."),
+    "accounting": typer.Option(help="bytes: count all; paper: kept entries."),
+    "embeddings": typer.Option(help="keep (16 bits), a method's name, or auto (fewest bytes)."),
+    "embeddings_cr": typer.Option("--embeddings-cr", show_default="--cr", help="Their ratio, with a method."),
+    "factors_for": typer.Option(show_default="4, at usual settings", help="Lowest ratio that decompositions serve."),
+    "keep_factors": typer.Option(show_default=False, help="Publish decompositions, for other requests."),
+    "store": _STORE,
+    "name": typer.Option(help="Name for the artifact (wizardmath-13b@prod)."),
+    "source": typer.Option(
+        "--calibration",
+        help="Text or JSONL file, hub:org/name[:config[:split[:field]]], or tinyzoo:math, code or chat.",
     ),
-]
-Embeddings = Annotated[
-    str,
-    typer.Option(
-        help="Embeddings and head: keep (16 bits, or just the rows that changed), a method's name, "
-        "or auto (what takes the fewest bytes)."
-    ),
-]
-EmbeddingsRatio = Annotated[
-    float | None,
-    typer.Option("--embeddings-cr", help="Their ratio, where a method codes them. [default: --cr]", show_default=False),
-]
-FactorsFor = Annotated[
-    float | None,
-    typer.Option(
-        "--factors-for",
-        help="Lowest ratio that the decompositions must serve. They are made once and reused by every request that "
-        "they serve: by default all from CR 4, β 0.6 and C 1 on. A higher value is quicker and stores less.",
-        show_default=False,
-    ),
-]
-ArtifactName = Annotated[
-    str | None, typer.Option("--name", help="Name for the artifact (wizardmath-13b@prod).", show_default=False)
-]
-Calibration = Annotated[
-    str | None,
-    typer.Option(
-        help="Calibration text for methods that quantise: a text or JSONL file, hub:org/name[:config[:split[:field]]], "
-        "or tinyzoo:math, code or chat.",
-        show_default=False,
-    ),
-]
-CalibrationSequences = Annotated[
-    int | None, typer.Option(help="How many sequences of it are run. [default: 128]", show_default=False)
-]
-CalibrationLength = Annotated[
-    int | None,
-    typer.Option(help="Tokens of each. [default: 2048, or as many as the model takes]", show_default=False),
-]
-VerifyCache = Annotated[
-    bool,
-    typer.Option("--verify-cache", help="Read what is to be reused, too, and make anew what has another digest."),
-]
-Refresh = Annotated[bool, typer.Option("--refresh", help="Reuse nothing: compute everything again.")]
-RefreshFrom = Annotated[
-    str | None,
-    typer.Option(
+    "sequences": typer.Option("--calibration-sequences", show_default="128", help="Sequences of it that are run."),
+    "length": typer.Option("--calibration-length", show_default="2048, or the model's most", help="Tokens of each."),
+    "device": typer.Option(help="auto, cpu, cuda or cuda:N."),
+    "workers": typer.Option(show_default="one for each core", help="Blocks worked on at once."),
+    "reread": typer.Option("--verify-cache", help="Read what is reused; remake what differs."),
+    "refresh_from": typer.Option(
         "--refresh-from",
         metavar="STAGE",
-        help="Reuse only what comes before a stage: digest, decompose, sparsify or gather.",
-        show_default=False,
+        help="Reuse nothing from here on: digest, decompose, sparsify, gather.",
     ),
-]
-Workers = Annotated[
-    int | None,
-    typer.Option(help="Blocks worked on at once. [default: one for each core]", show_default=False),
-]
-Out = Annotated[Path, typer.Option(help="The folder to make.", show_default=False)]
+    "model": typer.Argument(metavar="MODEL_DIR", help="A Hugging Face model folder; with --base, an artifact."),
+    "tasks": typer.Option(help="lm-eval tasks, with commas; built in: tinyzoo_math, tinyzoo_code, tinyzoo_chat."),
+    "split": typer.Option(help="validation or test."),
+    "limit": typer.Option(help="Only this many items of each task."),
+    "out": typer.Option(help="The folder to make."),
+    "overwrite": typer.Option(help="Replace OUT when it holds files."),
+    "max_shard_bytes": typer.Option(help="Largest weights file, in bytes."),
+    "to": typer.Option("--to", help="The store to copy to. Folder or fsspec URL."),
+    "source_store": typer.Option("--from", help="The store to copy from. Folder or fsspec URL."),
+    "factors": typer.Option("--factors", help="Copy the decompositions of blocks as well."),
+    "evaluations": typer.Option(help="Copy the evaluations that measured a delta as well."),
+    "move_names": typer.Option("--move-names", help="Move names that point elsewhere in the store that is written."),
+    "verify_cache": typer.Option("--verify-cache", help="Read what is there, too, and replace what differs."),
+    "repo": typer.Option("--repo", help="The Hub repository (org/name)."),
+    "upload": typer.Option("--upload", help="Upload the folder; without this, no network is used."),
+    "private": typer.Option("--private", help="Create the repository as a private one."),
+}

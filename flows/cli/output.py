@@ -3,9 +3,9 @@
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import typer
 from rich.console import Console
@@ -17,6 +17,24 @@ from impart_core.base.units import human_bytes as human_bytes
 _SECONDS_BETWEEN_LINES = 2.0
 
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+class Report(Protocol):
+    """What can be printed as JSON: any pydantic model."""
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]:
+        """Return its fields."""
+
+
+ReportT = TypeVar("ReportT", bound=Report)
+
+
+def show(report: ReportT, json: bool, print_text: Callable[[ReportT], None]) -> None:
+    """Print a report: as one JSON object, or for people."""
+    if json:
+        print_json(report.model_dump(mode="json"))
+    else:
+        print_text(report)
 
 
 def print_json(value: Any) -> None:
@@ -33,6 +51,13 @@ def print_table(columns: list[str], rows: list[list[str]], title: str | None = N
         table.add_row(*row)
     width = None if sys.stdout.isatty() else 160
     Console(width=width, highlight=False, markup=False).print(table)
+
+
+def print_lines(texts: Mapping[str, str | None]) -> None:
+    """Print a line each: the key, and its text in a column of its own."""
+    width = max(map(len, texts), default=0)
+    for key, text in texts.items():
+        typer.echo(f"{key:{width}}  {text or ''}".rstrip())
 
 
 def warn_of_faults(remade: Iterable[str], changed: Iterable[str]) -> None:
@@ -61,7 +86,7 @@ def progress(quiet: bool = False) -> Iterator["Reporter"]:
 
 
 class Reporter:
-    """Listens to progress; see `flows.progress`."""
+    """Listens to progress; see `impart_core.engine.compress.Progress`."""
 
     def __init__(self, bars: bool, quiet: bool) -> None:
         """Make a listener that shows bars, or lines, or nothing."""

@@ -1,8 +1,11 @@
-"""Progress by bytes: how much of how much is done, and how long the rest will take at the same pace."""
+"""Progress by bytes, with the time left at the same pace, and the report of a copy."""
 
 import time
 from collections.abc import Callable
 
+import typer
+
+from impart_core.share.transfer import Tally, TransferReport
 from impart_flows.cli.output import Reporter, human_bytes
 
 
@@ -18,3 +21,23 @@ def by_bytes(reporter: Reporter, stage: str) -> Callable[[int, int, int, int], N
         reporter(stage, done, total, what)
 
     return listen
+
+
+def print_transfer(report: TransferReport) -> None:
+    """Print what was copied and what was there."""
+    typer.echo(f"copied   {_told(report.copied)}")
+    typer.echo(f"skipped  {_told(report.skipped)}")
+    if report.otherwise:
+        typer.echo(f"kept     {len(report.otherwise)} of these as they were made there, with other bytes")
+    if report.names:
+        typer.echo(f"names    {', '.join(sorted(report.names))}")
+    typer.echo(f"took     {report.seconds:.1f} s")
+
+
+def _told(tally: Tally) -> str:
+    if not tally.artifacts:
+        return "nothing"
+    kinds = [
+        f"{count} {kind if count == 1 or kind.endswith('s') else f'{kind}s'}" for kind, count in tally.artifacts.items()
+    ]
+    return f"{', '.join(kinds)}: {human_bytes(tally.bytes)} in {tally.files} files"

@@ -2,35 +2,29 @@
 
 import re
 from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from impart_core.base.errors import ConfigError
+from impart_core.store.gc import GcReport, collect
+from impart_core.store.store import Store
 from impart_flows.cli import options as opt
-from impart_flows.cli.output import human_bytes, print_json, print_table
-
-if TYPE_CHECKING:
-    from impart_core.store.gc import GcReport
+from impart_flows.cli.output import human_bytes, print_table, show
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-
-
-def add_to(app: typer.Typer) -> None:
-    """Register the verb."""
-    app.command()(gc)
+Grace = Annotated[str, typer.Option(help="Keep what is younger: a number and s, m, h, d or w.")]
+History = Annotated[
+    int | None,
+    typer.Option(help="Keep what each name pointed to in so many moves. [default: in all, for rollback]"),
+]
+Delete = Annotated[bool, typer.Option("--delete", help="Delete; without this, only say what would go.")]
 
 
 def gc(
-    grace: Annotated[str, typer.Option(help="Keep what is younger: a number and s, m, h, d or w.")] = "7d",
-    history: Annotated[
-        int | None,
-        typer.Option(
-            help="Keep what each name has pointed to in its last so many moves. [default: in all of them, so that "
-            "every one can be rolled back]",
-            show_default=False,
-        ),
-    ] = None,
-    delete: Annotated[bool, typer.Option("--delete", help="Delete; without this, only say what would go.")] = False,
+    grace: Grace = "7d",
+    history: History = None,
+    delete: Delete = False,
     store: opt.StoreOption = None,
     json: opt.JsonOption = False,
 ) -> None:
@@ -39,21 +33,15 @@ def gc(
     Kept are the artifacts that names point to or have pointed to with all that they were made from and their
     evaluations, whatever is younger than the grace time, and whatever a running flow may reuse. It can run beside
     flows that publish into the same store.
-    """
-    from impart_core.base.errors import ConfigError
-    from impart_core.store.gc import collect
-    from impart_core.store.store import Store
 
+    Example: impart gc --grace 30d --delete
+    """
     if history is not None and history < 1:
         raise ConfigError(f"--history is {history}; it must be at least 1 move.")
-    report = collect(Store(store), grace=_duration(grace), history=history, delete=delete)
-    if json:
-        print_json(report.model_dump(mode="json"))
-        return
-    _print_report(report)
+    show(collect(Store(store), grace=_duration(grace), history=history, delete=delete), json, _print_report)
 
 
-def _print_report(report: "GcReport") -> None:
+def _print_report(report: GcReport) -> None:
     rows = [
         [kind, str(len(ids)), ", ".join(found[:12] for found in ids[:4]) + (", …" if len(ids) > 4 else "")]
         for kind, ids in report.artifacts.items()
@@ -73,8 +61,6 @@ def _print_report(report: "GcReport") -> None:
 
 
 def _duration(text: str) -> timedelta:
-    from impart_core.base.errors import ConfigError
-
     found = re.fullmatch(r"([0-9]{1,6})([smhdw])", text)
     if not found:
         raise ConfigError(f"--grace is {text!r}; give a number and a unit: 90m, 12h, 7d, 2w.")

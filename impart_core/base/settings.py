@@ -37,7 +37,7 @@ class MethodOptions(Frozen):
         return None
 
 
-def build_config(model: type[ModelT], **values: Any) -> ModelT:
+def build_config(model: type[ModelT], /, **values: Any) -> ModelT:
     """Build a settings model from keyword values.
 
     Raises:

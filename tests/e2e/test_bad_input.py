@@ -62,16 +62,19 @@ CASES: dict[str, tuple[str, list[str]]] = {
         ["CR 500 is too high", "highest possible", "lower beta"],
     ),
     "beta against CR": (
-        "compress {base} {finetuned} --cr 1 --beta 0.9",
+        "compress {base} {finetuned} --cr 1 --option beta=0.9",
         ["beta 0.9 and CR 1 cannot go together", "Lower beta to at most 0.5", "raise CR to at least 5"],
     ),
-    "two settings wrong": (COMPRESS + " --beta 1.5 --seed -3", ["beta is 1.5", "seed is -3"]),
+    "two settings wrong": (COMPRESS + " --option beta=1.5 --seed -3", ["beta is 1.5", "seed is -3"]),
     "method": (COMPRESS + " --method impat", ["Unknown method 'impat'", "Did you mean 'impart'?"]),
     "beta of another method": (
-        COMPRESS + " --method dare --beta 0.5",
+        COMPRESS + " --method dare --option beta=0.5",
         ["Method 'dare' has no option 'beta'; it has: none."],
     ),
-    "c of another method": ("plan {base} {finetuned} --cr 4 --method lowrank --c 1", ["'lowrank' has no option 'c'"]),
+    "c of another method": (
+        "plan {base} {finetuned} --cr 4 --method lowrank --option c=1",
+        ["'lowrank' has no option 'c'"],
+    ),
     "option": (
         COMPRESS + " --option rescal=false",
         ["Method 'impart' has no option 'rescal'; it has: beta, c,", "Did you mean 'rescale'?"],
@@ -82,7 +85,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     ),
     "option that is no boolean": (COMPRESS + " --option rescale=perhaps", ["options.rescale is 'perhaps'", "boolean"]),
     "option without a value": (COMPRESS + " --option rescale", ["'rescale' is not KEY=VALUE", "rescale=false"]),
-    "option twice": (COMPRESS + " --beta 0.5 --option beta=0.4", ["Option 'beta' is given twice"]),
+    "option twice": (COMPRESS + " --option beta=0.5 --option beta=0.4", ["Option 'beta' is given twice"]),
     "CR too high for a method": (
         "compress {base} {finetuned} --cr 500 --method magnitude",
         ["CR 500 is too high", "with method 'magnitude'", "Lower the CR."],
@@ -92,7 +95,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
         ["factors_for 64 keeps too few singular triplets for CR 4", "Lower it to at most 4, or leave it out"],
     ),
     "factors for settings that need all": (
-        "plan {base} {finetuned} --cr 8 --factors-for 8 --beta 0.5",
+        "plan {base} {finetuned} --cr 8 --factors-for 8 --option beta=0.5",
         ["factors_for 8 cannot serve these settings of 'impart'", "Leave factors_for out", "beta of at least 0.6"],
     ),
     "factors for no ratio": (COMPRESS + " --factors-for 0.5", ["factors_for is 0.5"]),
@@ -110,7 +113,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     ),
     "accounting": (COMPRESS + " --accounting byts", ["'byts'", "Did you mean 'bytes'?"]),
     "device": (COMPRESS + " --device gpu", ["Unknown device 'gpu'", "cuda"]),
-    "flag": (COMPRESS + " --bta 0.5", ["--bta", "--beta"]),
+    "flag": (COMPRESS + " --sed 3", ["--sed", "--seed"]),
     "no CR": ("compress {base} {finetuned}", ["Missing", "--cr"]),
     "verb": ("comprss {base} {finetuned} --cr 4", ["comprss", "compress"]),
     "store below a file": (COMPRESS + " --store {file}/store", ["{file}/store", "Choose another place"]),

@@ -223,7 +223,7 @@ def test_inspect_tells_the_sizes_on_disk(compressed: dict[int, dict[str, Any]], 
 def test_the_method_and_all_its_options_are_in_the_recipe(
     models: Pair, tmp_path: Path, environment: Environment
 ) -> None:
-    ablated = compress(models, 8, tmp_path, "--beta", "0.5", "--option", "allocation=uniform")
+    ablated = compress(models, 8, tmp_path, "--option", "beta=0.5", "--option", "allocation=uniform")
     dare, uniform = run_together(compress(models, 8, tmp_path, "--method", "dare"), ablated, environment=environment)
     recipes = [manifests(tmp_path)[report["artifact"]]["recipe"]["config"] for report in (dare, uniform)]
     assert [(recipe["method"], recipe["options"]) for recipe in recipes] == [

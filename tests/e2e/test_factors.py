@@ -112,8 +112,8 @@ def test_unusual_settings_have_whole_factors_of_their_own(
     reports: list[CompressReport], models: Pair, tmp_path: Path, environment: Environment
 ) -> None:
     made = [
-        run_json(*compress(models, tmp_path, "--cr", "8", *typed), environment=environment)
-        for typed in (["--beta", "0.5"], ["--option", "allocation=uniform"])
+        run_json(*compress(models, tmp_path, "--cr", "8", "--option", typed), environment=environment)
+        for typed in ("beta=0.5", "allocation=uniform")
     ]
     assert [(report["decompositions"], report["reused_factors"]) for report in made] == [(MATRICES, 0), (0, MATRICES)]
     contents = [made["content"]["matrices"] for made in manifests(tmp_path, "factors").values()]
@@ -124,7 +124,7 @@ def test_embeddings_that_are_coded_are_decomposed_with_the_rest(
     models: Pair, tmp_path: Path, environment: Environment
 ) -> None:
     typed = ["--embeddings", "impart", "--embeddings-cr", "5"]
-    first = run_json(*compress(models, tmp_path, "--cr", "8", *typed), environment=environment)
+    first = run_json(*compress(models, tmp_path, "--cr", "8", "--option", typed), environment=environment)
     again = run_json(*compress(models, tmp_path, "--cr", "16", *typed), environment=environment)
     assert (first["decompositions"], again["reused_factors"]) == (MATRICES + 2, MATRICES)
     assert again["cached_blocks"] == 1  # embedding and head have the same settings in both

@@ -285,7 +285,7 @@ def test_a_refresh_trusts_no_activations_that_are_there(
         put_zeros(store, store.manifest(made), tmp_path / made)
         count("activations of another machine")
     log = tmp_path / "log"
-    run = [*words(models, place.url), "--refresh"]
+    run = [*words(models, place.url), "--refresh-from", "digest"]
     with beside(run_hooked, "", str(log), run, environment=environment) as command:
         report = command.result()
     assert log.read_text().split("\n")[:-1] == EVERYTHING

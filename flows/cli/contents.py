@@ -1,0 +1,142 @@
+"""The verb `inspect`: what an artifact holds."""
+
+from typing import Any
+
+import typer
+
+from impart_core.artifacts.block import BlockContent
+from impart_core.artifacts.delta import Delta, DeltaContent, open_delta
+from impart_core.artifacts.factors import FactorsContent
+from impart_core.store.manifest import Manifest
+from impart_core.store.names import resolve
+from impart_core.store.store import Store
+from impart_flows.cli import options as opt
+from impart_flows.cli.output import print_json, print_table, ratio
+
+
+def inspect(ref: opt.Ref, store: opt.StoreOption = None, json: opt.JsonOption = False) -> None:
+    """Show what an artifact holds: how it was made, each block's tensors and bytes, both ratios.
+
+    The factors of a block, which its manifest names as its parent, are shown matrix by matrix.
+
+    Example: impart inspect math@cr16
+    """
+    opened = Store(store)
+    manifest = opened.manifest(resolve(opened, ref))
+    delta = open_delta(opened, manifest.id) if isinstance(manifest.content, DeltaContent) else None
+    if json:
+        print_json(_describe(delta) if delta else manifest.model_dump(mode="json"))
+    elif delta:
+        _print_delta(delta)
+    elif isinstance(manifest.content, FactorsContent):
+        _print_factors(manifest, manifest.content)
+    else:
+        _print_manifest(manifest)
+
+
+def _print_delta(delta: Delta) -> None:
+    described = _describe(delta)
+    _print_manifest(delta.manifest)
+    rows = [
+        [block["name"], block["id"][:12], *(f"{block[key]:,}" for key in ("tensors", "codes", "bytes"))]
+        for block in described["blocks"]
+    ]
+    rows.append(["(delta)", delta.manifest.id[:12], "", "", f"{described['own_bytes']:,}"])
+    print_table(["block", "artifact", "tensors", "bytes of codes", "bytes on disk"], rows)
+    _print_quantized(delta)
+    typer.echo(f"\ncr_projection  {ratio(delta.content.cr_projection)}")
+    typer.echo(f"cr_model       {ratio(delta.cr_model)}")
+    typer.echo(f"bytes          {delta.bytes:,}")
+
+
+def _print_quantized(delta: Delta) -> None:
+    """Print how the codes of a delta are quantised, tensor by tensor, and the bytes of each part."""
+    tensors = [
+        (name, entry)
+        for block in delta.blocks
+        if isinstance(block.content, BlockContent)
+        for name, entry in block.content.tensors.items()
+    ]
+    found = [(name, entry.quantized) for name, entry in tensors if entry.quantized]
+    if not found:
+        return
+    parts = list(found[0][1].parts)
+    rows = [
+        [name, one.bits, str(one.group_size or "all"), *(f"{one.parts[part]:,}" for part in parts), f"{one.packed:,}"]
+        for name, one in found
+    ]
+    sums = [sum(one.parts[part] for _, one in found) for part in parts]
+    packed = sum(one.packed for _, one in found)
+    rows.append([f"({len(found)} tensors)", "", "", *(f"{size:,}" for size in sums), f"{packed:,}"])
+    typer.echo("")
+    print_table(["tensor", "bits x vectors", "group", *parts, "codes packed"], rows)
+    saved = packed - sums[parts.index("codes")]
+    typer.echo(f"lossless stage  {saved:,} bytes saved, {saved / packed:.1%} of the packed codes")
+
+
+def _print_factors(manifest: Manifest, content: FactorsContent) -> None:
+    lowest = manifest.recipe.config["lowest_cr"]
+    _print_manifest(manifest, f"block={content.name}")
+    rows = [
+        [
+            name,
+            "×".join(map(str, entry.shape)),
+            "every" if (cr := lowest.get(name, lowest.get(name.rpartition("[")[0]))) is None else f"from CR {cr:g}",
+            str(entry.rank),
+            entry.route,
+            str(entry.fallbacks),
+            f"{entry.bytes:,}",
+        ]
+        for name, entry in content.matrices.items()
+    ]
+    rank, fallbacks, size = (
+        sum(getattr(entry, what) for entry in content.matrices.values()) for what in ("rank", "fallbacks", "bytes")
+    )
+    rows.append([f"({len(content.matrices)} matrices)", "", "", str(rank), "", str(fallbacks), f"{size:,}"])
+    print_table(["matrix", "shape", "for requests", "triplets", "route", "fallbacks", "bytes"], rows)
+
+
+def _print_manifest(manifest: Manifest, settings: str | None = None) -> None:
+    made = manifest.provenance
+    settings = settings or ", ".join(f"{key}={_short(value)}" for key, value in manifest.recipe.config.items())
+    typer.echo(f"artifact  {manifest.id}")
+    typer.echo(f"made by   {manifest.recipe.operation} ({settings})")
+    typer.echo(f"with      impart {made.code_version}, {made.system}, by {made.user} at {made.started}")
+    for entry in manifest.files:
+        typer.echo(f"file      {entry.path}  {entry.size:,} bytes")
+    typer.echo("")
+
+
+def _short(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}={item}" for key, item in value.items()) + "}"
+    return str(value)
+
+
+def _describe(delta: Delta) -> dict[str, Any]:
+    blocks = [
+        {
+            "name": pointer.name,
+            "id": pointer.id,
+            "tensors": len(block.content.tensors),
+            "codes": sum(tensor.bytes for tensor in block.content.tensors.values()),
+            "bytes": block.nbytes,
+            "files": [entry.model_dump(mode="json") for entry in block.files],
+            "factors": next((found for found in block.parents if found == block.recipe.inputs.get("factors")), None),
+            "parents": block.parents,
+            "contents": block.model_dump(mode="json")["content"]["tensors"],
+        }
+        for pointer, block in zip(delta.content.blocks, delta.blocks, strict=True)
+        if isinstance(block.content, BlockContent)
+    ]
+    return {
+        "artifact": delta.manifest.id,
+        "recipe": delta.manifest.recipe.model_dump(mode="json"),
+        "provenance": delta.manifest.provenance.model_dump(mode="json"),
+        "cr_projection": delta.content.cr_projection,
+        "cr_model": delta.cr_model,
+        "bytes": delta.bytes,
+        "own_bytes": delta.manifest.nbytes,
+        "files": [entry.model_dump(mode="json") for entry in delta.manifest.files],
+        "blocks": blocks,
+    }

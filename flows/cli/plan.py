@@ -1,0 +1,48 @@
+"""The verb `plan`: what a compression would take."""
+
+import typer
+
+from impart_core.base.numerics import default_workers
+from impart_core.base.settings import Frozen
+from impart_core.blocks.request import CompressConfig
+from impart_core.checkpoint.index import open_checkpoint
+from impart_core.engine.plan import Plan, make_plan
+from impart_flows.cli import options as opt
+from impart_flows.cli.flags import from_flags
+from impart_flows.cli.output import human_bytes, print_table, ratio, show
+
+
+class PlanRequest(Frozen):
+    """A compression to foresee."""
+
+    base: str
+    finetuned: str
+    config: CompressConfig
+    workers: int | None = None
+
+
+@from_flags(PlanRequest, without=("seed",))
+def plan(request: PlanRequest, json: opt.JsonOption = False) -> None:
+    """Say what a compression would take, from headers alone: bytes of each block, memory, both ratios.
+
+    Example: impart plan BASE FINETUNED --cr 16
+    """
+    checkpoints = open_checkpoint(request.base), open_checkpoint(request.finetuned)
+    found = make_plan(*checkpoints, request.config, request.workers or default_workers())
+    show(found, json, lambda found: _print_plan(found, request.config.accounting == "bytes"))
+
+
+def _print_plan(plan: Plan, exact: bool) -> None:
+    sizes = ("dense_bytes", "projection_bytes", "kept_bytes", "peak_bytes")
+    rows = [
+        [block.name, str(block.tensors), *(human_bytes(getattr(block, size)) for size in sizes)]
+        for block in plan.blocks
+    ]
+    print_table(["block", "tensors", "projections", "their codes", "the rest", "peak memory"], rows)
+    typer.echo(f"\ncr_projection  at least {ratio(plan.cr_projection)}" if exact else "")
+    typer.echo(f"cr_model       about {ratio(plan.cr_model)} or better   ({human_bytes(plan.bytes)})")
+    if plan.factors_bytes:
+        typer.echo(f"factors        at most {human_bytes(plan.factors_bytes)} beside it, unless --no-keep-factors")
+    typer.echo(f"peak memory    about {human_bytes(plan.peak_bytes)} above the idle process, {plan.workers} workers")
+    if plan.calibration_bytes:
+        typer.echo(f"calibration    about {human_bytes(plan.calibration_bytes)} more, one layer at a time")

@@ -1,0 +1,81 @@
+"""Every verb: where it is, and what `impart --help` says of it. A verb's module is imported when the verb is run."""
+
+from importlib import import_module
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+
+class Verb(NamedTuple):
+    """A verb: module of `impart_flows.cli`, function in it, help in one line, and the panel that lists it.
+
+    A group of verbs has neither module nor function, and a table of its own.
+    """
+
+    module: str
+    function: str
+    help: str
+    panel: str = "Verbs"
+
+
+VERBS: dict[str, dict[str, Verb]] = {
+    "impart": {
+        "plan": Verb("plan", "plan", "Say what a compression would take, from headers alone.", "Make"),
+        "compress": Verb("compress", "compress", "Compress the delta between two checkpoints and publish it.", "Make"),
+        "quantize": Verb("compress", "quantize", "Quantise a delta that is there, from the factors kept.", "Make"),
+        "reconstruct": Verb("reconstruct", "reconstruct", "Rebuild a checkpoint from its base and a delta.", "Make"),
+        "evaluate": Verb("evaluate", "evaluate", "Measure a model, or a delta beside its base, on tasks.", "Make"),
+        "ls": Verb("stored", "list_artifacts", "List the deltas and evaluations in a store.", "Look"),
+        "inspect": Verb("contents", "inspect", "Show what an artifact holds: blocks, bytes, ratios.", "Look"),
+        "lineage": Verb("lineage", "lineage", "Show what an artifact was made from, and what from it.", "Look"),
+        "why": Verb("account", "why", "Say why an artifact is what it is.", "Look"),
+        "diff": Verb("account", "diff", "List what differs between two artifacts.", "Look"),
+        "methods": Verb("methods", "methods", "List the methods, or the options of one.", "Look"),
+        "tag": Verb("names", "tag", "Give an artifact a name, or move a name to it.", "Names"),
+        "history": Verb("names", "history", "Show every artifact that a name pointed to.", "Names"),
+        "rollback": Verb("names", "rollback", "Point a name to an artifact that it pointed to before.", "Names"),
+        "export": Verb("transfer", "export_artifacts", "Copy artifacts to another store.", "Share"),
+        "import": Verb("transfer", "import_artifacts", "Copy artifacts from another store.", "Share"),
+        "push-hub": Verb("push_hub", "push_hub", "Make a Hugging Face Hub repository out of a delta.", "Share"),
+        "verify": Verb("stored", "verify", "Re-read every file of an artifact, or of all.", "Keep tidy"),
+        "gc": Verb("upkeep", "gc", "Find, and with --delete delete, what no name reaches.", "Keep tidy"),
+        "demo": Verb("demo", "demo", "Run the main job on the tiny zoo: a table and a picture.", "Try"),
+        "tinyzoo": Verb("", "", "A small real model zoo: one base, three fine-tunes (math, code, chat).", "Try"),
+    },
+    "tinyzoo": {
+        "path": Verb("tinyzoo", "path", "Print the folder of one of the zoo's models."),
+        "build": Verb("tinyzoo_build", "build", "Make the zoo in a folder: a copy, or trained anew."),
+    },
+}
+
+
+class LazyGroup(TyperGroup):
+    """A group that lists its verbs from `VERBS`, and imports a verb only to run it or to show its help."""
+
+    def __init__(self, **settings: Any) -> None:
+        """Make the group; its name is that of its verbs in `VERBS`."""
+        super().__init__(**settings)
+        for name, verb in VERBS[str(self.name)].items():
+            about: dict[str, Any] = {"name": name, "help": verb.help, "rich_markup_mode": None}
+            self.add_command(LazyGroup(**about, no_args_is_help=True) if name in VERBS else TyperCommand(**about))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """Find the verb that was typed, with its module imported."""
+        name, found, rest = super().resolve_command(ctx, args)
+        return name, found if name is None or name in VERBS else load(str(self.name), name), rest
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 - Typer's signature
+        """List the verbs, panel by panel."""
+        for panel, verbs in groupby(VERBS[str(self.name)].items(), key=lambda item: item[1].panel):
+            with formatter.section(panel):
+                formatter.write_dl([(name, verb.help) for name, verb in verbs])
+
+
+def load(group: str, name: str) -> Any:
+    """Return a verb's command, with its module imported."""
+    verb = VERBS[group][name]
+    app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
+    app.command(name)(getattr(import_module(f"impart_flows.cli.{verb.module}"), verb.function))
+    return typer.main.get_command(app)
