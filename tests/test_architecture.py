@@ -84,6 +84,13 @@ def room_of(module: str) -> str | None:
     return parts[1] if parts[0] == "impart_core" and len(parts) > 1 else None
 
 
+def room_goes_up(room: str | None, other: str | None) -> bool:
+    """Return whether a room may not use another one."""
+    if room not in ROOMS or other not in ROOMS or (room, other) in ALLOWED:
+        return False
+    return ROOMS.index(other) > ROOMS.index(room)
+
+
 def violations(sources: Sources) -> Iterator[str]:
     """Say what is wrong with the house: imports that go up, circles, and modules in no room."""
     graph = {module: imports_of(module, sources) for module in sources}
@@ -95,9 +102,8 @@ def violations(sources: Sources) -> Iterator[str]:
             theirs = room_of(other)
             if floor_of(other) > floor_of(module):
                 yield f"{module} imports {other}, a floor up"
-            elif room in ROOMS and theirs in ROOMS and ROOMS.index(theirs) > ROOMS.index(room):
-                if (room, theirs) not in ALLOWED:
-                    yield f"{module} imports {other}, a room up"
+            elif room_goes_up(room, theirs):
+                yield f"{module} imports {other}, a room up"
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -162,12 +168,7 @@ def test_a_floor_needs_no_library_of_another(package: str, forbidden: set[str]) 
 def test_the_store_knows_no_delta() -> None:
     """Nor methods, codecs or checkpoints: what it needs to know of a kind, the kind says."""
     sources = read_sources()
-    used = {
-        room_of(other)
-        for module in sources
-        if room_of(module) == "store"
-        for other in imports_of(module, sources)
-    }
+    used = {room_of(other) for module in sources if room_of(module) == "store" for other in imports_of(module, sources)}
     assert used <= {"base", "storage", "store", None}
 
 

@@ -3,22 +3,12 @@
 import typer
 
 from impart_core.base.numerics import default_workers
-from impart_core.base.settings import Frozen
-from impart_core.blocks.request import CompressConfig
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.engine.plan import Plan, make_plan
+from impart_core.engine.requests import PlanRequest
 from impart_flows.cli import options as opt
 from impart_flows.cli.flags import from_flags
 from impart_flows.cli.output import human_bytes, print_table, ratio, show
-
-
-class PlanRequest(Frozen):
-    """A compression to foresee."""
-
-    base: str
-    finetuned: str
-    config: CompressConfig
-    workers: int | None = None
 
 
 @from_flags(PlanRequest, without=("seed",))

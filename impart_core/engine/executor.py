@@ -41,7 +41,9 @@ class Stage(Generic[P, R]):
 
     def label_of(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """Return what a run with these arguments is called."""
-        return self.label.format(**signature(self.function).bind(*args, **kwargs).arguments)
+        bound = signature(self.function).bind(*args, **kwargs)
+        bound.apply_defaults()
+        return self.label.format(**bound.arguments)
 
 
 def stage(name: str, label: str, policy: RetryPolicy = CPU) -> Callable[[Callable[P, R]], Stage[P, R]]:

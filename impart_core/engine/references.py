@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from pydantic import Field, computed_field
+
 from impart_core.artifacts.activations import activations_recipe
 from impart_core.base.settings import Frozen
 from impart_core.blocks.request import CompressConfig
@@ -179,19 +181,20 @@ class Made(Frozen):
     """An artifact that a stage made or found.
 
     Attributes:
-        entry: its entry for the catalogue.
+        entry: its entry for the catalogue; not shown in JSON, where its id stands for it.
         cached: whether it was there already, whole.
         fault: what was wrong with the one that was there, if anything.
         changed: whether it was made again as asked and came out other than the one that was there.
         seconds: how long it took.
     """
 
-    entry: CatalogEntry
+    entry: CatalogEntry = Field(exclude=True)
     cached: bool
     fault: str | None = None
     changed: bool = False
     seconds: float
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def id(self) -> str:
         """The artifact id."""

@@ -61,6 +61,15 @@ class CompressRequest(Frozen):
     trust: Trust = Trust()
 
 
+class PlanRequest(Frozen):
+    """A compression to foresee; attributes as in `CompressRequest`."""
+
+    base: str
+    finetuned: str
+    config: CompressConfig
+    workers: int | None = Field(default=None, ge=1)
+
+
 class QuantizeRequest(Frozen):
     """A published delta, compressed again by another method and at another ratio.
 

@@ -1,12 +1,14 @@
 """What every method offers, how a tensor is to be coded by one, and what it is given of a projection."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
 
+from impart_core.base.errors import ConfigError
 from impart_core.base.registry import Registry
 from impart_core.base.settings import Accounting, Frozen, MethodOptions, nearest
 from impart_core.codec.parts import Codes
@@ -42,11 +44,13 @@ class Projection:
     @classmethod
     def of(cls, delta: torch.Tensor, name: str) -> "Projection":
         """Return the projection of a delta at hand, any floating dtype, (m, n); it is decomposed on demand."""
+        if delta.dim() != 2:
+            raise ConfigError(f"A projection is a matrix, (m, n); {name!r} has the shape {list(delta.shape)}.")
         m, n = delta.shape
         return cls(name, (m, n), delta.float, lambda: decompose(delta, name))
 
 
-class Method(Protocol):
+class Method(ABC):
     """A method that turns one projection's delta into codes, and back.
 
     Attributes:
@@ -59,7 +63,54 @@ class Method(Protocol):
     options_model: ClassVar[type[MethodOptions]]
     summary: ClassVar[str]
 
-    def check(self, coding: "Coding", largest_rank: int) -> None:
+    def encode(self, projection: Projection, coding: "Coding") -> Codes:
+        """Return the codes of a projection whose delta is not zero, as CPU tensors by part.
+
+        Raises:
+            ConfigError: it is given something else than a projection and a coding.
+            TensorValueError: a value cannot be stored.
+        """
+        if not isinstance(projection, Projection):
+            kind = type(projection).__name__
+            raise ConfigError(
+                f"A projection is to be encoded, not a {kind}. Make one with Projection.of(tensor, name)."
+            )
+        return self.encode_projection(projection, coding)
+
+    def decode(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:
+        """Return the reconstructed delta, float32, (m, n).
+
+        Args:
+            codes: what `encode` returned, by part.
+            name: the projection's name, which its masks depend on.
+            shape: (m, n).
+            seed: the masks' seed.
+
+        Raises:
+            ConfigError: `codes` are no codes by part.
+            CorruptArtifactError: the codes do not fit the shape.
+        """
+        if not isinstance(codes, Mapping):
+            raise ConfigError(f"Decoding takes codes by part, as `encode` returns them, not a {type(codes).__name__}.")
+        return self.decode_codes(codes, name, shape, seed)
+
+    @abstractmethod
+    def encode_projection(self, projection: Projection, coding: "Coding") -> Codes:
+        """Encode; see `encode`."""
+
+    @abstractmethod
+    def decode_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:
+        """Decode; see `decode`."""
+
+    @abstractmethod
+    def highest_cr(self, m: int, n: int, coding: "Coding") -> float:
+        """Return the highest ratio at which an m×n projection still keeps anything."""
+
+    @abstractmethod
+    def expected_bytes(self, m: int, n: int, coding: "Coding") -> int:
+        """Return the bytes that the codes of an m×n projection are expected to take, at most."""
+
+    def check(self, coding: "Coding", largest_rank: int) -> None:  # noqa: B027 - most have nothing to check
         """Raise ConfigError when settings contradict each other, or ask for more vectors than any matrix has.
 
         Args:
@@ -67,26 +118,20 @@ class Method(Protocol):
             largest_rank: min(m, n) of the largest matrix.
         """
 
-    def highest_cr(self, m: int, n: int, coding: "Coding") -> float:
-        """Return the highest ratio at which an m×n projection still keeps anything."""
-
-    def expected_bytes(self, m: int, n: int, coding: "Coding") -> int:
-        """Return the bytes that the codes of an m×n projection are expected to take, at most."""
-
-    def needed_rank(self, m: int, n: int, coding: "Coding") -> int | None:
+    def needed_rank(self, m: int, n: int, coding: "Coding") -> int | None:  # noqa: ARG002 - for those that need some
         """Return the most singular triplets that `encode` uses; None when it works on the delta itself."""
+        return None
 
-    def calibration(self, coding: "Coding") -> Calibration:
+    def calibration(self, coding: "Coding") -> Calibration:  # noqa: ARG002 - for those that are calibrated
         """Return what `encode` is to be told of the model's activations."""
+        return "none"
 
     def usual_cr(self, coding: "Coding") -> float | None:
-        """Return a ratio at which ImPart, with β 0.6 and C 1, keeps as many triplets as `encode` uses; None: none."""
+        """Return a ratio at which ImPart, with β 0.6 and C 1, keeps as many triplets as `encode` uses; None: none.
 
-    def encode(self, projection: Projection, coding: "Coding") -> Codes:
-        """Return the codes of a projection whose delta is not zero, as CPU tensors by part."""
-
-    def decode(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:
-        """Return the reconstructed delta, float32, (m, n)."""
+        Whole triplets are fewer than thinned ones in the same room.
+        """
+        return coding.cr
 
 
 METHODS: Registry[Method] = Registry("method")

@@ -27,7 +27,7 @@ from impart_core.codec.mask import (
 )
 from impart_core.codec.parts import Codes, read_part
 from impart_core.delta.budget import budget_bytes
-from impart_core.methods.base import METHODS, Calibration, Coding, Projection
+from impart_core.methods.base import METHODS, Calibration, Coding, Method, Projection
 from impart_core.quantize.bitdelta import SCALE_BYTES, SignCodes, decode_signs, encode_signs, sign_bytes
 
 _CODE_BYTES = 2  # the keep-probability code
@@ -49,7 +49,7 @@ class BitDeltaOptions(MethodOptions):
         return "set per_row to false" if self.per_row and accounting == "bytes" else None
 
 
-class BitDelta:
+class BitDelta(Method):
     """The method.
 
     Codes of one projection: `scales` float32, (1,) or with `per_row` (m,), the magnitude that kept entries are
@@ -61,9 +61,6 @@ class BitDelta:
     version: ClassVar[int] = 1
     options_model: ClassVar[type[MethodOptions]] = BitDeltaOptions
     summary: ClassVar[str] = "signs of the delta's entries, one bit each, and their mean magnitude"
-
-    def check(self, coding: Coding, largest_rank: int) -> None:
-        """Accept every coding: the method has no settings that could contradict each other."""
 
     def highest_cr(self, m: int, n: int, coding: Coding) -> float:
         """Return the ratio at which a byte of signs fits, or all that the lowest keep code has to keep.
@@ -86,18 +83,11 @@ class BitDelta:
             return everything
         return _CODE_BYTES + sign_bytes(most_kept(m * n, _nearest_code(coding.cr)), scales)
 
-    def needed_rank(self, m: int, n: int, coding: Coding) -> None:
-        """Return None: signs are those of the delta itself."""
-
     def calibration(self, coding: Coding) -> Calibration:
         """Return that scales are told where they are to be distilled, and else nothing."""
         return "logits" if _options(coding).distil else "none"
 
-    def usual_cr(self, coding: Coding) -> float:
-        """Return the ratio: no triplet is used."""
-        return coding.cr
-
-    def encode(self, projection: Projection, coding: Coding) -> Codes:
+    def encode_projection(self, projection: Projection, coding: Coding) -> Codes:
         """Return the codes of a delta; see `Method.encode`. Scales that distillation found are stored as given.
 
         Raises:
@@ -117,7 +107,7 @@ class BitDelta:
             scales = projection.scales.detach().cpu().float()
         return _codes(scales, found.signs, keep)
 
-    def decode(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:
+    def decode_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:
         """Return the sign of every kept entry times its scale, and zero elsewhere; see `Method.decode`."""
         m, n = shape
         scales = read_part(codes, name, "scales", torch.float32, None)

@@ -25,12 +25,12 @@ from impart_core.codec.mask import (
 )
 from impart_core.codec.parts import Codes, read_part
 from impart_core.delta.budget import BYTES_PER_VALUE, budget_bytes
-from impart_core.methods.base import METHODS, Calibration, Coding, Projection
+from impart_core.methods.base import METHODS, Coding, Method, Projection
 
 _CODE_BYTES = 2  # the keep-probability code
 
 
-class Dare:
+class Dare(Method):
     """The method.
 
     Codes of one projection: `keep` uint16 (1,), code c standing for the keep probability q = (c + 1)/65536 of
@@ -41,9 +41,6 @@ class Dare:
     version: ClassVar[int] = 1
     options_model: ClassVar[type[MethodOptions]] = MethodOptions
     summary: ClassVar[str] = "entries of the delta at random, rescaled"
-
-    def check(self, coding: Coding, largest_rank: int) -> None:
-        """Accept every coding: the method has no settings that could contradict each other."""
 
     def highest_cr(self, m: int, n: int, coding: Coding) -> float:
         """Return the ratio at which one value fits, but no more than steps of 1/65536 can tell from nothing."""
@@ -57,18 +54,7 @@ class Dare:
             return budget_bytes(m, n, coding.cr)
         return _CODE_BYTES + BYTES_PER_VALUE * most_kept(m * n, _nearest_code(coding.cr))
 
-    def needed_rank(self, m: int, n: int, coding: Coding) -> None:
-        """Return None: entries are dropped from the delta itself."""
-
-    def calibration(self, coding: Coding) -> Calibration:  # noqa: ARG002
-        """Return that activations play no part."""
-        return "none"
-
-    def usual_cr(self, coding: Coding) -> float:
-        """Return the ratio: no triplet is used."""
-        return coding.cr
-
-    def encode(self, projection: Projection, coding: Coding) -> Codes:
+    def encode_projection(self, projection: Projection, coding: Coding) -> Codes:
         """Return the codes of a delta; see `Method.encode`.
 
         Raises:
@@ -88,7 +74,7 @@ class Dare:
             "values": to_half(torch.cat(kept) if kept else torch.empty(0), projection.name),
         }
 
-    def decode(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:
+    def decode_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:
         """Return the kept entries divided by the keep probability; see `Method.decode`."""
         values = read_part(codes, name, "values", torch.float16, None)
         keep = read_part(codes, name, "keep", torch.uint16, None).numpy()

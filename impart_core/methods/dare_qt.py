@@ -21,7 +21,7 @@ from impart_core.codec.mask import (
 )
 from impart_core.codec.parts import Codes, read_part
 from impart_core.delta.budget import budget_bytes
-from impart_core.methods.base import METHODS, Calibration, Coding, Projection
+from impart_core.methods.base import METHODS, Calibration, Coding, Method, Projection
 from impart_core.quantize.cost import SCALE_BYTES, most_fitting, stream_bytes
 from impart_core.quantize.grid import RowRange
 from impart_core.quantize.groups import Groups
@@ -38,7 +38,7 @@ class DareQtOptions(QuantizeOptions):
     bits: Literal[2, 4, 8] = Field(default=4, description="of each kept entry")
 
 
-class DareQt:
+class DareQt(Method):
     """The method.
 
     Codes of one projection: `keep` uint16 (1,) as DARE has it, and the kept entries before they are divided by the keep
@@ -48,9 +48,6 @@ class DareQt:
     version: ClassVar[int] = 2
     options_model: ClassVar[type[MethodOptions]] = DareQtOptions
     summary: ClassVar[str] = "entries of the delta at random, rescaled, at 2, 4 or 8 bits; needs calibration text"
-
-    def check(self, coding: Coding, largest_rank: int) -> None:
-        """Accept every coding: the method has no settings that could contradict each other."""
 
     def highest_cr(self, m: int, n: int, coding: Coding) -> float:
         """Return the ratio at which one entry fits, but no more than steps of 1/65536 can tell from nothing."""
@@ -66,18 +63,11 @@ class DareQt:
             return budget_bytes(m, n, coding.cr)
         return _bytes(m, most_kept(m * n, _paper_code(coding)), options)
 
-    def needed_rank(self, m: int, n: int, coding: Coding) -> None:
-        """Return None: entries are dropped from the delta itself."""
-
     def calibration(self, coding: Coding) -> Calibration:
         """Return what the solver needs."""
         return _options(coding).calibration
 
-    def usual_cr(self, coding: Coding) -> float:
-        """Return the ratio: no triplet is used."""
-        return coding.cr
-
-    def encode(self, projection: Projection, coding: Coding) -> Codes:
+    def encode_projection(self, projection: Projection, coding: Coding) -> Codes:
         """Return the codes of a delta; see `Method.encode`.
 
         Raises:
@@ -93,7 +83,7 @@ class DareQt:
 
         return options.within(budget_bytes(m, n, coding.cr), encode)
 
-    def decode(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:
+    def decode_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:
         """Return the kept entries divided by the keep probability; see `Method.decode`."""
         keep = read_part(codes, name, "keep", torch.uint16, None).numpy()
         if len(keep) > 1:

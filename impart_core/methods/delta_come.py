@@ -13,14 +13,14 @@ from impart_core.base.settings import MethodOptions
 from impart_core.codec.parts import Codes, read_part
 from impart_core.delta.budget import budget_bytes, kept_fraction
 from impart_core.delta.svd import numerical_rank
-from impart_core.methods.base import METHODS, Calibration, Coding, Projection
+from impart_core.methods.base import METHODS, Calibration, Coding, Method, Projection
 from impart_core.quantize.cost import most_fitting, paper_sparsity
 from impart_core.quantize.factors import SIGMA, SIGMA_BYTES, decode_factors, encode_factors, factors_bytes
 from impart_core.quantize.options import LadderOptions
 from impart_core.quantize.streams import require_plausible
 
 
-class DeltaCome:
+class DeltaCome(Method):
     """The method.
 
     Codes of one projection, K vectors kept: `sigma` bfloat16 (K,), and U and V as codes; see `quantize.streams`.
@@ -61,7 +61,7 @@ class DeltaCome:
         """Return the ratio of as many vectors at 16 bits: whole ones are fewer than thinned ones in the same room."""
         return coding.cr * _options(coding).fewest_bits / 16 * _options(coding).entries_share
 
-    def encode(self, projection: Projection, coding: Coding) -> Codes:
+    def encode_projection(self, projection: Projection, coding: Coding) -> Codes:
         """Return the codes of a delta that is not zero; see `Method.encode`."""
         options, (m, n) = _options(coding), projection.shape
         factors = projection.factors()
@@ -80,7 +80,7 @@ class DeltaCome:
         budget = budget_bytes(m, n, coding.cr)
         return options.within(budget, encode, budget / options.entries_share)
 
-    def decode(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:  # noqa: ARG002
+    def decode_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:  # noqa: ARG002
         """Return Σ_k σ_k u_k v_kᵀ; see `Method.decode`."""
         m, n = shape
         sigma = read_part(codes, name, "sigma", SIGMA, None)

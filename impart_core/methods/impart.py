@@ -38,7 +38,7 @@ from impart_core.delta.budget import (
     vector_fraction,
 )
 from impart_core.delta.svd import numerical_rank
-from impart_core.methods.base import METHODS, Calibration, Coding, Projection
+from impart_core.methods.base import METHODS, Coding, Method, Projection
 
 USUAL_BETA, USUAL_C = 0.6, 1.0  # the edge of the paper's grid where the most vector pairs are kept
 
@@ -170,7 +170,7 @@ def pairs_to_fit(kept: int, m: int, n: int, budget: int) -> int:
     return max(kept, budget // pair_bytes(m, n) + 1)
 
 
-class Impart:
+class Impart(Method):
     """The method.
 
     Codes of one projection, K pairs kept: `sigma` float32 (K,); `keep` uint16 (K,), code c standing for the
@@ -214,15 +214,11 @@ class Impart:
         _, beta = sparsity_of(m, n, coding)
         return max(1, candidate_pairs(min(m, n), beta))
 
-    def calibration(self, coding: Coding) -> Calibration:  # noqa: ARG002
-        """Return that activations play no part."""
-        return "none"
-
     def usual_cr(self, coding: Coding) -> float | None:
         """Return the ratio where β and C are in the paper's range: a lower β or a higher C keeps more of the tail."""
         return coding.cr if is_usual(_options(coding)) else None
 
-    def encode(self, projection: Projection, coding: Coding) -> Codes:
+    def encode_projection(self, projection: Projection, coding: Coding) -> Codes:
         """Return the codes of a delta that is not zero; see `Method.encode`."""
         options, name, (m, n) = _options(coding), projection.name, projection.shape
         factors = projection.factors()
@@ -246,7 +242,7 @@ class Impart:
             "v": select_kept(factors.v[:pairs], words.v, keep),
         }
 
-    def decode(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:
+    def decode_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:
         """Return Σ_k σ_k û_k v̂_kᵀ, with û and v̂ rescaled by 1/(1 − p_k); see `Method.decode`."""
         keep = read_part(codes, name, "keep", torch.uint16, None).numpy()
         sigma = read_part(codes, name, "sigma", torch.float32, None)

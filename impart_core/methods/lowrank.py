@@ -8,13 +8,13 @@ from impart_core.base.settings import MethodOptions
 from impart_core.codec.parts import Codes, read_part
 from impart_core.delta.budget import BYTES_PER_VALUE, budget_bytes, kept_fraction
 from impart_core.delta.svd import numerical_rank
-from impart_core.methods.base import METHODS, Calibration, Coding, Projection
+from impart_core.methods.base import METHODS, Coding, Method, Projection
 
 _SIGMA_BYTES = 4
 _ROUNDING = 1e-9  # far above the rounding of r·d, far below one triplet
 
 
-class LowRank:
+class LowRank(Method):
     """The method.
 
     Codes of one projection, k triplets kept: `sigma` float32 (k,); `u` float16 (k, m) and `v` float16 (k, n), the
@@ -24,9 +24,6 @@ class LowRank:
     version: ClassVar[int] = 1
     options_model: ClassVar[type[MethodOptions]] = MethodOptions
     summary: ClassVar[str] = "the leading singular triplets, whole"
-
-    def check(self, coding: Coding, largest_rank: int) -> None:
-        """Accept every coding: the method has no settings that could contradict each other."""
 
     def highest_cr(self, m: int, n: int, coding: Coding) -> float:
         """Return the ratio at which one triplet fits; under the paper's count, at which r·d rounds up to one."""
@@ -45,15 +42,7 @@ class LowRank:
             return min(rank, budget_bytes(m, n, coding.cr) // _triplet_bytes(m, n))
         return int(rank * kept_fraction(m, n, coding.cr) + 0.5 + _ROUNDING)
 
-    def calibration(self, coding: Coding) -> Calibration:  # noqa: ARG002
-        """Return that activations play no part."""
-        return "none"
-
-    def usual_cr(self, coding: Coding) -> float:
-        """Return the ratio: whole triplets are fewer than thinned ones in the same room."""
-        return coding.cr
-
-    def encode(self, projection: Projection, coding: Coding) -> Codes:
+    def encode_projection(self, projection: Projection, coding: Coding) -> Codes:
         """Return the codes of a delta that is not zero; see `Method.encode`."""
         m, n = projection.shape
         factors = projection.factors()
@@ -65,7 +54,7 @@ class LowRank:
             "v": factors.v[:kept].cpu().half(),
         }
 
-    def decode(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:  # noqa: ARG002
+    def decode_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:  # noqa: ARG002
         """Return Σ_k σ_k u_k v_kᵀ; see `Method.decode`."""
         m, n = shape
         sigma = read_part(codes, name, "sigma", torch.float32, None)

@@ -21,7 +21,7 @@ from impart_core.codec.positions import (
     position_bytes,
 )
 from impart_core.delta.budget import BYTES_PER_VALUE, budget_bytes
-from impart_core.methods.base import METHODS, Calibration, Coding, Projection
+from impart_core.methods.base import METHODS, Coding, Method, Projection
 
 _WIDTH_BYTES = 1  # of the remainders' width
 
@@ -89,7 +89,7 @@ def _most_that_fit(cost: Callable[[int], int], low: int, high: int, room: int) -
     return low
 
 
-class Magnitude:
+class Magnitude(Method):
     """The method.
 
     Codes of one projection, k entries kept: `values` float16 (k,), row by row; `width` uint8 (1,), `quotients` and
@@ -99,9 +99,6 @@ class Magnitude:
     version: ClassVar[int] = 1
     options_model: ClassVar[type[MethodOptions]] = MethodOptions
     summary: ClassVar[str] = "the largest entries of the delta"
-
-    def check(self, coding: Coding, largest_rank: int) -> None:
-        """Accept every coding: the method has no settings that could contradict each other."""
 
     def highest_cr(self, m: int, n: int, coding: Coding) -> float:
         """Return the ratio at which one entry fits wherever it is; under the paper's count, at which mn/CR is ½."""
@@ -116,18 +113,7 @@ class Magnitude:
         count = _nearest_count(m, n, coding.cr)
         return _WIDTH_BYTES + BYTES_PER_VALUE * count + most_position_bytes(count, m * n)
 
-    def needed_rank(self, m: int, n: int, coding: Coding) -> None:
-        """Return None: entries are picked from the delta itself."""
-
-    def calibration(self, coding: Coding) -> Calibration:  # noqa: ARG002
-        """Return that activations play no part."""
-        return "none"
-
-    def usual_cr(self, coding: Coding) -> float:
-        """Return the ratio: no triplet is used."""
-        return coding.cr
-
-    def encode(self, projection: Projection, coding: Coding) -> Codes:
+    def encode_projection(self, projection: Projection, coding: Coding) -> Codes:
         """Return the codes of a delta that is not zero; see `Method.encode`.
 
         Raises:
@@ -149,7 +135,7 @@ class Magnitude:
             "remainders": torch.from_numpy(stored.remainders),
         }
 
-    def decode(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:  # noqa: ARG002
+    def decode_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:  # noqa: ARG002
         """Return the kept entries in their places; see `Method.decode`."""
         m, n = shape
         values = read_part(codes, name, "values", torch.float16, None)

@@ -135,7 +135,7 @@ def _upload_errors(repo: str) -> Iterator[None]:
         import huggingface_hub  # noqa: F401 - whether it is there
     except ImportError as error:
         raise ConfigError(
-            "Uploading takes huggingface_hub, which is not installed. Install it (`pip install 'impart[hub]'`), or "
+            "Uploading takes huggingface_hub, which is not installed. Install it (`pip install 'impart-zoo[hub]'`), or "
             "upload the folder by other means."
         ) from error
     try:

@@ -10,6 +10,7 @@ and the others return that one. Nothing is left behind by one that is killed but
 
 import hashlib
 import os
+import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from impart_core.store.kept import take
 from impart_core.store.manifest import MANIFEST, Content, FileEntry, Manifest, parse_manifest
 
 _MAX_MANIFEST_BYTES = 16 << 20
+_ID = re.compile(r"[0-9a-f]{64}")
 
 
 def default_store_url() -> str:
@@ -141,8 +143,12 @@ class Store:
             ArtifactNotFoundError: there is none.
             CorruptArtifactError: it is not a valid manifest, or is another artifact's.
         """
-        path = self._path(artifact_id, MANIFEST)
-        data = self.read(path)
+        if not _ID.fullmatch(artifact_id):
+            raise ArtifactNotFoundError(
+                f"{artifact_id!r:.100} is no artifact id, which has 64 hexadecimal digits. A name is resolved first: "
+                "see `store.names.resolve` and `open_delta`."
+            )
+        data = self.read(self._path(artifact_id, MANIFEST))
         if data is None:
             raise ArtifactNotFoundError(f"There is no artifact {artifact_id[:12]} in the store {self.url}.")
         return self._parse(artifact_id, data)

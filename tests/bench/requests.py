@@ -1,7 +1,7 @@
 """How many requests a run makes of an S3 server that holds the checkpoints and the store, counted by a proxy.
 
-Run by itself (`python -m tests.bench.requests`) it prints, for models of 1 and of 4 layers, the requests of each verb for
-the checkpoints and for the store.
+`python -m tests.bench.requests` prints, for models of 1 and of 4 layers, the requests of each verb for the checkpoints
+and for the store.
 """
 
 import json
