@@ -9,7 +9,8 @@ import torch
 from impart_core.codec.mask import UInt16Array
 from impart_core.codec.parts import Codes
 from impart_core.methods.base import Projection
-from impart_core.quantize.curvature import Inputs, output_error
+from impart_core.quantize.curvature import Inputs
+from tests.impart_core.quantize.plain import output_error
 from tests.impart_core.quantize.samples import hessian_of
 
 

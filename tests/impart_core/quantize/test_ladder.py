@@ -33,10 +33,10 @@ def test_a_ladder_is_what_its_text_and_its_json_describe(ladder: Ladder) -> None
 
 
 def test_vectors_fall_in_groups_from_the_first_on() -> None:
-    assert Ladder.parse("8x2,3x32,2").spans(100, 128) == (
-        RowRange(0, 2, 8, 128),
-        RowRange(2, 34, 3, 128),
-        RowRange(34, 100, 2, 128),
+    assert Ladder.parse("8x2,3x32,2").spans(100) == (
+        RowRange(0, 2, 8),
+        RowRange(2, 34, 3),
+        RowRange(34, 100, 2),
     )
     assert Ladder.parse("4").spans(5) == (RowRange(0, 5, 4),)
 
