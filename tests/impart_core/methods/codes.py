@@ -1,4 +1,4 @@
-"""What tests of every method ask about codes, and the deltas that are hard to compress."""
+"""What tests ask about codes, and the factors that they are made of."""
 
 from dataclasses import replace
 from hashlib import sha256
@@ -8,15 +8,11 @@ import torch
 
 from impart_core.codec.mask import UInt16Array
 from impart_core.codec.parts import Codes
+from impart_core.delta.factors import Factors
 from impart_core.methods.base import Projection
 from impart_core.quantize.curvature import Inputs
 from tests.impart_core.quantize.plain import output_error
 from tests.impart_core.quantize.samples import hessian_of
-
-
-def nbytes(codes: Codes) -> int:
-    """Return the bytes of all parts."""
-    return sum(code.numel() * code.element_size() for code in codes.values())
 
 
 def same(one: Codes, other: Codes) -> bool:
@@ -35,11 +31,24 @@ def keep_of(codes: Codes) -> UInt16Array:
     return np.asarray([256 * int(code) + 255 for code in codes["keep"]], dtype=np.uint16)
 
 
-def one_entry(m: int, n: int, at: int, value: float = -0.25) -> torch.Tensor:
-    """Return a delta of shape (m, n) that is zero but for the entry at this position of the flattened matrix."""
-    delta = torch.zeros(m * n)
-    delta[at % (m * n)] = value
-    return delta.reshape(m, n)
+def no_delta() -> torch.Tensor:
+    """Stand in for a delta that is not to be asked for."""
+    raise AssertionError("a method that works on the factors asked for the delta")
+
+
+def no_factors() -> Factors:
+    """Stand in for factors that are not to be asked for."""
+    raise AssertionError("a method that works on the delta asked for its factors")
+
+
+def arithmetic_factors(m: int, n: int) -> Factors:
+    """Return vectors and singular values from integer arithmetic alone, the same bits on every machine."""
+    pairs = torch.arange(min(m, n))[:, None]
+
+    def grid(rows: int) -> torch.Tensor:
+        return ((37 * pairs + 101 * torch.arange(rows)) % 97 - 48).float() / 256
+
+    return Factors(u=grid(m), sigma=1 / (1 + pairs[:, 0].float()), v=grid(n))
 
 
 def calibrated(delta: torch.Tensor, name: str = "w", *, of_rows: bool = False) -> Projection:
