@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from impart_core.base.errors import CorruptArtifactError, TensorValueError
 from impart_core.codec.mask import keep_probability, mask_key, whole_mask
-from impart_core.codec.parts import Codes
+from impart_core.codec.parts import Codes, nbytes
 from impart_core.delta.budget import budget_bytes
 from impart_core.methods.base import Projection
 from impart_core.methods.dare import Dare
 from impart_core.methods.dare_qt import DareQt
 from impart_core.quantize.grid import RowRange
 from impart_core.quantize.groups import Groups
-from tests.impart_core.methods.codes import digest, nbytes
+from tests.impart_core.methods.codes import digest
 from tests.impart_core.pipeline import config_of
 from tests.support import decaying_delta
 
@@ -128,16 +128,6 @@ def test_the_mask_is_dares() -> None:
     torch.testing.assert_close(found, expected, rtol=2**-10, atol=0)  # ones on a grid whose step is rounded up
 
 
-def test_over_seeds_the_mean_approaches_what_is_stored_of_the_delta() -> None:
-    """Not the delta: rounding to nearest on grids of a group's own is not the same for all masks; here it is exact."""
-    delta = torch.tensor([-1.0, 0.0, 0.5, 2.0])[torch.randint(4, (24, 32), generator=torch.Generator().manual_seed(0))]
-    options = {**NEAREST, "bits": 8, "group_size": 60_000}
-    codes = [encoded(delta, 8, accounting="paper", seed=seed, options=options) for seed in range(256)]
-    mean = torch.stack([METHOD.decode(each, "w", (24, 32), seed) for seed, each in enumerate(codes)]).mean(dim=0)
-    # An entry δ is δ/q with probability q, here 1/4: variance 3·δ². One step of the grid is 3/255.
-    assert torch.dist(mean, delta) / torch.norm(delta) == pytest.approx((3 / 256) ** 0.5, rel=0.2)
-
-
 @given(m=sides, n=sides, seed=st.integers(0, 50), bits=widths)
 @settings(max_examples=60, deadline=None)
 def test_the_highest_ratio_has_room_for_one_entry_and_any_higher_one_for_none(
@@ -185,15 +175,11 @@ def test_where_all_entries_fit_all_are_kept() -> None:
     assert bool(((found - delta).abs() <= 0.5 * steps * (1 + 2**-13)).all())
 
 
-def test_codes_that_do_not_fit_their_mask_are_refused_by_name() -> None:
+@pytest.mark.parametrize("keep", [0, 65535])
+def test_another_keep_code_than_the_codes_were_made_with_is_refused_by_name(keep: int) -> None:
     codes = encoded(decaying_delta(48, 80), 16, options=NEAREST)
-    for keep in (codes["keep"].repeat(2), codes["keep"][:0], codes["keep"][None], codes["keep"].int()):
-        with pytest.raises(CorruptArtifactError, match="'w'"):
-            METHOD.decode({**codes, "keep": keep}, "w", (48, 80), 0)
-    for keep in (0, 65535):
-        changed = {**codes, "keep": torch.tensor([keep], dtype=torch.uint16)}
-        with pytest.raises(CorruptArtifactError, match="'w'"):
-            METHOD.decode(changed, "w", (48, 80), 0)
+    with pytest.raises(CorruptArtifactError, match="'w'"):
+        METHOD.decode({**codes, "keep": torch.tensor([keep], dtype=torch.uint16)}, "w", (48, 80), 0)
 
 
 @pytest.mark.parametrize(("accounting", "expected"), [("bytes", "d5d94b5685325496"), ("paper", "b15355478be4ee3c")])

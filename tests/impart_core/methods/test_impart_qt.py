@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from impart_core.base.errors import CorruptArtifactError
 from impart_core.codec.mask import keep_probability
-from impart_core.codec.parts import Codes
+from impart_core.codec.parts import Codes, nbytes
 from impart_core.delta.budget import budget_bytes, kept_fraction, vector_fraction
 from impart_core.delta.svd import decompose
 from impart_core.methods.base import Projection
@@ -19,8 +19,7 @@ from impart_core.methods.impart_qt import ImpartQt, ImpartQtOptions
 from impart_core.quantize.cost import paper_alpha, paper_sparsity
 from impart_core.quantize.ladder import Ladder
 from impart_core.quantize.streams import unpack_matrices
-from tests.impart_core.methods.codes import calibrated, digest, keep_of, nbytes, same
-from tests.impart_core.methods.test_impart import arithmetic_factors, never
+from tests.impart_core.methods.codes import arithmetic_factors, calibrated, digest, keep_of, no_delta, same
 from tests.impart_core.pipeline import config_of
 from tests.support import decaying_delta
 
@@ -226,7 +225,7 @@ def test_c_is_lower_than_imparts_and_all_else_is_the_same() -> None:
 )
 def test_golden_codes(accounting: str, expected: str) -> None:
     """These are pinned: a change here must raise the method's version, as published blocks are found by it."""
-    projection = Projection("layer.w", (48, 80), never, lambda: arithmetic_factors(48, 80))
+    projection = Projection("layer.w", (48, 80), no_delta, lambda: arithmetic_factors(48, 80))
     options = {"solver": "nearest", "lossless": False}
     codes = encoded(projection, 8, seed=7, accounting=accounting, options=options)
     assert METHOD.version == 2
