@@ -41,14 +41,15 @@ def no_factors() -> Factors:
     raise AssertionError("a method that works on the delta asked for its factors")
 
 
+def arithmetic(rows: torch.Tensor, columns: int) -> torch.Tensor:
+    """Return entries from integer arithmetic alone, the same bits on every machine, of rows (m, 1) as (m, columns)."""
+    return ((37 * rows + 101 * torch.arange(columns)) % 97 - 48).float() / 256
+
+
 def arithmetic_factors(m: int, n: int) -> Factors:
-    """Return vectors and singular values from integer arithmetic alone, the same bits on every machine."""
+    """Return vectors and singular values of such entries."""
     pairs = torch.arange(min(m, n))[:, None]
-
-    def grid(rows: int) -> torch.Tensor:
-        return ((37 * pairs + 101 * torch.arange(rows)) % 97 - 48).float() / 256
-
-    return Factors(u=grid(m), sigma=1 / (1 + pairs[:, 0].float()), v=grid(n))
+    return Factors(u=arithmetic(pairs, m), sigma=1 / (1 + pairs[:, 0].float()), v=arithmetic(pairs, n))
 
 
 def calibrated(delta: torch.Tensor, name: str = "w", *, of_rows: bool = False) -> Projection:

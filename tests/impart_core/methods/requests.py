@@ -47,6 +47,13 @@ def where_known(method: str, **options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name in METHODS.get(method).options_model.model_fields}
 
 
+VARIANTS = [
+    (method, options)
+    for method in METHODS
+    for options in ([{"lossless": True}, {"lossless": False}] if where_known(method, lossless=True) else [{}])
+]
+
+
 @st.composite
 def any_requests(draw: st.DrawFn, method: str, **settings: Any) -> CompressConfig:
     """Draw any request of a method, its options included; settings and options that are given are taken as they are."""

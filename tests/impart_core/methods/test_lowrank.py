@@ -42,24 +42,6 @@ def test_stored_bytes_are_within_the_ratio_and_a_triplet_more_would_not_be(
     assert len(codes["sigma"]) == min(m, n) or nbytes(codes) + triplet > budget_bytes(m, n, cr)
 
 
-@given(m=sides, n=sides)
-@settings(max_examples=60, deadline=None)
-def test_the_highest_ratio_keeps_one_triplet_and_any_higher_one_none(m: int, n: int) -> None:
-    highest = METHOD.highest_cr(m, n, lowrank(1))
-    if highest < 1:
-        return
-    assert len(encode(decaying_delta(m, n), lowrank(highest))["sigma"]) == 1
-    assert METHOD.needed_rank(m, n, lowrank(float(np.nextafter(highest, np.inf)))) == 0
-
-
-@given(m=sides, n=sides)
-@settings(max_examples=60, deadline=None)
-def test_under_the_papers_count_so_does_the_highest_ratio(m: int, n: int) -> None:
-    highest = METHOD.highest_cr(m, n, lowrank(1, "paper"))
-    assert len(encode(decaying_delta(m, n), lowrank(highest, "paper"))["sigma"]) == 1
-    assert METHOD.needed_rank(m, n, lowrank(highest * 1.001, "paper")) == 0
-
-
 @pytest.mark.parametrize(
     ("shape", "cr", "expected"),
     # r·d = mn/(CR(m + n)): 32·1/16, 24·(1/4)·…; halves up.
