@@ -27,8 +27,9 @@ def digest(codes: Codes) -> str:
 
 
 def keep_of(codes: Codes) -> UInt16Array:
-    """Return ImPart-Qt's keep codes, in steps of 1/256, as masks take them, in steps of 1/65536."""
-    return np.asarray([256 * int(code) + 255 for code in codes["keep"]], dtype=np.uint16)
+    """Return keep codes as masks take them, in steps of 1/65536; ImPart-Qt stores them in steps of 1/256."""
+    keep = codes["keep"].numpy()
+    return keep if keep.dtype == np.uint16 else keep.astype(np.uint16) * 256 + 255
 
 
 def no_delta() -> torch.Tensor:
