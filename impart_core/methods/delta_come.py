@@ -15,9 +15,9 @@ from impart_core.delta.budget import budget_bytes, kept_fraction
 from impart_core.delta.svd import numerical_rank
 from impart_core.methods.base import METHODS, Calibration, Coding, Method, Projection
 from impart_core.quantize.cost import most_fitting, paper_sparsity
-from impart_core.quantize.factors import SIGMA, SIGMA_BYTES, decode_factors, encode_factors, factors_bytes
 from impart_core.quantize.options import LadderOptions
 from impart_core.quantize.streams import require_plausible
+from impart_core.quantize.vectors import SIGMA, SIGMA_BYTES, decode_vectors, encode_vectors, vectors_bytes
 
 
 class DeltaCome(Method):
@@ -72,7 +72,7 @@ class DeltaCome(Method):
             sigma = factors.sigma[:kept].cpu().to(SIGMA)
             masks = _whole(kept, m), _whole(kept, n)
             sides = factors.u[:kept], factors.v[:kept]
-            parts = encode_factors(*sides, sigma.float(), masks, projection.inputs, projection.name, by)
+            parts = encode_vectors(*sides, sigma.float(), masks, projection.inputs, projection.name, by)
             return {"sigma": sigma, **parts}
 
         if coding.accounting == "paper":
@@ -87,7 +87,7 @@ class DeltaCome(Method):
         if len(sigma) > min(shape):
             raise CorruptArtifactError(f"The codes of {name!r} have {len(sigma)} vector pairs, more than its rank.")
         require_plausible(codes, name, len(sigma) * (m + n))
-        return decode_factors(codes, name, sigma.float(), (_whole(len(sigma), m), _whole(len(sigma), n)))
+        return decode_vectors(codes, name, sigma.float(), (_whole(len(sigma), m), _whole(len(sigma), n)))
 
     @staticmethod
     def _fitting(m: int, n: int, packed: int, coding: Coding) -> int:
@@ -113,7 +113,7 @@ def _whole(count: int, side: int) -> torch.Tensor:
 
 
 def _bytes(m: int, n: int, count: int, options: LadderOptions) -> int:
-    return SIGMA_BYTES * count + factors_bytes(np.full(count, m), np.full(count, n), options)
+    return SIGMA_BYTES * count + vectors_bytes(np.full(count, m), np.full(count, n), options)
 
 
 METHODS.register("delta-come", DeltaCome())

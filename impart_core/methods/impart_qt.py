@@ -28,9 +28,9 @@ from impart_core.methods.impart import (
     levels_of,
 )
 from impart_core.quantize.cost import most_fitting, paper_alpha, paper_sparsity
-from impart_core.quantize.factors import SIGMA, SIGMA_BYTES, IntArray, decode_factors, encode_factors, factors_bytes
 from impart_core.quantize.options import LadderOptions
 from impart_core.quantize.streams import require_plausible
+from impart_core.quantize.vectors import SIGMA, SIGMA_BYTES, IntArray, decode_vectors, encode_vectors, vectors_bytes
 
 _PAIR_BYTES = SIGMA_BYTES + 1  # a singular value, and a keep probability in steps of 1/256
 _STEP = 256  # of the 65536 steps that masks can tell apart
@@ -120,7 +120,7 @@ class ImpartQt(Method):
         weights = factors.sigma[: len(keep)].cpu().double().numpy()
         stored = torch.from_numpy(weights if options.rescale else weights * kept**2).to(SIGMA)
         masks = tuple(torch.from_numpy(mask_from_levels(side[: len(keep)], keep)) for side in (levels.u, levels.v))
-        parts = encode_factors(
+        parts = encode_vectors(
             factors.u[: len(keep)],
             factors.v[: len(keep)],
             _weights(stored, keep),
@@ -139,7 +139,7 @@ class ImpartQt(Method):
             raise CorruptArtifactError(f"The codes of {name!r} have {len(keep)} vector pairs, more than its rank.")
         require_plausible(codes, name, sum(shape) * float(keep_probability(keep).sum()))
         masks = tuple(factor_mask(seed, name, role, side, keep) for role, side in zip("uv", shape, strict=True))
-        return decode_factors(codes, name, _weights(sigma, keep), (masks[0], masks[1]))
+        return decode_vectors(codes, name, _weights(sigma, keep), (masks[0], masks[1]))
 
     def _fit(
         self,
@@ -171,7 +171,7 @@ class ImpartQt(Method):
 
     @staticmethod
     def _bytes(kept_u: IntArray, kept_v: IntArray, options: ImpartQtOptions) -> int:
-        return _PAIR_BYTES * len(kept_u) + factors_bytes(kept_u, kept_v, options)
+        return _PAIR_BYTES * len(kept_u) + vectors_bytes(kept_u, kept_v, options)
 
 
 def _options(coding: Coding) -> ImpartQtOptions:

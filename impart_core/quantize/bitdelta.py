@@ -29,11 +29,6 @@ class SignCodes:
     scales: torch.Tensor
     signs: UInt8Array
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of both parts."""
-        return SCALE_BYTES * len(self.scales) + len(self.signs)
-
 
 def encode_signs(delta: torch.Tensor, name: str, per_row: bool = False, mask: torch.Tensor | None = None) -> SignCodes:
     """Return the signs and the mean magnitude of a delta.

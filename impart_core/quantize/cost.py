@@ -82,7 +82,7 @@ def paper_alpha(drop_at: Callable[[float], FloatArray], rank: int, target: float
     met about, not at least. A target that even β exceeds gives about β.
 
     Args:
-        drop_at: p_k of the vectors kept at an α that U and V each need (see `sparsify.impart.allocate`).
+        drop_at: p_k of the vectors kept at an α that U and V each need (see `methods.impart.allocate`).
         rank: r.
         target: α_qt of U and V, 1 − `delta.budget.kept_fraction`.
         beta: pre-prune ratio of this layer.

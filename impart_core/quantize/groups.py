@@ -10,7 +10,7 @@ from functools import cached_property
 
 import torch
 
-from impart_core.quantize.grid import HALF, EntryGrid, RowRange, fit_bounds
+from impart_core.quantize.grid import HALF, EntryGrid, RowRange, fit_grids
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Groups:
 
     Attributes:
         mask: which entries are kept, bool, (rows, columns).
-        ranges: the bits of rows, one range after the other; their own group size plays no part.
+        ranges: the bits of rows, one range after the other.
         size: kept entries that share a grid, the last of a range perhaps fewer; None: all of a range.
     """
 
@@ -53,7 +53,7 @@ class Groups:
             low.scatter_reduce_(0, index, kept, "amin")
             high.scatter_reduce_(0, index, kept, "amax")
             levels[groups] = float(span.levels)
-        return fit_bounds(low, high, levels, torch.float16)
+        return fit_grids(low, high, levels)
 
     def entries(self, scales: torch.Tensor, zeros: torch.Tensor) -> EntryGrid:
         """Return every entry's grid, that of a masked one being of no meaning; arguments as `fit` returns them."""

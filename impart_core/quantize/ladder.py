@@ -85,18 +85,17 @@ class Ladder(Frozen):
                 f"Lower the counts to {rank} in all, as in {self._within(rank)}."
             )
 
-    def spans(self, count: int, group_size: int | None = None) -> tuple[RowRange, ...]:
+    def spans(self, count: int) -> tuple[RowRange, ...]:
         """Return which of so many vectors fall in which group; groups that none is left for are not among them.
 
         Args:
             count: vectors that are kept, K, from the largest singular value down.
-            group_size: entries of a vector that share a scale; None: all.
         """
         spans, start = [], 0
         for group in self.groups:
             stop = count if group.vectors is None else min(count, start + group.vectors)
             if stop > start:
-                spans.append(RowRange(start, stop, group.bits, group_size))
+                spans.append(RowRange(start, stop, group.bits))
             start = stop
         return tuple(spans)
 

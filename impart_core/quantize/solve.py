@@ -1,5 +1,6 @@
 """A masked matrix to codes: its grids from what is kept, then one of the ways to round on them."""
 
+import logging
 from typing import Literal
 
 import torch
@@ -8,9 +9,10 @@ from impart_core.quantize.curvature import Curvature
 from impart_core.quantize.gptq import codes_under_mask
 from impart_core.quantize.grid import EntryGrid
 from impart_core.quantize.groups import Groups
-from impart_core.quantize.result import warn_of_rounding
 from impart_core.quantize.streams import QuantizedMatrix
 from impart_core.quantize.support import codes_on_support
+
+logger = logging.getLogger(__name__)
 
 # support: GPTQ of each row on what its mask keeps of it. masked: Algorithm 2, one factor for all rows, which costs less
 # and makes up for errors in masked entries too, where that is lost. nearest: no activations.
@@ -59,8 +61,12 @@ def _solve(
     # Where nothing is masked both are the same, and one factor serves all rows.
     whole = bool(mask.all())
     solve = codes_under_mask if solver == "masked" or whole else codes_on_support
-    found = solve(values.contiguous(), mask, curvature, grid)
-    if found is None:
-        warn_of_rounding(name)
+    codes = solve(values.contiguous(), mask, curvature, grid)
+    if codes is None:
+        logger.warning(
+            "%s: the Hessian of its inputs is not positive definite, or too near to that, with any damping; "
+            "its values are rounded to nearest. More calibration text may help.",
+            name,
+        )
         return grid.nearest(values)
-    return found[0]
+    return codes

@@ -10,104 +10,38 @@ needs no inverse (Chee et al., QuIP, 2023, Theorem 6). Supports are listed from 
 first, so that R is the lower triangular factor that the library gives, and its columns are contiguous.
 """
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 
 from impart_core.base.parallel import in_order
 from impart_core.quantize.curvature import Curvature
-from impart_core.quantize.grid import HALF, EntryGrid, RowRange, column_groups, nearest_half
-from impart_core.quantize.result import (
-    GridOptions,
-    Quantized,
-    RangeCodes,
-    gather,
-    masked_weight,
-    rounded_instead,
-    static_grids,
-)
+from impart_core.quantize.grid import EntryGrid, nearest_half
 
 # Entries of the factors worked on at once: 64 MiB, 1 GiB on devices, where a step over columns takes as long for few
 # rows as for many; and a few times that in temporaries. Never by the memory that is free: the bytes would depend on it.
 _MOST_ENTRIES, _MOST_ENTRIES_ON_DEVICE = 1 << 24, 1 << 28
 
 
-def support_gptq(
-    weight: torch.Tensor,
-    mask: torch.Tensor,
-    curvature: Curvature,
-    ranges: Sequence[RowRange],
-    name: str,
-    options: GridOptions | None = None,
-) -> Quantized:
-    """Quantise rows along their columns, each on its own support; grids are those of the weights as given.
-
-    Arguments, fallback and errors are those of `gptq.sparse_gptq`; `error` is ½·tr(Δ·H·Δᵀ) with the damped H.
-    """
-    options = options or GridOptions()
-    values = masked_weight(weight, mask, curvature, ranges, name)
-    order = options.order(curvature)
-    stored = static_grids(values, ranges, options, order)
-    solved = codes_on_support(values, mask, curvature, _entry_grid(values, ranges, stored, order))
-    if solved is None:
-        return rounded_instead(weight, mask, curvature, ranges, name, options)
-    codes, error = solved
-    found = tuple(
-        RangeCodes(span, codes[span.rows].to(torch.float16 if span.bits == HALF else torch.uint8), scales, zeros)
-        for span, (scales, zeros) in zip(ranges, stored, strict=True)
-    )
-    return Quantized(found, gather(found, values, order), error, order, curvature.damping)
-
-
 def codes_on_support(
     values: torch.Tensor, mask: torch.Tensor, curvature: Curvature, grid: EntryGrid
-) -> tuple[torch.Tensor, float] | None:
-    """Return the codes of a matrix whose grids are given, float32, (rows, columns), and ½·tr(Δ·H·Δᵀ), H damped.
+) -> torch.Tensor | None:
+    """Return the codes of a matrix whose grids are given, float32, (rows, columns), each row on its own support.
 
     Rows do not depend on each other. Masked entries have the code of zero; those without a grid have their values.
-
-    Args:
-        values: float32, (rows, columns), zero where masked.
-        mask: which entries are kept, (rows, columns).
-        curvature: of the inputs, (columns, columns).
-        grid: every entry's grid.
-
-    Returns:
-        None where the Hessian is of no use.
+    Arguments and result are those of `gptq.codes_under_mask`.
     """
     if curvature.root is None:
         return None
-    codes, error = grid.zeros.clone(memory_format=torch.contiguous_format), 0.0
+    codes = grid.zeros.clone(memory_format=torch.contiguous_format)
     damped = _padded(curvature)
 
-    def quantize(batch: tuple[torch.Tensor, torch.Tensor]) -> float | None:
+    def quantize(batch: tuple[torch.Tensor, torch.Tensor]) -> bool:
         rows, support = batch
         root = _roots(damped, support)
-        return None if root is None else _quantize(values, codes, grid, root, rows, support)
+        return root is not None and _quantize(values, codes, grid, root, rows, support)
 
-    for added in in_order(quantize, _batches(mask.bool(), curvature.order)):
-        if added is None:
-            return None
-        error += added
-    return (codes, error) if math.isfinite(error) else None  # no code is of a value that is not finite
-
-
-def _entry_grid(
-    values: torch.Tensor,
-    ranges: Sequence[RowRange],
-    stored: Sequence[tuple[torch.Tensor, torch.Tensor]],
-    order: torch.Tensor | None,
-) -> EntryGrid:
-    """Return each entry's grid from those of each range's groups of columns."""
-    scales, zeros, levels = torch.ones_like(values), torch.zeros_like(values), torch.zeros_like(values)
-    half = torch.zeros_like(values, dtype=torch.bool)
-    for span, (scale, zero) in zip(ranges, stored, strict=True):
-        levels[span.rows], half[span.rows] = float(span.levels), span.bits == HALF
-        if span.bits != HALF:
-            groups = column_groups(values.shape[1], span.width(values.shape[1]), order).to(values.device)
-            scales[span.rows], zeros[span.rows] = scale.float()[:, groups], zero.float()[:, groups]
-    return EntryGrid(scales, zeros, levels, half)
+    return codes if all(in_order(quantize, _batches(mask.bool(), curvature.order))) else None
 
 
 def _batches(mask: torch.Tensor, order: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -156,8 +90,8 @@ def _quantize(
     root: torch.Tensor,
     rows: torch.Tensor,
     support: torch.Tensor,
-) -> float:
-    """Quantise a batch of rows and write their codes into `codes`; return the error."""
+) -> bool:
+    """Quantise a batch of rows, write their codes into `codes`, and return whether everything is finite."""
     kept = support < values.shape[1]
     at = (rows[:, None], torch.where(kept, support, 0))
     parts = (values, grid.scales, grid.zeros, grid.levels, grid.half)
@@ -180,4 +114,4 @@ def _quantize(
         delta[:, j] = target[j] - value
         torch.sub(wanted, value, out=rounding[j])
     codes[rows[kept.nonzero()[:, 0]], support[kept]] = found.T[kept]
-    return 0.5 * float(rounding.mul_(diagonal).double().square_().sum())
+    return bool(torch.isfinite(rounding.mul_(diagonal).double().square_().sum()))

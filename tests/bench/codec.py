@@ -1,7 +1,9 @@
 """Bytes against what the ratio allows, and the speed of decoding against the matrix product that it needs."""
 
+import tempfile
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -9,43 +11,71 @@ import torch
 
 from impart_core.base.numerics import one_thread_per_kernel
 from impart_core.base.settings import build_config
+from impart_core.blocks.coding import depth_of_pair
+from impart_core.blocks.decompose import decompose_block
+from impart_core.blocks.encode import compress_block
 from impart_core.blocks.request import CompressConfig
-from impart_core.delta.svd import decompose
-from impart_core.methods import METHODS, Projection
+from impart_core.checkpoint.index import open_checkpoint
+from impart_core.checkpoint.layout import Block, Role
+from impart_core.checkpoint.pairing import Pairs, pair_tensors
+from impart_core.codec.format import EncodedTensor
+from impart_core.codec.parts import nbytes
+from impart_core.delta.factors import Factors
+from impart_core.methods import METHODS
 from impart_core.methods.depth import Depth
-from tests.bench.synthetic import delta_of, projection_shapes, stretched
+from tests.bench.synthetic import save_pairs
 
 CR = 32.0
 REPEATS = 5
+Encoded = dict[str, EncodedTensor]
 
 
 def measure_codec() -> dict[str, Any]:
     """Return, at CR 32 on one layer's projections: stored bytes over nominal bytes by method, and decoding speed.
 
+    Each method is run as the command runs it, with factors as deep as its request asks for, but without calibration.
     `decode_gbps`: gigabytes of 16-bit weights that are rebuilt a second; `decode_over_product`: the time of the
     matrix product U·Σ·Vᵀ alone, from dense factors at hand, over that of decoding.
     """
-    stored, dense = dict.fromkeys(METHODS, 0), 0
-    decoding, product = 0.0, 0.0
+    with tempfile.TemporaryDirectory() as scratch, one_thread_per_kernel():
+        (folders,) = save_pairs(Path(scratch), (1,)).values()
+        base, finetuned = (open_checkpoint(folder) for folder in folders)
+        pairs = {name: pair for name, pair in pair_tensors(base, finetuned).items() if pair.role is Role.PROJECTION}
+        found = _compressed(pairs)
+    nominal = sum(2 * pair.finetuned.numel for pair in pairs.values()) / CR
+    stored = {method: sum(nbytes(item.codes) for item in tensors.values()) for method, tensors in found.items()}
+    return {"bytes_over_nominal": {method: count / nominal for method, count in stored.items()}} | _decoding(
+        found["impart"]
+    )
+
+
+def _compressed(pairs: Pairs) -> dict[str, Encoded]:
+    """Return the projections by method; methods share the factors of requests that are as deep."""
+    layer, at_hand = Block("layer", tuple(pairs)), dict[tuple[str, Depth | None], Factors]()
+
+    def compress(config: CompressConfig) -> Encoded:
+        def factors(name: str) -> Factors:
+            key = name, depth_of_pair(pairs[name], config)
+            if key not in at_hand:
+                at_hand[key] = decompose_block(pairs, Block(name, (name,)), config)[name]
+            return at_hand[key]
+
+        return compress_block(pairs, layer, config, stored=factors)
+
+    return {method: compress(build_config(CompressConfig, method=method, cr=CR)) for method in METHODS}
+
+
+def _decoding(tensors: Encoded) -> dict[str, float]:
+    decoding, product, dense = 0.0, 0.0, 0
     with one_thread_per_kernel():
-        for number, (short, (m, n)) in enumerate(projection_shapes().items()):
-            delta = delta_of(stretched(short, min(m, n)), m, n, seed=number)
-            factors = decompose(delta, short, Depth(CR).needed(m, n))
-            projection = Projection(short, (m, n), lambda delta=delta: delta, lambda factors=factors: factors)
+        for name, item in tensors.items():
+            m, n = item.header.shape
+            u, v = (torch.randn(len(item.codes["sigma"]), side) for side in (m, n))
+            decode = METHODS.get(item.header.method).decode
+            decoding += _quickest(partial(decode, item.codes, name, (m, n), item.header.seed))
+            product += _quickest(partial(torch.matmul, u.T, v))
             dense += 2 * m * n
-            for method in METHODS:
-                config = build_config(CompressConfig, method=method, cr=CR)
-                codes = METHODS.get(method).encode(projection, config)
-                stored[method] += sum(code.numel() * code.element_size() for code in codes.values())
-                if method == "impart":
-                    u, v = (torch.randn(len(codes["sigma"]), side) for side in (m, n))
-                    decoding += _quickest(partial(METHODS.get(method).decode, codes, short, (m, n), config.seed))
-                    product += _quickest(partial(torch.matmul, u.T, v))
-    return {
-        "bytes_over_nominal": {method: count / (dense / CR) for method, count in stored.items()},
-        "decode_gbps": dense / decoding / 1e9,
-        "decode_over_product": product / decoding,
-    }
+    return {"decode_gbps": dense / decoding / 1e9, "decode_over_product": product / decoding}
 
 
 def _quickest(work: Callable[[], object]) -> float:

@@ -1,4 +1,4 @@
-"""The speed of sparse GPTQ against its plain loop, and its errors against rounding to nearest."""
+"""The speed of quantisation, as `impart quantize` runs it, against plain GPTQ, and its errors against rounding."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,18 +9,16 @@ from typing import Any
 import torch
 
 from impart_core.base.numerics import one_thread_per_kernel
-from impart_core.quantize.curvature import Curvature, output_error
-from impart_core.quantize.gptq import GptqOptions, sparse_gptq
+from impart_core.quantize.curvature import Curvature, Inputs
 from impart_core.quantize.grid import RowRange
 from impart_core.quantize.groups import Groups
-from impart_core.quantize.ladder import Ladder
-from impart_core.quantize.result import GridOptions, round_to_nearest
-from impart_core.quantize.solve import quantize_matrix
+from impart_core.quantize.options import LadderOptions
+from impart_core.quantize.solve import Solver, quantize_matrix
 from impart_core.quantize.streams import pack_matrices
-from impart_core.quantize.support import support_gptq
-from tests.impart_core.quantize.samples import CASES, factor_of, hessian_of, plain_gptq
+from tests.impart_core.quantize.plain import on_grid, output_error, plain_gptq
+from tests.impart_core.quantize.samples import CASES, factor_of, hessian_of
 
-COLUMNS, GROUP = 2048, 128
+COLUMNS, OPTIONS = 2048, LadderOptions()
 WHOLE, THIN = 2048, 512  # rows: all vectors of a square projection, or what a ratio of about 32 leaves of them
 REPEATS = 3
 SHARED = ("q", "k", "v")
@@ -29,48 +27,58 @@ SHARED = ("q", "k", "v")
 def measure_quantize() -> dict[str, Any]:
     """Return the speed-up on a 2048-column factor, and the error over that of rounding to nearest on each vector.
 
-    `gptq_speedup`: the plain column-by-column loop over ours, with the factored Hessian at hand, medians of runs that
-    take turns; `_thin` with fewer rows. `shared_speedup`: three weights with a Hessian factored for each over the same
-    with one for all. `gptq_over_rtn`: errors as Algorithm 2 counts them; `outputs_over_rtn`: those of the outputs;
-    `support_over_rtn`: the same of GPTQ on each row's support, which takes `support_seconds_thin`. `lossless_share`:
-    the stored bytes of codes over their packed ones, by bits.
+    `gptq_speedup`: plain GPTQ, with the factored Hessian and the grids at hand, over `quantize_matrix` by Algorithm 2,
+    whose codes are the same; medians of runs that take turns. `support_speedup`: the same plain GPTQ over
+    `quantize_matrix` by its default, GPTQ on each row's support. `_thin`: with fewer rows. `shared_speedup`: three
+    whole factors with a Hessian factored for each over the same with one for all. `gptq_over_rtn`, `support_over_rtn`:
+    errors of the outputs over those of rounding to nearest. `lossless_share`: the stored bytes of codes over their
+    packed ones, by bits.
     """
     with one_thread_per_kernel():
-        return _speed() | _errors() | {"lossless_share": _lossless()}
+        return _speed() | _shared() | _errors() | {"lossless_share": _lossless()}
 
 
 def _speed() -> dict[str, float]:
-    hessian = hessian_of("correlated", COLUMNS)
-    curvature = Curvature.of(hessian, "bench")
+    curvature = Curvature.of(hessian_of("correlated", COLUMNS), "bench")
     upper, figures = curvature.inverse_root, dict[str, float]()
     for suffix, rows in (("", WHOLE), ("_thin", THIN)):
         weight, mask = _factor(rows)
-        plain = partial(plain_gptq, weight * mask, mask, upper, curvature.order, 2, GROUP)
-        ours = partial(sparse_gptq, weight, mask, curvature, Ladder().spans(rows, GROUP), "bench")
-        plain_seconds, seconds = _medians(plain, ours)
-        figures |= {f"gptq_speedup{suffix}": plain_seconds / seconds, f"gptq_seconds{suffix}": seconds}
-    given = (*_factor(THIN), Ladder().spans(THIN, GROUP))
+        groups, kept = _groups(mask), weight * mask
+        grid = groups.entries(*groups.fit(kept))
+        plain, *ours = _medians(
+            partial(plain_gptq, kept, mask, upper, curvature.order, on_grid(grid, curvature.order)),
+            partial(quantize_matrix, weight, groups, curvature, "bench", solver="masked"),
+            partial(quantize_matrix, weight, groups, curvature, "bench", solver=OPTIONS.solver),
+        )
+        for name, seconds in zip(("gptq", OPTIONS.solver), ours, strict=True):
+            figures |= {f"{name}_speedup{suffix}": plain / seconds, f"{name}_seconds{suffix}": seconds}
+    return figures
+
+
+def _shared() -> dict[str, float]:
+    weight, mask = factor_of(THIN, COLUMNS)
+    groups, hessian = _groups(mask), hessian_of("correlated", COLUMNS)
 
     def quantize_all(shared: bool) -> None:
-        one = Curvature.of(hessian, "bench") if shared else None
+        one = Inputs(hessian)
         for name in SHARED:
-            sparse_gptq(given[0], given[1], one or Curvature.of(hessian, "bench"), given[2], name)
+            inputs = one if shared else Inputs(hessian)
+            quantize_matrix(weight, groups, inputs.curvature, name, solver=OPTIONS.solver)
 
     apart, together = _medians(partial(quantize_all, False), partial(quantize_all, True))
-    support = _seconds(partial(support_gptq, given[0], given[1], curvature, given[2], "bench"))
-    return {**figures, "shared_speedup": apart / together, "support_seconds_thin": support}
+    return {"shared_speedup": apart / together}
 
 
 def _errors() -> dict[str, dict[str, float]]:
-    figures: dict[str, dict[str, float]] = {"gptq_over_rtn": {}, "outputs_over_rtn": {}, "support_over_rtn": {}}
+    solvers: dict[str, Solver] = {"gptq_over_rtn": "masked", "support_over_rtn": "support"}
+    figures: dict[str, dict[str, float]] = {figure: {} for figure in solvers}
     for case in CASES:
-        given = (case.part("weight"), case.part("mask"), case.curvature, case.ranges, case.name)
-        nearest = round_to_nearest(*given, GridOptions(scale_dtype="float32")).error
-        paper = sparse_gptq(*given, GptqOptions(scale_dtype="float32", block_size=32))
-        support = support_gptq(*given, GridOptions(scale_dtype="float32"))
-        figures["gptq_over_rtn"][case.name] = paper.error / nearest
-        figures["outputs_over_rtn"][case.name] = output_error(given[0], paper.weight, case.part("hessian")) / nearest
-        figures["support_over_rtn"][case.name] = output_error(given[0], support.weight, case.part("hessian")) / nearest
+        weight, hessian, groups = case.part("weight"), case.part("hessian"), case.groups
+        curvature, kept = Curvature.of(hessian, case.name), weight * groups.mask
+        rounded = output_error(kept, quantize_matrix(weight, groups, None, case.name).values(), hessian)
+        for figure, solver in solvers.items():
+            found = quantize_matrix(weight, groups, curvature, case.name, solver=solver).values()
+            figures[figure][case.name] = output_error(kept, found, hessian) / rounded
     return figures
 
 
@@ -79,10 +87,15 @@ def _lossless() -> dict[str, float]:
     found = {}
     for bits in (2, 3, 4, 8):
         values = torch.randn(200, COLUMNS, generator=torch.Generator().manual_seed(bits))
-        groups = Groups(torch.ones_like(values, dtype=torch.bool), (RowRange(0, len(values), bits),), GROUP)
+        whole = torch.ones_like(values, dtype=torch.bool)
+        groups = Groups(whole, (RowRange(0, len(values), bits),), OPTIONS.group_size)
         codes = pack_matrices([quantize_matrix(values, groups, None, "bench")], lossless=True)
         found[str(bits)] = codes["codes"].numel() / int(codes["packed"])
     return found
+
+
+def _groups(mask: torch.Tensor) -> Groups:
+    return Groups(mask, OPTIONS.ladder.spans(len(mask)), OPTIONS.group_size)
 
 
 def _factor(rows: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""What tests of every method ask about codes, and the deltas that are hard to compress."""
+"""What tests ask about codes, and the factors that they are made of."""
 
 from dataclasses import replace
 from hashlib import sha256
@@ -8,14 +8,11 @@ import torch
 
 from impart_core.codec.mask import UInt16Array
 from impart_core.codec.parts import Codes
+from impart_core.delta.factors import Factors
 from impart_core.methods.base import Projection
-from impart_core.quantize.curvature import Inputs, output_error
+from impart_core.quantize.curvature import Inputs
+from tests.impart_core.quantize.plain import output_error
 from tests.impart_core.quantize.samples import hessian_of
-
-
-def nbytes(codes: Codes) -> int:
-    """Return the bytes of all parts."""
-    return sum(code.numel() * code.element_size() for code in codes.values())
 
 
 def same(one: Codes, other: Codes) -> bool:
@@ -30,15 +27,30 @@ def digest(codes: Codes) -> str:
 
 
 def keep_of(codes: Codes) -> UInt16Array:
-    """Return ImPart-Qt's keep codes, in steps of 1/256, as masks take them, in steps of 1/65536."""
-    return np.asarray([256 * int(code) + 255 for code in codes["keep"]], dtype=np.uint16)
+    """Return keep codes as masks take them, in steps of 1/65536; ImPart-Qt stores them in steps of 1/256."""
+    keep = codes["keep"].numpy()
+    return keep if keep.dtype == np.uint16 else keep.astype(np.uint16) * 256 + 255
 
 
-def one_entry(m: int, n: int, at: int, value: float = -0.25) -> torch.Tensor:
-    """Return a delta of shape (m, n) that is zero but for the entry at this position of the flattened matrix."""
-    delta = torch.zeros(m * n)
-    delta[at % (m * n)] = value
-    return delta.reshape(m, n)
+def no_delta() -> torch.Tensor:
+    """Stand in for a delta that is not to be asked for."""
+    raise AssertionError("a method that works on the factors asked for the delta")
+
+
+def no_factors() -> Factors:
+    """Stand in for factors that are not to be asked for."""
+    raise AssertionError("a method that works on the delta asked for its factors")
+
+
+def arithmetic(rows: torch.Tensor, columns: int) -> torch.Tensor:
+    """Return entries from integer arithmetic alone, the same bits on every machine, of rows (m, 1) as (m, columns)."""
+    return ((37 * rows + 101 * torch.arange(columns)) % 97 - 48).float() / 256
+
+
+def arithmetic_factors(m: int, n: int) -> Factors:
+    """Return vectors and singular values of such entries."""
+    pairs = torch.arange(min(m, n))[:, None]
+    return Factors(u=arithmetic(pairs, m), sigma=1 / (1 + pairs[:, 0].float()), v=arithmetic(pairs, n))
 
 
 def calibrated(delta: torch.Tensor, name: str = "w", *, of_rows: bool = False) -> Projection:

@@ -1,16 +1,12 @@
 """A projection gives a method what it asks for, and works out nothing else."""
 
-from unittest.mock import patch
-
 import pytest
 import torch
 
 from impart_core.base.errors import CorruptArtifactError
 from impart_core.codec.parts import read_part
 from impart_core.delta.svd import decompose
-from impart_core.methods import base
-from impart_core.methods.base import METHODS, Projection
-from tests.impart_core.pipeline import config_of
+from impart_core.methods.base import Projection
 from tests.support import decaying_delta
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -29,15 +25,6 @@ def test_a_projection_of_a_delta_gives_its_name_shape_delta_and_decomposition() 
 
 def test_a_delta_at_16_bits_is_given_in_float32() -> None:
     assert Projection.of(torch.ones(2, 3).bfloat16(), "w").delta().dtype == torch.float32
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_method_decomposes_exactly_when_it_says_that_it_needs_triplets(method: str) -> None:
-    config, sparsifier = config_of(4, method=method), METHODS.get(method)
-    needed = sparsifier.needed_rank(12, 20, config)
-    with patch.object(base, "decompose", wraps=decompose) as decomposed:
-        sparsifier.encode(Projection.of(decaying_delta(12, 20), "w"), config)
-    assert decomposed.call_count == (0 if needed is None else 1)
 
 
 def test_a_part_of_the_codes_is_given_when_its_dtype_and_shape_are_right() -> None:

@@ -2,22 +2,18 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from impart_core.base.errors import CorruptArtifactError, TensorValueError
+from impart_core.base.errors import CorruptArtifactError
 from impart_core.codec.mask import keep_probability, mask_key, whole_mask
-from impart_core.codec.parts import Codes
+from impart_core.codec.parts import Codes, nbytes
 from impart_core.delta.budget import budget_bytes
 from impart_core.methods.base import Projection
 from impart_core.methods.dare import Dare
 from impart_core.methods.dare_qt import DareQt
 from impart_core.quantize.grid import RowRange
 from impart_core.quantize.groups import Groups
-from tests.impart_core.methods.codes import digest, nbytes
 from tests.impart_core.pipeline import config_of
 from tests.support import decaying_delta
 
@@ -25,8 +21,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 METHOD = DareQt()
 NEAREST = {"solver": "nearest"}
-sides = st.integers(2, 40)
-widths = st.sampled_from([2, 4, 8])
 
 
 def encoded(delta: torch.Tensor, cr: float = 16, name: str = "w", **settings_: Any) -> Codes:
@@ -69,49 +63,6 @@ def test_rows_beyond_what_a_layout_can_count_are_in_several_ranges(rows: int, lo
     assert torch.nn.functional.cosine_similarity(found[mask], delta[mask], dim=0) > 0.8
 
 
-def test_a_value_beyond_float16_is_refused_with_the_tensors_name() -> None:
-    with pytest.raises(TensorValueError, match="'layer_w' reaches 70000"):
-        encoded(torch.full((16, 16), 7e4), 8, "layer_w", options=NEAREST)
-
-
-@given(
-    m=sides,
-    n=sides,
-    cr=st.floats(1, 60),
-    seed=st.integers(0, 50),
-    bits=widths,
-    size=st.sampled_from([1, 16, 128]),
-)
-@settings(max_examples=100, deadline=None)
-def test_one_step_more_would_not_fit_the_budget(m: int, n: int, cr: float, seed: int, bits: int, size: int) -> None:
-    options = {**NEAREST, "bits": bits, "group_size": size, "lossless": False}
-    config = config_of(cr, method="dare-qt", seed=seed, options=options)
-    if cr > METHOD.highest_cr(m, n, config):
-        return
-    codes = METHOD.encode(Projection.of(torch.ones(m, n), "w"), config)
-    kept = int(mask_of(codes, "w", m, n, seed).sum()) if len(codes["keep"]) else 0
-    budget = budget_bytes(m, n, cr)
-    assert nbytes(codes) == bytes_of(kept, bits, size) - (0 if len(codes["keep"]) else 2)
-    assert nbytes(codes) <= budget
-    if len(codes["keep"]) and int(codes["keep"]) < 65535:
-        more = {"keep": torch.from_numpy(codes["keep"].numpy() + np.uint16(1))}
-        assert bytes_of(int(mask_of(more, "w", m, n, seed).sum()), bits, size) > budget
-
-
-def bytes_of(kept: int, bits: int, size: int) -> int:
-    """Return the bytes of so many kept entries, counted out: keep, layout, codes, scales and zero points."""
-    groups = -(-kept // size)
-    return 2 + 2 * 4 + -(-kept * bits // 8) + 2 * groups + -(-groups * bits // 8)
-
-
-@pytest.mark.parametrize("bits", [2, 4, 8])
-@pytest.mark.parametrize("cr", [4, 16, 64])
-def test_under_the_papers_count_the_keep_probability_is_that_of_the_bits(cr: float, bits: int) -> None:
-    codes = encoded(decaying_delta(24, 32), cr, accounting="paper", options={**NEAREST, "bits": bits})
-    found = float(keep_probability(codes["keep"].numpy())[0])
-    assert found == pytest.approx(min(1, 16 / (bits * cr)), abs=0.5 / 65536)
-
-
 def test_fewer_bits_keep_more_entries() -> None:
     kept = [int(encoded(decaying_delta(96, 96), 16, options={**NEAREST, "bits": bits})["keep"]) for bits in (2, 4, 8)]
     assert kept[0] > 1.7 * kept[1] > 2.9 * kept[2]
@@ -128,53 +79,6 @@ def test_the_mask_is_dares() -> None:
     torch.testing.assert_close(found, expected, rtol=2**-10, atol=0)  # ones on a grid whose step is rounded up
 
 
-def test_over_seeds_the_mean_approaches_what_is_stored_of_the_delta() -> None:
-    """Not the delta: rounding to nearest on grids of a group's own is not the same for all masks; here it is exact."""
-    delta = torch.tensor([-1.0, 0.0, 0.5, 2.0])[torch.randint(4, (24, 32), generator=torch.Generator().manual_seed(0))]
-    options = {**NEAREST, "bits": 8, "group_size": 60_000}
-    codes = [encoded(delta, 8, accounting="paper", seed=seed, options=options) for seed in range(256)]
-    mean = torch.stack([METHOD.decode(each, "w", (24, 32), seed) for seed, each in enumerate(codes)]).mean(dim=0)
-    # An entry δ is δ/q with probability q, here 1/4: variance 3·δ². One step of the grid is 3/255.
-    assert torch.dist(mean, delta) / torch.norm(delta) == pytest.approx((3 / 256) ** 0.5, rel=0.2)
-
-
-@given(m=sides, n=sides, seed=st.integers(0, 50), bits=widths)
-@settings(max_examples=60, deadline=None)
-def test_the_highest_ratio_has_room_for_one_entry_and_any_higher_one_for_none(
-    m: int, n: int, seed: int, bits: int
-) -> None:
-    options = {**NEAREST, "bits": bits, "lossless": False}
-    highest = METHOD.highest_cr(m, n, config_of(1, method="dare-qt", options=options))
-    if highest < 1:
-        return
-    codes = encoded(torch.ones(m, n), highest, seed=seed, options=options)
-    assert nbytes(codes) <= budget_bytes(m, n, highest) == bytes_of(1, bits, 128)
-    assert int((METHOD.decode(codes, "w", (m, n), seed) != 0).sum()) <= 8 // bits  # as many as share a byte
-    assert budget_bytes(m, n, np.nextafter(highest, np.inf)) < bytes_of(1, bits, 128)
-
-
-def test_the_highest_ratio_of_a_large_projection_is_what_the_steps_can_tell_from_nothing() -> None:
-    for bits in (2, 4, 8):
-        options = {"bits": bits}
-        assert METHOD.highest_cr(4096, 4096, config_of(1, method="dare-qt", options=options)) == 32768 * 16 / bits
-        paper = config_of(1, method="dare-qt", accounting="paper", options=options)
-        assert METHOD.highest_cr(4096, 4096, paper) == 65536 * 16 / bits
-
-
-def test_where_not_even_the_lowest_step_fits_nothing_is_kept() -> None:
-    codes = encoded(torch.ones(1024, 1024), 2**16, options=NEAREST)  # 32 bytes; the lowest step keeps about 16 entries
-    assert len(codes["keep"]) <= 1
-    codes = encoded(torch.ones(1024, 1024), 2**17, options={**NEAREST, "lossless": False})
-    assert {part: code.numel() for part, code in codes.items()} == {
-        "keep": 0,
-        "layout": 4,
-        "scales": 0,
-        "zeros": 0,
-        "codes": 0,
-    }
-    assert not METHOD.decode(codes, "w", (1024, 1024), 0).any()
-
-
 def test_where_all_entries_fit_all_are_kept() -> None:
     delta = decaying_delta(24, 32)
     codes = encoded(delta, 1.5, options={**NEAREST, "bits": 8, "lossless": False})
@@ -185,21 +89,8 @@ def test_where_all_entries_fit_all_are_kept() -> None:
     assert bool(((found - delta).abs() <= 0.5 * steps * (1 + 2**-13)).all())
 
 
-def test_codes_that_do_not_fit_their_mask_are_refused_by_name() -> None:
+@pytest.mark.parametrize("keep", [0, 65535])
+def test_another_keep_code_than_the_codes_were_made_with_is_refused_by_name(keep: int) -> None:
     codes = encoded(decaying_delta(48, 80), 16, options=NEAREST)
-    for keep in (codes["keep"].repeat(2), codes["keep"][:0], codes["keep"][None], codes["keep"].int()):
-        with pytest.raises(CorruptArtifactError, match="'w'"):
-            METHOD.decode({**codes, "keep": keep}, "w", (48, 80), 0)
-    for keep in (0, 65535):
-        changed = {**codes, "keep": torch.tensor([keep], dtype=torch.uint16)}
-        with pytest.raises(CorruptArtifactError, match="'w'"):
-            METHOD.decode(changed, "w", (48, 80), 0)
-
-
-@pytest.mark.parametrize(("accounting", "expected"), [("bytes", "d5d94b5685325496"), ("paper", "b15355478be4ee3c")])
-def test_golden_codes(accounting: str, expected: str) -> None:
-    """These are pinned: a change here must raise the method's version, as published blocks are found by it."""
-    delta = ((37 * torch.arange(48)[:, None] + 101 * torch.arange(80)) % 97 - 48).float() / 256
-    codes = encoded(delta, 16, "layer.w", seed=7, accounting=accounting, options={**NEAREST, "lossless": False})
-    assert METHOD.version == 2
-    assert digest(codes) == expected
+    with pytest.raises(CorruptArtifactError, match="'w'"):
+        METHOD.decode({**codes, "keep": torch.tensor([keep], dtype=torch.uint16)}, "w", (48, 80), 0)

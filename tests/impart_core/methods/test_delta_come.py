@@ -9,15 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from impart_core.base.errors import CorruptArtifactError
-from impart_core.codec.parts import Codes
+from impart_core.codec.parts import Codes, nbytes
 from impart_core.delta.budget import budget_bytes
-from impart_core.delta.svd import decompose
 from impart_core.methods.base import Projection
 from impart_core.methods.delta_come import DeltaCome
 from impart_core.quantize.ladder import Ladder
 from impart_core.quantize.streams import unpack_matrices
-from tests.impart_core.methods.codes import calibrated, digest, nbytes, outputs_differ
-from tests.impart_core.methods.test_impart import arithmetic_factors, never
+from tests.impart_core.methods.codes import calibrated, outputs_differ
 from tests.impart_core.pipeline import config_of
 from tests.support import decaying_delta
 
@@ -113,13 +111,6 @@ def test_under_the_papers_count_there_are_as_many_vectors_as_their_bits_allow(
     assert nbytes(codes) <= METHOD.expected_bytes(*shape, config)
 
 
-def test_a_delta_of_lower_rank_has_fewer_vectors() -> None:
-    delta = decaying_delta(64, 96)[:, :3] @ decaying_delta(3, 96)
-    for accounting in ("bytes", "paper"):
-        codes = encoded(Projection.of(delta, "w"), 8, accounting=accounting)
-        assert len(codes["sigma"]) == 3
-
-
 def test_at_16_bits_it_is_the_truncated_decomposition() -> None:
     delta = decaying_delta(96, 64)
     options = {"ladder": "16", "lossless": False, "solver": "nearest"}
@@ -132,15 +123,6 @@ def test_at_16_bits_it_is_the_truncated_decomposition() -> None:
     assert error <= 2**-8 * np.linalg.norm(sigma[:pairs])
 
 
-def test_more_bytes_differ_less() -> None:
-    projection = calibrated(decaying_delta(128, 128))
-    found = [
-        outputs_differ(projection, METHOD.decode(encoded(projection, cr), "w", (128, 128), 0)) for cr in (8, 16, 32, 64)
-    ]
-    assert found == sorted(found)
-    assert found[0] < 0.5 * found[-1]
-
-
 def test_fewer_bits_for_more_vectors_differ_less_than_few_at_16_bits() -> None:
     """The idea of the method, at a ratio where it counts."""
     projection = calibrated(decaying_delta(192, 192, power=0.5))
@@ -151,19 +133,10 @@ def test_fewer_bits_for_more_vectors_differ_less_than_few_at_16_bits() -> None:
     assert found[0] < found[1]
 
 
-def test_the_seed_plays_no_part() -> None:
-    codes = encoded(Projection.of(decaying_delta(48, 64), "w"), options={"ladder": "8x2,3"})
-    found = [METHOD.decode(codes, "w", (48, 64), seed) for seed in (0, 7)]
-    assert torch.equal(*found)
-
-
-def test_codes_of_more_vectors_than_the_rank_and_of_another_number_are_refused_by_name() -> None:
+def test_codes_of_more_vectors_than_the_rank_are_refused_by_name() -> None:
     codes = encoded(Projection.of(decaying_delta(64, 96), "w"), options={"solver": "nearest"})
     with pytest.raises(CorruptArtifactError, match="codes of 'w' have 65 vector pairs, more than its rank"):
         METHOD.decode({**codes, "sigma": torch.ones(65).bfloat16()}, "w", (64, 96), 0)
-    for changed in (codes["sigma"][:-1], codes["sigma"][:0], codes["sigma"].repeat(2), codes["sigma"].half()):
-        with pytest.raises(CorruptArtifactError, match="'w'"):
-            METHOD.decode({**codes, "sigma": changed}, "w", (64, 96), 0)
 
 
 def test_no_vector_at_all_is_a_delta_of_zeros() -> None:
@@ -175,18 +148,3 @@ def test_no_vector_at_all_is_a_delta_of_zeros() -> None:
         "codes": torch.empty(0, dtype=torch.uint8),
     }
     assert torch.equal(METHOD.decode(codes, "w", (4, 5), 0), torch.zeros(4, 5))
-
-
-@pytest.mark.parametrize(("accounting", "expected"), [("bytes", "473fe65cc1cb8b4e"), ("paper", "2a33b8109dbcce07")])
-def test_golden_codes(accounting: str, expected: str) -> None:
-    """These are pinned: a change here must raise the method's version, as published blocks are found by it."""
-    projection = Projection("layer.w", (48, 80), never, lambda: arithmetic_factors(48, 80))
-    codes = encoded(projection, 8, accounting=accounting, options={"solver": "nearest", "lossless": False})
-    assert METHOD.version == 2
-    assert digest(codes) == expected
-
-
-def test_its_factors_are_those_of_the_delta() -> None:
-    delta = decaying_delta(64, 96)
-    codes = encoded(Projection.of(delta, "w"), 8, options={"ladder": "8x2,3x8,2"})
-    assert torch.equal(codes["sigma"], decompose(delta, "w").sigma[: len(codes["sigma"])].bfloat16())

@@ -1,7 +1,6 @@
 """ImPart: the reference's allocation, exact budgets, and what its options do."""
 
 import json
-from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -11,15 +10,15 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from impart_core.base.errors import ConfigError, CorruptArtifactError
+from impart_core.base.errors import ConfigError
+from impart_core.blocks.request import CompressConfig
 from impart_core.codec.mask import keep_probability, mask_from_words, mask_key, mask_words
-from impart_core.codec.parts import Codes
-from impart_core.delta.budget import budget_bytes, pair_bytes
-from impart_core.delta.factors import Factors
+from impart_core.codec.parts import Codes, nbytes
 from impart_core.delta.svd import decompose
-from impart_core.methods.base import Projection
+from impart_core.methods.base import METHODS, Projection
 from impart_core.methods.impart import Impart, allocate
-from tests.impart_core.methods.codes import nbytes, same
+from tests.impart_core.methods.codes import keep_of, same
+from tests.impart_core.methods.requests import encode, where_known
 from tests.impart_core.pipeline import config_of
 from tests.support import VECTORS, decaying_delta
 
@@ -27,17 +26,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 METHOD = Impart()
 CASES: list[dict[str, Any]] = json.loads((VECTORS / "sparsity.json").read_text())["sparsity_ratios"]
-ABLATIONS: list[dict[str, Any]] = [{"preprune": False}, {"allocation": "uniform"}, {"rescale": False}]
-sides = st.integers(2, 40)
 
 
 def spectrum(kind: str, n: int) -> npt.NDArray[np.float64]:
     i = np.arange(n, dtype=np.float64)
     return {"power": (i + 1) ** -0.6, "flat": 1 - 0.5 * i / n, "exp": np.exp(-4 * i / n)}[kind]
-
-
-def never() -> torch.Tensor:
-    raise AssertionError("ImPart works on the factors")
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c['spectrum']}-{c['n']}-a{c['alpha']}-b{c['beta']}-C{c['C']}")
@@ -60,6 +53,7 @@ def test_all_cases_of_the_reference_are_here() -> None:
     c=st.floats(0, 3),
     power=st.floats(0, 2),
 )
+@settings(deadline=None)
 def test_an_allocation_keeps_no_more_entries_than_asked_and_could_not_keep_a_pair_more(
     n: int, alpha: float, beta: float, c: float, power: float
 ) -> None:
@@ -73,55 +67,6 @@ def test_an_allocation_keeps_no_more_entries_than_asked_and_could_not_keep_a_pai
     if len(drop) < candidates:
         following = (1 - importance[len(drop)]) * gamma
         assert (1 - drop).sum() + 1 - following > room * (1 - 1e-9)
-
-
-@given(m=sides, n=sides, cr=st.floats(1, 12), beta=st.floats(0, 0.9), c=st.floats(0, 2), seed=st.integers(0, 5))
-@settings(max_examples=80, deadline=None)
-def test_stored_bytes_are_within_the_ratio_for_every_feasible_request(
-    m: int, n: int, cr: float, beta: float, c: float, seed: int
-) -> None:
-    config = config_of(cr, seed=seed, options={"beta": beta, "c": c})
-    if cr > METHOD.highest_cr(m, n, config) or 2 * cr * (1 - beta) < 1:
-        return
-    codes = METHOD.encode(Projection.of(decaying_delta(m, n, seed=seed), "w"), config)
-    assert 2 * m * n / nbytes(codes) >= cr
-    assert nbytes(codes) <= METHOD.expected_bytes(m, n, config)
-    assert METHOD.decode(codes, "w", (m, n), seed).shape == (m, n)
-
-
-@pytest.mark.parametrize("shape", [(64, 64), (96, 32), (32, 96)])
-@pytest.mark.parametrize("cr", [4, 8])
-def test_the_budget_is_used_up_to_a_few_bytes(shape: tuple[int, int], cr: float) -> None:
-    codes = METHOD.encode(Projection.of(decaying_delta(*shape), "w"), config_of(cr))
-    budget = budget_bytes(*shape, cr)
-    # One step of γ moves each pair's threshold by at most 1/65536: it changes a handful of two-byte entries.
-    assert budget - 16 <= nbytes(codes) <= budget
-
-
-@given(m=sides, n=sides)
-@settings(max_examples=60, deadline=None)
-def test_the_highest_ratio_works_and_any_higher_one_does_not_fit(m: int, n: int) -> None:
-    highest = METHOD.highest_cr(m, n, config_of(1))
-    if highest < 1:
-        return
-    codes = METHOD.encode(Projection.of(decaying_delta(m, n), "w"), config_of(highest, options={"beta": 0.0}))
-    assert nbytes(codes) == pair_bytes(m, n) == 2 * (m + n) + 6
-    assert 2 * m * n / nbytes(codes) >= highest
-    assert budget_bytes(m, n, np.nextafter(highest, np.inf)) < pair_bytes(m, n)
-
-
-@given(m=sides, n=sides, beta=st.sampled_from([0.0, 0.3, 0.6, 0.8]))
-@settings(max_examples=80, deadline=None)
-def test_under_the_papers_count_the_highest_ratio_keeps_one_pair_and_a_higher_one_none(
-    m: int, n: int, beta: float
-) -> None:
-    settings_ = {"accounting": "paper", "options": {"beta": beta}}
-    highest = METHOD.highest_cr(m, n, config_of(1, **settings_))
-    if highest < 1.1:
-        return
-    flat = torch.eye(m, n)  # every pair as important as the first
-    assert len(METHOD.encode(Projection.of(flat, "w"), config_of(highest, **settings_))["sigma"]) >= 1
-    assert len(METHOD.encode(Projection.of(flat, "w"), config_of(highest * 1.001, **settings_))["sigma"]) == 0
 
 
 def test_codes_are_exactly_sigma_keep_and_the_kept_entries_of_u_and_v() -> None:
@@ -149,18 +94,6 @@ def test_the_first_pair_is_kept_whole_and_less_of_every_following_one() -> None:
     assert bool((np.diff(keep.astype(int)) < 0).all())
 
 
-@pytest.mark.parametrize("c", [0.5, 1.0, 2.0])
-def test_one_gamma_explains_every_keep_probability(c: float) -> None:
-    codes = METHOD.encode(Projection.of(decaying_delta(64, 48), "w"), config_of(6, options={"c": c}))
-    sigma = codes["sigma"].double().numpy()
-    unimportance = 1 - (sigma[1:] / sigma[0]) ** c
-    gamma = (1 - keep_probability(codes["keep"].numpy())[1:]) / unimportance
-    # A keep probability is stored to half a step of 1/65536.
-    np.testing.assert_allclose(gamma, gamma[-1], rtol=0, atol=1 / 65536 / unimportance[0])
-    assert len(gamma) > 2
-    assert 0 < gamma[-1] < 1
-
-
 def test_exponent_zero_drops_no_entry_and_is_the_truncated_decomposition() -> None:
     delta = decaying_delta(48, 48)
     codes = METHOD.encode(Projection.of(delta, "w"), config_of(4, options={"c": 0.0}))
@@ -182,78 +115,6 @@ def test_paper_accounting_takes_the_papers_probabilities_to_the_stored_step() ->
     np.testing.assert_allclose(keep_probability(codes["keep"].numpy()), expected, rtol=0, atol=0.5 / 65536)
 
 
-@pytest.mark.parametrize("c", [0.5, 1.0])
-def test_a_pair_beyond_the_deltas_rank_is_never_kept(c: float) -> None:
-    for accounting in ("bytes", "paper"):
-        delta = decaying_delta(32, 32)[:, :1] @ decaying_delta(1, 32)
-        codes = METHOD.encode(
-            Projection.of(delta, "w"), config_of(2, accounting=accounting, options={"beta": 0.5, "c": c})
-        )
-        assert len(codes["sigma"]) == 1
-        rebuilt = METHOD.decode(codes, "w", (32, 32), 0)
-        # One pair kept whole, u and v in float16: 2⁻¹¹ relative each.
-        torch.testing.assert_close(rebuilt, delta, rtol=0, atol=float(2**-10 * delta.abs().max()))
-
-
-def arithmetic_factors(m: int, n: int) -> Factors:
-    """Return vectors and singular values from integer arithmetic alone, the same bits on every machine."""
-    pairs = torch.arange(min(m, n))[:, None]
-
-    def grid(rows: int) -> torch.Tensor:
-        return ((37 * pairs + 101 * torch.arange(rows)) % 97 - 48).float() / 256
-
-    return Factors(u=grid(m), sigma=1 / (1 + pairs[:, 0].float()), v=grid(n))
-
-
-@pytest.mark.parametrize(
-    ("accounting", "shape", "digest"),
-    [
-        ("bytes", (48, 80), "5224b9b8a17e5898"),
-        ("bytes", (64, 64), "2dfdae371e672758"),
-        ("paper", (48, 80), "37a479abea1d05f8"),
-        ("paper", (64, 64), "ad297b3851764fec"),
-    ],
-)
-def test_golden_codes(accounting: str, shape: tuple[int, int], digest: str) -> None:
-    """These are pinned: a change here must raise the method's version, as published blocks are found by it."""
-    projection = Projection("layer.w", shape, never, lambda: arithmetic_factors(*shape))
-    codes = METHOD.encode(projection, config_of(4, seed=7, accounting=accounting))
-    assert METHOD.version == 1
-    assert sha256(b"".join(code.numpy().tobytes() for _, code in sorted(codes.items()))).hexdigest()[:16] == digest
-
-
-@given(m=sides, n=sides, cr=st.floats(1, 12), beta=st.floats(0, 0.9), all_sigma=st.booleans())
-@settings(max_examples=60, deadline=None)
-@pytest.mark.parametrize("accounting", ["bytes", "paper"])
-def test_the_needed_triplets_are_enough_for_the_same_codes(
-    accounting: str, m: int, n: int, cr: float, beta: float, all_sigma: bool
-) -> None:
-    config = config_of(cr, accounting=accounting, options={"beta": beta})
-    if cr > METHOD.highest_cr(m, n, config) or 2 * cr * (1 - beta) < 1:
-        return
-    whole = decompose(decaying_delta(m, n), "w")
-    needed = METHOD.needed_rank(m, n, config)
-    assert 1 <= needed <= min(m, n)
-    leading = Factors(whole.u[:needed], whole.sigma if all_sigma else whole.sigma[:needed], whole.v[:needed])
-    expected, codes = (
-        METHOD.encode(Projection("w", (m, n), never, lambda given=given: given), config) for given in (whole, leading)
-    )
-    assert same(codes, expected)
-
-
-@pytest.mark.parametrize("accounting", ["bytes", "paper"])
-def test_the_same_request_gives_the_same_codes_and_another_seed_or_name_others(accounting: str) -> None:
-    delta, config = decaying_delta(32, 48), config_of(4, accounting=accounting)
-
-    def values(codes: Codes) -> list[list[float]]:
-        return [code.tolist() for _, code in sorted(codes.items())]
-
-    first = values(METHOD.encode(Projection.of(delta, "w"), config))
-    assert values(METHOD.encode(Projection.of(delta.clone(), "w"), config)) == first
-    assert values(METHOD.encode(Projection.of(delta, "other"), config)) != first
-    assert values(METHOD.encode(Projection.of(delta, "w"), config_of(4, accounting=accounting, seed=1))) != first
-
-
 def suggested(message: str) -> tuple[float, float]:
     beta = message.split("Lower beta to at most ")[1].split(",")[0]
     return float(beta), float(message.split("raise CR to at least ")[1].rstrip("."))
@@ -261,6 +122,7 @@ def suggested(message: str) -> tuple[float, float]:
 
 @given(cr=st.floats(1, 50), beta=st.floats(0, 0.999))
 @example(cr=5.0, beta=0.95)
+@settings(deadline=None)
 def test_a_beta_that_contradicts_the_ratio_is_refused_and_either_suggestion_works(cr: float, beta: float) -> None:
     config = config_of(cr, options={"beta": beta})
     try:
@@ -281,61 +143,6 @@ def test_a_contradiction_says_which_way_to_move_each_knob() -> None:
         "beta 0.85 and CR 2 cannot go together: pre-pruning leaves 15.0% of the vector pairs, but this ratio has room "
         "for 25.0%. Lower beta to at most 0.75, or raise CR to at least 3.334."
     )
-
-
-def test_codes_that_do_not_fit_their_mask_are_refused_by_name() -> None:
-    codes = METHOD.encode(Projection.of(decaying_delta(16, 16), "w"), config_of(2))
-    for name, changed in (("w", {**codes, "u": codes["u"][:-1]}), ("renamed", codes)):
-        with pytest.raises(CorruptArtifactError, match=f"codes of '{name}' hold"):
-            METHOD.decode(changed, name, (16, 16), 0)
-
-
-@given(m=sides, n=sides, cr=st.floats(1, 12), c=st.floats(0, 2), seed=st.integers(0, 5))
-@settings(max_examples=40, deadline=None)
-@pytest.mark.parametrize("ablation", ABLATIONS, ids=str)
-def test_with_an_idea_left_out_stored_bytes_are_still_within_the_ratio(
-    ablation: dict[str, Any], m: int, n: int, cr: float, c: float, seed: int
-) -> None:
-    config = config_of(cr, seed=seed, options={"c": c, "beta": 0.0, **ablation})
-    if cr > METHOD.highest_cr(m, n, config):
-        return
-    codes = METHOD.encode(Projection.of(decaying_delta(m, n, seed=seed), "w"), config)
-    assert 2 * m * n / nbytes(codes) >= cr
-    assert METHOD.decode(codes, "w", (m, n), seed).shape == (m, n)
-
-
-@pytest.mark.parametrize("accounting", ["bytes", "paper"])
-def test_without_pre_pruning_beta_is_zero_whatever_it_says(accounting: str) -> None:
-    projection = Projection.of(decaying_delta(32, 48), "w")
-
-    def encoded(**options: Any) -> Codes:
-        return METHOD.encode(projection, config_of(4, accounting=accounting, options=options))
-
-    without, zero, usual = encoded(preprune=False, beta=0.9), encoded(beta=0.0), encoded()
-    assert same(without, zero)
-    assert len(without["sigma"]) > len(usual["sigma"])
-    config = config_of(4, options={"preprune": False, "beta": 0.9})
-    METHOD.check(config, 64)  # with pre-pruning, this β and this ratio contradict each other
-    assert METHOD.needed_rank(32, 48, config) == 32
-    assert METHOD.highest_cr(32, 48, config) == METHOD.highest_cr(32, 48, config_of(4, options={"beta": 0.0}))
-
-
-def test_a_uniform_allocation_keeps_the_same_share_of_every_candidate() -> None:
-    projection = Projection.of(decaying_delta(48, 48), "w")
-    for accounting in ("bytes", "paper"):
-        config = config_of(4, accounting=accounting, options={"allocation": "uniform"})
-        keep = METHOD.encode(projection, config)["keep"]
-        assert len(keep) == METHOD.needed_rank(48, 48, config) == 19  # ⌊48·0.4⌋
-        assert len(keep.unique()) == 1
-    # d = 1/(2·CR) of U and V, all of it in the candidates that pre-pruning leaves: 1/8 over 0.4.
-    assert keep_probability(keep.numpy())[0] == pytest.approx(0.125 / 0.4, abs=0.5 / 65536)
-
-
-def test_a_uniform_allocation_uses_its_budget_up_to_one_step_of_every_candidate() -> None:
-    config = config_of(4, options={"allocation": "uniform"})
-    codes = METHOD.encode(Projection.of(decaying_delta(96, 64), "w"), config)
-    # A step of 1/65536 moves 32 candidates' 160 entries by less than a handful.
-    assert budget_bytes(96, 64, 4) - 16 <= nbytes(codes) <= budget_bytes(96, 64, 4)
 
 
 @pytest.mark.parametrize("accounting", ["bytes", "paper"])
@@ -359,3 +166,62 @@ def test_without_rescaling_kept_entries_are_decoded_as_they_are(accounting: str)
     np.testing.assert_allclose(
         METHOD.decode(codes, "w", (m, n), 3).numpy(), expected, rtol=0, atol=1e-5 * np.abs(expected).max()
     )
+
+
+# What ImPart-Qt has in common with it.
+
+BOTH = pytest.mark.parametrize(("method", "cr", "step"), [("impart", 6, 1 / 65536), ("impart-qt", 24, 1 / 256)])
+
+
+def encoded(method: str, cr: float, accounting: str = "bytes", **options: Any) -> Codes:
+    options |= where_known(method, solver="nearest")
+    return encode(Projection.of(decaying_delta(128, 96), "w"), request_of(method, cr, accounting, **options))
+
+
+def request_of(method: str, cr: float, accounting: str = "bytes", **options: Any) -> CompressConfig:
+    return config_of(cr, method=method, accounting=accounting, options=options)
+
+
+@BOTH
+@pytest.mark.parametrize("c", [0.5, 1.0, 2.0])
+def test_one_gamma_explains_every_keep_probability(method: str, cr: float, step: float, c: float) -> None:
+    keep = keep_of(encoded(method, cr, c=c))
+    sigma = decompose(decaying_delta(128, 96), "w").sigma[: len(keep)].double().numpy()
+    unimportance = 1 - (sigma[1:] / sigma[0]) ** c
+    gamma = (1 - keep_probability(keep)[1:]) / unimportance
+    # A keep probability is stored to half a step.
+    assert (gamma - 0.5 * step / unimportance).max() <= (gamma + 0.5 * step / unimportance).min()
+    assert keep[0] == 65535
+    assert len(gamma) > 2
+    assert 0 < gamma[-1] < 1
+
+
+@BOTH
+@pytest.mark.parametrize("accounting", ["bytes", "paper"])
+def test_without_pre_pruning_beta_is_zero_whatever_it_says(
+    method: str, cr: float, step: float, accounting: str
+) -> None:
+    without = encoded(method, cr, accounting, preprune=False, beta=0.9)
+    assert same(without, encoded(method, cr, accounting, beta=0.0))
+    assert not same(without, encoded(method, cr, accounting, beta=0.9))
+    config = request_of(method, 4, accounting, preprune=False, beta=0.9)
+    METHODS.get(method).check(config, 64)  # with pre-pruning, ImPart refuses this β and this ratio
+    assert METHODS.get(method).needed_rank(128, 96, config) == 96
+    highest = METHODS.get(method).highest_cr(128, 96, config)
+    assert highest == METHODS.get(method).highest_cr(128, 96, request_of(method, 4, accounting, beta=0.0))
+
+
+@BOTH
+@pytest.mark.parametrize("accounting", ["bytes", "paper"])
+def test_a_uniform_allocation_keeps_the_same_share_of_every_candidate(
+    method: str, cr: float, step: float, accounting: str
+) -> None:
+    keep = keep_of(encoded(method, cr, accounting, allocation="uniform"))
+    # ⌊2·128·96·0.4/(128 + 96)⌋; in steps of 1/256 the paper's count may be met with fewer pairs.
+    assert len(keep) == 43 or (method == "impart-qt" and accounting == "paper" and 40 <= len(keep) < 43)
+    assert METHODS.get(method).needed_rank(128, 96, request_of(method, cr, accounting)) == 43
+    assert len(set(keep)) == 1
+    if (method, accounting) == ("impart", "paper"):
+        # d = mn/(CR·r·(m+n)) of U and V, all of it in the candidates that pre-pruning leaves.
+        expected = 128 * 96 / (cr * 96 * 224) / (2 * 128 * 96 * 0.4 / (96 * 224))
+        assert keep_probability(keep)[0] == pytest.approx(expected, abs=0.5 / 65536)

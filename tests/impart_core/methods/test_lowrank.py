@@ -6,14 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from impart_core.base.errors import CorruptArtifactError
 from impart_core.blocks.request import CompressConfig
-from impart_core.codec.parts import Codes
+from impart_core.codec.parts import Codes, nbytes
 from impart_core.delta.budget import budget_bytes
-from impart_core.delta.svd import Factors, decompose
 from impart_core.methods.base import Projection
 from impart_core.methods.lowrank import LowRank
-from tests.impart_core.methods.codes import nbytes, one_entry, same
 from tests.impart_core.pipeline import config_of
 from tests.support import decaying_delta
 
@@ -45,24 +42,6 @@ def test_stored_bytes_are_within_the_ratio_and_a_triplet_more_would_not_be(
     assert len(codes["sigma"]) == min(m, n) or nbytes(codes) + triplet > budget_bytes(m, n, cr)
 
 
-@given(m=sides, n=sides)
-@settings(max_examples=60, deadline=None)
-def test_the_highest_ratio_keeps_one_triplet_and_any_higher_one_none(m: int, n: int) -> None:
-    highest = METHOD.highest_cr(m, n, lowrank(1))
-    if highest < 1:
-        return
-    assert len(encode(decaying_delta(m, n), lowrank(highest))["sigma"]) == 1
-    assert METHOD.needed_rank(m, n, lowrank(float(np.nextafter(highest, np.inf)))) == 0
-
-
-@given(m=sides, n=sides)
-@settings(max_examples=60, deadline=None)
-def test_under_the_papers_count_so_does_the_highest_ratio(m: int, n: int) -> None:
-    highest = METHOD.highest_cr(m, n, lowrank(1, "paper"))
-    assert len(encode(decaying_delta(m, n), lowrank(highest, "paper"))["sigma"]) == 1
-    assert METHOD.needed_rank(m, n, lowrank(highest * 1.001, "paper")) == 0
-
-
 @pytest.mark.parametrize(
     ("shape", "cr", "expected"),
     # r·d = mn/(CR(m + n)): 32·1/16, 24·(1/4)·…; halves up.
@@ -89,47 +68,3 @@ def test_what_is_decoded_is_the_truncated_decomposition(accounting: str, shape: 
     # u and v are stored in float16: 2⁻¹¹ relative in each, so about 2⁻¹⁰ of every pair's norm.
     error = np.linalg.norm(METHOD.decode(codes, "w", shape, 0).numpy() - expected)
     assert error <= 2**-10 * np.linalg.norm(sigma[:k])
-
-
-@given(m=sides, n=sides, at=st.integers(0, 1599))
-@settings(max_examples=40, deadline=None)
-@accountings
-def test_nothing_beyond_the_deltas_rank_is_kept(accounting: str, m: int, n: int, at: int) -> None:
-    config, delta = lowrank(1, accounting), one_entry(m, n, at)
-    if METHOD.highest_cr(m, n, config) < 1:
-        return
-    codes = encode(delta, config)
-    assert len(codes["sigma"]) == 1
-    assert nbytes(codes) <= METHOD.expected_bytes(m, n, config)
-    # Its vectors are axes, which float16 holds exactly, less a rounding or two of the decomposition.
-    torch.testing.assert_close(METHOD.decode(codes, "w", (m, n), 0), delta, rtol=0, atol=1e-6)
-
-
-@accountings
-@pytest.mark.parametrize("all_sigma", [True, False])
-def test_the_needed_triplets_are_enough_for_the_same_codes(accounting: str, all_sigma: bool) -> None:
-    config, delta = lowrank(4, accounting), decaying_delta(24, 40)
-    whole, needed = decompose(delta, "w"), METHOD.needed_rank(24, 40, config)
-    leading = Factors(whole.u[:needed], whole.sigma if all_sigma else whole.sigma[:needed], whole.v[:needed])
-    assert needed < 24
-    projection = Projection("w", (24, 40), lambda: pytest.fail("it works on the factors"), lambda: leading)
-    assert same(METHOD.encode(projection, config), encode(delta, config))
-
-
-def test_the_codes_depend_on_neither_seed_nor_name() -> None:
-    delta = decaying_delta(24, 40)
-    assert same(encode(delta, lowrank(4, seed=1), "other"), encode(delta.clone(), lowrank(4)))
-
-
-def test_codes_that_do_not_fit_the_shape_are_refused_by_name() -> None:
-    codes = encode(decaying_delta(16, 24), lowrank(2))
-    for changed in (
-        {**codes, "sigma": codes["sigma"][:-1]},
-        {**codes, "u": codes["v"]},
-        {**codes, "v": codes["v"].float()},
-        {"sigma": codes["sigma"], "u": codes["u"]},
-    ):
-        with pytest.raises(CorruptArtifactError, match="'w'"):
-            METHOD.decode(changed, "w", (16, 24), 0)
-    with pytest.raises(CorruptArtifactError, match=r"expected torch.float16 of shape \[\d+, 24\]"):
-        METHOD.decode(codes, "w", (24, 16), 0)

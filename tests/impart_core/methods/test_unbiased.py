@@ -1,9 +1,11 @@
-"""ImPart is unbiased: over seeds, the mean of what is decoded approaches the kept part of the delta itself.
+"""Methods with masks are right on average: over seeds, the mean of what is decoded approaches what they keep.
 
-Under the paper's accounting the pairs and their probabilities depend on no seed, so that the expectation is
-exactly the rank-K part of ΔW. The spread of a mean over s seeds falls as 1/√s: four times the seeds, half the error.
+Under the paper's count pairs and keep probabilities depend on no seed, so that the expectation is known: of ImPart it
+is the rank-K part of ΔW. The error of a mean over s seeds falls as 1/√s.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -11,76 +13,107 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from impart_core.blocks.request import CompressConfig
 from impart_core.codec.mask import keep_probability
 from impart_core.delta.svd import decompose
+from impart_core.methods import METHODS
 from impart_core.methods.base import Projection
-from impart_core.methods.impart import Impart
-from tests.impart_core.pipeline import config_of
+from tests.impart_core.methods.requests import WITHOUT_MASKS, decode, encode, request_of
 from tests.support import decaying_delta
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-METHOD = Impart()
-DELTA = decaying_delta(24, 32)
-SEEDS = 1024
+SHAPE, SEEDS = (24, 32), 1024
+OF_FOUR_VALUES = torch.tensor([-1.0, 0.0, 0.5, 2.0])
+
+
+@dataclass(frozen=True)
+class Unbiased:
+    """A method at a ratio at which it masks, and what it is expected to give.
+
+    Attributes:
+        request: its seed apart.
+        delta: what is encoded, (24, 32).
+        expected: what is decoded on average, by the delta.
+        probability: of each entry, where entries are kept by themselves.
+    """
+
+    request: CompressConfig
+    delta: torch.Tensor
+    expected: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.double
+    probability: float | None = 0.25
+
+
+def paper(method: str, cr: float, **options: object) -> CompressConfig:
+    return request_of(method, cr, accounting="paper", options=options)
+
+
+def leading_pairs(delta: torch.Tensor) -> torch.Tensor:
+    """Return the part of a delta that ImPart keeps, with vectors as they are stored, in float16."""
+    pairs, factors = len(encode(Projection.of(delta, "w"), UNBIASED["impart"].request)["sigma"]), decompose(delta, "w")
+    u, v = factors.u[:pairs].half().double(), factors.v[:pairs].half().double()
+    return (u * factors.sigma[:pairs, None].double()).T @ v
+
+
+UNBIASED = {
+    "dare": Unbiased(paper("dare", 4), decaying_delta(*SHAPE), lambda delta: delta.half().double()),
+    # Of one magnitude, so that its mean is that of any entries that a mask keeps.
+    "bitdelta": Unbiased(paper("bitdelta", 64), 0.01 * decaying_delta(*SHAPE).sign()),
+    "bitdelta by rows": Unbiased(paper("bitdelta", 64, per_row=True), 0.01 * decaying_delta(*SHAPE).sign()),
+    # Of few values: rounding on grids of a group's own is not the same for all masks; here it is nearly exact.
+    "dare-qt": Unbiased(
+        paper("dare-qt", 8, solver="nearest", bits=8, group_size=60_000),
+        OF_FOUR_VALUES[torch.randint(4, SHAPE, generator=torch.Generator().manual_seed(0))],
+    ),
+    "impart": Unbiased(paper("impart", 3, beta=0.3), decaying_delta(*SHAPE), leading_pairs, None),
+}
 
 
 @cache
-def decoded() -> npt.NDArray[np.float64]:
-    """Return what is decoded under each seed, (seeds, m, n)."""
-    found = []
+def errors_of_means(case: str) -> dict[int, float]:
+    """Return, by number of seeds, the root mean square error of their mean, over groups of so many seeds."""
+    one, found = UNBIASED[case], []
+    projection = Projection.of(one.delta, "w")
     for seed in range(SEEDS):
-        config = config_of(3, seed=seed, accounting="paper", options={"beta": 0.3})
-        found.append(
-            METHOD.decode(METHOD.encode(Projection.of(DELTA, "w"), config), "w", (24, 32), seed).double().numpy()
-        )
-    return np.stack(found)
+        request = one.request.model_copy(update={"seed": seed})
+        found.append(decode(encode(projection, request), projection, request).double())
+    errors: npt.NDArray[np.float64] = (torch.stack(found) - one.expected(one.delta)).numpy()
+    means = {seeds: errors.reshape(-1, seeds, *SHAPE).mean(axis=1) for seeds in (1, 16, 256, SEEDS)}
+    return {seeds: float(np.sqrt((mean**2).sum(axis=(1, 2)).mean())) for seeds, mean in means.items()}
 
 
-def kept_part() -> npt.NDArray[np.float64]:
-    config = config_of(3, accounting="paper", options={"beta": 0.3})
-    pairs = len(METHOD.encode(Projection.of(DELTA, "w"), config)["sigma"])
-    factors = decompose(DELTA, "w")
-    # The entries as they are stored, in float16: what remains is the masks' own error.
-    u, v = factors.u[:pairs].half().double(), factors.v[:pairs].half().double()
-    return ((u * factors.sigma[:pairs, None].double()).T @ v).numpy()
+@pytest.mark.parametrize("case", UNBIASED)
+def test_over_seeds_the_mean_approaches_what_is_expected_as_one_over_their_root(case: str) -> None:
+    one, found = UNBIASED[case], errors_of_means(case)
+    assert found[1] > 0.3 * float(torch.norm(one.delta))  # the masks do drop something
+    for seeds, error in found.items():
+        # With one group left its mean's error is itself known to about 1/√(2·d), d ≈ 20 effective entries.
+        assert error == pytest.approx(found[1] / seeds**0.5, rel=0.25)
+    if one.probability is not None:
+        # An entry δ is δ/q with probability q, which has the variance δ²(1/q − 1).
+        expected = (1 / one.probability - 1) ** 0.5 * float(torch.norm(one.delta))
+        assert found[1] == pytest.approx(expected, rel=0.02)
 
 
-def error_of_means(group: int) -> float:
-    """Return the root mean square, over groups of seeds, of the error of the group's mean."""
-    means = decoded().reshape(-1, group, 24, 32).mean(axis=1)
-    return float(np.sqrt(((means - kept_part()) ** 2).sum(axis=(1, 2)).mean()))
-
-
-@pytest.mark.parametrize("seeds", [4, 16, 64])
-def test_four_times_the_seeds_halve_the_error_of_the_mean(seeds: int) -> None:
-    ratio = error_of_means(seeds) / error_of_means(4 * seeds)
-    # With four groups left the larger mean's error is itself known to about 1/√(2·4·d), d ≈ 20 effective entries.
-    assert ratio == pytest.approx(2, rel=0.2)
-
-
-def test_no_part_of_the_error_of_the_mean_over_all_seeds_is_left_over() -> None:
-    single, overall = error_of_means(1), error_of_means(SEEDS)
-    assert single > 0.3 * np.linalg.norm(kept_part())  # the masks do drop something
-    # A bias of a hundredth of the norm would show: pure chance gives single/√seeds, within a fourth.
-    assert overall == pytest.approx(single / SEEDS**0.5, rel=0.25)
+def test_every_method_that_claims_to_be_unbiased_is_here() -> None:
+    assert {case.split()[0] for case in UNBIASED} == {*METHODS} - {*WITHOUT_MASKS, "impart-qt"}  # whose grids vary
 
 
 def test_without_rescaling_by_the_keep_probability_the_mean_would_miss() -> None:
-    config = config_of(3, accounting="paper", options={"beta": 0.3})
-    keep = METHOD.encode(Projection.of(DELTA, "w"), config)["keep"].numpy().astype(np.float64)
-    shrunk = decompose(DELTA, "w").sigma[: len(keep)].double().numpy() * (1 - ((keep + 1) / 65536) ** 2)
-    assert np.linalg.norm(shrunk) > 5 * error_of_means(SEEDS)
+    one = UNBIASED["impart"]
+    keep = encode(Projection.of(one.delta, "w"), one.request)["keep"].numpy()
+    shrunk = decompose(one.delta, "w").sigma[: len(keep)].double().numpy() * (1 - keep_probability(keep) ** 2)
+    assert np.linalg.norm(shrunk) > 5 * errors_of_means("impart")[SEEDS]
 
 
 def test_masks_of_u_and_v_are_independent() -> None:
     """Were they equal, the diagonal of a diagonal delta would come out too large: by 1/q, q the kept share."""
     diagonal, seeds = torch.linspace(1, 0.5, 16), 400
-    total = torch.zeros(16, dtype=torch.float64)
+    projection, total = Projection.of(torch.diag(diagonal), "w"), torch.zeros(16, dtype=torch.float64)
     for seed in range(seeds):
-        config = config_of(2, seed=seed, accounting="paper", options={"beta": 0.0, "c": 20.0})
-        codes = METHOD.encode(Projection.of(torch.diag(diagonal), "w"), config)
-        total += METHOD.decode(codes, "w", (16, 16), seed).double().diagonal()
+        request = paper("impart", 2, beta=0.0, c=20.0).model_copy(update={"seed": seed})
+        codes = encode(projection, request)
+        total += decode(codes, projection, request).double().diagonal()
     q = keep_probability(codes["keep"].numpy())[1:]
     found = (total / seeds / diagonal.double()).numpy()[1 : len(q) + 1]
     # Entry k is 1/q² with probability q², so that its mean over the seeds has the variance (1/q² − 1)/seeds.

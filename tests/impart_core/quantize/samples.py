@@ -1,4 +1,4 @@
-"""The reference's cases, inputs of every kind, and GPTQ as one would write it down: column by column."""
+"""The reference's cases, and inputs of every kind."""
 
 from dataclasses import dataclass
 
@@ -6,8 +6,8 @@ import torch
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from impart_core.quantize.curvature import Curvature
 from impart_core.quantize.grid import Bits, RowRange
+from impart_core.quantize.groups import Groups
 from tests.support import VECTORS
 
 HESSIANS = ("correlated", "rank deficient", "indefinite", "dead columns", "zero")
@@ -26,12 +26,16 @@ class Case:
         return _VECTORS[f"{self.name}.{part}"]
 
     @property
-    def ranges(self) -> tuple[RowRange, ...]:
-        return (RowRange(0, len(self.part("weight")), self.bits, self.group_size),)
+    def order(self) -> torch.Tensor:
+        """The columns in the order in which the reference took them."""
+        diagonal = self.part("hessian").diagonal()
+        return torch.argsort(diagonal, descending=True, stable=True) if self.act_order else torch.arange(len(diagonal))
 
     @property
-    def curvature(self) -> Curvature:
-        return Curvature.of(self.part("hessian"), self.name, self.act_order)
+    def groups(self) -> Groups:
+        """The groups of kept entries that ours have in the place of the reference's groups of columns."""
+        mask = self.part("mask").bool()
+        return Groups(mask, (RowRange(0, len(mask), self.bits),), self.group_size)
 
 
 _VECTORS = load_file(VECTORS / "sparse_gptq.safetensors")
@@ -72,40 +76,12 @@ def factor_of(rows: int, columns: int, keep: float = 1.0, seed: int = 0) -> tupl
 
 
 @st.composite
-def row_ranges(draw: st.DrawFn, rows: int, columns: int) -> tuple[RowRange, ...]:
-    """Draw ranges that cover the rows, of any bits and group sizes."""
+def row_ranges(draw: st.DrawFn, rows: int) -> tuple[RowRange, ...]:
+    """Draw ranges that cover the rows, of any bits."""
     ranges, start = [], 0
     while start < rows:
         stop = draw(st.integers(start + 1, rows))
         bits: Bits = draw(st.sampled_from([2, 3, 4, 8, 16]))
-        ranges.append(RowRange(start, stop, bits, draw(st.none() | st.integers(1, columns + 3))))
+        ranges.append(RowRange(start, stop, bits))
         start = stop
     return tuple(ranges)
-
-
-def plain_gptq(
-    weight: torch.Tensor, mask: torch.Tensor, upper: torch.Tensor, order: torch.Tensor, bits: int, group_size: int
-) -> torch.Tensor:
-    """Return Algorithm 2 without blocks, (rows, columns): each column's error goes to all that follow at once.
-
-    Args:
-        weight: (rows, columns), in float32 or float64, which all of it is computed in.
-        mask: (rows, columns).
-        upper: U with H⁻¹ = UᵀU, columns in the order of quantisation.
-        order: that order.
-        bits: of each code.
-        group_size: columns that share a grid; they follow the order.
-    """
-    left, keep, levels = weight[:, order].clone(), mask[:, order].to(weight.dtype), 2**bits - 1
-    quantized = torch.zeros_like(left)
-    for j in range(left.shape[1]):
-        if j % group_size == 0:
-            group = left[:, j : j + group_size]
-            low, high = group.amin(1).clamp(max=0), group.amax(1).clamp(min=0)
-            scale = torch.where(high > low, (high - low) / levels, 1.0)
-            zero = torch.round(-low / scale)
-        target = left[:, j] * keep[:, j]
-        quantized[:, j] = (torch.clamp(torch.round(target / scale) + zero, 0, levels) - zero) * scale * keep[:, j]
-        error = (target - quantized[:, j]) / upper[j, j]
-        left[:, j + 1 :].addr_(error, upper[j, j + 1 :], alpha=-1)
-    return quantized[:, torch.argsort(order)]

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from impart_core.quantize.grid import Bits, RowRange, fit_grid, row_grids
+from impart_core.quantize.grid import Bits, RowRange, fit_grids
 from impart_core.quantize.groups import Groups, group_count
 from tests.impart_core.quantize.samples import factor_of, row_ranges
 
@@ -21,18 +21,19 @@ def grouped(draw: st.DrawFn) -> tuple[torch.Tensor, Groups]:
     rows, columns = draw(st.integers(1, 8)), draw(st.integers(1, 30))
     values, mask = factor_of(rows, columns, draw(keeps), draw(st.integers(0, 99)))
     mask &= torch.tensor([draw(st.booleans() | st.just(value=True)) for _ in range(rows)])[:, None]
-    return values, Groups(mask, draw(row_ranges(rows, columns)), draw(sizes))
+    return values, Groups(mask, draw(row_ranges(rows)), draw(sizes))
 
 
 @given(rows=st.integers(1, 5), per_row=st.integers(1, 4), size=st.integers(1, 20), bits=st.sampled_from([2, 3, 4, 8]))
 @settings(max_examples=60, deadline=None)
 def test_of_a_whole_matrix_they_are_groups_of_columns(rows: int, per_row: int, size: int, bits: Bits) -> None:
     values, mask = factor_of(rows, per_row * size)
-    span = RowRange(0, rows, bits, size)
-    scales, zeros = Groups(mask, (span,), size).fit(values)
-    expected = row_grids(values, span)
-    assert torch.equal(scales, expected[0].flatten())
-    assert torch.equal(zeros, expected[1].flatten())
+    scales, zeros = Groups(mask, (RowRange(0, rows, bits),), size).fit(values)
+    of_columns = values.reshape(rows * per_row, size)
+    levels = torch.full((rows * per_row,), 2.0**bits - 1)
+    expected = fit_grids(of_columns.amin(dim=1), of_columns.amax(dim=1), levels)
+    assert torch.equal(scales, expected[0])
+    assert torch.equal(zeros, expected[1])
     assert (scales.dtype, zeros.dtype) == (torch.float16, torch.uint8)
 
 
@@ -56,7 +57,8 @@ def test_each_group_has_the_grid_of_its_own_entries_in_scan_order(drawn: tuple[t
     assert len(scales) == len(zeros) == sum(groups.counts) == len(expected)
     entries = groups.entries(scales, zeros)
     for (span, group), scale, zero in zip(expected, scales, zeros, strict=True):
-        own = fit_grid(torch.stack([values[at] for at in group]), span.levels, torch.float16)
+        kept = torch.stack([values[at] for at in group])
+        own = fit_grids(kept.min(), kept.max(), torch.tensor(float(span.levels)))
         assert (float(scale), int(zero)) == (float(own[0]), int(own[1]))
         assert {float(entries.scales[at]) for at in group} == {float(scale)}
         assert {float(entries.zeros[at]) for at in group} == {float(zero)}

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from impart_core.base.errors import ConfigError
@@ -44,6 +44,7 @@ class Encoder:
 )
 @example(budget=1000, share=1.0, step=1, most=1 << 40, wider=1.0)
 @example(budget=1000, share=0.5, step=700, most=1 << 40, wider=1.5)
+@settings(deadline=None)
 def test_a_budget_is_kept_in_at_most_four_encodings(
     budget: int, share: float, step: int, most: int, wider: float
 ) -> None:
@@ -62,6 +63,7 @@ def test_a_budget_is_kept_in_at_most_four_encodings(
     step=st.integers(1, 40),
     wider=st.floats(0.95, 1.05),
 )
+@settings(deadline=None)
 def test_nearly_all_of_it_is_used_in_two_encodings_where_steps_are_small(
     budget: int, share: float, step: int, wider: float
 ) -> None:
@@ -93,6 +95,7 @@ def test_savings_that_differ_with_the_size_are_found_between_what_fits_and_what_
 
 
 @given(budget=st.integers(100, 10**6), share=st.floats(0.1, 1.0), most=st.floats(1.0, 3.0))
+@settings(deadline=None)
 def test_no_more_is_packed_than_is_at_hand(budget: int, share: float, most: float) -> None:
     encoder = Encoder(share)
     found = nbytes(QuantizeOptions().within(budget, encoder, budget * most))

@@ -43,7 +43,7 @@ def quantized(
 def matrices(draw: st.DrawFn) -> list[QuantizedMatrix]:
     """Draw one or two quantised matrices of the same ranges and group size."""
     rows = draw(st.integers(1, 8))
-    ranges, size = draw(row_ranges(rows, 30)), draw(st.none() | st.integers(1, 70))
+    ranges, size = draw(row_ranges(rows)), draw(st.none() | st.integers(1, 70))
     keeps = st.sampled_from([0.0, 0.05, 0.5, 1.0])
     sides = draw(st.lists(st.tuples(st.integers(1, 40), keeps, st.integers(0, 9)), min_size=1, max_size=2))
     return [quantized(ranges, columns, size, keep, seed) for columns, keep, seed in sides]

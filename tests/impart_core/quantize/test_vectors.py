@@ -10,11 +10,12 @@ from impart_core.base.errors import CorruptArtifactError
 from impart_core.base.settings import build_config
 from impart_core.codec.parts import Codes, nbytes
 from impart_core.delta.svd import decompose
-from impart_core.quantize.curvature import Inputs, output_error
-from impart_core.quantize.factors import decode_factors, encode_factors, factors_bytes
+from impart_core.quantize.curvature import Inputs
 from impart_core.quantize.options import LadderOptions
 from impart_core.quantize.streams import unpack_matrices
+from impart_core.quantize.vectors import decode_vectors, encode_vectors, vectors_bytes
 from tests.impart_core.methods.codes import same
+from tests.impart_core.quantize.plain import output_error
 from tests.impart_core.quantize.samples import factor_of, hessian_of
 from tests.support import decaying_delta
 
@@ -49,21 +50,21 @@ def test_bytes_are_exactly_those_counted_before_the_lossless_stage(
 ) -> None:
     u, v, weights, masks = sides_of(m, n, data.draw(st.integers(1, min(m, n))), keep)
     options = options_of(ladder, lossless=lossless)
-    codes = encode_factors(u, v, weights, masks, None, "w", options)
+    codes = encode_vectors(u, v, weights, masks, None, "w", options)
     kept = [mask.sum(dim=1).numpy().astype(np.int64) for mask in masks]
-    counted = factors_bytes(kept[0], kept[1], options)
+    counted = vectors_bytes(kept[0], kept[1], options)
     assert nbytes(codes) == counted or (lossless and nbytes(codes) < counted)
-    assert decode_factors(codes, "w", weights, masks).shape == (m, n)
+    assert decode_vectors(codes, "w", weights, masks).shape == (m, n)
 
 
 @pytest.mark.parametrize("keep", [0.4, 1.0])
 @pytest.mark.parametrize("lossless", [False, True])
 def test_what_is_decoded_is_the_weighted_sum_of_the_stored_pairs(keep: float, lossless: bool) -> None:
     u, v, weights, masks = sides_of(24, 40, 10, keep)
-    codes = encode_factors(u, v, weights, masks, None, "w", options_of(lossless=lossless))
+    codes = encode_vectors(u, v, weights, masks, None, "w", options_of(lossless=lossless))
     stored = [values.double() for values in unpack_matrices(codes, "w", masks)]
     expected = sum(w * torch.outer(a, b) for w, a, b in zip(weights.double(), *stored, strict=True))
-    found = decode_factors(codes, "w", weights, masks)
+    found = decode_vectors(codes, "w", weights, masks)
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5 * float(found.abs().max()))
     for values, vectors, mask in zip(stored, (u, v), masks, strict=True):
         assert not values[~mask].any()
@@ -72,7 +73,7 @@ def test_what_is_decoded_is_the_weighted_sum_of_the_stored_pairs(keep: float, lo
 
 def test_at_16_bits_it_is_the_product_of_float16_vectors() -> None:
     u, v, weights, masks = sides_of(24, 40, 10, 0.5)
-    codes = encode_factors(u, v, weights, masks, None, "w", options_of("16"))
+    codes = encode_vectors(u, v, weights, masks, None, "w", options_of("16"))
     # The second side makes up for what 16 bits took of the first: by a few steps of float16, 2⁻¹¹.
     for found, vectors, mask in zip(unpack_matrices(codes, "w", masks), (u, v), masks, strict=True):
         kept = torch.where(mask, vectors, 0.0)
@@ -85,16 +86,16 @@ def test_at_16_bits_it_is_the_product_of_float16_vectors() -> None:
 def test_inputs_of_rows_are_the_transposed_problem(solver: str, keep: float) -> None:
     u, v, weights, masks = sides_of(24, 40, 10, keep)
     hessian, options = hessian_of("correlated", 24), options_of(solver=solver, lossless=False)
-    of_rows = encode_factors(u, v, weights, masks, Inputs(hessian, of_rows=True), "w", options)
+    of_rows = encode_vectors(u, v, weights, masks, Inputs(hessian, of_rows=True), "w", options)
     turned = (masks[1], masks[0])
-    of_columns = encode_factors(v, u, weights, turned, Inputs(hessian), "w", options)
-    found = decode_factors(of_rows, "w", weights, masks)
-    expected = decode_factors(of_columns, "w", weights, turned).T
+    of_columns = encode_vectors(v, u, weights, turned, Inputs(hessian), "w", options)
+    found = decode_vectors(of_rows, "w", weights, masks)
+    expected = decode_vectors(of_columns, "w", weights, turned).T
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6 * float(expected.abs().max()))  # a sum's order
 
 
 def error_of(codes: Codes, weights: torch.Tensor, masks: Masks, whole: torch.Tensor, inputs: Inputs) -> float:
-    change = whole - decode_factors(codes, "w", weights, masks)
+    change = whole - decode_vectors(codes, "w", weights, masks)
     return output_error(change.T if inputs.of_rows else change, torch.zeros(1), inputs.hessian)
 
 
@@ -106,9 +107,9 @@ def test_outputs_differ_less_than_with_rounding_to_the_nearest(keep: float, of_r
     whole = (torch.where(masks[0], u, 0.0) * weights[:, None]).T @ torch.where(masks[1], v, 0.0)
     errors = {}
     for solver in ("support", "nearest"):
-        codes = encode_factors(u, v, weights, masks, inputs, "w", options_of("3", solver=solver))
+        codes = encode_vectors(u, v, weights, masks, inputs, "w", options_of("3", solver=solver))
         errors[solver] = error_of(codes, weights, masks, whole, inputs)
-    unknown = encode_factors(u, v, weights, masks, None, "w", options_of("3"))
+    unknown = encode_vectors(u, v, weights, masks, None, "w", options_of("3"))
     assert errors["support"] < 0.7 * errors["nearest"]
     assert errors["support"] < error_of(unknown, weights, masks, whole, inputs)
 
@@ -116,8 +117,8 @@ def test_outputs_differ_less_than_with_rounding_to_the_nearest(keep: float, of_r
 def test_the_second_side_makes_up_for_the_first_as_it_was_stored() -> None:
     """With u alone at 2 bits and v exact, u is worked out for the v that was stored: without inputs, white ones."""
     u, v, weights, masks = sides_of(48, 64, 12)
-    noisy = encode_factors(u, v, weights, masks, None, "w", options_of("2"))
-    nearest = encode_factors(u, v, weights, masks, None, "w", options_of("2", solver="nearest"))
+    noisy = encode_vectors(u, v, weights, masks, None, "w", options_of("2"))
+    nearest = encode_vectors(u, v, weights, masks, None, "w", options_of("2", solver="nearest"))
     (u_found, v_found), (u_nearest, v_nearest) = (unpack_matrices(codes, "w", masks) for codes in (noisy, nearest))
     assert torch.equal(v_found, v_nearest)
     wanted = (u * weights[:, None]).T @ v_found
@@ -128,13 +129,13 @@ def test_the_second_side_makes_up_for_the_first_as_it_was_stored() -> None:
 def test_the_same_factors_give_the_same_parts_each_time() -> None:
     u, v, weights, masks = sides_of(24, 40, 10, 0.5)
     inputs = Inputs(hessian_of("correlated", 40))
-    first, second = (encode_factors(u, v, weights, masks, inputs, "w", options_of()) for _ in range(2))
+    first, second = (encode_vectors(u, v, weights, masks, inputs, "w", options_of()) for _ in range(2))
     assert same(first, second)
 
 
 def test_parts_of_other_factors_are_refused_by_name() -> None:
     u, v, weights, masks = sides_of(24, 40, 10, 0.5)
-    codes = encode_factors(u, v, weights, masks, None, "w", options_of())
+    codes = encode_vectors(u, v, weights, masks, None, "w", options_of())
     for other in ((masks[0][:9], masks[1][:9]), (masks[1], masks[0]), (~masks[0], masks[1])):
         with pytest.raises(CorruptArtifactError, match=r"'layer\.w'"):
-            decode_factors(codes, "layer.w", weights[: len(other[0])], other)
+            decode_vectors(codes, "layer.w", weights[: len(other[0])], other)

@@ -20,8 +20,8 @@ IntArray = npt.NDArray[np.int64]
 SIGMA, SIGMA_BYTES = torch.bfloat16, 2  # of singular values: far finer than what few bits make of their vectors
 
 
-def factors_bytes(kept_u: IntArray, kept_v: IntArray, options: LadderOptions) -> int:
-    """Return the bytes of what `encode_factors` returns, before its lossless stage makes codes smaller.
+def vectors_bytes(kept_u: IntArray, kept_v: IntArray, options: LadderOptions) -> int:
+    """Return the bytes of what `encode_vectors` returns, before its lossless stage makes codes smaller.
 
     Args:
         kept_u: kept entries of each vector of U, (K,).
@@ -34,7 +34,7 @@ def factors_bytes(kept_u: IntArray, kept_v: IntArray, options: LadderOptions) ->
     return streams + layout_bytes(len(spans), 2, options.lossless)
 
 
-def encode_factors(
+def encode_vectors(
     u: torch.Tensor,
     v: torch.Tensor,
     weights: torch.Tensor,
@@ -60,20 +60,21 @@ def encode_factors(
         for role, vectors, mask in zip("uv", (u, v), masks, strict=True)
     }
     first, second = "uv" if inputs and inputs.of_rows else "vu"
-    made = {first: quantize_matrix(*sides[first], inputs.curvature if inputs else None, name, solver=options.solver)}
+    met = inputs.curvature if inputs else None
+    quantized = {first: quantize_matrix(*sides[first], met, name, solver=options.solver)}
     curvature = None
     if options.solver != "nearest":
-        seen = made[first].values() * weights.to(u.device)[:, None]
+        seen = quantized[first].values() * weights.to(u.device)[:, None]
         hessian = seen @ inputs.hessian @ seen.T if inputs else seen @ seen.T
         curvature = Curvature.of((hessian + hessian.T) / 2, name)
-    made[second] = quantize_matrix(*sides[second], curvature, name, solver=options.solver, along_rows=True)
-    return pack_matrices([made["u"], made["v"]], options.lossless)
+    quantized[second] = quantize_matrix(*sides[second], curvature, name, solver=options.solver, along_rows=True)
+    return pack_matrices([quantized["u"], quantized["v"]], options.lossless)
 
 
-def decode_factors(
+def decode_vectors(
     codes: Codes, name: str, weights: torch.Tensor, masks: tuple[torch.Tensor, torch.Tensor]
 ) -> torch.Tensor:
-    """Return Σ_k w_k û_k v̂_kᵀ, float32, (m, n); arguments as for `encode_factors`.
+    """Return Σ_k w_k û_k v̂_kᵀ, float32, (m, n); arguments as for `encode_vectors`.
 
     Raises:
         CorruptArtifactError: the parts are not of such factors.

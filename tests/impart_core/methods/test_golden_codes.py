@@ -1,0 +1,45 @@
+"""Codes that are pinned: a change here must raise the method's version, as published blocks are found by it."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from impart_core.methods import METHODS
+from impart_core.methods.base import Projection
+from tests.impart_core.methods.codes import arithmetic, arithmetic_factors, digest
+from tests.impart_core.methods.requests import encode
+from tests.impart_core.pipeline import config_of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# Rounded to nearest and not compressed, as other versions of the libraries may do the rest in another way.
+PLAIN = {"solver": "nearest", "lossless": False}
+
+
+@pytest.mark.parametrize(
+    ("method", "version", "cr", "options", "shape", "of_bytes", "of_paper"),
+    [
+        ("impart", 1, 4, {}, (48, 80), "5224b9b8a17e5898", "37a479abea1d05f8"),
+        ("impart", 1, 4, {}, (64, 64), "2dfdae371e672758", "ad297b3851764fec"),
+        ("impart-qt", 2, 8, PLAIN, (48, 80), "269dfe900bf45ef4", "ef30c403592be1eb"),
+        ("delta-come", 2, 8, PLAIN, (48, 80), "473fe65cc1cb8b4e", "2a33b8109dbcce07"),
+        ("dare-qt", 2, 16, PLAIN, (48, 80), "d5d94b5685325496", "b15355478be4ee3c"),
+    ],
+)
+def test_golden_codes(
+    method: str,
+    version: int,
+    cr: float,
+    options: dict[str, Any],
+    shape: tuple[int, int],
+    of_bytes: str,
+    of_paper: str,
+) -> None:
+    m, n = shape
+    delta = arithmetic(torch.arange(m)[:, None], n)
+    projection = Projection("layer.w", shape, lambda: delta, lambda: arithmetic_factors(m, n))
+    for accounting, expected in (("bytes", of_bytes), ("paper", of_paper)):
+        request = config_of(cr, method=method, seed=7, accounting=accounting, options=options)
+        assert digest(encode(projection, request)) == expected
+    assert METHODS.get(method).version == version
