@@ -18,7 +18,7 @@ ROOMS = (
     "checkpoint",
     "delta",
     "codec",
-    "quantize",
+    "quantization",
     "methods",
     "tinyzoo",
     "calibrate",

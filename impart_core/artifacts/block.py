@@ -18,7 +18,7 @@ from impart_core.codec.format import CODES_FILE, FORMAT_VERSION, BlockFile, Enco
 from impart_core.codec.parts import Codes
 from impart_core.methods import METHODS
 from impart_core.methods.decode import decode_delta, decode_stack
-from impart_core.quantize.streams import describe_streams
+from impart_core.quantization.streams import describe_streams
 from impart_core.store.manifest import Content, Manifest, register
 from impart_core.store.provenance import Stopwatch
 from impart_core.store.publish import publish

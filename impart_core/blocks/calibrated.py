@@ -23,7 +23,7 @@ from impart_core.codec.format import VALUE, EncodedTensor, TensorHeader
 from impart_core.delta.extract import add_delta
 from impart_core.delta.load import Digests
 from impart_core.methods.decode import decode_delta
-from impart_core.quantize.curvature import Inputs
+from impart_core.quantization.curvature import Inputs
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from impart_core.delta.factors import Factors
 from impart_core.delta.load import Digests, Loaded, load_block, load_matrix
 from impart_core.methods import METHODS
 from impart_core.methods.base import Projection
-from impart_core.quantize.curvature import Inputs
+from impart_core.quantization.curvature import Inputs
 
 Scales = Mapping[str, torch.Tensor]  # by matrix, where distillation found some
 # Gives the factors of a matrix by name that a decomposition of the same request left, or None: its delta is zero.

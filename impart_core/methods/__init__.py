@@ -7,7 +7,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from impart_core.methods.base import METHODS, Coding, Method, Projection
-from impart_core.quantize.options import QuantizeOptions
+from impart_core.quantization.options import QuantizeOptions
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")

@@ -14,7 +14,7 @@ from impart_core.base.settings import Accounting, Frozen, MethodOptions, nearest
 from impart_core.codec.parts import Codes
 from impart_core.delta.factors import Factors
 from impart_core.delta.svd import decompose
-from impart_core.quantize.curvature import Inputs
+from impart_core.quantization.curvature import Inputs
 
 # What a method is told of the model's activations: nothing, the inputs of each matrix, or the scales that make the
 # whole model's logits those of the fine-tune.

@@ -28,7 +28,7 @@ from impart_core.codec.mask import (
 from impart_core.codec.parts import Codes, read_part
 from impart_core.delta.budget import budget_bytes
 from impart_core.methods.base import METHODS, Calibration, Coding, Method, Projection
-from impart_core.quantize.bitdelta import SCALE_BYTES, SignCodes, decode_signs, encode_signs, sign_bytes
+from impart_core.quantization.bitdelta import SCALE_BYTES, SignCodes, decode_signs, encode_signs, sign_bytes
 
 _CODE_BYTES = 2  # the keep-probability code
 _ALL = np.empty(0, dtype=np.uint16)  # no keep code: no mask

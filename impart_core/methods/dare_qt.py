@@ -22,12 +22,12 @@ from impart_core.codec.mask import (
 from impart_core.codec.parts import Codes, read_part
 from impart_core.delta.budget import budget_bytes
 from impart_core.methods.base import METHODS, Calibration, Coding, Method, Projection
-from impart_core.quantize.cost import SCALE_BYTES, most_fitting, stream_bytes
-from impart_core.quantize.grid import RowRange
-from impart_core.quantize.groups import Groups
-from impart_core.quantize.options import QuantizeOptions
-from impart_core.quantize.solve import quantize_matrix
-from impart_core.quantize.streams import MOST_ROWS, layout_bytes, pack_matrices, require_plausible, unpack_matrices
+from impart_core.quantization.cost import SCALE_BYTES, most_fitting, stream_bytes
+from impart_core.quantization.grid import RowRange
+from impart_core.quantization.groups import Groups
+from impart_core.quantization.options import QuantizeOptions
+from impart_core.quantization.solve import quantize_matrix
+from impart_core.quantization.streams import MOST_ROWS, layout_bytes, pack_matrices, require_plausible, unpack_matrices
 
 _KEEP_BYTES = 2
 

@@ -14,10 +14,10 @@ from impart_core.codec.parts import Codes, read_part
 from impart_core.delta.budget import budget_bytes, kept_fraction
 from impart_core.delta.svd import numerical_rank
 from impart_core.methods.base import METHODS, Calibration, Coding, Method, Projection
-from impart_core.quantize.cost import most_fitting, paper_sparsity
-from impart_core.quantize.options import LadderOptions
-from impart_core.quantize.streams import require_plausible
-from impart_core.quantize.vectors import SIGMA, SIGMA_BYTES, decode_vectors, encode_vectors, vectors_bytes
+from impart_core.quantization.cost import most_fitting, paper_sparsity
+from impart_core.quantization.options import LadderOptions
+from impart_core.quantization.streams import require_plausible
+from impart_core.quantization.vectors import SIGMA, SIGMA_BYTES, decode_vectors, encode_vectors, vectors_bytes
 
 
 class DeltaCome(Method):

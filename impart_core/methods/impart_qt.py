@@ -27,10 +27,10 @@ from impart_core.methods.impart import (
     least_fitting,
     levels_of,
 )
-from impart_core.quantize.cost import most_fitting, paper_alpha, paper_sparsity
-from impart_core.quantize.options import LadderOptions
-from impart_core.quantize.streams import require_plausible
-from impart_core.quantize.vectors import SIGMA, SIGMA_BYTES, IntArray, decode_vectors, encode_vectors, vectors_bytes
+from impart_core.quantization.cost import most_fitting, paper_alpha, paper_sparsity
+from impart_core.quantization.options import LadderOptions
+from impart_core.quantization.streams import require_plausible
+from impart_core.quantization.vectors import SIGMA, SIGMA_BYTES, IntArray, decode_vectors, encode_vectors, vectors_bytes
 
 _PAIR_BYTES = SIGMA_BYTES + 1  # a singular value, and a keep probability in steps of 1/256
 _STEP = 256  # of the 65536 steps that masks can tell apart

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 from impart_core.base.numerics import one_thread_per_kernel
-from impart_core.quantize.curvature import Curvature, Inputs
-from impart_core.quantize.grid import RowRange
-from impart_core.quantize.groups import Groups
-from impart_core.quantize.options import LadderOptions
-from impart_core.quantize.solve import Solver, quantize_matrix
-from impart_core.quantize.streams import pack_matrices
-from tests.impart_core.quantize.plain import on_grid, output_error, plain_gptq
-from tests.impart_core.quantize.samples import CASES, factor_of, hessian_of
+from impart_core.quantization.curvature import Curvature, Inputs
+from impart_core.quantization.grid import RowRange
+from impart_core.quantization.groups import Groups
+from impart_core.quantization.options import LadderOptions
+from impart_core.quantization.solve import Solver, quantize_matrix
+from impart_core.quantization.streams import pack_matrices
+from tests.impart_core.quantization.plain import on_grid, output_error, plain_gptq
+from tests.impart_core.quantization.samples import CASES, factor_of, hessian_of
 
 COLUMNS, OPTIONS = 2048, LadderOptions()
 WHOLE, THIN = 2048, 512  # rows: all vectors of a square projection, or what a ratio of about 32 leaves of them

@@ -10,9 +10,9 @@ from impart_core.codec.mask import UInt16Array
 from impart_core.codec.parts import Codes
 from impart_core.delta.factors import Factors
 from impart_core.methods.base import Projection
-from impart_core.quantize.curvature import Inputs
-from tests.impart_core.quantize.plain import output_error
-from tests.impart_core.quantize.samples import hessian_of
+from impart_core.quantization.curvature import Inputs
+from tests.impart_core.quantization.plain import output_error
+from tests.impart_core.quantization.samples import hessian_of
 
 
 def same(one: Codes, other: Codes) -> bool:

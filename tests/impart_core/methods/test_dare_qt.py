@@ -12,8 +12,8 @@ from impart_core.delta.budget import budget_bytes
 from impart_core.methods.base import Projection
 from impart_core.methods.dare import Dare
 from impart_core.methods.dare_qt import DareQt
-from impart_core.quantize.grid import RowRange
-from impart_core.quantize.groups import Groups
+from impart_core.quantization.grid import RowRange
+from impart_core.quantization.groups import Groups
 from tests.impart_core.pipeline import config_of
 from tests.support import decaying_delta
 

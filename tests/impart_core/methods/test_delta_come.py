@@ -13,8 +13,8 @@ from impart_core.codec.parts import Codes, nbytes
 from impart_core.delta.budget import budget_bytes
 from impart_core.methods.base import Projection
 from impart_core.methods.delta_come import DeltaCome
-from impart_core.quantize.ladder import Ladder
-from impart_core.quantize.streams import unpack_matrices
+from impart_core.quantization.ladder import Ladder
+from impart_core.quantization.streams import unpack_matrices
 from tests.impart_core.methods.codes import calibrated, outputs_differ
 from tests.impart_core.pipeline import config_of
 from tests.support import decaying_delta

@@ -16,9 +16,9 @@ from impart_core.delta.svd import decompose
 from impart_core.methods.base import Projection
 from impart_core.methods.impart import Impart, allocate, factor_mask
 from impart_core.methods.impart_qt import ImpartQt, ImpartQtOptions
-from impart_core.quantize.cost import paper_alpha, paper_sparsity
-from impart_core.quantize.ladder import Ladder
-from impart_core.quantize.streams import unpack_matrices
+from impart_core.quantization.cost import paper_alpha, paper_sparsity
+from impart_core.quantization.ladder import Ladder
+from impart_core.quantization.streams import unpack_matrices
 from tests.impart_core.methods.codes import calibrated, keep_of
 from tests.impart_core.pipeline import config_of
 from tests.support import decaying_delta

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from impart_core.quantize.curvature import Curvature
-from impart_core.quantize.grid import Bits, RowRange
-from impart_core.quantize.groups import Groups
-from impart_core.quantize.solve import quantize_matrix
-from tests.impart_core.quantize.plain import AlongOrder, on_grid, output_error, plain_gptq, upper_of
-from tests.impart_core.quantize.samples import CASES, Case, case_names, factor_of, hessian_of
+from impart_core.quantization.curvature import Curvature
+from impart_core.quantization.grid import Bits, RowRange
+from impart_core.quantization.groups import Groups
+from impart_core.quantization.solve import quantize_matrix
+from tests.impart_core.quantization.plain import AlongOrder, on_grid, output_error, plain_gptq, upper_of
+from tests.impart_core.quantization.samples import CASES, Case, case_names, factor_of, hessian_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

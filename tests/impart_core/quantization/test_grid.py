@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from impart_core.quantize.grid import fit_grids
+from impart_core.quantization.grid import fit_grids
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -5,12 +5,12 @@ from typing import Literal
 
 import torch
 
-from impart_core.quantize.curvature import Curvature
-from impart_core.quantize.gptq import codes_under_mask
-from impart_core.quantize.grid import EntryGrid
-from impart_core.quantize.groups import Groups
-from impart_core.quantize.streams import QuantizedMatrix
-from impart_core.quantize.support import codes_on_support
+from impart_core.quantization.curvature import Curvature
+from impart_core.quantization.gptq import codes_under_mask
+from impart_core.quantization.grid import EntryGrid
+from impart_core.quantization.groups import Groups
+from impart_core.quantization.streams import QuantizedMatrix
+from impart_core.quantization.support import codes_on_support
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from functools import cached_property
 
 import torch
 
-from impart_core.quantize.grid import HALF, EntryGrid, RowRange, fit_grids
+from impart_core.quantization.grid import HALF, EntryGrid, RowRange, fit_grids
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pydantic import Field, model_serializer, model_validator
 
 from impart_core.base.errors import ConfigError
 from impart_core.base.settings import Frozen
-from impart_core.quantize.grid import Bits, RowRange
+from impart_core.quantization.grid import Bits, RowRange
 
 WIDTHS: tuple[Bits, ...] = get_args(Bits)
 _EXAMPLE = "Write bits x vectors, the last without a count for the rest, like 8x2,3x32,2."

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from impart_core.quantize.curvature import Curvature
-from impart_core.quantize.grid import Bits, EntryGrid, RowRange
-from impart_core.quantize.groups import Groups
-from impart_core.quantize.solve import Solver, quantize_matrix
-from impart_core.quantize.support import codes_on_support
-from tests.impart_core.quantize.plain import on_grid, output_error, plain_gptq, upper_of
-from tests.impart_core.quantize.samples import CASES, Case, factor_of, hessian_of
+from impart_core.quantization.curvature import Curvature
+from impart_core.quantization.grid import Bits, EntryGrid, RowRange
+from impart_core.quantization.groups import Groups
+from impart_core.quantization.solve import Solver, quantize_matrix
+from impart_core.quantization.support import codes_on_support
+from tests.impart_core.quantization.plain import on_grid, output_error, plain_gptq, upper_of
+from tests.impart_core.quantization.samples import CASES, Case, factor_of, hessian_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

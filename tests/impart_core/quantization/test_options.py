@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from impart_core.base.errors import ConfigError
 from impart_core.base.settings import build_config
 from impart_core.codec.parts import Codes, nbytes
-from impart_core.quantize.ladder import Ladder
-from impart_core.quantize.options import LadderOptions, QuantizeOptions
+from impart_core.quantization.ladder import Ladder
+from impart_core.quantization.options import LadderOptions, QuantizeOptions
 
 
 class Encoder:

@@ -9,12 +9,12 @@ import numpy.typing as npt
 import torch
 
 from impart_core.codec.parts import Codes
-from impart_core.quantize.cost import stream_bytes
-from impart_core.quantize.curvature import Curvature, Inputs
-from impart_core.quantize.groups import Groups
-from impart_core.quantize.options import LadderOptions
-from impart_core.quantize.solve import quantize_matrix
-from impart_core.quantize.streams import layout_bytes, pack_matrices, unpack_matrices
+from impart_core.quantization.cost import stream_bytes
+from impart_core.quantization.curvature import Curvature, Inputs
+from impart_core.quantization.groups import Groups
+from impart_core.quantization.options import LadderOptions
+from impart_core.quantization.solve import quantize_matrix
+from impart_core.quantization.streams import layout_bytes, pack_matrices, unpack_matrices
 
 IntArray = npt.NDArray[np.int64]
 SIGMA, SIGMA_BYTES = torch.bfloat16, 2  # of singular values: far finer than what few bits make of their vectors

@@ -22,9 +22,9 @@ from impart_core.base.errors import CorruptArtifactError
 from impart_core.codec.bitpack import UInt8Array, UIntArray, pack, packed_bytes, unpack
 from impart_core.codec.lossless import BYTES_SQUEEZED, PACKED, SQUEEZED, expand, squeeze
 from impart_core.codec.parts import Codes, read_part
-from impart_core.quantize.grid import HALF, Bits, RowRange
-from impart_core.quantize.groups import Groups
-from impart_core.quantize.ladder import WIDTHS
+from impart_core.quantization.grid import HALF, Bits, RowRange
+from impart_core.quantization.groups import Groups
+from impart_core.quantization.ladder import WIDTHS
 
 LARGEST_GROUP = MOST_ROWS = (1 << 16) - 1  # of a group, and of a range, as the layout stores them
 MOST_SAVED = 64  # no stream is stored in less than this part of its packed size, so that little cannot claim much

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from impart_core.base.errors import TensorValueError
-from impart_core.quantize.curvature import Curvature
-from tests.impart_core.quantize.samples import HESSIANS, hessian_of
+from impart_core.quantization.curvature import Curvature
+from tests.impart_core.quantization.samples import HESSIANS, hessian_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,9 +8,9 @@ from pydantic import Field
 
 from impart_core.base.settings import MethodOptions
 from impart_core.codec.parts import Codes, nbytes
-from impart_core.quantize.ladder import Ladder
-from impart_core.quantize.solve import Solver
-from impart_core.quantize.streams import LARGEST_GROUP
+from impart_core.quantization.ladder import Ladder
+from impart_core.quantization.solve import Solver
+from impart_core.quantization.streams import LARGEST_GROUP
 
 _STORED = 0.7  # of codes of 2 bits
 _TRIES = 4

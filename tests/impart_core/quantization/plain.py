@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from impart_core.quantize.grid import EntryGrid
+from impart_core.quantization.grid import EntryGrid
 
 # Rounds column j, (rows,), as it is to be quantised by then; with all that is left, (rows, columns), of which it is
 # one. Columns are in the order of quantisation.

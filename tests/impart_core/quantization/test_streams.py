@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from impart_core.base.errors import CorruptArtifactError
 from impart_core.codec.lossless import BYTES_SQUEEZED, PACKED, SQUEEZED, squeeze
 from impart_core.codec.parts import Codes, nbytes
-from impart_core.quantize.cost import stream_bytes
-from impart_core.quantize.grid import Bits, RowRange
-from impart_core.quantize.groups import Groups
-from impart_core.quantize.solve import quantize_matrix
-from impart_core.quantize.streams import (
+from impart_core.quantization.cost import stream_bytes
+from impart_core.quantization.grid import Bits, RowRange
+from impart_core.quantization.groups import Groups
+from impart_core.quantization.solve import quantize_matrix
+from impart_core.quantization.streams import (
     LARGEST_GROUP,
     MOST_SAVED,
     QuantizedMatrix,
@@ -27,7 +27,7 @@ from impart_core.quantize.streams import (
     require_plausible,
     unpack_matrices,
 )
-from tests.impart_core.quantize.samples import factor_of, row_ranges
+from tests.impart_core.quantization.samples import factor_of, row_ranges
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

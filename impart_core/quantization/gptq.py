@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from impart_core.quantize.curvature import Curvature
-from impart_core.quantize.grid import EntryGrid, nearest_half
+from impart_core.quantization.curvature import Curvature
+from impart_core.quantization.grid import EntryGrid, nearest_half
 
 _BLOCK = 64  # columns whose errors are gathered before they go to the columns after them, in one product
 

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from impart_core.methods.impart import allocate
-from impart_core.quantize.cost import StreamBytes, paper_alpha, paper_sparsity, stream_bytes
-from impart_core.quantize.groups import Groups
-from impart_core.quantize.ladder import Ladder
-from impart_core.quantize.solve import quantize_matrix
-from impart_core.quantize.streams import pack_matrices
-from tests.impart_core.quantize.samples import factor_of
+from impart_core.quantization.cost import StreamBytes, paper_alpha, paper_sparsity, stream_bytes
+from impart_core.quantization.groups import Groups
+from impart_core.quantization.ladder import Ladder
+from impart_core.quantization.solve import quantize_matrix
+from impart_core.quantization.streams import pack_matrices
+from tests.impart_core.quantization.samples import factor_of
 from tests.support import VECTORS
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from impart_core.base.errors import ConfigError
 from impart_core.base.settings import build_config
-from impart_core.quantize.grid import RowRange
-from impart_core.quantize.ladder import Ladder, RankGroup
+from impart_core.quantization.grid import RowRange
+from impart_core.quantization.ladder import Ladder, RankGroup
 
 bits = st.sampled_from([2, 3, 4, 8, 16])
 

@@ -6,8 +6,8 @@ import torch
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from impart_core.quantize.grid import Bits, RowRange
-from impart_core.quantize.groups import Groups
+from impart_core.quantization.grid import Bits, RowRange
+from impart_core.quantization.groups import Groups
 from tests.support import VECTORS
 
 HESSIANS = ("correlated", "rank deficient", "indefinite", "dead columns", "zero")

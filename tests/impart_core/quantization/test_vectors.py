@@ -10,13 +10,13 @@ from impart_core.base.errors import CorruptArtifactError
 from impart_core.base.settings import build_config
 from impart_core.codec.parts import Codes, nbytes
 from impart_core.delta.svd import decompose
-from impart_core.quantize.curvature import Inputs
-from impart_core.quantize.options import LadderOptions
-from impart_core.quantize.streams import unpack_matrices
-from impart_core.quantize.vectors import decode_vectors, encode_vectors, vectors_bytes
+from impart_core.quantization.curvature import Inputs
+from impart_core.quantization.options import LadderOptions
+from impart_core.quantization.streams import unpack_matrices
+from impart_core.quantization.vectors import decode_vectors, encode_vectors, vectors_bytes
 from tests.impart_core.methods.codes import same
-from tests.impart_core.quantize.plain import output_error
-from tests.impart_core.quantize.samples import factor_of, hessian_of
+from tests.impart_core.quantization.plain import output_error
+from tests.impart_core.quantization.samples import factor_of, hessian_of
 from tests.support import decaying_delta
 
 pytestmark = pytest.mark.usefixtures("one_thread")

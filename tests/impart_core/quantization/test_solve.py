@@ -9,15 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from impart_core.quantize.curvature import Curvature
-from impart_core.quantize.gptq import codes_under_mask
-from impart_core.quantize.grid import Bits, RowRange
-from impart_core.quantize.groups import Groups
-from impart_core.quantize.solve import Solver, quantize_matrix
-from impart_core.quantize.streams import QuantizedMatrix
-from impart_core.quantize.support import codes_on_support
-from tests.impart_core.quantize.plain import output_error
-from tests.impart_core.quantize.samples import HESSIANS, factor_of, hessian_of, row_ranges
+from impart_core.quantization.curvature import Curvature
+from impart_core.quantization.gptq import codes_under_mask
+from impart_core.quantization.grid import Bits, RowRange
+from impart_core.quantization.groups import Groups
+from impart_core.quantization.solve import Solver, quantize_matrix
+from impart_core.quantization.streams import QuantizedMatrix
+from impart_core.quantization.support import codes_on_support
+from tests.impart_core.quantization.plain import output_error
+from tests.impart_core.quantization.samples import HESSIANS, factor_of, hessian_of, row_ranges
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from impart_core.codec.bitpack import packed_bytes
-from impart_core.quantize.grid import RowRange
-from impart_core.quantize.groups import group_count
-from impart_core.quantize.ladder import Ladder
+from impart_core.quantization.grid import RowRange
+from impart_core.quantization.groups import group_count
+from impart_core.quantization.ladder import Ladder
 
 FloatArray = npt.NDArray[np.float64]
 

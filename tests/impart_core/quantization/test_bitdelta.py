@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from impart_core.base.errors import TensorValueError
-from impart_core.quantize.bitdelta import SignCodes, decode_signs, encode_signs, sign_bytes
-from tests.impart_core.quantize.samples import factor_of
+from impart_core.quantization.bitdelta import SignCodes, decode_signs, encode_signs, sign_bytes
+from tests.impart_core.quantization.samples import factor_of
 from tests.support import decaying_delta
 
 pytestmark = pytest.mark.usefixtures("one_thread")

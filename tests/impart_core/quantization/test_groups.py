@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from impart_core.quantize.grid import Bits, RowRange, fit_grids
-from impart_core.quantize.groups import Groups, group_count
-from tests.impart_core.quantize.samples import factor_of, row_ranges
+from impart_core.quantization.grid import Bits, RowRange, fit_grids
+from impart_core.quantization.groups import Groups, group_count
+from tests.impart_core.quantization.samples import factor_of, row_ranges
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 import torch
 
 from impart_core.base.parallel import in_order
-from impart_core.quantize.curvature import Curvature
-from impart_core.quantize.grid import EntryGrid, nearest_half
+from impart_core.quantization.curvature import Curvature
+from impart_core.quantization.grid import EntryGrid, nearest_half
 
 # Entries of the factors worked on at once: 64 MiB, 1 GiB on devices, where a step over columns takes as long for few
 # rows as for many; and a few times that in temporaries. Never by the memory that is free: the bytes would depend on it.
