@@ -1,0 +1,1 @@
+"""A delta applied: one open delta, a checkpoint rebuilt from it, a model loaded from it."""

@@ -1,0 +1,1 @@
+"""What every room may use: errors, settings, canonical JSON, numbers, files, retries. Knows nothing of models."""

@@ -1,0 +1,1 @@
+"""Safetensors checkpoints, local and remote: indexed from headers, read, written, paired, digested."""

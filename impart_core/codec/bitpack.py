@@ -1,4 +1,4 @@
-"""Codes of 1 to 32 bits each, packed without a bit between them (DESIGN.md §4).
+"""Codes of 1 to 32 bits each, packed without a bit between them (docs/format.md).
 
 Code i fills bits i·width to (i + 1)·width − 1 of one stream, least significant bit first in codes and in bytes; the
 last byte is filled up with zeros. n codes take exactly ⌈n·width/8⌉ bytes.

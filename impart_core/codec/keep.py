@@ -1,4 +1,4 @@
-"""The `keep` policy: a delta stored whole at 16 bits, for norms, biases, embeddings and head (DESIGN.md §4)."""
+"""The `keep` policy: a delta stored whole at 16 bits, for norms, biases, embeddings and head (docs/format.md)."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Masks that cost no bytes: regenerated from a key and integer thresholds (DESIGN.md §4).
+"""Masks that cost no bytes: regenerated from a key and integer thresholds (docs/format.md).
 
 An entry (row i, column k) is kept when its 32-bit Philox word is below the threshold of column k. Column k
 owns a whole number of Philox blocks, so its words depend on nothing but the key, k and the row count.

@@ -1,4 +1,4 @@
-"""Positions of kept entries, as Golomb-Rice coded gaps (DESIGN.md §4).
+"""Positions of kept entries, as Golomb-Rice coded gaps (docs/format.md).
 
 The gap before each position, the entries skipped since the one before it, is split at bit b: its remainder takes b
 bits, its quotient q is written in unary as q zeros and a one. Remainders and quotients are two streams, so that both

@@ -1,4 +1,4 @@
-"""Row-sparse deltas: an embedding of which few rows changed, as the rows' numbers and values (DESIGN.md §4)."""
+"""Row-sparse deltas: an embedding of which few rows changed, as the rows' numbers and values (docs/format.md)."""
 
 import torch
 

@@ -1,0 +1,1 @@
+"""ΔW between two checkpoints: read, decomposed, and what a budget of bytes allows of it."""

@@ -1,4 +1,4 @@
-"""The delta: fine-tuned minus base, in float32 (PAPER.md §1)."""
+"""The delta: fine-tuned minus base, in float32."""
 
 import torch
 

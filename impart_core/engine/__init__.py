@@ -1,0 +1,1 @@
+"""A model compressed, quantised, rebuilt and measured: stages, and the loops over an executor that runs them."""

@@ -1,4 +1,4 @@
-"""Lineage: what an artifact was made from and what was made from it, read from the store alone (DESIGN.md §3).
+"""Lineage: what an artifact was made from and what was made from it, read from the store alone (docs/store.md).
 
 Manifests are hostile input: they may point to what is gone, to themselves, or to each other in a circle.
 """

@@ -1,4 +1,4 @@
-"""BitDelta: ΔW ≈ s·sign(ΔW), one bit an entry (Liu et al. 2024, arXiv 2402.10193; PAPER.md §3).
+"""BitDelta: ΔW ≈ s·sign(ΔW), one bit an entry (Liu et al. 2024, arXiv 2402.10193).
 
 Beyond 16×, where not every entry can have a bit, it is combined with DARE as in the paper: entries are kept with
 probability q, and the scale of those is divided by q, so that the expectation over seeds is what all of them give.

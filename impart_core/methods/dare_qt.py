@@ -1,4 +1,4 @@
-"""DARE-Qt: DARE's entries of the delta, quantised on their mask by GPTQ (paper §4; PAPER.md §3)."""
+"""DARE-Qt: DARE's entries of the delta, quantised on their mask by GPTQ (paper §4)."""
 
 from typing import ClassVar, Literal
 

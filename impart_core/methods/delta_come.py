@@ -1,4 +1,4 @@
-"""Delta-CoMe: the leading singular vectors whole, at fewer bits the lower their rank (Ping et al. 2024; PAPER.md §3).
+"""Delta-CoMe: the leading singular vectors whole, at fewer bits the lower their rank (Ping et al. 2024).
 
 Mixed-precision delta compression, arXiv 2406.08903. The ratio sets how many vectors there are.
 """

@@ -48,7 +48,7 @@ _BISECTIONS = 24  # finer than the 1/65536 steps in which keep probabilities are
 
 
 class ImpartOptions(MethodOptions):
-    """ImPart's settings, and its ablations (PAPER.md §5): each of the last three turned off leaves one idea out."""
+    """ImPart's settings, and its ablations: each of the last three turned off leaves one idea out."""
 
     beta: float = Field(
         default=0.6,
@@ -273,6 +273,7 @@ def levels_of(name: str, shape: tuple[int, int], seed: int, pairs: int) -> MaskL
 
 
 def select_kept(vectors: torch.Tensor, levels: UInt16Array, keep: UInt16Array) -> torch.Tensor:
+    """Return the kept entries of singular vectors as rows, (K, m), vector after vector, float16."""
     mask = torch.from_numpy(mask_from_levels(levels[: len(keep)], keep))
     return vectors.cpu()[mask].half()
 

@@ -154,7 +154,6 @@ class ImpartQt(Method):
         α is bisected for the number of pairs; γ then uses up what the boundary shift leaves, with one pair more where
         that fits.
         """
-
         rank, beta = min(shape), _beta(*shape, options)
 
         def fits(keep: UInt16Array) -> bool:

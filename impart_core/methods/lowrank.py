@@ -1,4 +1,4 @@
-"""LowRank: the leading singular triplets of ΔW, whole (PAPER.md §2)."""
+"""LowRank: the leading singular triplets of ΔW, whole."""
 
 from typing import ClassVar
 

@@ -1,4 +1,4 @@
-"""Magnitude: the largest |ΔW| entries (PAPER.md §2). Where they are depends on their values, so it is stored."""
+"""Magnitude: the largest |ΔW| entries. Where they are depends on their values, so it is stored."""
 
 from collections.abc import Callable
 from typing import ClassVar

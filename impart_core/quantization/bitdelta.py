@@ -1,4 +1,4 @@
-"""BitDelta: ΔW ≈ s·sign(ΔW), one bit an entry, s = mean|ΔW| (Liu et al. 2024; PAPER.md §3).
+"""BitDelta: ΔW ≈ s·sign(ΔW), one bit an entry, s = mean|ΔW| (Liu et al. 2024).
 
 That s is the best for the signs: it minimises ‖ΔW − s·sign(ΔW)‖. With a mask, as BitDelta is combined with DARE,
 only kept entries have a bit and count in s; dividing s by the keep probability is the caller's.

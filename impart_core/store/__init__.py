@@ -1,0 +1,1 @@
+"""A content-addressed store: manifests, names, pins, catalogue and cleaning up. Knows no delta."""

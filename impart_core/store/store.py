@@ -1,4 +1,4 @@
-"""The artifact store: one fsspec URL, artifacts as prefixes, the manifest written last (DESIGN.md §3).
+"""The artifact store: one fsspec URL, artifacts as prefixes, the manifest written last (docs/store.md).
 
 artifacts/<id>/<stem>.<digest><suffix>   data files, named by content: writers never overwrite each other
 artifacts/<id>/manifest.json             makes the artifact exist

@@ -12,7 +12,7 @@ MAX_POSITIONS = 256
 
 
 def vocabulary() -> dict[str, int]:
-    """Return the 100 tokens and their ids: four special tokens, then every printable ASCII character and \\n."""
+    """Return the 100 tokens and their ids: four special tokens, then every printable ASCII character and a new line."""
     return {token: number for number, token in enumerate([PAD, BOS, EOS, UNKNOWN, *CHARACTERS])}
 
 

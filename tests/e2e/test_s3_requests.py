@@ -1,34 +1,48 @@
-"""How many requests a compression makes of an S3 store: so many for each block, and a few beside."""
+"""How many requests a run makes of an S3 server that holds checkpoints and store: so many a block, a few beside."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.s3proxy import S3Proxy
-from tests.support import Environment, make_pair, run_json
+from tests.bench.requests import LAYERS, Counts, measure_requests
 
 pytestmark = pytest.mark.e2e
 
-PER_BLOCK, BESIDE = 15, 7
-PER_BLOCK_REUSED, BESIDE_REUSED = 2, 13
+# Of the store: for each block, and beside them. `docs/store.md` states these.
+OF_STORE = {"compress": (14, 7), "compress again": (2, 11), "reconstruct": (2, 3)}
+OPENED = 3  # of each checkpoint in each run: a listing, config.json, the header of its one file
 
 
-def requests(s3: dict[str, str], environment: Environment, *words: str) -> tuple[int, int]:
-    """Return how many blocks a compression had, and the requests that it made."""
-    with S3Proxy(s3["AWS_ENDPOINT_URL"]) as proxy:
-        report = run_json(*words, environment={**environment, **s3, "AWS_ENDPOINT_URL": proxy.url})
-        proxy.settle()
-        return report["blocks"], proxy.count()
+@pytest.fixture(scope="module")
+def counts() -> dict[int, dict[str, Counts]]:
+    """The requests of each verb, by the number of layers."""
+    measured = measure_requests()
+    return {layers: measured[f"{layers} layers"] for layers in LAYERS}
 
 
-@pytest.mark.parametrize("layers", [1, 4])
-def test_requests_grow_with_blocks_only(
-    layers: int, s3: dict[str, str], environment: Environment, tmp_path: Path
+@pytest.mark.parametrize("layers", LAYERS)
+@pytest.mark.parametrize("verb", OF_STORE)
+def test_requests_of_the_store_grow_with_blocks_only(
+    verb: str, layers: int, counts: dict[int, dict[str, Counts]]
 ) -> None:
-    pair = make_pair(tmp_path, layers=layers)
-    words = ["compress", *map(str, pair), "--cr", "4", "--store", f"s3://impart/requests-{layers}"]
-    blocks, made = requests(s3, environment, *words)
-    assert blocks == layers + 1
-    assert made <= PER_BLOCK * blocks + BESIDE
-    _, reused = requests(s3, environment, *words)
-    assert reused <= PER_BLOCK_REUSED * blocks + BESIDE_REUSED
+    each, beside = OF_STORE[verb]
+    assert counts[layers][verb]["store"] <= each * (layers + 1) + beside
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+def test_a_checkpoint_is_opened_once_a_run_and_read_as_often_as_it_must(
+    layers: int, counts: dict[int, dict[str, Counts]]
+) -> None:
+    tensors = 9 * layers + 3
+    first, again, rebuilt = (counts[layers][verb] for verb in OF_STORE)
+    for side in ("base", "finetuned"):
+        assert first[side] == OPENED + 2 * tensors  # once to know what it is, and once to work on it
+        assert again[side] == OPENED
+    assert rebuilt["base"] == OPENED + tensors
+    assert rebuilt["finetuned"] == 0
+
+
+def test_the_page_states_these_numbers() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "store.md").read_text()
+    for each, beside in OF_STORE.values():
+        assert f"{each} requests a block and {beside} more" in page
