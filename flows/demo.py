@@ -67,7 +67,12 @@ def flow_of(progress: Progress | None = None) -> "Flow[..., DemoReport]":
             jobs = [job for name in tinyzoo.FINE_TUNES for job in _jobs(name, ratios, compressed, shared, limit)]
             results = evaluate_all(jobs, executor, progress)
             for job, result in zip(jobs, results, strict=True):
-                run.tell([result.entry], [job.base or job.model], store, [] if result.cached else [result.id])
+                run.tell(
+                    [result.entry],
+                    [job.base.location if job.base else job.model],
+                    store,
+                    [] if result.cached else [result.id],
+                )
         return DemoReport(
             rows=tuple(_rows(ratios, compressed, results)),
             store=store,
@@ -103,8 +108,8 @@ def _jobs(
     run: Run,
     limit: int | None,
 ) -> list[EvaluationJob]:
-    base = str(tinyzoo.path("base"))
-    deltas = [(f"{name} at CR {cr:g}", compressed[name, cr].artifact, base) for cr in ratios]
+    base, opened = str(tinyzoo.path("base")), open_checkpoint(tinyzoo.path("base"))
+    deltas = [(f"{name} at CR {cr:g}", compressed[name, cr].artifact, opened) for cr in ratios]
     models = [("base", base, None), (name, str(tinyzoo.path(name)), None), *deltas]
     return [EvaluationJob(run, label, model, of, (f"tinyzoo_{name}",), limit=limit) for label, model, of in models]
 

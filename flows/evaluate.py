@@ -5,7 +5,7 @@ from pathlib import Path
 from prefect import Flow
 from prefect.runtime import flow_run
 
-from impart_core.engine.evaluate import Progress
+from impart_core.engine.evaluate import Measurable, Progress
 from impart_core.engine.evaluate import evaluate as evaluate_model
 from impart_core.engine.references import EvaluationResult
 from impart_core.engine.requests import EvaluateRequest
@@ -16,7 +16,7 @@ from impart_tasks.executor import PrefectExecutor
 Results = tuple[EvaluationResult, ...]
 
 
-def flow_of(model: str | None = None, progress: Progress | None = None) -> "Flow[[EvaluateRequest], Results]":
+def flow_of(checked: Measurable | None = None, progress: Progress | None = None) -> "Flow[[EvaluateRequest], Results]":
     """Return the flow; a run of this process is handed what was checked before and who listens to its progress."""
 
     def evaluate(request: EvaluateRequest) -> Results:
@@ -27,7 +27,7 @@ def flow_of(model: str | None = None, progress: Progress | None = None) -> "Flow
         """
         with observed_run() as run:
             results = evaluate_model(
-                request, PrefectExecutor(), model=model, progress=progress, run_id=str(flow_run.id or "")
+                request, PrefectExecutor(), checked=checked, progress=progress, run_id=str(flow_run.id or "")
             )
             for result in results:
                 made = [] if result.cached else [result.id]
@@ -41,6 +41,8 @@ def flow_of(model: str | None = None, progress: Progress | None = None) -> "Flow
 evaluate = flow_of()
 
 
-def run_evaluate(request: EvaluateRequest, model: str | None = None, progress: Progress | None = None) -> Results:
+def run_evaluate(
+    request: EvaluateRequest, checked: Measurable | None = None, progress: Progress | None = None
+) -> Results:
     """Run the flow."""
-    return flow_of(model, progress)(request)
+    return flow_of(checked, progress)(request)

@@ -14,7 +14,7 @@ from impart_core.checkpoint.reader import read_tensor
 from impart_core.checkpoint.writer import write_tensors
 from impart_core.store.manifest import Content, Manifest, register
 from impart_core.store.provenance import Stopwatch
-from impart_core.store.publish import publish
+from impart_core.store.publish import Reuse, publish
 from impart_core.store.recipe import Recipe
 from impart_core.store.store import Store
 
@@ -81,7 +81,7 @@ class Spill:
         sequences, (_, length, width) = sum(shape[0] for shape in self._shapes), self._shapes[0]
         content = ActivationsContent(name=name, shape=(sequences, length, width))
         files = dict(sorted(self._files.items()))
-        return publish(store, recipe, content, files, watch, reread=True, replace=replace, read_again=True)
+        return publish(store, recipe, content, files, watch, reuse=Reuse(True, replace), read_again=True)
 
 
 def open_activations(store: Store, manifest: Manifest, stack: ExitStack) -> list[Batch]:

@@ -21,7 +21,7 @@ from impart_core.methods.decode import decode_delta, decode_stack
 from impart_core.quantization.streams import describe_streams
 from impart_core.store.manifest import Content, Manifest, register
 from impart_core.store.provenance import Stopwatch
-from impart_core.store.publish import publish
+from impart_core.store.publish import Reuse, publish
 from impart_core.store.recipe import Recipe
 from impart_core.store.store import Store
 
@@ -139,14 +139,13 @@ def publish_block(
     tensors: Mapping[str, EncodedTensor],
     watch: Stopwatch,
     *,
-    reread: bool = False,
-    replace: bool = False,
+    reuse: Reuse = Reuse(),  # noqa: B008 - frozen
     read_again: bool = False,
 ) -> Manifest:
     """Publish a block's codes; return the manifest in force.
 
     Its parents are the artifacts that hold its factors, where these were kept, and what it was calibrated with.
-    `reread` and `replace` are as in `Store.publish`, `read_again` as in `publish`.
+    `reuse` and `read_again` are as in `publish`.
     """
     projections = [item for item in tensors.values() if item.header.role is Role.PROJECTION]
     content = BlockContent(
@@ -163,8 +162,7 @@ def publish_block(
         {CODES_FILE: lambda path: write_block(path, tensors)},
         watch,
         parents=tuple(parent for parent in parents if store.lookup(parent)),
-        reread=reread,
-        replace=replace,
+        reuse=reuse,
         read_again=read_again,
     )
 

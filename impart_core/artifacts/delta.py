@@ -17,7 +17,7 @@ from impart_core.codec.format import FORMAT_VERSION
 from impart_core.methods import METHODS
 from impart_core.store.manifest import MANIFEST, Content, FileName, Manifest, Pointer, Sha256, register
 from impart_core.store.provenance import Stopwatch
-from impart_core.store.publish import publish
+from impart_core.store.publish import Reuse, publish
 from impart_core.store.recipe import Recipe
 from impart_core.store.store import Found, Store
 
@@ -169,12 +169,11 @@ def publish_delta(
     block_ids: Sequence[str],
     watch: Stopwatch,
     *,
-    reread: bool = False,
-    replace: bool = False,
+    reuse: Reuse = Reuse(),  # noqa: B008 - frozen
 ) -> Delta:
     """Gather published blocks under one manifest, without copying their bytes; return the delta in force.
 
-    `reread` and `replace` are as in `Store.publish`.
+    `reuse` is as in `publish`.
     """
     blocks = [store.manifest(block_id) for block_id in block_ids]
     contents = [block_content(block) for block in blocks]
@@ -200,7 +199,7 @@ def publish_delta(
             cr_projection=dense / codes if codes else None,
         )
         parents = tuple(block_ids)
-        manifest = publish(store, recipe, content, files, watch, parents=parents, reread=reread, replace=replace)
+        manifest = publish(store, recipe, content, files, watch, parents=parents, reuse=reuse)
     return _delta_of(store, manifest, {block.id: block for block in blocks})
 
 

@@ -10,7 +10,7 @@ from impart_core.checkpoint.index import Checkpoint
 from impart_core.evaluation import Evaluation, task_fingerprint
 from impart_core.store.manifest import Content, Manifest, Measured, register
 from impart_core.store.provenance import Stopwatch
-from impart_core.store.publish import publish
+from impart_core.store.publish import Reuse, publish
 from impart_core.store.recipe import Recipe
 from impart_core.store.store import Store
 
@@ -75,10 +75,9 @@ def publish_evaluation(
     parents: Sequence[str],
     watch: Stopwatch,
     *,
-    reread: bool = False,
-    replace: bool = False,
+    reuse: Reuse = Reuse(),  # noqa: B008 - frozen
 ) -> Manifest:
-    """Publish what the harness returned; return the manifest in force. `reread` and `replace` as in `Store.publish`."""
+    """Publish what the harness returned; return the manifest in force. `reuse` is as in `publish`."""
     content = EvaluationContent(
         metrics={
             task: {name: (metric.value, metric.stderr) for name, metric in result.metrics.items()}
@@ -88,4 +87,4 @@ def publish_evaluation(
     )
     text = canonical_json(evaluation.model_dump(mode="json"))
     files = {RESULTS_FILE: lambda path: path.write_bytes(text)}
-    return publish(store, recipe, content, files, watch, parents=tuple(parents), reread=reread, replace=replace)
+    return publish(store, recipe, content, files, watch, parents=tuple(parents), reuse=reuse)

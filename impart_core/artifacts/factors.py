@@ -22,7 +22,7 @@ from impart_core.delta.factors import Factors, Route
 from impart_core.delta.load import Digests
 from impart_core.store.manifest import Content, Manifest, register
 from impart_core.store.provenance import Stopwatch
-from impart_core.store.publish import publish
+from impart_core.store.publish import Reuse, publish
 from impart_core.store.recipe import Recipe
 from impart_core.store.store import Store
 
@@ -97,7 +97,7 @@ def publish_factors(
     parts = {f"{key}:{part}": getattr(found, part) for key, found in factors.items() for part in _PARTS}
     content = FactorsContent(name=name, matrices={key: _entry(found) for key, found in sorted(factors.items())})
     files = {FACTORS_FILE: lambda path: write_tensors(path, parts)}
-    return publish(store, recipe, content, files, watch, reread=True, replace=replace, read_again=True)
+    return publish(store, recipe, content, files, watch, reuse=Reuse(True, replace), read_again=True)
 
 
 def _entry(factors: Factors) -> FactorsEntry:

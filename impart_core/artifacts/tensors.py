@@ -12,7 +12,7 @@ from impart_core.checkpoint.reader import read_tensor
 from impart_core.checkpoint.writer import write_tensors
 from impart_core.store.manifest import Content, Manifest
 from impart_core.store.provenance import Stopwatch
-from impart_core.store.publish import publish
+from impart_core.store.publish import REREAD, publish
 from impart_core.store.recipe import Recipe
 from impart_core.store.store import Store
 
@@ -28,7 +28,7 @@ def publish_tensors(
     """Publish tensors by name as the one file of an artifact; return the manifest in force."""
     (file,) = content.files
     files = {file: lambda path: write_tensors(path, tensors)}
-    return publish(store, recipe, content, files, watch, parents=parents, reread=True)
+    return publish(store, recipe, content, files, watch, parents=parents, reuse=REREAD)
 
 
 def read_tensors(store: Store, artifact_id: str, kind: type[Content]) -> dict[str, torch.Tensor]:

@@ -25,7 +25,7 @@ from impart_core.checkpoint.layout import Role
 from impart_core.codec.format import CODES_FILE, BlockFile
 from impart_core.engine.executor import stage
 from impart_core.engine.references import BlockResult, LayerJob
-from impart_core.engine.stages import block_result, block_trust
+from impart_core.engine.stages import block_result, block_reuse
 from impart_core.store.manifest import Manifest
 from impart_core.store.provenance import Stopwatch
 from impart_core.store.publish import made_or_found
@@ -66,7 +66,7 @@ def quantize_layer(job: LayerJob) -> BlockResult:
             manifest = patiently(
                 f"publish {own.block.name}",
                 lambda: publish_block(
-                    store, own.recipe, own.block.name, tensors, watch, read_again=True, **block_trust(own)
+                    store, own.recipe, own.block.name, tensors, watch, reuse=block_reuse(own), read_again=True
                 ),
             )
             tensors.clear()
@@ -75,7 +75,8 @@ def quantize_layer(job: LayerJob) -> BlockResult:
         release_memory()
         return manifest
 
-    return block_result(own, made_or_found(store, own.recipe.id, make, kind=BlockContent, **block_trust(own)), watch)
+    outcome = made_or_found(store, own.recipe.id, make, kind=BlockContent, reuse=block_reuse(own))
+    return block_result(own, outcome, watch)
 
 
 class _Chain:

@@ -23,18 +23,22 @@ from impart_core.store.catalog import entry_of, note
 from impart_core.store.manifest import Manifest
 from impart_core.store.names import resolve
 from impart_core.store.pins import pinned
-from impart_core.store.publish import made_or_found
+from impart_core.store.publish import Reuse, made_or_found
 from impart_core.store.store import Store
 
 Progress = Callable[[str, int, int, str], None]
 
 
-def check_evaluate(request: EvaluateRequest) -> str:
-    """Check a request without loading a model; raise an `ImpartError` that says what to change.
+@dataclass(frozen=True)
+class Measurable:
+    """A model that can be measured: its folder or the delta's artifact id, and the base of a delta, opened."""
 
-    Returns:
-        The model: its folder, or the delta's artifact id.
-    """
+    model: str
+    base: Checkpoint | None = None
+
+
+def check_evaluate(request: EvaluateRequest) -> Measurable:
+    """Check a request without loading a model; raise an `ImpartError` that says what to change."""
     resolve_device(request.device)
     if request.limit is not None and request.limit < 1:
         raise ConfigError(f"The limit is {request.limit}; it must be at least 1 item.")
@@ -47,17 +51,17 @@ def check_evaluate(request: EvaluateRequest) -> str:
     store.require_writable()
     if request.base is None:
         open_checkpoint(request.model)
-        return request.model
-    delta = open_delta(store, resolve(store, request.model))
-    require_base(delta, open_checkpoint(request.base))
-    return delta.manifest.id
+        return Measurable(request.model)
+    delta, base = open_delta(store, resolve(store, request.model)), open_checkpoint(request.base).with_files_at_hand()
+    require_base(delta, base)
+    return Measurable(delta.manifest.id, base)
 
 
 def evaluate(
     request: EvaluateRequest,
     executor: Executor,
     *,
-    model: str | None = None,
+    checked: Measurable | None = None,
     progress: Progress | None = None,
     run_id: str = "",
 ) -> tuple[EvaluationResult, ...]:
@@ -66,7 +70,7 @@ def evaluate(
     Args:
         request: which model, on what.
         executor: runs the stage.
-        model: what `check_evaluate` returned for the request, where that was called before.
+        checked: what `check_evaluate` returned for the request, where that was called before.
         progress: called with a stage, tasks done, their number, and what the last one was.
         run_id: the pipeline's id of the run, to be recorded.
 
@@ -74,12 +78,12 @@ def evaluate(
         ImpartError: the request cannot be carried out; the message says what to change.
     """
     with recording():
-        model = model or patiently("check the request", lambda: check_evaluate(request))
+        checked = checked or patiently("check the request", lambda: check_evaluate(request))
         job = EvaluationJob(
             run=Run(request.store, request.device, request.trust, id=run_id),
             label=Path(request.model).name,
-            model=model,
-            base=request.base,
+            model=checked.model,
+            base=checked.base,
             tasks=request.tasks,
             split=request.split,
             limit=request.limit,
@@ -138,13 +142,13 @@ class _Loaded:
 
 
 def _measure(job: EvaluationJob, task: str, store: Store, loaded: _Loaded) -> EvaluationResult:
-    watch = job.run.watch(**({"base": job.base} if job.base else {"checkpoint": job.model}))
+    watch = job.run.watch(**({"base": job.base.location} if job.base else {"checkpoint": job.model}))
     recipe = evaluation_recipe(loaded.model, task, job.split, job.limit)
-    trust = {"reread": job.run.trust.reread, "replace": job.run.trust.refresh_from is not None}
+    reuse = Reuse(job.run.trust.reread, job.run.trust.refresh_from is not None)
 
     def publish(measured: Evaluation) -> Manifest:
         with pinned(store, [recipe.id]):
-            manifest = publish_evaluation(store, recipe, measured, loaded.parents, watch, **trust)
+            manifest = publish_evaluation(store, recipe, measured, loaded.parents, watch, reuse=reuse)
             note(store, [entry_of(manifest)])
             return manifest
 
@@ -152,7 +156,7 @@ def _measure(job: EvaluationJob, task: str, store: Store, loaded: _Loaded) -> Ev
         measured = loaded.evaluator().measure([task], split=job.split, limit=job.limit)
         return patiently(f"publish {job.label} on {task}", lambda: publish(measured))
 
-    outcome = made_or_found(store, recipe.id, make, kind=EvaluationContent, **trust)
+    outcome = made_or_found(store, recipe.id, make, kind=EvaluationContent, reuse=reuse)
     content = outcome.manifest.content
     assert isinstance(content, EvaluationContent)
     measured = {"task": task, "metrics": content.metrics, "items": content.items}
@@ -164,6 +168,7 @@ def _folder_of(model: Checkpoint | Delta, job: EvaluationJob) -> Iterator[Path]:
     if isinstance(model, Checkpoint):
         yield Path(model.location)
         return
+    assert job.base is not None
     with scratch_folder() as scratch:
-        reconstruct(model, open_checkpoint(str(job.base)).with_files_at_hand(), scratch / "model")
+        reconstruct(model, job.base, scratch / "model")
         yield scratch / "model"

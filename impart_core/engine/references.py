@@ -162,7 +162,7 @@ class EvaluationJob:
         run: the run.
         label: what people call the model; no part of any id.
         model: the checkpoint's folder, or the delta's artifact id.
-        base: location of the base where `model` is a delta, else None.
+        base: the base where `model` is a delta, else None.
         tasks: lm-eval task names.
         split: which split of each task.
         limit: number of items of each; None for all.
@@ -171,7 +171,7 @@ class EvaluationJob:
     run: Run
     label: str
     model: str
-    base: str | None
+    base: Checkpoint | None
     tasks: tuple[str, ...]
     split: Split = "test"
     limit: int | None = None

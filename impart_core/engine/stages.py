@@ -43,7 +43,7 @@ from impart_core.store.manifest import Manifest
 from impart_core.store.names import resolve, set_ref
 from impart_core.store.pins import pinned
 from impart_core.store.provenance import Stopwatch
-from impart_core.store.publish import Outcome, made_or_found
+from impart_core.store.publish import REREAD, Outcome, Reuse, made_or_found
 
 
 @stage("digest checkpoint", "digest {checkpoint.location}", NETWORK)
@@ -68,7 +68,7 @@ def read_calibration_text(job: TextJob) -> TextResult:
             note(store, [entry_of(manifest)])
             return manifest
 
-    outcome = made_or_found(store, recipe.id, make, kind=CalibrationContent, reread=True)  # a file of kilobytes
+    outcome = made_or_found(store, recipe.id, make, kind=CalibrationContent, reuse=REREAD)  # a file of kilobytes
     sequences, length = tokens.shape
     return TextResult.model_validate({**Made.fields_of(outcome, watch), "sequences": sequences, "length": length})
 
@@ -95,7 +95,7 @@ def distil_block_scales(job: DistilJob) -> ScalesResult:
         return manifest
 
     replace = job.run.trust.refreshes("sparsify")
-    outcome = made_or_found(store, job.recipe.id, make, kind=ScalesContent, reread=True, replace=replace)
+    outcome = made_or_found(store, job.recipe.id, make, kind=ScalesContent, reuse=Reuse(True, replace))
     return ScalesResult.model_validate(Made.fields_of(outcome, watch))
 
 
@@ -122,7 +122,7 @@ def decompose_block(job: BlockJob) -> FactorsResult | None:
         return manifest
 
     # Much is made from factors: their file is read, to be held against its digest.
-    outcome = made_or_found(store, recipe.id, make, kind=FactorsContent, reread=True, replace=replace)
+    outcome = made_or_found(store, recipe.id, make, kind=FactorsContent, reuse=Reuse(True, replace))
     content = outcome.manifest.content
     assert isinstance(content, FactorsContent)
     counts = {
@@ -157,21 +157,20 @@ def sparsify_block(job: BlockJob, read_again: bool = False) -> BlockResult:
         manifest = patiently(
             f"publish {job.block.name}",
             lambda: publish_block(
-                store, job.recipe, job.block.name, tensors, watch, read_again=read_again, **block_trust(job)
+                store, job.recipe, job.block.name, tensors, watch, reuse=block_reuse(job), read_again=read_again
             ),
         )
         tensors.clear()
         release_memory()
         return manifest
 
-    outcome = made_or_found(store, job.recipe.id, make, kind=BlockContent, **block_trust(job))
+    outcome = made_or_found(store, job.recipe.id, make, kind=BlockContent, reuse=block_reuse(job))
     return block_result(job, outcome, watch)
 
 
-def block_trust(job: BlockJob) -> dict[str, bool]:
-    """Return whether a block that is there is read before it is reused, and whether it is made again."""
-    trust = job.run.trust
-    return {"reread": trust.reread, "replace": trust.refreshes("sparsify")}
+def block_reuse(job: BlockJob) -> Reuse:
+    """Return how far a block that is there is reused."""
+    return Reuse(job.run.trust.reread, job.run.trust.refreshes("sparsify"))
 
 
 def block_result(job: BlockJob, outcome: Outcome, watch: Stopwatch) -> BlockResult:
@@ -199,7 +198,7 @@ def gather_delta(job: DeltaJob) -> DeltaResult:
     replace = trust.refreshes("gather")
     before = store.lookup(job.recipe.id) if replace else None
     blocks = [entry.id for entry in job.made if entry.kind == "block"]
-    delta = publish_delta(store, job.recipe, job.finetuned, blocks, watch, reread=trust.reread, replace=replace)
+    delta = publish_delta(store, job.recipe, job.finetuned, blocks, watch, reuse=Reuse(trust.reread, replace))
     manifest = delta.manifest
     if job.name:
         set_ref(store, job.name, manifest.id, why="compress")

@@ -15,6 +15,22 @@ Writer = Callable[[Path], object]
 
 
 @dataclass(frozen=True)
+class Reuse:
+    """How far an artifact that is there is reused.
+
+    Attributes:
+        reread: whether its files are held against their digests first.
+        replace: whether it is made again whatever is there.
+    """
+
+    reread: bool = False
+    replace: bool = False
+
+
+REREAD = Reuse(reread=True)
+
+
+@dataclass(frozen=True)
 class Outcome:
     """An artifact that was made or found.
 
@@ -37,8 +53,7 @@ def made_or_found(
     make: Callable[[], Manifest],
     *,
     kind: type[Content] = Content,
-    reread: bool = False,
-    replace: bool = False,
+    reuse: Reuse = Reuse(),
 ) -> Outcome:
     """Return an artifact from the store, else make it.
 
@@ -47,11 +62,10 @@ def made_or_found(
         artifact_id: which.
         make: makes and publishes it; returns the manifest in force.
         kind: what it is to be; one of another kind is made again.
-        reread: whether files are held against their digests before they are reused.
-        replace: whether it is made again whatever is there.
+        reuse: how far one that is there is reused.
     """
-    before = store.examine(artifact_id, reread=reread, kind=kind)
-    if before.manifest is not None and not replace:
+    before = store.examine(artifact_id, reread=reuse.reread, kind=kind)
+    if before.manifest is not None and not reuse.replace:
         return Outcome(before.manifest, cached=True)
     manifest = make()
     changed = before.manifest is not None and not manifest.gives_the_same(before.manifest)
@@ -66,8 +80,7 @@ def publish(
     watch: Stopwatch,
     *,
     parents: tuple[str, ...] = (),
-    reread: bool = False,
-    replace: bool = False,
+    reuse: Reuse = Reuse(),
     read_again: bool = False,
 ) -> Manifest:
     """Write an artifact's files to scratch, seal its manifest and publish both; return the manifest in force.
@@ -79,8 +92,7 @@ def publish(
         files: its data files by name: where one lies already, or what writes it to the path that it is given.
         watch: started when the work began.
         parents: ids of the artifacts that it points to or was made from.
-        reread: as in `Store.publish`.
-        replace: likewise.
+        reuse: how far one that is there is reused.
         read_again: whether the run will soon read its files once, so that they are kept until then; see `kept`.
     """
     with scratch_folder() as scratch:
@@ -96,7 +108,7 @@ def publish(
             content=content,
             provenance=watch.provenance(),
         )
-        published = store.publish(manifest, paths, reread=reread, replace=replace)
+        published = store.publish(manifest, paths, reread=reuse.reread, replace=reuse.replace)
         if read_again and not store.is_local and published.files == manifest.files:
             for entry in manifest.files:
                 keep(store.url, entry.sha256, paths[entry.name])

@@ -6,11 +6,13 @@ and for the store.
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import s3fs
 
+from impart_core import tinyzoo
 from tests.s3proxy import S3Proxy
 from tests.servers import s3_server
 from tests.support import make_pair, run_json
@@ -19,14 +21,22 @@ LAYERS = (1, 4)
 Counts = dict[str, int]
 
 
-def measure_requests() -> dict[str, dict[str, Counts]]:
-    """Return requests by model and verb: `base`, `finetuned`, `store`."""
+def measure_requests(models: Mapping[str, int] | None = None) -> dict[str, dict[str, Counts]]:
+    """Return requests by model and verb: `base`, `finetuned`, `store`.
+
+    Args:
+        models: layers of each by name; 0 stands for the tiny zoo, of which a delta is measured on two tasks as well.
+    """
     with tempfile.TemporaryDirectory() as scratch, s3_server(Path(scratch) / "s3") as variables:
-        pairs = {f"{layers} layers": make_pair(Path(scratch) / f"m{layers}", layers=layers) for layers in LAYERS}
+        models = models or {f"{layers} layers": layers for layers in LAYERS}
+        zoo = tinyzoo.path("base"), tinyzoo.path("math")
+        pairs = {
+            name: make_pair(Path(scratch) / name, layers=layers) if layers else zoo for name, layers in models.items()
+        }
         with S3Proxy(variables["AWS_ENDPOINT_URL"]) as proxy:
             environment = {**variables, "AWS_ENDPOINT_URL": proxy.url}
             return {
-                name: _verbs(pair, name.replace(" ", "-"), proxy, environment, Path(scratch))
+                name: _verbs(pair, name.replace(" ", "-").replace(",", ""), proxy, environment, Path(scratch))
                 for name, pair in pairs.items()
             }
 
@@ -41,7 +51,7 @@ def _verbs(
     )
     base, finetuned = (f"s3://impart/{name}/{side}" for side in ("base", "finetuned"))
     for folder, url in zip(pair, (base, finetuned), strict=True):
-        for file in folder.iterdir():
+        for file in (file for file in folder.iterdir() if file.is_file()):
             fs.put_file(str(file), f"{url}/{file.name}")
     store = ["--store", f"s3://impart/{name}/store"]
     cache = {**environment, "IMPART_CACHE": str(scratch / f"cache-{name}")}
@@ -52,6 +62,9 @@ def _verbs(
         "compress again": compress,
         "reconstruct": ["reconstruct", "d", *out, *store],
     }
+    if "tasks" in name:
+        tasks = ["--tasks", "tinyzoo_math,tinyzoo_code", "--limit", "2"]
+        commands["evaluate on two tasks"] = ["evaluate", "d", "--base", base, *tasks, *store]
     return {verb: _count(words, proxy, cache) for verb, words in commands.items()}
 
 
@@ -69,4 +82,5 @@ def _count(words: list[str], proxy: S3Proxy, environment: dict[str, str]) -> Cou
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure_requests(), indent=1))
+    named = {**{f"{layers} layers": layers for layers in LAYERS}, "tiny zoo, two tasks": 0}
+    print(json.dumps(measure_requests(named), indent=1))
