@@ -36,12 +36,22 @@ class Checked:
     layers: tuple[str, ...] = ()
 
 
-def check_compress(request: CompressRequest) -> Checked:
-    """Check a request without doing any of its work; raise an `ImpartError` that says what to change."""
+def open_side(place: str) -> Checkpoint:
+    """Open one of a run's checkpoints, with the files beside its weights at hand."""
+    return open_checkpoint(place).with_files_at_hand()
+
+
+def check_compress(request: CompressRequest, opened: tuple[Checkpoint, Checkpoint] | None = None) -> Checked:
+    """Check a request without doing any of its work; raise an `ImpartError` that says what to change.
+
+    Args:
+        request: the request.
+        opened: its two checkpoints, where they are open already.
+    """
     resolve_device(request.device)
     if request.name is not None:
         require_ref_name(request.name)
-    base, finetuned = (open_checkpoint(place).with_files_at_hand() for place in (request.base, request.finetuned))
+    base, finetuned = opened or (open_side(request.base), open_side(request.finetuned))
     work = check_request(base, finetuned, request.config)
     layers = _check_calibration(request, finetuned)
     Store(request.store).require_writable()

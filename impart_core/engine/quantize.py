@@ -6,9 +6,10 @@ from impart_core.base.settings import build_config
 from impart_core.blocks.coding import coding_of_role
 from impart_core.blocks.request import CompressConfig
 from impart_core.checkpoint.digest import checkpoint_id, tensor_digests
+from impart_core.checkpoint.index import Checkpoint
 from impart_core.checkpoint.layout import Role
 from impart_core.checkpoint.pairing import VOCABULARY
-from impart_core.engine.preflight import Checked, check_compress
+from impart_core.engine.preflight import Checked, check_compress, open_side
 from impart_core.engine.requests import CompressRequest, QuantizeRequest, absolute
 from impart_core.methods import METHODS, QUANTIZING
 from impart_core.store.names import resolve
@@ -37,21 +38,8 @@ def quantize_request(request: QuantizeRequest) -> tuple[CompressRequest, Checked
         config=_config(delta, request),
         **{name: getattr(request, name) for name in _SHARED},
     )
-    try:
-        checked = check_compress(compression)
-    except CheckpointError as error:
-        made = delta.manifest.id[:12]
-        raise type(error)(
-            f"{error} If a checkpoint of {made} has moved, give it with --base or --finetuned."
-        ) from error
-    for role in ("base", "finetuned"):
-        checkpoint = getattr(checked, role)
-        if checkpoint_id(tensor_digests(checkpoint)) != getattr(delta.content, role):
-            raise WrongBaseError(
-                f"{checkpoint.location} is not the {role} checkpoint that {delta.manifest.id[:12]} was made from: its "
-                f"tensors differ. Give the right one with --{role}."
-            )
-    return compression, checked
+    opened = _opened(delta, "base", compression.base), _opened(delta, "finetuned", compression.finetuned)
+    return compression, check_compress(compression, opened)
 
 
 def _config(delta: Delta, request: QuantizeRequest) -> CompressConfig:
@@ -86,3 +74,18 @@ def _place(delta: Delta, role: str, given: str | None) -> str:
         made = delta.manifest.id[:12]
         raise ConfigError(f"The delta {made} does not say where its {role} checkpoint lay. Give it with --{role}.")
     return place
+
+
+def _opened(delta: Delta, role: str, place: str) -> Checkpoint:
+    """Open one of a delta's checkpoints, having checked that it is the same."""
+    made = delta.manifest.id[:12]
+    try:
+        checkpoint = open_side(place)
+    except CheckpointError as error:
+        raise type(error)(f"{error} If the {role} checkpoint of {made} has moved, give it with --{role}.") from error
+    if checkpoint_id(tensor_digests(checkpoint)) != getattr(delta.content, role):
+        raise WrongBaseError(
+            f"{place} is not the {role} checkpoint that {made} was made from: its tensors differ. "
+            f"Give the right one with --{role}."
+        )
+    return checkpoint

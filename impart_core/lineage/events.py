@@ -107,7 +107,7 @@ class Event:
 
 
 def events_of(
-    entries: Iterable[CatalogEntry], sources: Sequence[str], store: str, flow: tuple[UUID, str], made: Iterable[str]
+    entries: Sequence[CatalogEntry], sources: Sequence[str], store: str, flow: tuple[UUID, str], made: Iterable[str]
 ) -> list[Event]:
     """Return the start and the end of the making of each artifact of a flow run.
 
@@ -119,9 +119,10 @@ def events_of(
         made: ids of those that the run made; it found the others.
     """
     new, checkpoints, events = set(made), tuple(map(checkpoint_dataset, sources)), []
+    kinds = {entry.id: entry.kind for entry in entries}
     for entry in entries:
         run = uuid5(flow[0], entry.id)
-        inputs = (*checkpoints, *(artifact_dataset(store, parent) for parent in entry.parents))
+        inputs = (*checkpoints, *(artifact_dataset(store, parent, kinds.get(parent)) for parent in entry.parents))
         output = artifact_dataset(store, entry.id, entry.kind, entry.bytes, entry.id not in new)
         started = datetime.fromisoformat(entry.started) if entry.started else datetime.now(UTC)
         events += [

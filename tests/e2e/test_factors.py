@@ -82,7 +82,7 @@ def test_each_setting_gets_the_bytes_that_it_gets_alone(
     number: int, reports: list[CompressReport], models: Pair, store: Path, tmp_path: Path, environment: Environment
 ) -> None:
     settings = SWEEP[number]
-    flags = [f"--{key}={value}" for key, value in settings.get("options", {}).items()]
+    flags = [f"--option={key}={value}" for key, value in settings.get("options", {}).items()]
     typed = ["--cr", str(settings["cr"]), "--method", settings.get("method", "impart"), *flags]
     report = run_json(*compress(models, tmp_path, *typed, "--no-keep-factors"), environment=environment)
     assert report["artifact"] == reports[number].artifact
@@ -112,7 +112,7 @@ def test_unusual_settings_have_whole_factors_of_their_own(
     reports: list[CompressReport], models: Pair, tmp_path: Path, environment: Environment
 ) -> None:
     made = [
-        run_json(*compress(models, tmp_path, "--cr", "8", "--option", typed), environment=environment)
+        run_json(*compress(models, tmp_path, "--cr", "8", *typed), environment=environment)
         for typed in ("beta=0.5", "allocation=uniform")
     ]
     assert [(report["decompositions"], report["reused_factors"]) for report in made] == [(MATRICES, 0), (0, MATRICES)]
@@ -124,7 +124,7 @@ def test_embeddings_that_are_coded_are_decomposed_with_the_rest(
     models: Pair, tmp_path: Path, environment: Environment
 ) -> None:
     typed = ["--embeddings", "impart", "--embeddings-cr", "5"]
-    first = run_json(*compress(models, tmp_path, "--cr", "8", "--option", typed), environment=environment)
+    first = run_json(*compress(models, tmp_path, "--cr", "8", *typed), environment=environment)
     again = run_json(*compress(models, tmp_path, "--cr", "16", *typed), environment=environment)
     assert (first["decompositions"], again["reused_factors"]) == (MATRICES + 2, MATRICES)
     assert again["cached_blocks"] == 1  # embedding and head have the same settings in both

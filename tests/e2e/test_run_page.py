@@ -13,6 +13,7 @@ from impart_core.blocks.request import CompressConfig
 from impart_core.engine.compress import CompressReport
 from impart_core.engine.references import EvaluationResult
 from impart_core.engine.requests import CompressRequest
+from impart_core.store.catalog import CatalogEntry
 from impart_flows import run_page
 from impart_flows.compress import run_compress
 from tests.support import manifests
@@ -85,9 +86,9 @@ def test_the_link_is_the_artifacts_place(reports: list[CompressReport], request_
 
 def test_an_evaluation_is_a_table(prefect_api: str) -> None:
     metrics = {"exact_match": (0.5, 0.1), "loss": (1.5, None)}
-    result = EvaluationResult(
-        id="ab" * 32, task="sums", cached=True, metrics={"sums": metrics}, items={"sums": 8}, seconds=1
-    )
+    entry = CatalogEntry(id="ab" * 32, kind="evaluation")
+    measured = {"task": "sums", "metrics": {"sums": metrics}, "items": {"sums": 8}}
+    result = EvaluationResult(entry=entry, cached=True, seconds=1, **measured)
 
     @flow(name="shows")
     def shows() -> None:

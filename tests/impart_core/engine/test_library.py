@@ -76,7 +76,8 @@ def test_a_loaded_model_is_that_of_the_rebuilt_folder(delta: impart.Delta, tmp_p
 @pytest.mark.slow
 def test_a_delta_is_quantised_with_tokens_at_hand_and_measured(delta: impart.Delta) -> None:
     tokens = torch.randint(3, 90, (2, 16), dtype=torch.int32)
-    smaller = impart.quantize(delta, 64, options={"ladder": "2"}, calibration=tokens, name="math@q64")
+    chosen = {"store": delta.store, "name": "math@q64"}
+    smaller = impart.quantize(delta, 64, options={"ladder": "2"}, calibration=tokens, **chosen)
     assert smaller.bytes < delta.bytes
     assert smaller.content.cr_projection is not None
     assert smaller.content.cr_projection >= 64

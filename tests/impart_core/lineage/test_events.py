@@ -82,7 +82,7 @@ def test_an_artifact_starts_and_ends_once_from_its_parents_and_the_checkpoints()
     models = (Dataset("file", "/m/b"), Dataset("file", "/m/f"))
     assert events[1].inputs == models
     assert events[1].outputs == (Dataset("s3://b/s", "artifacts/ff", "factors", 5, True),)
-    assert events[3].inputs == (*models, Dataset("s3://b/s", "artifacts/ff"))
+    assert events[3].inputs == (*models, Dataset("s3://b/s", "artifacts/ff", "factors"))
     assert events[3].outputs == (Dataset("s3://b/s", "artifacts/bb", "block", 7, False),)
     assert events[0].time < events[2].time
     again = events_of(entries, [], "s3://b/s", flow, [])
