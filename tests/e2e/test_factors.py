@@ -112,7 +112,7 @@ def test_unusual_settings_have_whole_factors_of_their_own(
     reports: list[CompressReport], models: Pair, tmp_path: Path, environment: Environment
 ) -> None:
     made = [
-        run_json(*compress(models, tmp_path, "--cr", "8", *typed), environment=environment)
+        run_json(*compress(models, tmp_path, "--cr", "8", "--option", typed), environment=environment)
         for typed in ("beta=0.5", "allocation=uniform")
     ]
     assert [(report["decompositions"], report["reused_factors"]) for report in made] == [(MATRICES, 0), (0, MATRICES)]
