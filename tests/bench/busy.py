@@ -52,6 +52,10 @@ def watch_kernels() -> None:
     """Count what a compression does in numeric kernels and in file input and output, in this process from now on."""
     for module, name in (
         (load, "load_matrix"),
+        (load.Loaded, "delta"),
+        (factors, "read_tensor"),
+        (encode, "encode_keep"),
+        (encode, "require_finite"),
         (decompose, "factors_of"),
         (encode, "factors_of"),
         (block, "write_block"),
