@@ -12,10 +12,16 @@ from typing import Any
 
 import torch
 
+from impart_core.checkpoint.index import Checkpoint
 from impart_core.checkpoint.writer import spec_of, write_checkpoint
 
 VECTORS = Path(__file__).parent / "vectors"
 Environment = Mapping[str, str | None]
+
+
+def weight_files(checkpoint: Checkpoint) -> list[str]:
+    """Return where the files lie that hold a checkpoint's tensors, sorted."""
+    return sorted({str(info.file) for info in checkpoint.tensors.values()})
 
 
 def calls_of(work: Callable[[], object]) -> int:

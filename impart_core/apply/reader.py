@@ -15,7 +15,6 @@ from impart_core.checkpoint.digest import file_digest, tensor_digests
 from impart_core.checkpoint.index import CARRIED, Checkpoint
 from impart_core.checkpoint.local import local_file
 from impart_core.codec.format import CODES_FILE, BlockFile, TensorHeader
-from impart_core.methods.decode import decode_delta, decode_stack
 
 
 @dataclass(frozen=True)
@@ -41,18 +40,6 @@ class DeltaReader:
             CorruptArtifactError: the codes do not fit the tensor, in this file or in the base.
         """
         return rebuild_tensor(name, base, self.headers[name], self.blocks[name])
-
-    def delta_of(self, name: str) -> torch.Tensor | None:
-        """Return a tensor's ΔŴ, float32, without rows that the base lacks; None where it is zero or has no base.
-
-        Raises:
-            CorruptArtifactError: the codes do not fit the tensor.
-        """
-        header, block = self.headers[name], self.blocks[name]
-        if not header.is_stack:
-            return decode_delta(name, header, block.codes(name))
-        zero = torch.zeros(header.shape[1:])
-        return torch.stack([zero if matrix is None else matrix for matrix in decode_stack(block, name)])
 
     def write_carried(self, base: Checkpoint, folder: Path) -> None:
         """Write configuration and tokenizer files: the delta's own, and the base's where they are the same.

@@ -67,11 +67,6 @@ class Checkpoint:
         carried = {name: file if file.is_local else file.in_memory() for name, file in self.carried.items()}
         return replace(self, carried=carried)
 
-    @property
-    def weight_files(self) -> list[SourceFile]:
-        """The safetensors files that hold the tensors, sorted."""
-        return sorted({info.file for info in self.tensors.values()}, key=str)
-
 
 def open_checkpoint(location: Path | str) -> Checkpoint:
     """Index a Hugging Face checkpoint with single or sharded safetensors.

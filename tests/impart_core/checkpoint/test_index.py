@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from impart_core.base.errors import CheckpointError
 from impart_core.checkpoint.index import CARRIED, SHARD_INDEX, SINGLE, open_checkpoint
-from tests.support import llama_shapes, random_tensors, save_checkpoint
+from tests.support import llama_shapes, random_tensors, save_checkpoint, weight_files
 
 
 @pytest.fixture
@@ -24,13 +24,13 @@ def test_a_folder_is_indexed_with_every_tensor_sorted_and_its_config(
     assert list(checkpoint.tensors) == sorted(tensors)
     assert {name: info.shape for name, info in checkpoint.tensors.items()} == llama_shapes(layers=1)
     assert checkpoint.config["vocab_size"] == 40
-    assert list(map(str, checkpoint.weight_files)) == [str(tmp_path / "model" / SINGLE)]
+    assert weight_files(checkpoint) == [str(tmp_path / "model" / SINGLE)]
 
 
 def test_shards_give_the_same_index_as_one_file(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
     single = open_checkpoint(save_checkpoint(tmp_path / "single", tensors))
     sharded = open_checkpoint(save_checkpoint(tmp_path / "sharded", tensors, max_shard_bytes=4000))
-    assert len(sharded.weight_files) > 2
+    assert len(weight_files(sharded)) > 2
     assert [(i.name, i.dtype, i.shape) for i in sharded.tensors.values()] == [
         (i.name, i.dtype, i.shape) for i in single.tensors.values()
     ]
@@ -57,7 +57,7 @@ def test_the_usual_single_file_is_preferred_to_others(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     save_file({"a": torch.zeros(2)}, tmp_path / SINGLE)
     save_file({"a": torch.ones(2)}, tmp_path / "consolidated.safetensors")
-    assert list(map(str, open_checkpoint(tmp_path).weight_files)) == [str(tmp_path / SINGLE)]
+    assert weight_files(open_checkpoint(tmp_path)) == [str(tmp_path / SINGLE)]
 
 
 def test_a_tensor_in_two_shards_is_refused_with_both_files(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from impart_core.checkpoint.remote import url_folder
 from impart_core.store.store import Store
 from tests.impart_core.checkpoint.remotes import CountingFileSystem, bytes_read, upload
 from tests.impart_core.pipeline import compress, config_of
-from tests.support import llama_shapes, random_tensors, save_checkpoint
+from tests.support import llama_shapes, random_tensors, save_checkpoint, weight_files
 
 TENSORS = random_tensors(llama_shapes(layers=2, hidden=128, intermediate=192, key_value=64))
 
@@ -49,7 +49,7 @@ def test_a_checkpoint_behind_a_url_is_the_one_in_the_folder(shards: int, tmp_pat
     assert [(i.name, i.dtype, i.shape, i.start) for i in found.tensors.values()] == [
         (i.name, i.dtype, i.shape, i.start) for i in local.tensors.values()
     ]
-    assert [str(file) for file in found.weight_files] == [f"{url}/{Path(str(f)).name}" for f in local.weight_files]
+    assert weight_files(found) == [f"{url}/{Path(str(f)).name}" for f in weight_files(local)]
     assert tensor_digests(found) == tensor_digests(local)
     assert carried_digests(found) == carried_digests(local)
 
