@@ -1,12 +1,13 @@
 """The packages of the distribution; pyproject.toml, where all else stands, cannot list found and named ones."""
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, find_packages, setup
 
 FLOORS = {"impart_flows": "flows", "impart_tasks": "tasks"}
 
 setup(
     packages=[
-        *find_packages(include=["impart_core", "impart_core.*"]),
+        # lm-eval loads its tasks from a plain folder, hence the namespaces.
+        *find_namespace_packages(include=["impart_core", "impart_core.*"]),
         *(
             name
             for package, folder in FLOORS.items()
