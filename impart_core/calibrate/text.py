@@ -87,8 +87,22 @@ def read_tokens(text: CalibrationText, finetuned: Checkpoint) -> torch.Tensor:
     if sequences < text.sequences:
         logger.warning("%s has text for %d sequences of the %d asked for", text.source, sequences, text.sequences)
     chosen = torch.tensor(tokens[: sequences * length], dtype=torch.int32).reshape(sequences, length)
-    _require_in_vocabulary(chosen, finetuned)
+    require_in_vocabulary(chosen, finetuned)
     return chosen
+
+
+def require_tokens(tokens: torch.Tensor) -> None:
+    """Refuse what are no token ids.
+
+    Raises:
+        CalibrationError: they are not whole numbers from 0 on, or not sequences of one length, (sequences, length).
+    """
+    whole = not (tokens.is_floating_point() or tokens.is_complex() or tokens.dtype is torch.bool)
+    if tokens.dim() != 2 or not tokens.numel() or not whole or int(tokens.min()) < 0:
+        raise CalibrationError(
+            f"Calibration takes token ids, whole numbers from 0 on, of the shape (sequences, length); these are "
+            f"{tokens.dtype} of the shape {list(tokens.shape)}. Give a tokenizer's input_ids."
+        )
 
 
 def tokens_digest(tokens: torch.Tensor) -> str:
@@ -128,7 +142,12 @@ def _require_tokenizer(finetuned: Checkpoint) -> None:
         )
 
 
-def _require_in_vocabulary(tokens: torch.Tensor, finetuned: Checkpoint) -> None:
+def require_in_vocabulary(tokens: torch.Tensor, finetuned: Checkpoint) -> None:
+    """Refuse token ids that the model does not have.
+
+    Raises:
+        CalibrationError: naming the highest of them.
+    """
     size, highest = _setting(finetuned.config, ("vocab_size",)), int(tokens.max())
     if size is not None and highest >= size:
         raise CalibrationError(

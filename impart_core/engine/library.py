@@ -15,7 +15,7 @@ from impart_core.base.errors import ConfigError
 from impart_core.base.numerics import resolve_device
 from impart_core.base.settings import build_config, nearest
 from impart_core.blocks.request import CompressConfig
-from impart_core.calibrate.text import PUBLISHED, CalibrationText
+from impart_core.calibrate.text import PUBLISHED, CalibrationText, require_tokens
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
 from impart_core.engine import compress as compressing
 from impart_core.engine import evaluate as evaluating
@@ -124,9 +124,8 @@ def quantize(ref: Ref, cr: float, *, progress: Progress | None = None, **keyword
     Raises:
         ImpartError: as for `compress`.
     """
-    given = _run(dict(keywords), QuantizeKeywords)
-    if isinstance(ref, Delta):
-        given.setdefault("store", ref.store.url)
+    own = {"store": ref.store} if isinstance(ref, Delta) else {}
+    given = _run({**own, **keywords}, QuantizeKeywords)
     name = ref.manifest.id if isinstance(ref, Delta) else ref
     request, checked = quantize_request(build_config(QuantizeRequest, ref=name, cr=cr, **given))
     return _compress(request, checked, progress)
@@ -267,6 +266,7 @@ def _run(given: dict[str, Any], known: Any) -> dict[str, Any]:
     given["store"] = store.url
     text = given.get("calibration")
     if isinstance(text, torch.Tensor):
+        require_tokens(text)
         recipe = calibration_recipe(text)
         publish_calibration(store, recipe, text, Stopwatch())
         text = f"{PUBLISHED}{recipe.id}"

@@ -22,7 +22,7 @@ from impart_core.base.retry import GPU, NETWORK, patiently
 from impart_core.blocks.decompose import decompose_block as decompose
 from impart_core.blocks.encode import compress_block
 from impart_core.calibrate.distil import DistilOptions, distil_scales
-from impart_core.calibrate.text import PUBLISHED, read_tokens
+from impart_core.calibrate.text import PUBLISHED, read_tokens, require_in_vocabulary
 from impart_core.checkpoint.digest import tensor_digests
 from impart_core.checkpoint.index import Checkpoint
 from impart_core.engine.executor import stage
@@ -58,6 +58,7 @@ def read_calibration_text(job: TextJob) -> TextResult:
     watch, store = job.run.watch(text=job.text.source), job.run.open_store()
     if job.text.source.startswith(PUBLISHED):
         tokens = read_calibration(store, resolve(store, job.text.source.removeprefix(PUBLISHED)))
+        require_in_vocabulary(tokens, job.finetuned)
     else:
         tokens = read_tokens(job.text, job.finetuned)
     recipe = calibration_recipe(tokens)

@@ -258,7 +258,7 @@ class Store:
 
     def _wrong(self, path: str, why: str) -> str:
         place = f"{self.url.rstrip('/')}/{path}"
-        return f"{place} {why}. Compress with the same settings again to make it anew."
+        return f"{place} {why}. Compress with the same settings and --verify-cache to make it anew."
 
 
 def _open_objects(url: str) -> Objects:

@@ -9,7 +9,13 @@ from safetensors.torch import load_file
 
 import impart_core as impart
 from impart_core import tinyzoo
-from impart_core.base.errors import ArtifactNotFoundError, ConfigError, UnknownNameError, WrongBaseError
+from impart_core.base.errors import (
+    ArtifactNotFoundError,
+    CalibrationError,
+    ConfigError,
+    UnknownNameError,
+    WrongBaseError,
+)
 
 BASE, MATH = tinyzoo.path("base"), tinyzoo.path("math")
 
@@ -76,8 +82,8 @@ def test_a_loaded_model_is_that_of_the_rebuilt_folder(delta: impart.Delta, tmp_p
 @pytest.mark.slow
 def test_a_delta_is_quantised_with_tokens_at_hand_and_measured(delta: impart.Delta) -> None:
     tokens = torch.randint(3, 90, (2, 16), dtype=torch.int32)
-    chosen = {"store": delta.store, "name": "math@q64"}
-    smaller = impart.quantize(delta, 64, options={"ladder": "2"}, calibration=tokens, **chosen)
+    smaller = impart.quantize(delta, 64, options={"ladder": "2"}, calibration=tokens, name="math@q64")
+    assert smaller.store.url == delta.store.url
     assert smaller.bytes < delta.bytes
     assert smaller.content.cr_projection is not None
     assert smaller.content.cr_projection >= 64
@@ -112,6 +118,24 @@ def test_a_delta_is_quantised_with_tokens_at_hand_and_measured(delta: impart.Del
 def test_misuse_gets_a_sentence(call: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         call()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words"),
+    [
+        (torch.rand(2, 16), "torch.float32"),
+        (torch.ones(2, 16) > 0, "torch.bool"),
+        (torch.arange(10), r"\[10\]"),
+        (torch.zeros((0, 16), dtype=torch.long), r"\[0, 16\]"),
+        (torch.full((2, 16), -1), "from 0 on"),
+        (torch.full((2, 16), 10**6), "the model has 100 tokens"),
+    ],
+)
+def test_what_are_no_token_ids_is_refused(tokens: torch.Tensor, words: str, delta: impart.Delta) -> None:
+    before = len(delta.store.ids())
+    with pytest.raises(CalibrationError, match=words):
+        impart.quantize(delta, 64, options={"ladder": "2"}, calibration=tokens)
+    assert len(delta.store.ids()) <= before + 1  # ids of another model's vocabulary are text all the same
 
 
 def test_misuse_of_a_delta_gets_a_sentence(delta: impart.Delta, store: str) -> None:
