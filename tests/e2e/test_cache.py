@@ -10,6 +10,7 @@ from impart_core.artifacts.block import publish_block
 from impart_core.codec.format import CODES_FILE, BlockFile, EncodedTensor
 from impart_core.store.manifest import parse_manifest
 from impart_core.store.provenance import Stopwatch
+from impart_core.store.publish import Reuse
 from impart_core.store.store import Store
 from tests.support import Environment, data_files, manifests, run_impart, run_json
 
@@ -83,14 +84,8 @@ def test_what_comes_out_otherwise_is_told_and_takes_its_place(
             name: EncodedTensor(header, {part: code * 0 for part, code in file.codes(name).items()})
             for name, header in file.headers.items()
         }
-        made = publish_block(
-            opened,
-            manifest.recipe,
-            manifest.content.name,
-            zeroed,
-            Stopwatch(),
-            replace=True,  # type: ignore[union-attr]
-        )
+        name = manifest.content.summary(manifest.recipe)
+        made = publish_block(opened, manifest.recipe, name, zeroed, Stopwatch(), reuse=Reuse(replace=True))
     assert made.files != manifest.files
     usual = run_json(*words(pair, store), environment=environment)
     assert usual["cached_blocks"] == 3
