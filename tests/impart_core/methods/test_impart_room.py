@@ -60,7 +60,8 @@ def test_no_bytes_are_left_that_could_hold_more(
     if stored_bytes(denser, m, n) > budget or len(keep) == candidates:
         return
     assert set(keep) == {65535}
-    lowest = (sigma[len(keep)] / sigma[0]) ** c if allocation == "importance" else 0.0  # what γ = 1 leaves of the next pair
+    # What γ = 1 leaves of the next pair.
+    lowest = (sigma[len(keep)] / sigma[0]) ** c if allocation == "importance" else 0.0
     one_more = np.append(keep, np.rint(max(lowest * 65536, 1)) - 1).astype(np.uint16)
     assert stored_bytes(one_more, m, n) > budget
 
