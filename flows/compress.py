@@ -32,7 +32,7 @@ def flow_of(
                 request, PrefectExecutor(), checked=checked, progress=progress, run_id=str(flow_run.id or "")
             )
             run.tell(done.entries, [place for _, place in done.sources], request.store, done.new)
-        show_compression(done.report, done.blocks, done.made)
+        show_compression(done.report, done.blocks, done.new)
         return done.report.model_copy(update={"events_sent": run.sent, "events_lost": run.lost})
 
     return Flow(compress, name="compress", flow_run_name="compress {request.finetuned} at CR {request.config.cr}")

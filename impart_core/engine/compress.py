@@ -85,15 +85,13 @@ class Compression:
     Attributes:
         report: what it reports.
         blocks: the delta's blocks.
-        made: ids of the blocks that it made anew; it found the others in the store.
         entries: catalogue entries of all artifacts that its stages made or found, parts first and the delta last.
-        new: ids of those that it made.
+        new: ids of those that it made; it found the others in the store.
         sources: where its checkpoints lie by role, those of the Hub with their commits.
     """
 
     report: CompressReport
     blocks: tuple[Pointer, ...]
-    made: frozenset[str]
     entries: tuple[CatalogEntry, ...]
     new: frozenset[str]
     sources: tuple[tuple[str, str], ...]
@@ -234,10 +232,9 @@ class _Compression:
             seconds=0.0,
             peak_rss_bytes=0,
         )
-        made = frozenset(result.id for result in blocks if not result.cached)
         new = frozenset([*(part.id for part in parts if not part.cached), *([artifact] if blocks else [])])
         entries = (*(part.entry for part in parts), delta.entry)
-        return Compression(report, delta.blocks, made, entries, new, self._run.sources)
+        return Compression(report, delta.blocks, entries, new, self._run.sources)
 
 
 class _Blocks:
