@@ -11,6 +11,7 @@ from fsspec.implementations.local import LocalFileSystem
 from impart_core.base.errors import CheckpointError
 from impart_core.checkpoint.local import local_folder
 from impart_core.checkpoint.source import Folder, SourceFile, no_folder
+from impart_core.checkpoint.spool import keep, read_kept
 from impart_core.storage.failures import checkpoint_errors
 from impart_core.storage.open import extras_of, open_url
 
@@ -29,7 +30,13 @@ class RemoteFile(SourceFile):
         """Return the bytes from `start` to before `end`, fewer where the file ends."""
 
     def read_into(self, start: int, buffer: memoryview) -> int:
-        """Fill a buffer with the bytes from `start` on, and return how many there were."""
+        """Fill a buffer with the bytes from `start` on, and return how many there were.
+
+        What a run has read before is not fetched again; see `spool`.
+        """
+        version = (self.address, self.size, self.stamp)
+        if self.stamp is not None and read_kept(version, start, buffer):
+            return len(buffer)
         for at in range(0, len(buffer), _LARGEST_RANGE):
             wanted = min(_LARGEST_RANGE, len(buffer) - at)
             with checkpoint_errors(self):
@@ -40,6 +47,8 @@ class RemoteFile(SourceFile):
                     "Use a place that serves byte ranges, or a local copy."
                 )
             buffer[at : at + len(data)] = data
+            if self.stamp is not None:
+                keep(version, start + at, data)
             if len(data) < wanted:
                 return at + len(data)
         return len(buffer)

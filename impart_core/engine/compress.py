@@ -9,6 +9,7 @@ from impart_core.base.errors import StoreError
 from impart_core.base.numerics import default_workers
 from impart_core.base.retry import Retried, patiently, recording
 from impart_core.base.settings import Frozen
+from impart_core.checkpoint.spool import spooling
 from impart_core.engine.chain import quantize_layer
 from impart_core.engine.executor import Executor, Pending
 from impart_core.engine.jobs import Planned, plan_jobs
@@ -117,7 +118,7 @@ def compress(
     Raises:
         ImpartError: the request cannot be carried out; the message says what to change.
     """
-    with recording() as ledger, keeping(request.store):
+    with recording() as ledger, keeping(request.store), spooling():
         watch = Stopwatch()
         checked = checked or patiently("check the request", lambda: check_compress(request))
         done = _Compression(request, checked, executor, progress or (lambda *_: None), run_id).run()
