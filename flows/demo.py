@@ -6,7 +6,7 @@ from prefect import Flow
 from prefect.runtime import flow_run
 
 from impart_core import tinyzoo
-from impart_core.base.settings import Frozen, build_config
+from impart_core.base.settings import Frozen
 from impart_core.blocks.request import CompressConfig
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.engine.compress import CompressReport, Progress, compress
@@ -94,7 +94,7 @@ def _request(name: str, cr: float, store: str, device: str) -> CompressRequest:
     return CompressRequest(
         base=str(tinyzoo.path("base")),
         finetuned=str(tinyzoo.path(name)),
-        config=build_config(CompressConfig, cr=cr),
+        config=CompressConfig(cr=cr),
         store=store,
         name=f"tinyzoo-{name}@cr{cr:g}",
         device=device,

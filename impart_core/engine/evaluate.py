@@ -9,16 +9,17 @@ from impart_core.apply.dense import reconstruct
 from impart_core.apply.reader import require_base
 from impart_core.artifacts.delta import Delta, open_delta
 from impart_core.artifacts.evaluation import EvaluationContent, evaluation_recipe, publish_evaluation
-from impart_core.base.errors import ConfigError
+from impart_core.base.errors import CheckpointError
 from impart_core.base.files import scratch_folder
 from impart_core.base.numerics import resolve_device
 from impart_core.base.retry import GPU, patiently, recording
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
+from impart_core.checkpoint.location import is_remote
 from impart_core.engine.executor import Executor, stage
-from impart_core.engine.preflight import require_folder
-from impart_core.engine.references import EvaluationJob, EvaluationResult, Made, Run
+from impart_core.engine.references import EvaluationJob, EvaluationResult, Run
 from impart_core.engine.requests import EvaluateRequest
-from impart_core.evaluation import Evaluation, Evaluator, check_tasks
+from impart_core.evaluation.harness import Evaluator, check_request
+from impart_core.evaluation.result import Evaluation
 from impart_core.store.catalog import entry_of, note
 from impart_core.store.manifest import Manifest
 from impart_core.store.names import resolve
@@ -40,13 +41,12 @@ class Measurable:
 def check_evaluate(request: EvaluateRequest) -> Measurable:
     """Check a request without loading a model; raise an `ImpartError` that says what to change."""
     resolve_device(request.device)
-    if request.limit is not None and request.limit < 1:
-        raise ConfigError(f"The limit is {request.limit}; it must be at least 1 item.")
-    if not request.tasks:
-        raise ConfigError("No task is named. Give at least one with --tasks.")
-    if request.base is None:
-        require_folder(request.model)
-    check_tasks(request.tasks)
+    if request.base is None and is_remote(request.model):
+        raise CheckpointError(
+            f"{request.model} is no folder of this machine, and only folders can be evaluated. "
+            "Download the model (`hf download`, `aws s3 cp --recursive`) and give its folder."
+        )
+    check_request(request.tasks, request.limit)
     store = Store(request.store)
     store.require_writable()
     if request.base is None:
@@ -159,8 +159,7 @@ def _measure(job: EvaluationJob, task: str, store: Store, loaded: _Loaded) -> Ev
     outcome = made_or_found(store, recipe.id, make, kind=EvaluationContent, reuse=reuse)
     content = outcome.manifest.content
     assert isinstance(content, EvaluationContent)
-    measured = {"task": task, "metrics": content.metrics, "items": content.items}
-    return EvaluationResult.model_validate({**Made.fields_of(outcome, watch), **measured})
+    return EvaluationResult.of(outcome, watch, task=task, metrics=content.metrics, items=content.items)
 
 
 @contextmanager

@@ -33,7 +33,6 @@ from impart_core.engine.references import (
     DeltaResult,
     DistilJob,
     FactorsResult,
-    Made,
     ScalesResult,
     TextJob,
     TextResult,
@@ -71,7 +70,7 @@ def read_calibration_text(job: TextJob) -> TextResult:
 
     outcome = made_or_found(store, recipe.id, make, kind=CalibrationContent, reuse=REREAD)  # a file of kilobytes
     sequences, length = tokens.shape
-    return TextResult.model_validate({**Made.fields_of(outcome, watch), "sequences": sequences, "length": length})
+    return TextResult.of(outcome, watch, sequences=sequences, length=length)
 
 
 @stage("distil scales", "distil the scales of {job.config.method}", GPU)
@@ -97,7 +96,7 @@ def distil_block_scales(job: DistilJob) -> ScalesResult:
 
     replace = job.run.trust.refreshes("sparsify")
     outcome = made_or_found(store, job.recipe.id, make, kind=ScalesContent, reuse=Reuse(True, replace))
-    return ScalesResult.model_validate(Made.fields_of(outcome, watch))
+    return ScalesResult.of(outcome, watch)
 
 
 @stage("decompose block", "decompose {job.block.name}", GPU)
@@ -126,12 +125,8 @@ def decompose_block(job: BlockJob) -> FactorsResult | None:
     outcome = made_or_found(store, recipe.id, make, kind=FactorsContent, reuse=Reuse(True, replace))
     content = outcome.manifest.content
     assert isinstance(content, FactorsContent)
-    counts = {
-        "name": job.block.name,
-        "matrices": len(content.matrices),
-        "fallbacks": sum(entry.fallbacks for entry in content.matrices.values()),
-    }
-    return FactorsResult.model_validate({**Made.fields_of(outcome, watch), **counts})
+    fallbacks = sum(entry.fallbacks for entry in content.matrices.values())
+    return FactorsResult.of(outcome, watch, name=job.block.name, matrices=len(content.matrices), fallbacks=fallbacks)
 
 
 @stage("sparsify block", "sparsify {job.block.name}", GPU)
@@ -177,7 +172,7 @@ def block_reuse(job: BlockJob) -> Reuse:
 def block_result(job: BlockJob, outcome: Outcome, watch: Stopwatch) -> BlockResult:
     """Return what a stage has to say of a block."""
     size = sum(entry.size for entry in outcome.manifest.files)
-    return BlockResult.model_validate({**Made.fields_of(outcome, watch), "name": job.block.name, "bytes": size})
+    return BlockResult.of(outcome, watch, name=job.block.name, bytes=size)
 
 
 @stage("find delta", "find {job.name}", NETWORK)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from impart_core.base.numerics import one_thread_per_kernel
-from impart_core.base.settings import build_config
 from impart_core.blocks.coding import depth_of_pair
 from impart_core.blocks.decompose import decompose_block
 from impart_core.blocks.encode import compress_block
@@ -62,7 +61,7 @@ def _compressed(pairs: Pairs) -> dict[str, Encoded]:
 
         return compress_block(pairs, layer, config, stored=factors)
 
-    return {method: compress(build_config(CompressConfig, method=method, cr=CR)) for method in METHODS}
+    return {method: compress(CompressConfig(method=method, cr=CR)) for method in METHODS}
 
 
 def _decoding(tensors: Encoded) -> dict[str, float]:
