@@ -9,8 +9,9 @@ from impart_core import tinyzoo
 from impart_core.base.settings import Frozen
 from impart_core.blocks.request import CompressConfig
 from impart_core.checkpoint.index import open_checkpoint
-from impart_core.engine.compress import CompressReport, Progress, compress
+from impart_core.engine.compress import CompressReport, compress
 from impart_core.engine.evaluate import evaluate_all
+from impart_core.engine.executor import Progress
 from impart_core.engine.references import EvaluationJob, EvaluationResult, Run
 from impart_core.engine.requests import CompressRequest
 from impart_core.store.provenance import Stopwatch
@@ -61,7 +62,7 @@ def flow_of(progress: Progress | None = None) -> "Flow[..., DemoReport]":
             for done, (name, cr) in enumerate(pairs, 1):
                 made = compress(_request(name, cr, store, device), executor, progress=progress, run_id=run_id)
                 compressed[name, cr] = made.report
-                run.tell(made.entries, [place for _, place in made.sources], store, made.new)
+                run.tell(made.entries, made.sources, store, made.new)
                 tell("models", done, len(pairs), f"{name} at CR {cr:g}")
             shared = Run(store, device, id=run_id)
             jobs = [job for name in tinyzoo.FINE_TUNES for job in _jobs(name, ratios, compressed, shared, limit)]

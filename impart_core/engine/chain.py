@@ -9,7 +9,6 @@ from contextlib import ExitStack, suppress
 import torch
 
 from impart_core.artifacts.activations import Spill, open_activations
-from impart_core.artifacts.block import BlockContent, publish_block
 from impart_core.artifacts.calibration_text import read_calibration
 from impart_core.artifacts.factors import stored_factors
 from impart_core.base.errors import CorruptArtifactError
@@ -25,10 +24,9 @@ from impart_core.checkpoint.layout import Role
 from impart_core.codec.format import CODES_FILE, BlockFile
 from impart_core.engine.executor import stage
 from impart_core.engine.references import BlockResult, LayerJob
-from impart_core.engine.stages import block_result, block_reuse
+from impart_core.engine.stages import block_made_or_found, publish_tensors
 from impart_core.store.manifest import Manifest
 from impart_core.store.provenance import Stopwatch
-from impart_core.store.publish import made_or_found
 from impart_core.store.recipe import Recipe
 from impart_core.store.store import Store
 
@@ -63,20 +61,13 @@ def quantize_layer(job: LayerJob) -> BlockResult:
                 device=chain.device,
                 digests=own.digests(),
             )
-            manifest = patiently(
-                f"publish {own.block.name}",
-                lambda: publish_block(
-                    store, own.recipe, own.block.name, tensors, watch, reuse=block_reuse(own), read_again=True
-                ),
-            )
-            tensors.clear()
+            manifest = publish_tensors(own, store, tensors, watch, read_again=True)
             if not job.last:
                 chain.advance(len(job.before), own.block.name, own.recipe.id, batches)
         release_memory()
         return manifest
 
-    outcome = made_or_found(store, own.recipe.id, make, kind=BlockContent, reuse=block_reuse(own))
-    return block_result(own, outcome, watch)
+    return block_made_or_found(own, store, make, watch)
 
 
 class _Chain:
@@ -85,6 +76,7 @@ class _Chain:
     def __init__(self, job: LayerJob, store: Store) -> None:
         """Make the model of a job; its layers before this one are published."""
         self._job, self._store, self._run = job, store, job.job.run
+        self._recipes = job.activations()
         self._anew = self._run.trust.refreshes("sparsify")
         self.device = resolve_device(self._run.device)
         self.model = CausalModel.of(job.finetuned, self.device)
@@ -105,13 +97,13 @@ class _Chain:
         with scratch_folder() as scratch:
             spill = Spill(scratch)
             run_layer(self.model, name, self._weights([block_id]), batches, spill.add)
-            return self._publish(spill, self._recipe(layer + 1), f"after {name}", watch)
+            return self._publish(spill, self._recipes[layer + 1], f"after {name}", watch)
 
     def _nearest(self, layer: int) -> tuple[int, tuple[list[Batch], ExitStack]]:
         """Return the last layer up to this one whose activations are whole, and these; the first one's are made."""
         first = 1 if self._anew else 0  # what a layer gives is made again with it, but nothing gives the first its own
         for number in range(layer, first - 1, -1):
-            present = self._store.lookup(self._recipe(number).id)
+            present = self._store.lookup(self._recipes[number].id)
             if present is not None:
                 with suppress(CorruptArtifactError):
                     return number, self._opened(present)
@@ -130,15 +122,12 @@ class _Chain:
             for number, part in enumerate(torch.split(tokens, batch_size(tokens.shape[1]))):
                 spill.add(number, self.model.embed(weights, part))
             del weights
-            return self._publish(spill, self._recipe(0), "embedded", watch)
+            return self._publish(spill, self._recipes[0], "embedded", watch)
 
     def _publish(self, spill: Spill, recipe: Recipe, name: str, watch: Stopwatch) -> Manifest:
         return patiently(
             "publish activations", lambda: spill.publish(self._store, recipe, name, watch, replace=self._anew)
         )
-
-    def _recipe(self, layer: int) -> Recipe:
-        return self._job.activations()[layer]
 
     def _weights(self, blocks: Sequence[str], but: Role | None = None) -> dict[str, torch.Tensor]:
         """Return the tensors of published blocks as they are rebuilt."""

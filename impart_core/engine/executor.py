@@ -13,6 +13,7 @@ from impart_core.base.retry import CPU, RetryPolicy, patiently
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
+Progress = Callable[[str, int, int, str], None]  # stage, done, total, what
 
 
 class Stage(Generic[P, R]):

@@ -20,8 +20,7 @@ from impart_core.checkpoint.index import Checkpoint, open_checkpoint
 from impart_core.engine import compress as compressing
 from impart_core.engine import evaluate as evaluating
 from impart_core.engine import reconstruct as rebuilding
-from impart_core.engine.compress import Progress
-from impart_core.engine.executor import ThreadExecutor
+from impart_core.engine.executor import Progress, ThreadExecutor
 from impart_core.engine.preflight import Checked
 from impart_core.engine.quantize import quantize_request
 from impart_core.engine.references import EvaluationResult

@@ -3,7 +3,7 @@
 A stage is safe to repeat: of several that make the same artifact, one publishes it and the others return that one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -25,6 +25,7 @@ from impart_core.calibrate.distil import DistilOptions, distil_scales
 from impart_core.calibrate.text import PUBLISHED, read_tokens, require_in_vocabulary
 from impart_core.checkpoint.digest import tensor_digests
 from impart_core.checkpoint.index import Checkpoint
+from impart_core.codec.format import EncodedTensor
 from impart_core.engine.executor import stage
 from impart_core.engine.references import (
     BlockJob,
@@ -42,7 +43,8 @@ from impart_core.store.manifest import Manifest
 from impart_core.store.names import resolve, set_ref
 from impart_core.store.pins import pinned
 from impart_core.store.provenance import Stopwatch
-from impart_core.store.publish import REREAD, Outcome, Reuse, made_or_found
+from impart_core.store.publish import REREAD, Reuse, made_or_found
+from impart_core.store.store import Store
 
 
 @stage("digest checkpoint", "digest {checkpoint.location}", NETWORK)
@@ -150,27 +152,33 @@ def sparsify_block(job: BlockJob, read_again: bool = False) -> BlockResult:
                 device=resolve_device(job.run.device),
                 digests=job.digests(),
             )
-        manifest = patiently(
-            f"publish {job.block.name}",
-            lambda: publish_block(
-                store, job.recipe, job.block.name, tensors, watch, reuse=block_reuse(job), read_again=read_again
-            ),
-        )
-        tensors.clear()
-        release_memory()
-        return manifest
+        return publish_tensors(job, store, tensors, watch, read_again)
 
-    outcome = made_or_found(store, job.recipe.id, make, kind=BlockContent, reuse=block_reuse(job))
-    return block_result(job, outcome, watch)
+    return block_made_or_found(job, store, make, watch)
 
 
-def block_reuse(job: BlockJob) -> Reuse:
+def publish_tensors(
+    job: BlockJob, store: Store, tensors: dict[str, EncodedTensor], watch: Stopwatch, read_again: bool
+) -> Manifest:
+    """Publish a block, and let go of its tensors."""
+    name, reuse = job.block.name, _block_reuse(job)
+    manifest = patiently(
+        f"publish {name}",
+        lambda: publish_block(store, job.recipe, name, tensors, watch, reuse=reuse, read_again=read_again),
+    )
+    tensors.clear()
+    release_memory()
+    return manifest
+
+
+def _block_reuse(job: BlockJob) -> Reuse:
     """Return how far a block that is there is reused."""
     return Reuse(job.run.trust.reread, job.run.trust.refreshes("sparsify"))
 
 
-def block_result(job: BlockJob, outcome: Outcome, watch: Stopwatch) -> BlockResult:
-    """Return what a stage has to say of a block."""
+def block_made_or_found(job: BlockJob, store: Store, make: Callable[[], Manifest], watch: Stopwatch) -> BlockResult:
+    """Return a block of the store; it is made where the store does not hold it whole."""
+    outcome = made_or_found(store, job.recipe.id, make, kind=BlockContent, reuse=_block_reuse(job))
     size = sum(entry.size for entry in outcome.manifest.files)
     return BlockResult.of(outcome, watch, name=job.block.name, bytes=size)
 
