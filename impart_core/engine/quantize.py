@@ -11,6 +11,7 @@ from impart_core.checkpoint.pairing import VOCABULARY
 from impart_core.engine.preflight import Checked, check_compress, open_side
 from impart_core.engine.requests import CompressRequest, QuantizeRequest, RunRequest, absolute
 from impart_core.methods import METHODS, QUANTIZING
+from impart_core.methods.depth import depth_of
 from impart_core.store.names import resolve
 from impart_core.store.store import Store
 
@@ -47,22 +48,13 @@ def _config(delta: Delta, request: QuantizeRequest) -> CompressConfig:
     settings = {"method": request.method, "cr": request.cr, "seed": request.seed, "options": request.options}
     asked |= {name: value for name, value in settings.items() if value is not None}
     config = CompressConfig(**asked)
-    roles = (Role.PROJECTION, *VOCABULARY)
-    if config.factors_for and not all(_serves(config.factors_for, role, config) for role in roles):
+    try:
+        for role in (Role.PROJECTION, *VOCABULARY):
+            if coding := coding_of_role(role, config):
+                depth_of(coding, 2, 2, config.factors_for)
+    except ConfigError:  # the delta's factors do not go deep enough for what is asked of them now
         return config.model_copy(update={"factors_for": None})
     return config
-
-
-def _serves(factors_for: float, role: Role, config: CompressConfig) -> bool:
-    """Whether factors for a ratio go deep enough for what codes the tensors of a role."""
-    coding = coding_of_role(role, config)
-    if coding is None:
-        return True
-    method = METHODS.get(coding.method)
-    if method.needed_rank(2, 2, coding) is None:
-        return True
-    usual = method.usual_cr(coding)
-    return usual is not None and factors_for <= usual
 
 
 def _place(delta: Delta, role: str, given: str | None) -> str:
