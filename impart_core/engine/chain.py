@@ -17,6 +17,7 @@ from impart_core.base.numerics import default_workers, release_memory, resolve_d
 from impart_core.base.parallel import at_once
 from impart_core.base.retry import GPU, patiently
 from impart_core.blocks.calibrated import compress_layer, run_layer
+from impart_core.blocks.encode import Encoder
 from impart_core.blocks.rebuild import rebuild_tensor
 from impart_core.calibrate.layer import Batch, batch_size
 from impart_core.calibrate.model import CausalModel
@@ -51,16 +52,8 @@ def quantize_layer(job: LayerJob) -> BlockResult:
                 stack.enter_context(at_once(own.run.workers or default_workers()))
             batches = chain.inputs(len(job.before), stack)
             stored = stack.enter_context(stored_factors(store, own.factors.id if own.factors else None))
-            tensors = compress_layer(
-                own.pairs,
-                own.block,
-                own.config,
-                chain.model,
-                batches,
-                stored=stored,
-                device=chain.device,
-                digests=own.digests(),
-            )
+            encoder = Encoder(own.config, stored, device=chain.device, digests=own.digests())
+            tensors = compress_layer(encoder, own.pairs, own.block, chain.model, batches)
             manifest = publish_tensors(own, store, tensors, watch, read_again=True)
             if not job.last:
                 chain.advance(len(job.before), own.block.name, own.recipe.id, batches)

@@ -3,9 +3,7 @@
 A stage is safe to repeat: of several that make the same artifact, one publishes it and the others return that one.
 """
 
-from collections.abc import Callable, Mapping
-
-import torch
+from collections.abc import Callable
 
 from impart_core.artifacts.block import BlockContent, publish_block
 from impart_core.artifacts.calibration_text import (
@@ -20,7 +18,7 @@ from impart_core.artifacts.scales import ScalesContent, publish_scales, read_sca
 from impart_core.base.numerics import release_memory, resolve_device, return_large_memory_at_once
 from impart_core.base.retry import GPU, NETWORK, patiently
 from impart_core.blocks.decompose import decompose_block as decompose
-from impart_core.blocks.encode import compress_block
+from impart_core.blocks.encode import Encoder
 from impart_core.calibrate.distil import DistilOptions, distil_scales
 from impart_core.calibrate.text import PUBLISHED, read_tokens, require_in_vocabulary
 from impart_core.checkpoint.digest import tensor_digests
@@ -141,17 +139,10 @@ def sparsify_block(job: BlockJob, read_again: bool = False) -> BlockResult:
     watch, store = job.run.watch(), job.run.open_store()
 
     def make() -> Manifest:
-        scales: Mapping[str, torch.Tensor] | None = read_scales(store, job.scales.id) if job.scales else None
+        scales = read_scales(store, job.scales.id) if job.scales else {}
+        device = resolve_device(job.run.device)
         with stored_factors(store, job.factors.id if job.factors else None) as stored:
-            tensors = compress_block(
-                job.pairs,
-                job.block,
-                job.config,
-                stored=stored,
-                scales=scales,
-                device=resolve_device(job.run.device),
-                digests=job.digests(),
-            )
+            tensors = Encoder(job.config, stored, scales, device, job.digests()).block(job.pairs, job.block)
         return publish_tensors(job, store, tensors, watch, read_again)
 
     return block_made_or_found(job, store, make, watch)

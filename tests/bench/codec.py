@@ -12,7 +12,7 @@ import torch
 from impart_core.base.numerics import one_thread_per_kernel
 from impart_core.blocks.coding import depth_of_pair
 from impart_core.blocks.decompose import decompose_block
-from impart_core.blocks.encode import compress_block
+from impart_core.blocks.encode import Encoder
 from impart_core.blocks.request import CompressConfig
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.checkpoint.layout import Block, Role
@@ -59,7 +59,7 @@ def _compressed(pairs: Pairs) -> dict[str, Encoded]:
                 at_hand[key] = decompose_block(pairs, Block(name, (name,)), config)[name]
             return at_hand[key]
 
-        return compress_block(pairs, layer, config, stored=factors)
+        return Encoder(config, factors).block(pairs, layer)
 
     return {method: compress(CompressConfig(method=method, cr=CR)) for method in METHODS}
 
