@@ -24,7 +24,7 @@ from impart_core.calibrate.model import CausalModel
 from impart_core.checkpoint.layout import Role
 from impart_core.codec.format import CODES_FILE, BlockFile
 from impart_core.engine.executor import stage
-from impart_core.engine.references import BlockResult, LayerJob
+from impart_core.engine.references import LayerJob, Made
 from impart_core.engine.stages import block_made_or_found, publish_tensors
 from impart_core.store.manifest import Manifest
 from impart_core.store.provenance import Stopwatch
@@ -33,7 +33,7 @@ from impart_core.store.store import Store
 
 
 @stage("quantise layer", "quantise {job.job.block.name}", GPU)
-def quantize_layer(job: LayerJob) -> BlockResult:
+def quantize_layer(job: LayerJob) -> Made:
     """Compress one decoder layer on what the layers before it give, unless the store holds it whole already.
 
     Layers come one after the other, so that the run's workers, by default one for each core, share the work on each.

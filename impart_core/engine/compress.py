@@ -15,14 +15,12 @@ from impart_core.engine.executor import Executor, Pending, Progress
 from impart_core.engine.jobs import Planned, plan_jobs
 from impart_core.engine.preflight import Checked, check_compress
 from impart_core.engine.references import (
-    BlockResult,
     DeltaJob,
     DeltaResult,
     FactorsResult,
+    Made,
     Run,
-    ScalesResult,
     TextJob,
-    TextResult,
 )
 from impart_core.engine.requests import CompressRequest
 from impart_core.engine.stages import (
@@ -127,12 +125,12 @@ def compress(
 class _Parts:
     """What the stages of a run have made so far, in the model's order."""
 
-    text: TextResult | None = None
-    scales: ScalesResult | None = None
+    text: Made | None = None
+    scales: Made | None = None
     factors: tuple[FactorsResult, ...] = ()
-    blocks: tuple[BlockResult, ...] = ()
+    blocks: tuple[Made, ...] = ()
 
-    def all(self) -> list[TextResult | ScalesResult | FactorsResult | BlockResult]:
+    def all(self) -> list[Made]:
         return [part for part in (self.text, self.scales, *self.factors, *self.blocks) if part]
 
 
@@ -239,7 +237,7 @@ class _Blocks:
         self._request, self._planned, self._executor = request, planned, executor
         self._progress, self._hold = progress, hold
         self._decomposing: dict[int, Pending[FactorsResult | None]] = {}
-        self._encoding: dict[int, Pending[BlockResult]] = {}
+        self._encoding: dict[int, Pending[Made]] = {}
         self._told: set[int] = set()
 
     def make(self, parts: _Parts) -> None:
@@ -273,13 +271,13 @@ class _Blocks:
             self._tell(before)
         self._encoding[number] = self._executor.submit(quantize_layer, self._planned.layers[number])
 
-    def _tell(self, number: int) -> BlockResult:
+    def _tell(self, number: int) -> Made:
         """Wait for a block, and say once that it is done."""
         result = self._encoding[number].result()
         if number not in self._told:
             self._told.add(number)
-            reused = " (reused)" if result.cached else ""
-            self._progress("compress", len(self._told), len(self._planned.jobs), f"{result.name}{reused}")
+            name, reused = self._planned.jobs[number].block.name, " (reused)" if result.cached else ""
+            self._progress("compress", len(self._told), len(self._planned.jobs), f"{name}{reused}")
             if number in self._planned.layers and not result.cached:
                 clean_up(self._hold.store, [self._planned.layers[number].given.id], self._hold)
         return result

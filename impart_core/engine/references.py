@@ -214,30 +214,11 @@ class Made(Frozen):
         )
 
 
-class TextResult(Made):
-    """Published calibration text: how many sequences of how many tokens."""
-
-    sequences: int
-    length: int
-
-
-class ScalesResult(Made):
-    """Published scales."""
-
-
 class FactorsResult(Made):
     """A block's published factors, how many matrices these are, and fallbacks among them."""
 
-    name: str
     matrices: int
     fallbacks: int
-
-
-class BlockResult(Made):
-    """A published block, and the bytes of its codes' file."""
-
-    name: str
-    bytes: int
 
 
 class DeltaResult(Frozen):

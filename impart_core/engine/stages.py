@@ -27,14 +27,12 @@ from impart_core.codec.format import EncodedTensor
 from impart_core.engine.executor import stage
 from impart_core.engine.references import (
     BlockJob,
-    BlockResult,
     DeltaJob,
     DeltaResult,
     DistilJob,
     FactorsResult,
-    ScalesResult,
+    Made,
     TextJob,
-    TextResult,
 )
 from impart_core.store.catalog import entry_of, note
 from impart_core.store.manifest import Manifest
@@ -52,7 +50,7 @@ def digest_checkpoint(checkpoint: Checkpoint, refresh: bool = False) -> dict[str
 
 
 @stage("read calibration text", "tokens of {job.text.source}", NETWORK)
-def read_calibration_text(job: TextJob) -> TextResult:
+def read_calibration_text(job: TextJob) -> Made:
     """Turn calibration text into tokens and publish these, unless the store holds them."""
     watch, store = job.run.watch(text=job.text.source), job.run.open_store()
     if job.text.source.startswith(PUBLISHED):
@@ -69,12 +67,11 @@ def read_calibration_text(job: TextJob) -> TextResult:
             return manifest
 
     outcome = made_or_found(store, recipe.id, make, kind=CalibrationContent, reuse=REREAD)  # a file of kilobytes
-    sequences, length = tokens.shape
-    return TextResult.of(outcome, watch, sequences=sequences, length=length)
+    return Made.of(outcome, watch)
 
 
 @stage("distil scales", "distil the scales of {job.config.method}", GPU)
-def distil_block_scales(job: DistilJob) -> ScalesResult:
+def distil_block_scales(job: DistilJob) -> Made:
     """Tune the scales of a delta's matrices against the fine-tuned model's logits, unless the store holds them."""
     watch, store = job.run.watch(), job.run.open_store()
 
@@ -96,7 +93,7 @@ def distil_block_scales(job: DistilJob) -> ScalesResult:
 
     replace = job.run.trust.refreshes("sparsify")
     outcome = made_or_found(store, job.recipe.id, make, kind=ScalesContent, reuse=Reuse(True, replace))
-    return ScalesResult.of(outcome, watch)
+    return Made.of(outcome, watch)
 
 
 @stage("decompose block", "decompose {job.block.name}", GPU)
@@ -126,11 +123,11 @@ def decompose_block(job: BlockJob) -> FactorsResult | None:
     content = outcome.manifest.content
     assert isinstance(content, FactorsContent)
     fallbacks = sum(entry.fallbacks for entry in content.matrices.values())
-    return FactorsResult.of(outcome, watch, name=job.block.name, matrices=len(content.matrices), fallbacks=fallbacks)
+    return FactorsResult.of(outcome, watch, matrices=len(content.matrices), fallbacks=fallbacks)
 
 
 @stage("sparsify block", "sparsify {job.block.name}", GPU)
-def sparsify_block(job: BlockJob, read_again: bool = False) -> BlockResult:
+def sparsify_block(job: BlockJob, read_again: bool = False) -> Made:
     """Compress one block and publish it, unless the store holds it whole already.
 
     `read_again` says that the run will soon read it back, as what embeds the text of a calibration is.
@@ -167,11 +164,10 @@ def _block_reuse(job: BlockJob) -> Reuse:
     return Reuse(job.run.trust.reread, job.run.trust.refreshes("sparsify"))
 
 
-def block_made_or_found(job: BlockJob, store: Store, make: Callable[[], Manifest], watch: Stopwatch) -> BlockResult:
+def block_made_or_found(job: BlockJob, store: Store, make: Callable[[], Manifest], watch: Stopwatch) -> Made:
     """Return a block of the store; it is made where the store does not hold it whole."""
     outcome = made_or_found(store, job.recipe.id, make, kind=BlockContent, reuse=_block_reuse(job))
-    size = sum(entry.size for entry in outcome.manifest.files)
-    return BlockResult.of(outcome, watch, name=job.block.name, bytes=size)
+    return Made.of(outcome, watch)
 
 
 @stage("find delta", "find {job.name}", NETWORK)
