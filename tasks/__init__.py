@@ -1,1 +1,1 @@
-"""The engine's stages as Prefect tasks: what binds them, runs them, and reports them there."""
+"""The engine's stages as Prefect tasks, one short file each, and what runs and reports them there."""

@@ -16,7 +16,7 @@ THEIRS = "MINE = True\n"
 PROGRAM = """
 import flows.compress, tasks                     # the project's own
 import impart_core as impart
-import impart_flows.compress, impart_tasks.executor
+import impart_flows.compress, impart_tasks.sparsify
 from impart_flows.cli import main
 assert flows.compress.MINE and tasks.MINE
 assert impart_flows.compress.compress.name == "compress"
