@@ -1,17 +1,16 @@
 """A delta as a repository of the Hugging Face Hub: a folder that is a store in itself, with a model card."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from impart_core.artifacts.delta import Delta, open_delta
-from impart_core.base.errors import ConfigError, HubError, ImpartError, OutputExistsError
+from impart_core.base.errors import ConfigError, HubError, OutputExistsError
 from impart_core.base.files import disk_errors, write_atomically
 from impart_core.checkpoint.hub import parse_hub_id
 from impart_core.share.card import Measured, model_card
 from impart_core.share.transfer import Progress, TransferReport, transfer
-from impart_core.storage.failures import LOG_IN, Side, explain
+from impart_core.storage.failures import LOG_IN, Side, explained
 from impart_core.store.catalog import CatalogEntry, scan
 from impart_core.store.manifest import Manifest
 from impart_core.store.names import all_refs
@@ -19,7 +18,6 @@ from impart_core.store.store import Store
 
 CARD = "README.md"
 _OURS = {"artifacts", "catalog", "refs", CARD}
-_ID = re.compile(r"[0-9a-f]{64}")
 
 
 def require_repo(repo: str) -> str:
@@ -60,8 +58,8 @@ def prepare_folder(
     report = transfer(store, made, [artifact_id], move_names=True, progress=progress)
     names = sorted(name for name, named in all_refs(made).items() if named == artifact_id)
     copied = open_delta(made, artifact_id)
-    sources = getattr(delta.manifest.provenance, "sources", {})
-    card = model_card(copied, repo, names[0] if names else artifact_id, measurements(store, delta), sources)
+    name, sources = names[0] if names else artifact_id, delta.manifest.provenance.sources
+    card = model_card(copied, repo, name, measurements(store, delta), sources)
     with disk_errors(out):
         write_atomically(out / CARD, card.encode())
     return report
@@ -138,9 +136,5 @@ def _upload_errors(repo: str) -> Iterator[None]:
             "Uploading takes huggingface_hub, which is not installed. Install it (`pip install 'impart-zoo[hub]'`), or "
             "upload the folder by other means."
         ) from error
-    try:
+    with explained(Side.UPLOAD, repo):
         yield
-    except ImpartError:
-        raise
-    except Exception as error:
-        raise explain(error, Side.UPLOAD, repo) from error

@@ -14,7 +14,7 @@ from time import perf_counter
 
 from impart_core.base.errors import ArtifactNotFoundError, ConfigError, CorruptArtifactError, StoreError
 from impart_core.base.settings import Frozen
-from impart_core.storage.failures import store_errors
+from impart_core.storage.failures import Side, explained
 from impart_core.store.catalog import CatalogEntry, entry_of, note, scan
 from impart_core.store.manifest import Content, Manifest, Pointer, kind_of
 from impart_core.store.names import all_refs, get_ref, require_ref_name, set_ref
@@ -280,7 +280,7 @@ class _Copier:
             return
         try:
             manifest = self._source.manifest(part.id)
-            with store_errors(self._source.url), ExitStack() as stack:
+            with explained(Side.STORE, self._source.url), ExitStack() as stack:
                 files: dict[str, Path] = {
                     entry.name: stack.enter_context(self._source.local_file(manifest, entry.name, verified=True))
                     for entry in manifest.files

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from impart_core.base.errors import ConfigError, StoreDeniedError, StoreError, StoreFullError, StoreUnreachableError
-from impart_core.storage.failures import store_errors
+from impart_core.storage.failures import Side, explained
 from impart_core.storage.objects import Objects, require_path
 from impart_core.storage.s3 import _PART_BYTES, S3Objects
 from impart_core.store.store import Store, sha256_of
@@ -209,12 +209,12 @@ def test_what_a_killed_upload_left_is_listed_and_can_be_aborted(objects: Objects
     ],
 )
 def test_failures_are_sentences_of_their_kind(error: Exception, kind: type[StoreError]) -> None:
-    with pytest.raises(StoreError, match="s3://a/b") as caught, store_errors("s3://a/b"):
+    with pytest.raises(StoreError, match="s3://a/b") as caught, explained(Side.STORE, "s3://a/b"):
         raise error
     assert type(caught.value) is kind
     assert isinstance(caught.value, ConnectionError) == (kind is StoreUnreachableError)
 
 
 def test_a_sentence_of_ours_passes() -> None:
-    with pytest.raises(ConfigError, match=r"^ours$"), store_errors("s3://a/b"):
+    with pytest.raises(ConfigError, match=r"^ours$"), explained(Side.STORE, "s3://a/b"):
         raise ConfigError("ours")
