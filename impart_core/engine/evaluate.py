@@ -22,7 +22,7 @@ from impart_core.evaluation import Evaluation, Evaluator, check_tasks
 from impart_core.store.catalog import entry_of, note
 from impart_core.store.manifest import Manifest
 from impart_core.store.names import resolve
-from impart_core.store.pins import pinned
+from impart_core.store.pins import pin
 from impart_core.store.publish import Reuse, made_or_found
 from impart_core.store.store import Store
 
@@ -147,7 +147,7 @@ def _measure(job: EvaluationJob, task: str, store: Store, loaded: _Loaded) -> Ev
     reuse = Reuse(job.run.trust.reread, job.run.trust.refresh_from is not None)
 
     def publish(measured: Evaluation) -> Manifest:
-        with pinned(store, [recipe.id]):
+        with pin(store, [recipe.id]):
             manifest = publish_evaluation(store, recipe, measured, loaded.parents, watch, reuse=reuse)
             note(store, [entry_of(manifest)])
             return manifest

@@ -76,7 +76,8 @@ class FolderObjects(Objects):
 
     def fetch(self, path: str, target: Path) -> str | None:
         """Copy a file."""
-        return copy_hashed(self._place(path), target)
+        place = self._place(path)
+        return self._if_there(lambda: copy_hashed(place, target))
 
     def local(self, path: str) -> Path | None:
         """Return the file."""

@@ -80,11 +80,7 @@ class Objects(ABC):
 
     @abstractmethod
     def fetch(self, path: str, target: Path) -> str | None:
-        """Copy an object to a local file, or find it there; return its SHA-256 (hex) where all of it was read.
-
-        Raises:
-            FileNotFoundError: there is no such object.
-        """
+        """Copy an object to a local file; return its SHA-256 (hex), or None where there is none."""
 
     def local(self, path: str) -> Path | None:  # noqa: ARG002 - for those that have files
         """Return an object as a local file where it is one already."""

@@ -5,7 +5,8 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,9 @@ class RemoteObjects(Objects):
         digest, key, start = hashlib.sha256(), self._key(path), 0
         with target.open("wb") as file:
             while True:
-                with explained(Side.STORE, self.url):
-                    piece = self._range(key, start, start + _PART_BYTES)
+                piece = self._if_there(partial(self._range, key, start, start + _PART_BYTES))
+                if piece is None:
+                    return None
                 digest.update(piece)
                 file.write(piece)
                 start, last = start + len(piece), len(piece) < _PART_BYTES
@@ -142,8 +144,9 @@ class S3Objects(RemoteObjects):
                 return
             upload = self._call("create_multipart_upload", **where, ChecksumAlgorithm="SHA256")
             named = {**where, "UploadId": upload["UploadId"]}
+            pieces = chain([first], iter(partial(file.read, _PART_BYTES), b""))
             try:
-                parts = [self._put_part(named, number, part) for number, part in enumerate(_parts(first, file), 1)]
+                parts = [self._put_part(named, number, part) for number, part in enumerate(pieces, 1)]
                 self._call("complete_multipart_upload", **named, MultipartUpload={"Parts": parts})
             except BaseException:
                 with suppress(Exception):  # whoever is to blame, the first failure is the one to tell
@@ -231,12 +234,6 @@ class S3Objects(RemoteObjects):
     def _where(self, path: str) -> dict[str, str]:
         bucket, _, key = self._key(path).partition("/")
         return {"Bucket": bucket, "Key": key}
-
-
-def _parts(first: bytes, file: Any) -> Iterator[bytes]:
-    yield first
-    while part := file.read(_PART_BYTES):
-        yield part
 
 
 def _batches(paths: Iterable[str], size: int) -> Iterator[list[str]]:
