@@ -16,7 +16,7 @@ from impart_core.base.errors import ArtifactNotFoundError, ConfigError, CorruptA
 from impart_core.base.settings import Frozen
 from impart_core.storage.failures import Side, explained
 from impart_core.store.catalog import CatalogEntry, entry_of, note, scan
-from impart_core.store.manifest import Content, Manifest, Pointer, kind_of
+from impart_core.store.manifest import Content, Manifest, kind_of
 from impart_core.store.names import all_refs, get_ref, require_ref_name, set_ref
 from impart_core.store.pins import pin
 from impart_core.store.store import Store
@@ -69,10 +69,6 @@ class _Part:
     @property
     def id(self) -> str:
         return self.entry.id
-
-    @property
-    def pointers(self) -> tuple[Pointer, ...]:
-        return self.content.pointers()
 
 
 @dataclass(frozen=True)
@@ -179,7 +175,7 @@ class _Transfer:
         return bundles
 
     def _bundle(self, top: _Part, measured: Iterable[str], *, factors: bool) -> _Bundle | None:
-        needed = [self._look(pointer.id) for pointer in top.pointers]
+        needed = [self._look(pointer.id) for pointer in top.content.pointers()]
         parts = tuple(part for part in needed if part)
         if len(parts) < len(needed) or not self._adds_up(top, parts):
             return None
@@ -292,7 +288,10 @@ def _tally(parts: Iterable[_Part]) -> Tally:
 
 
 def _require_different(source: Store, target: Store) -> None:
-    places = [str(Path(store.url).resolve()) if store.is_local else store.url.rstrip("/") for store in (source, target)]
+    places = [
+        str(Path(store.url).resolve()) if store.objects.is_local else store.url.rstrip("/")
+        for store in (source, target)
+    ]
     if places[0] == places[1]:
         raise ConfigError(f"Both stores are {source.url}. Give another one to copy to or from.")
 

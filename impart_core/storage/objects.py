@@ -35,7 +35,7 @@ class Objects(ABC):
     """
 
     url: str
-    is_local = False
+    is_local = False  # whether they are files of this machine
 
     @abstractmethod
     def put(self, path: str, source: Path, sha256: str) -> None:

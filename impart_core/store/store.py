@@ -59,11 +59,6 @@ class Store:
         self.url = str(url) if url else default_store_url()
         self.objects = _open_objects(self.url)
 
-    @property
-    def is_local(self) -> bool:
-        """Whether the store is a folder of this machine."""
-        return self.objects.is_local
-
     def require_writable(self) -> None:
         """Try the store with a probe object: that it can be written, and refuses to create what is there.
 

@@ -52,7 +52,7 @@ def gone(report: GcReport) -> set[str]:
 
 def later(store: Store) -> None:
     """Wait until what was written is older than nothing by the store's clock, which may tell whole seconds."""
-    time.sleep(0.01 if store.is_local else 1.1)
+    time.sleep(0.01 if store.objects.is_local else 1.1)
 
 
 def test_an_empty_store_has_nothing_to_lose(store: Store) -> None:

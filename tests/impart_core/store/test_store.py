@@ -225,6 +225,6 @@ def test_a_store_that_is_a_file_or_lies_below_one_is_a_sentence(tmp_path: Path) 
 def test_the_store_is_the_one_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMPART_STORE", "memory://chosen")
     assert default_store_url() == Store().url == "memory://chosen"
-    assert not Store().is_local
+    assert not Store().objects.is_local
     monkeypatch.delenv("IMPART_STORE")
     assert Path(default_store_url()).parts[-2:] == ("impart", "store")
