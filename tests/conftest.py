@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -14,6 +15,8 @@ from tests.support import make_pair
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+hypothesis.settings.register_profile("any speed", deadline=None)  # a verdict depends on no machine's speed
+hypothesis.settings.load_profile("any speed")
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -24,7 +24,7 @@ from impart_core.evaluation.result import Evaluation
 from impart_core.store.catalog import entry_of, note
 from impart_core.store.manifest import Manifest
 from impart_core.store.names import resolve
-from impart_core.store.pins import pinned
+from impart_core.store.pins import pin
 from impart_core.store.publish import Reuse, made_or_found
 from impart_core.store.store import Store
 
@@ -131,7 +131,7 @@ def _measure(
     parents = [model.manifest.id] if isinstance(model, Delta) else []
 
     def publish(measured: Evaluation) -> Manifest:
-        with pinned(store, [recipe.id]):
+        with pin(store, [recipe.id]):
             manifest = publish_evaluation(store, recipe, measured, parents, watch, reuse=reuse)
             note(store, [entry_of(manifest)])
             return manifest

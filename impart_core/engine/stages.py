@@ -37,7 +37,7 @@ from impart_core.engine.references import (
 from impart_core.store.catalog import entry_of, note
 from impart_core.store.manifest import Manifest
 from impart_core.store.names import resolve, set_ref
-from impart_core.store.pins import pinned
+from impart_core.store.pins import pin
 from impart_core.store.provenance import Stopwatch
 from impart_core.store.publish import REREAD, Reuse, made_or_found
 from impart_core.store.store import Store
@@ -61,7 +61,7 @@ def read_calibration_text(job: TextJob) -> Made:
     recipe = calibration_recipe(tokens)
 
     def make() -> Manifest:
-        with pinned(store, [recipe.id]):
+        with pin(store, [recipe.id]):
             manifest = publish_calibration(store, recipe, tokens, watch)
             note(store, [entry_of(manifest)])
             return manifest

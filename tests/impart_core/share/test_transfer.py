@@ -172,7 +172,7 @@ def test_a_name_that_points_elsewhere_is_moved_on_request_only(delta: Delta, tar
     assert objects(target) == before
     send(delta, target, move_names=True)
     assert get_ref(target, "math@prod") == delta.manifest.id
-    assert target.names_under("refs/math@prod") == ["00000001.json", "00000002.json"]
+    assert target.objects.names("refs/math@prod") == ["00000001.json", "00000002.json"]
 
 
 def test_a_name_that_is_not_one_is_refused_before_anything_is_copied(delta: Delta, folder: Store) -> None:
