@@ -26,10 +26,7 @@ def encode(delta: torch.Tensor, config: CompressConfig, scales: torch.Tensor | N
     return METHOD.encode(Projection("w", (m, n), lambda: delta, no_factors, scales=scales), config)
 
 
-def test_scales_of_rows_lower_the_highest_ratio_which_says_so() -> None:
-    one, each = (METHOD.highest_cr(256, 256, bitdelta(1, per_row=per_row)) for per_row in (False, True))
-    assert one == pytest.approx(2 * 256**2 / (4 + 2 + 1), rel=0.2)
-    assert each == pytest.approx(2 * 256**2 / (4 * 256 + 2 + 1), rel=0.01)
+def test_one_scale_is_a_way_to_make_room_where_scales_of_rows_count() -> None:
     assert BitDeltaOptions(per_row=True).more_room("bytes") == "set per_row to false"
     assert BitDeltaOptions(per_row=True).more_room("paper") is BitDeltaOptions().more_room("bytes") is None
 
