@@ -171,3 +171,17 @@ def test_where_not_even_the_lowest_step_fits_nothing_is_kept(method: str, cr: fl
 def test_a_value_beyond_float16_is_refused_with_the_tensors_name(method: str) -> None:
     with pytest.raises(TensorValueError, match="'layer_w' reaches 70000"):
         encode(Projection.of(torch.full((16, 16), 7e4), "layer_w"), request_of(method, 8))
+
+
+@pytest.mark.parametrize("rows", [65535, 65536, 131071])
+@pytest.mark.parametrize("lossless", [True, False])
+def test_rows_of_dare_qt_beyond_what_a_layout_can_count_are_in_several_ranges(rows: int, lossless: bool) -> None:
+    delta = torch.randn(rows, 4, generator=torch.Generator().manual_seed(rows)) / 100
+    options = {"bits": 2, "lossless": lossless}
+    request, projection = request_of("dare-qt", 16, options=options), Projection.of(delta, "w")
+    codes = encode(projection, request)
+    assert codes["layout"].tolist()[3::2] == [min(65535, rows - first) for first in range(0, rows, 65535)]
+    assert 0.98 * budget_bytes(rows, 4, 16) <= nbytes(codes) <= budget_bytes(rows, 4, 16)
+    found, mask = decode(codes, projection, request), entry_mask(int(codes["keep"]), (rows, 4))
+    assert torch.equal(found != 0, mask & (found != 0))
+    assert torch.nn.functional.cosine_similarity(found[mask], delta[mask], dim=0) > 0.8
