@@ -39,10 +39,8 @@ def usual_requests(draw: st.DrawFn, lowest_cr: float) -> CompressConfig:
     cr = lowest_cr * draw(higher)
     if draw(st.integers(0, 3)) == 0:
         return config_of(cr, method="lowrank", **settings_)
-    beta, c = (
-        draw(st.one_of(st.just(0.6), st.floats(0.6, 0.65), st.floats(0.6, 0.95))),
-        draw(st.sampled_from([0, 0.5, 1.0])),
-    )
+    beta = draw(st.one_of(st.just(0.6), st.floats(0.6, 0.65), st.floats(0.6, 0.95)))
+    c = draw(st.sampled_from([0, 0.5, 1.0]))
     assume(2 * cr * (1 - beta) >= 1)
     rescale = draw(st.booleans())
     return config_of(cr, options={"beta": beta, "c": c, "rescale": rescale}, **settings_)
@@ -179,6 +177,7 @@ DEPTHS: list[tuple[dict[str, Any], float | None]] = [
     *(({"method": method, "cr": cr}, 4.0) for method in ("impart", "lowrank") for cr in (64, 8, 4)),
     *(({"method": method, "cr": cr}, 2.0) for method in ("impart", "lowrank") for cr in (3.99, 2)),
     *(({"method": method, "cr": 1.99}, None) for method in ("impart", "lowrank")),
+    *(({"method": method, "cr": 8, "factors_for": cr}, cr) for method in ("impart", "lowrank") for cr in (1.25, 2, 8)),
     *(({"cr": 4, **settings_}, 4.0) for settings_ in USUAL),
     *(({"cr": 8, **settings_}, None) for settings_ in UNUSUAL),
     *(({"method": "impart-qt", "cr": 64, **settings_}, None) for settings_ in UNUSUAL),
@@ -191,7 +190,7 @@ DEPTHS: list[tuple[dict[str, Any], float | None]] = [
 
 
 @pytest.mark.parametrize(("settings_", "lowest"), DEPTHS, ids=str)
-def test_usual_requests_share_two_depths_and_others_ask_for_the_whole(
+def test_usual_requests_share_two_depths_unless_they_name_one_and_others_ask_for_the_whole(
     settings_: dict[str, Any], lowest: float | None
 ) -> None:
     depth = depth_asked(config_of(**settings_), 64, 96)
@@ -210,12 +209,6 @@ def test_the_two_depths_keep_as_many_of_a_flat_spectrum_as_fit_whole_and_one() -
 def test_a_method_that_works_on_the_delta_itself_needs_no_depth(method: str) -> None:
     assert depth_asked(config_of(8, method=method), 32, 48) is None
     assert depth_asked(config_of(8, method=method, factors_for=64), 32, 48) is None
-
-
-@pytest.mark.parametrize("method", ["impart", "lowrank"])
-@pytest.mark.parametrize("lowest", [1.25, 2, 8])
-def test_a_request_may_say_itself_what_its_factors_are_for(method: str, lowest: float) -> None:
-    assert depth_asked(config_of(8, method=method, factors_for=lowest), 32, 48) == Depth(lowest)
 
 
 def test_factors_for_a_higher_ratio_than_the_requests_own_are_refused_with_the_highest_that_serves() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from impart_core.base.errors import ConfigError
 from impart_core.codec.mask import UInt16Array, keep_probability
-from impart_core.codec.parts import Codes
+from impart_core.codec.parts import Codes, nbytes
 from impart_core.delta.budget import budget_bytes, pair_bytes
 from impart_core.delta.svd import decompose, numerical_rank
 from impart_core.methods.base import METHODS, Projection
@@ -206,6 +206,15 @@ def test_no_bytes_are_left_that_could_hold_more(
     lowest = (sigma[len(keep)] / sigma[0]) ** c if allocation == "importance" else 0.0
     one_more = np.append(keep, np.rint(max(lowest * 65536, 1)) - 1).astype(np.uint16)
     assert stored_bytes(one_more, m, n) > budget
+
+
+def test_one_pair_more_than_algorithm_1_keeps_uses_the_room_that_whole_pairs_leave() -> None:
+    side, cr, sigma = 24, 6, spectrum("exp", 24)
+    assert len(allocate(sigma, side, 1 - 1 / (2 * cr), 0.6)) == 1
+    assert budget_bytes(side, side, cr) - pair_bytes(side, side) == 90
+    codes = METHOD.encode(projection_of(sigma, side, side), config_of(cr))
+    assert len(codes["sigma"]) == 2
+    assert budget_bytes(side, side, cr) - 4 <= nbytes(codes) <= budget_bytes(side, side, cr)
 
 
 def test_a_pair_that_would_be_thinned_below_its_importance_is_not_taken_to_fill_the_room() -> None:
