@@ -61,7 +61,6 @@ def test_codes_that_are_damaged_are_refused_by_name(method: str, options: dict[s
         ("magnitude", (40, 64), {"width": torch.tensor([48], dtype=torch.uint8)}, "'w'"),
         ("magnitude", (10, 10), {}, "tensor of 100 entries"),
     ],
-    ids=str,
 )
 def test_what_goes_with_no_such_matrix_is_said(
     method: str, shape: tuple[int, int], changed: Codes, sentence: str
