@@ -8,6 +8,7 @@ import hypothesis
 import pytest
 import torch
 
+from impart_core.checkpoint.index import Checkpoint, open_checkpoint
 from tests.faults import tally
 from tests.servers import s3_server
 from tests.support import make_pair
@@ -53,6 +54,12 @@ def one_thread() -> Iterator[None]:
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Folders of a small base and its fine-tune (two layers, bfloat16)."""
     return make_pair(tmp_path_factory.mktemp("pair"))
+
+
+@pytest.fixture(scope="session")
+def opened(pair: tuple[Path, Path]) -> tuple[Checkpoint, Checkpoint]:
+    """The small base and its fine-tune, opened."""
+    return open_checkpoint(pair[0]), open_checkpoint(pair[1])
 
 
 @pytest.fixture(scope="session")
