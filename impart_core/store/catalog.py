@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable
 from pydantic import Field, TypeAdapter, ValidationError
 
 from impart_core.base.canonical import canonical_json
-from impart_core.base.errors import CorruptArtifactError, StoreError
+from impart_core.base.errors import ConfigError, CorruptArtifactError, StoreError
 from impart_core.base.settings import Frozen
 from impart_core.store.manifest import Manifest, Measured, kind_of
 from impart_core.store.names import names_by_id
@@ -181,5 +181,5 @@ def entry_of(manifest: Manifest) -> CatalogEntry:
             checkpoints=content.checkpoints(manifest.recipe),
             metrics=content.measurements(),
         )
-    except (ValueError, OverflowError) as error:
+    except (ValueError, OverflowError, ConfigError) as error:
         raise CorruptArtifactError(f"The manifest of {manifest.id[:12]} cannot be told in short: {error}") from error
