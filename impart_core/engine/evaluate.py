@@ -18,7 +18,7 @@ from impart_core.engine.executor import Executor, stage
 from impart_core.engine.preflight import require_folder
 from impart_core.engine.references import EvaluationJob, EvaluationResult, Made, Run
 from impart_core.engine.requests import EvaluateRequest
-from impart_core.evaluation import Evaluation, Evaluator, check_tasks
+from impart_core.evaluation import Evaluation, Evaluator, check_code_tasks, check_tasks
 from impart_core.store.catalog import entry_of, note
 from impart_core.store.manifest import Manifest
 from impart_core.store.names import resolve
@@ -47,6 +47,7 @@ def check_evaluate(request: EvaluateRequest) -> Measurable:
     if request.base is None:
         require_folder(request.model)
     check_tasks(request.tasks)
+    check_code_tasks(request.tasks, request.code)
     store = Store(request.store)
     store.require_writable()
     if request.base is None:
@@ -87,6 +88,7 @@ def evaluate(
             tasks=request.tasks,
             split=request.split,
             limit=request.limit,
+            code=request.code,
         )
         return evaluate_all([job], executor, progress)
 
@@ -137,7 +139,7 @@ class _Loaded:
         """Return what measures it."""
         if self._evaluator is None:
             folder = self.stack.enter_context(_folder_of(self.model, self.job))
-            self._evaluator = Evaluator(folder, str(resolve_device(self.job.run.device)))
+            self._evaluator = Evaluator(folder, str(resolve_device(self.job.run.device)), run_code=self.job.code)
         return self._evaluator
 
 

@@ -13,7 +13,7 @@ from impart_core.checkpoint.index import Checkpoint
 from impart_core.checkpoint.layout import Block
 from impart_core.checkpoint.pairing import Pair
 from impart_core.engine.requests import Trust
-from impart_core.evaluation import Split
+from impart_core.evaluation import RunCode, Split
 from impart_core.store.catalog import CatalogEntry, entry_of
 from impart_core.store.manifest import Measured, Pointer
 from impart_core.store.provenance import Stopwatch
@@ -166,6 +166,7 @@ class EvaluationJob:
         tasks: lm-eval task names.
         split: which split of each task.
         limit: number of items of each; None for all.
+        code: whether tasks may run code that the model writes; no part of any id.
     """
 
     run: Run
@@ -175,6 +176,7 @@ class EvaluationJob:
     tasks: tuple[str, ...]
     split: Split = "test"
     limit: int | None = None
+    code: RunCode = "never"
 
 
 class Made(Frozen):

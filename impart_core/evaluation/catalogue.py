@@ -80,7 +80,7 @@ def _measured_by(name: str) -> dict[str, Any]:
 
 def _local_sources() -> list[Path]:
     """List the files that decide on items, answers and checks, in a fixed order."""
-    folders = ("problems", "sandbox", "lm_eval_tasks")
+    folders = ("problems", "interpreter", "lm_eval_tasks")
     inside = [file for folder in folders for file in (_ZOO / folder).iterdir() if file.suffix in (".py", ".yaml")]
     return sorted([*inside, _ZOO / "words.py", _ZOO / "splits.py"])
 
@@ -103,12 +103,16 @@ def _unknown(name: str) -> UnknownNameError:
 
 
 def _foreign_digest(name: str) -> str:
-    made_of = {**_measured_by(name), "configs": _configs(name, {})}
+    made_of = {**_measured_by(name), "configs": members_of(name)}
     return _digest(json.dumps(made_of, sort_keys=True, default=str).encode())
 
 
+def members_of(name: str) -> dict[str, Any]:
+    """Return the configurations of a task of lm-eval, or of all that a group or tag leads to, by name."""
+    return _configs(name, {})
+
+
 def _configs(name: str, seen: dict[str, Any]) -> dict[str, Any]:
-    """Collect the configurations of a task, or of all that a group or tag leads to, by name."""
     entry = lm_eval_manager().task_index.get(name)
     if entry is None or name in seen:
         return seen
