@@ -9,7 +9,7 @@ _TEXT = (
     "istitle isupper join ljust lower lstrip partition removeprefix removesuffix replace rfind rindex rjust rpartition "
     "rsplit rstrip split splitlines startswith strip swapcase title upper zfill"
 )
-_METHODS = {
+_METHODS: dict[type, frozenset[str]] = {
     str: frozenset(_TEXT.split()),
     list: frozenset({"copy", "count", "index"}),
     tuple: frozenset({"count", "index"}),
@@ -31,7 +31,7 @@ def call_method(budget: Budget, value: Any, name: str, values: list[Any], named:
     Raises:
         ExpressionError: there is no such method in the whitelist, or what it gives would be too large.
     """
-    if name not in _METHODS.get(type(value), ()):
+    if name not in _METHODS.get(type(value), frozenset()):
         raise ExpressionError(f"There is no method {name} of {type(value).__name__}.")
     if name == "join":
         values = [budget.collect(one) for one in values]

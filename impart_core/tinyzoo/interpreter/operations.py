@@ -63,19 +63,17 @@ def compare(budget: Budget, kind: type[ast.cmpop], left: Any, right: Any) -> boo
 
 
 def check_power(base: Any, exponent: Any) -> None:
-    """Refuse a power whose integer result would be too large.
+    """Refuse a power whose integer result would have more than twice the bits that are allowed.
 
     Raises:
-        ExpressionError: it would be.
+        ExpressionError: it would.
     """
-    if isinstance(base, int) and isinstance(exponent, int) and abs(base) > 1:
-        bits = base.bit_length() * exponent
-        if bits > MAX_BITS:
-            raise ExpressionError("An integer is too large.")
+    if isinstance(base, int) and isinstance(exponent, int) and (base.bit_length() - 1) * exponent > MAX_BITS:
+        raise ExpressionError("An integer is too large.")
 
 
 def _check_repetition(sequence: Any, count: Any) -> None:
-    if type(sequence) in _SEQUENCES and isinstance(count, int) and size_of(sequence) * count > MAX_SIZE:
+    if type(sequence) in _SEQUENCES and isinstance(count, int) and (size_of(sequence) - 1) * count > MAX_SIZE:
         raise ExpressionError("A value is too large.")
 
 

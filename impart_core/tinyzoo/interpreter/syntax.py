@@ -40,14 +40,15 @@ def parse(source: str) -> ast.expr:
         if depth > MAX_DEPTH:
             raise ExpressionError("It is nested too deeply.")
         _check(node)
-        # The attribute of a called method is not visited as a value of its own.
-        inner = [node.func.value, *node.args, *node.keywords] if _is_method_call(node) else ast.iter_child_nodes(node)
-        waiting.extend((child, depth + 1) for child in inner)
+        waiting.extend((child, depth + 1) for child in _inside(node))
     return tree.body
 
 
-def _is_method_call(node: ast.AST) -> bool:
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+def _inside(node: ast.AST) -> list[ast.AST]:
+    """Return the nodes inside of a node; of a called method its value, for it is no attribute that is read."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        return [node.func.value, *node.args, *node.keywords]
+    return list(ast.iter_child_nodes(node))
 
 
 def _check(node: ast.AST) -> None:
