@@ -5,8 +5,10 @@ the system's programs, read-only, besides an empty folder in memory. It has no c
 memory, files and processes, and is killed with all that it started when the function returns or its time is over.
 """
 
+import contextlib
 import json
 import os
+import pwd
 import resource
 import select
 import signal
@@ -22,7 +24,6 @@ from typing import Any
 
 from impart_core.evaluation.namespaces import (
     build_root,
-    die_with_parent,
     drop_rights,
     enter_namespaces,
     forbid_namespaces,
@@ -67,36 +68,42 @@ class Jail:
             JailError: the jail cannot be made, the function raised, or it was killed.
         """
         reader, writer = os.pipe()
+        held, lifeline = os.pipe()  # closed by this process, or by its end
         outer = os.fork()
         if outer == 0:
             os.close(reader)
-            self._enter(function, seconds, writer)
+            os.close(lifeline)
+            self._enter(function, seconds, writer, held)
         os.close(writer)
+        os.close(held)
         try:
             data = _collect(reader, time.monotonic() + seconds)
         finally:
             os.close(reader)
-            os.kill(outer, signal.SIGKILL)  # process 1 of the jail dies with it, and all others with that
+            os.close(lifeline)
             os.waitpid(outer, 0)
         return _read_reply(data)
 
-    def _enter(self, function: Callable[[], Any], seconds: float, writer: int) -> None:
-        """Enter the namespaces and wait for the fork that is process 1 in them; never returns."""
+    def _enter(self, function: Callable[[], Any], seconds: float, writer: int, held: int) -> None:
+        """Enter the namespaces, and watch over the fork that is process 1 in them; never returns."""
         try:
-            _prefer_to_kill()
             enter_namespaces()
-            if os.fork() == 0:
+            inner = os.fork()
+            if inner == 0:
                 _reply(writer, lambda: self._run_as_first(function, seconds, writer))
             os.close(writer)
-            os.wait()
+            select.select([held, os.pidfd_open(inner)], [], [])
+            os.kill(inner, signal.SIGKILL)  # the kernel kills all other processes of the jail with it
+            os.waitpid(inner, 0)
         except BaseException as error:
             _write(writer, _problem(error))
         finally:
             os._exit(0)
 
     def _run_as_first(self, function: Callable[[], Any], seconds: float, writer: int) -> Any:
-        die_with_parent()
+        os.setsid()  # or a signal to its process group would reach outside
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        Path("/proc/self/oom_score_adj").write_text("1000")  # where memory is full, the kernel kills the jail first
         forbid_namespaces()
         build_root(self.root, [*_python_folders(), *self.visible], self.work, FOLDER_BYTES)
         _close_all_but(writer)
@@ -172,16 +179,13 @@ def _close_all_but(writer: int) -> None:
     os.closerange(writer + 1, open_files)
 
 
-def _prefer_to_kill() -> None:
-    """Let the kernel kill the jail first when the machine's memory is full."""
-    Path("/proc/self/oom_score_adj").write_text("1000")
-
-
 def _python_folders() -> list[Path]:
     """Return the system's programs and the folders that Python imports from, but none that a home folder lies in."""
     package = Path(__file__).parents[1]
     own = [sys.prefix, sys.exec_prefix, sys.base_prefix, *site.getsitepackages(), *sys.path, str(package)]
-    homes = [Path("/root"), Path("/home/any"), Path(tempfile.gettempdir()) / "any"]
+    homes = [Path(place) / "any" for place in ("/home", "/root", tempfile.gettempdir())]
+    with contextlib.suppress(KeyError):  # HOME may say anything
+        homes.append(Path(pwd.getpwuid(os.getuid()).pw_dir) / "any")
     found = [Path(place).absolute() for place in own if place]
     kept = [place for place in found if not any(home.is_relative_to(place) for home in homes)]
     return [*map(Path, _SYSTEM), *_outermost(kept)]

@@ -7,8 +7,8 @@ to be a fresh fork with one thread.
 import contextlib
 import ctypes
 import os
+import platform
 import resource
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +20,9 @@ ALL_NAMESPACES = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLO
 _MS_BIND, _MS_REC, _MS_PRIVATE, _MNT_DETACH = 0x1000, 0x4000, 0x40000, 2
 _SYS_MOUNT_SETATTR, _AT_RECURSIVE = 442, 0x8000  # the number is the same on all but one architecture (Alpha)
 _READ_ONLY, _NO_SET_UID = 1, 2
-_PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 24, 38
+_PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 24, 38
+_KEYCTL = {"x86_64": 250, "aarch64": 219}  # number of the call by machine
+_JOIN_SESSION_KEYRING = 1
 _CAPABILITY_VERSION_3 = 0x20080522
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -75,11 +77,6 @@ def _write_ids(process: int, user: int, group: int) -> bool:
         except PermissionError:  # root of a container that knows no other user, and is an ordinary user outside of it
             (folder / name).write_text(itself)
     return True
-
-
-def die_with_parent() -> None:
-    """Let the kernel kill this process when its parent ends."""
-    _call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def build_root(root: Path, visible: Sequence[Path], work: Path, size: int) -> None:
@@ -153,6 +150,8 @@ def drop_rights(limits: dict[int, int]) -> None:
         _, hard = resource.getrlimit(which)
         low = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(which, (low, low))
+    if platform.machine() in _KEYCTL:  # an empty keyring instead of the user's, which may hold tickets
+        _libc.syscall(_KEYCTL[platform.machine()], _JOIN_SESSION_KEYRING, None)
     _call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     for capability in range(64):
         if _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
