@@ -27,6 +27,10 @@ FLAGS: dict[str, Any] = {
     "tasks": typer.Option(help="lm-eval tasks, with commas; built in: tinyzoo_math, tinyzoo_code, tinyzoo_chat."),
     "split": typer.Option(help="validation or test."),
     "limit": typer.Option(help="Only this many items of each task."),
+    "run_code": typer.Option("--run-code", help="Let code tasks run what the model writes, in a sandbox."),
+    "run_code_without_sandbox": typer.Option(
+        "--run-code-without-sandbox", help="Let them run it with all rights of this process."
+    ),
     "out": typer.Option(help="The folder to make."),
     "overwrite": typer.Option(help="Replace OUT when it holds files."),
     "max_shard_bytes": typer.Option(help="Largest weights file, in bytes."),

@@ -19,6 +19,7 @@ from impart_core.checkpoint.location import is_remote
 from impart_core.engine.executor import Executor, Progress, stage
 from impart_core.engine.references import EvaluationJob, EvaluationResult, Run
 from impart_core.engine.requests import EvaluateRequest
+from impart_core.evaluation.code_tasks import check_code_tasks
 from impart_core.evaluation.harness import Evaluator, check_request
 from impart_core.evaluation.result import Evaluation
 from impart_core.store.catalog import entry_of, note
@@ -46,6 +47,7 @@ def check_evaluate(request: EvaluateRequest) -> Measurable:
             "Download the model (`hf download`, `aws s3 cp --recursive`) and give its folder."
         )
     check_request(request.tasks, request.limit)
+    check_code_tasks(request.tasks, request.code)
     store = Store(request.store)
     store.require_writable()
     if request.base is None:
@@ -86,6 +88,7 @@ def evaluate(
             tasks=request.tasks,
             split=request.split,
             limit=request.limit,
+            code=request.code,
         )
         return evaluate_all([job], executor, progress)
 
@@ -117,7 +120,8 @@ def evaluate_model(job: EvaluationJob) -> tuple[EvaluationResult, ...]:
 
         @cache
         def evaluator() -> Evaluator:
-            return Evaluator(_folder_of(model, job, stack), str(resolve_device(job.run.device)))
+            device = str(resolve_device(job.run.device))
+            return Evaluator(_folder_of(model, job, stack), device, run_code=job.code)
 
         return tuple(_measure(job, model, task, store, evaluator) for task in job.tasks)
 

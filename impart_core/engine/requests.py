@@ -10,6 +10,7 @@ from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.text import CalibrationText
 from impart_core.checkpoint.location import is_remote
 from impart_core.checkpoint.writer import DEFAULT_SHARD_BYTES
+from impart_core.evaluation.code_tasks import RunCode
 from impart_core.evaluation.result import Split
 from impart_core.store.store import default_store_url
 
@@ -131,6 +132,8 @@ class EvaluateRequest(Frozen):
         limit: only so many items of each; None: all.
         store: the store's URL.
         device: where the model runs.
+        run_code: whether tasks may run code that the model writes, in a sandbox.
+        run_code_without_sandbox: whether they may without one.
         trust: how far what is there already is trusted.
     """
 
@@ -141,7 +144,16 @@ class EvaluateRequest(Frozen):
     limit: int | None = None
     store: str = Field(default_factory=default_store_url)
     device: str = "auto"
+    run_code: bool = False
+    run_code_without_sandbox: bool = False
     trust: Trust = Trust()
+
+    @property
+    def code(self) -> RunCode:
+        """What the two flags come to."""
+        if self.run_code_without_sandbox:
+            return "unsandboxed"
+        return "sandboxed" if self.run_code else "never"
 
 
 def absolute(location: str | Path) -> str:

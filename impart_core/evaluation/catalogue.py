@@ -59,7 +59,7 @@ def _digest_of_task(name: str) -> str:
         sources = _local_sources()
         made_of["sources"] = {file.relative_to(_ZOO).as_posix(): _digest(_without_moves(file)) for file in sources}
     else:
-        made_of["configs"] = _configs(name, {})
+        made_of["configs"] = members_of(name)
     return _digest(json.dumps(made_of, sort_keys=True, default=str).encode())
 
 
@@ -76,7 +76,7 @@ def _without_moves(file: Path) -> bytes:
 
 def _local_sources() -> list[Path]:
     """List the files that decide on items, answers and checks, in a fixed order."""
-    folders = ("problems", "sandbox", "lm_eval_tasks")
+    folders = ("problems", "interpreter", "lm_eval_tasks")
     inside = [file for folder in folders for file in (_ZOO / folder).iterdir() if file.suffix in (".py", ".yaml")]
     return sorted([*inside, _ZOO / "words.py", _ZOO / "splits.py"])
 
@@ -98,8 +98,12 @@ def _unknown(name: str) -> UnknownNameError:
     return UnknownNameError(f"Unknown evaluation task {name!r}.{guess} Known: {', '.join(LOCAL_TASKS)}{more}.")
 
 
+def members_of(name: str) -> dict[str, Any]:
+    """Return the configurations of a task of lm-eval, or of all that a group or tag leads to, by name."""
+    return _configs(name, {})
+
+
 def _configs(name: str, seen: dict[str, Any]) -> dict[str, Any]:
-    """Collect the configurations of a task, or of all that a group or tag leads to, by name."""
     entry = lm_eval_manager().task_index.get(name)
     if entry is None or name in seen:
         return seen

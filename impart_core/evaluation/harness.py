@@ -9,13 +9,21 @@ from typing import Any
 
 from impart_core.base.errors import EvaluationError
 from impart_core.evaluation.catalogue import check_tasks
+from impart_core.evaluation.code_tasks import RunCode, code_metrics_allowed, scored_in_sandbox
 from impart_core.evaluation.result import Evaluation, Metric, Split, TaskResult
 
 
 class Evaluator:
     """Measures one model, which is loaded once, when it is first needed."""
 
-    def __init__(self, model_dir: Path, device: str = "cpu", batch_size: int = 64, seed: int = 0) -> None:
+    def __init__(
+        self,
+        model_dir: Path,
+        device: str = "cpu",
+        batch_size: int = 64,
+        seed: int = 0,
+        run_code: RunCode = "never",
+    ) -> None:
         """Name a model; nothing is loaded yet.
 
         Args:
@@ -23,8 +31,10 @@ class Evaluator:
             device: a torch device.
             batch_size: sequences a forward pass.
             seed: seed of everything that lm-eval draws.
+            run_code: whether tasks may run code that the model writes, and whether in a sandbox.
         """
         self._folder, self._device, self._batch_size, self._seed = model_dir, device, batch_size, seed
+        self._run_code = run_code
         self._model: Any = None
 
     def measure(self, tasks: Sequence[str], *, split: Split = "test", limit: int | None = None) -> Evaluation:
@@ -40,8 +50,8 @@ class Evaluator:
 
         Raises:
             UnknownNameError: a task does not exist.
-            EvaluationError: no tasks, a limit below 1, no such split, data or a model that cannot be loaded, or a
-                metric that is not finite.
+            EvaluationError: no tasks, a limit below 1, no such split, data or a model that cannot be loaded, code
+                that may not be run, or a metric that is not finite.
         """
         check_request(tasks, limit)
         started = time.perf_counter()
@@ -51,10 +61,18 @@ class Evaluator:
         from impart_core.evaluation.prepared import load_tasks, split_of
 
         hush()
-        loaded = load_tasks(tasks, split, self._seed)
-        if self._model is None:
-            self._model = open_model(self._folder, self._device, self._batch_size)
-        results: Mapping[str, Any] = lm_eval.evaluate(lm=self._model, task_dict=loaded, limit=limit, log_samples=False)
+        with code_metrics_allowed(self._run_code):
+            loaded = load_tasks(tasks, split, self._seed)
+            with scored_in_sandbox(tasks, loaded["tasks"], self._seed, self._run_code):
+                if self._model is None:
+                    self._model = open_model(self._folder, self._device, self._batch_size)
+                results: Mapping[str, Any] = lm_eval.evaluate(
+                    lm=self._model,
+                    task_dict=loaded,
+                    limit=limit,
+                    log_samples=False,
+                    confirm_run_unsafe_code=self._run_code != "never",
+                )
         splits = {name: split_of(task) for name, task in loaded["tasks"].items()}
         measured = {name: _task_result(name, results, splits.get(name)) for name in results["results"]}
         seconds = round(time.perf_counter() - started, 3)
