@@ -32,6 +32,7 @@ from impart_core.engine.requests import (
     Trust,
     absolute,
 )
+from impart_core.evaluation.options import MeasureOptions
 from impart_core.evaluation.result import Split
 from impart_core.store.names import resolve
 from impart_core.store.provenance import Stopwatch
@@ -166,16 +167,20 @@ def evaluate(
     base: Place | None = None,
     split: Split = "test",
     limit: int | None = None,
+    options: MeasureOptions | Mapping[str, Any] | None = None,
+    run_code: bool = False,
     store: Place | Store | None = None,
 ) -> dict[str, EvaluationResult]:
     """Measure a model with lm-evaluation-harness; what was measured before is taken from the store.
 
     Args:
-        model: a checkpoint's folder, or a delta, or its name or id where `base` is given.
-        tasks: lm-eval task names.
+        model: a checkpoint's folder, Hub id or URL; or a delta, or its name or id where `base` is given.
+        tasks: lm-eval task names, or paths of YAML files.
         base: the checkpoint that a delta was made against.
         split: which split of each task.
         limit: only so many items of each; None: all.
+        options: how lm-eval measures it, such as `{"num_fewshot": 5}`; see `MeasureOptions`.
+        run_code: whether tasks may run code that the model writes, in a sandbox.
         store: as for `reconstruct`.
 
     Returns:
@@ -193,6 +198,8 @@ def evaluate(
         tasks=(tasks,) if isinstance(tasks, str) else tuple(tasks),
         split=split,
         limit=limit,
+        measuring=options if isinstance(options, MeasureOptions) else MeasureOptions(**(options or {})),
+        run_code=run_code,
         store=model.store.url if isinstance(model, Delta) else _store(store).url,
     )
     with ThreadExecutor(1) as executor:

@@ -15,6 +15,7 @@ from impart_core.checkpoint.layout import Block
 from impart_core.checkpoint.pairing import Pair
 from impart_core.engine.requests import Trust
 from impart_core.evaluation.code_tasks import RunCode
+from impart_core.evaluation.options import MeasureOptions
 from impart_core.evaluation.result import Split
 from impart_core.store.catalog import CatalogEntry, entry_of
 from impart_core.store.manifest import Measured, Pointer
@@ -169,6 +170,7 @@ class EvaluationJob:
         split: which split of each task.
         limit: number of items of each; None for all.
         code: whether tasks may run code that the model writes; no part of any id.
+        measuring: how lm-eval measures it.
     """
 
     run: Run
@@ -179,6 +181,7 @@ class EvaluationJob:
     split: Split = "test"
     limit: int | None = None
     code: RunCode = "never"
+    measuring: MeasureOptions = field(default_factory=MeasureOptions)
 
 
 class Made(Frozen):

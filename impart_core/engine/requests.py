@@ -11,6 +11,7 @@ from impart_core.calibrate.text import CalibrationText
 from impart_core.checkpoint.location import is_remote
 from impart_core.checkpoint.writer import DEFAULT_SHARD_BYTES
 from impart_core.evaluation.code_tasks import RunCode
+from impart_core.evaluation.options import MeasureOptions
 from impart_core.evaluation.result import Split
 from impart_core.store.store import default_store_url
 
@@ -127,13 +128,14 @@ class EvaluateRequest(Frozen):
     Attributes:
         model: a checkpoint's folder or, where `base` is given, a delta's name or id.
         base: the base of a delta; it is rebuilt on that in scratch.
-        tasks: lm-eval task names.
+        tasks: lm-eval task names, or paths of YAML files.
         split: which split of each task.
         limit: only so many items of each; None: all.
         store: the store's URL.
         device: where the model runs.
         run_code: whether tasks may run code that the model writes, in a sandbox.
         run_code_without_sandbox: whether they may without one.
+        measuring: how lm-eval measures it.
         trust: how far what is there already is trusted.
     """
 
@@ -146,6 +148,7 @@ class EvaluateRequest(Frozen):
     device: str = "auto"
     run_code: bool = False
     run_code_without_sandbox: bool = False
+    measuring: MeasureOptions = MeasureOptions()
     trust: Trust = Trust()
 
     @property

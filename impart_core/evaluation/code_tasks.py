@@ -15,8 +15,9 @@ from types import TracebackType
 from typing import Any, Literal
 
 from impart_core.base.errors import EvaluationError
-from impart_core.evaluation.catalogue import lm_eval_manager, members_of, only_local
+from impart_core.evaluation.catalogue import LOCAL_FOLDER, members_of, only_local
 from impart_core.evaluation.jail import problem_with_jail
+from impart_core.evaluation.options import MeasureOptions
 
 RunCode = Literal["never", "sandboxed", "unsandboxed"]
 _WORKER = "impart_core.evaluation.code_worker"
@@ -26,17 +27,19 @@ _KEPT_OF_HUB = ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE")
 _log = logging.getLogger(__name__)
 
 
-def check_code_tasks(tasks: Sequence[str], run_code: RunCode) -> None:
+def check_code_tasks(tasks: Sequence[str], run_code: RunCode, options: MeasureOptions) -> None:
     """Check, before anything is loaded, that code tasks may be run, and that there is a sandbox for them.
 
     Args:
         tasks: names of tasks, groups or tags that exist.
         run_code: what was allowed.
+        options: where more tasks lie.
 
     Raises:
         EvaluationError: they may not, or there is none.
     """
-    marked = [] if only_local(tasks) else [name for name in tasks if _runs_code(list(members_of(name).values()))]
+    foreign = [] if only_local(tasks) else tasks
+    marked = [name for name in foreign if _runs_code(list(members_of(name, options).values()))]
     if marked:
         _check_allowed(marked, run_code)
         problem = problem_with_jail() if run_code == "sandboxed" else None
@@ -79,13 +82,15 @@ def code_metrics_allowed(run_code: RunCode) -> Iterator[None]:
 
 
 @contextmanager
-def scored_in_sandbox(names: Sequence[str], tasks: Mapping[str, Any], seed: int, run_code: RunCode) -> Iterator[None]:
+def scored_in_sandbox(
+    names: Sequence[str], tasks: Mapping[str, Any], options: MeasureOptions, run_code: RunCode
+) -> Iterator[None]:
     """Hand the scoring of the code tasks among loaded tasks to a process of its own while this lasts.
 
     Args:
         names: names that the tasks were loaded by.
         tasks: the loaded tasks by name.
-        seed: seed that they were loaded with.
+        options: what they were loaded with.
         run_code: what is allowed.
 
     Raises:
@@ -96,7 +101,7 @@ def scored_in_sandbox(names: Sequence[str], tasks: Mapping[str, Any], seed: int,
         yield
         return
     _check_allowed(marked, run_code)
-    with _Scorer(names, seed) as scorer:
+    with _Scorer(names, options) as scorer:
         for name, task in marked.items():
             task.process_results = partial(scorer.score, name)
         yield
@@ -105,7 +110,7 @@ def scored_in_sandbox(names: Sequence[str], tasks: Mapping[str, Any], seed: int,
 class _Scorer:
     """The process that scores answers, each in a sandbox."""
 
-    def __init__(self, names: Sequence[str], seed: int) -> None:
+    def __init__(self, names: Sequence[str], options: MeasureOptions) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="impart-code-")
         self._worker = subprocess.Popen(
             [sys.executable, "-P", "-m", _WORKER],
@@ -116,10 +121,9 @@ class _Scorer:
             env=_environment(Path(self._folder.name) / "work"),
         )
         self._broken = 0
-        include = lm_eval_manager().include_path
-        folders = [str(place) for place in ([include] if isinstance(include, str | Path) else include or [])]
+        start = {"folder": self._folder.name, "names": list(names), "seed": options.seed, "metadata": options.metadata}
         try:
-            self._ask({"folder": self._folder.name, "names": list(names), "seed": seed, "include": folders})
+            self._ask({**start, "include": [str(LOCAL_FOLDER), *options.include_path]})
         except BaseException:
             self.close()
             raise
