@@ -116,10 +116,9 @@ class _Scorer:
             env=_environment(Path(self._folder.name) / "work"),
         )
         self._broken = 0
-        include = lm_eval_manager().include_path
-        folders = [str(place) for place in ([include] if isinstance(include, str | Path) else include or [])]
+        start = {"folder": self._folder.name, "names": list(names), "seed": seed, **_folders_of(names)}
         try:
-            self._ask({"folder": self._folder.name, "names": list(names), "seed": seed, "include": folders})
+            self._ask(start)
         except BaseException:
             self.close()
             raise
@@ -162,6 +161,17 @@ class _Scorer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _folders_of(names: Sequence[str]) -> dict[str, Any]:
+    """Return where tasks are found: for plain tasks their own folders, so that lm-eval's thousands are not read."""
+    manager = lm_eval_manager()
+    entries = [manager.task_index.get(name) for name in names]
+    if all(entry is not None and entry.yaml_path and entry.kind.name == "TASK" for entry in entries):
+        return {"include": sorted({str(entry.yaml_path.parent) for entry in entries}), "defaults": False}
+    include = manager.include_path
+    folders = [include] if isinstance(include, str | Path) else include or []
+    return {"include": [str(Path(folder).absolute()) for folder in folders], "defaults": True}
 
 
 def _environment(work: Path) -> dict[str, str]:

@@ -35,7 +35,8 @@ def load(start: dict[str, Any]) -> dict[str, Any]:
     from lm_eval.tasks import TaskManager
 
     random.seed(start["seed"])
-    return dict(TaskManager(include_path=start["include"]).load(start["names"])["tasks"])
+    manager = TaskManager(include_path=start["include"], include_defaults=start["defaults"])
+    return dict(manager.load(start["names"])["tasks"])
 
 
 def score(jail: Jail, task: Any, doc: Any, results: list[Any]) -> dict[str, Any]:
