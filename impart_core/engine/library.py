@@ -76,6 +76,15 @@ class QuantizeKeywords(RunKeywords, total=False):
     finetuned: str
 
 
+class EvaluateKeywords(TypedDict, total=False):
+    """What an evaluation is asked for besides; see `EvaluateRequest`."""
+
+    split: Split
+    limit: int | None
+    run_code: bool
+    run_code_without_sandbox: bool
+
+
 def compress(
     base: Place,
     finetuned: Place,
@@ -165,9 +174,8 @@ def evaluate(
     tasks: str | Sequence[str],
     *,
     base: Place | None = None,
-    split: Split = "test",
-    limit: int | None = None,
     store: Place | Store | None = None,
+    **keywords: Unpack[EvaluateKeywords],
 ) -> dict[str, EvaluationResult]:
     """Measure a model with lm-evaluation-harness; what was measured before is taken from the store.
 
@@ -175,9 +183,8 @@ def evaluate(
         model: a checkpoint's folder, or a delta, or its name or id where `base` is given.
         tasks: lm-eval task names.
         base: the checkpoint that a delta was made against.
-        split: which split of each task.
-        limit: only so many items of each; None: all.
         store: as for `reconstruct`.
+        keywords: what is measured of each task, and whether code is run; see `EvaluateKeywords`.
 
     Returns:
         What was measured, by task.
@@ -192,9 +199,8 @@ def evaluate(
         model=name,
         base=None if base is None else absolute(base),
         tasks=(tasks,) if isinstance(tasks, str) else tuple(tasks),
-        split=split,
-        limit=limit,
         store=model.store.url if isinstance(model, Delta) else _store(store).url,
+        **keywords,
     )
     with ThreadExecutor(1) as executor:
         return {result.task: result for result in evaluating.evaluate(request, executor)}

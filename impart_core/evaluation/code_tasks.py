@@ -57,7 +57,9 @@ def _runs_code(config: Any) -> bool:
 
 def _check_allowed(marked: Iterable[str], run_code: RunCode) -> None:
     if run_code == "never":
-        raise EvaluationError(f"{_running(marked)} the model writes. Allow it, in a sandbox, with --run-code.")
+        raise EvaluationError(
+            f"{_running(marked)} the model writes. Allow it, in a sandbox, with --run-code (run_code=True in Python)."
+        )
 
 
 def _running(marked: Iterable[str]) -> str:
