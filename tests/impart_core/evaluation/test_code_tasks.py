@@ -28,8 +28,8 @@ HARMLESS = [("", "assert f"), ("", "assert not f"), ("import math", "assert math
 
 def attacks(secret: Path) -> list[tuple[str, str]]:
     """Return programs that pass where they see nothing of the process that evaluates, and one that ends its scoring."""
-    memory = f"import gc\ntext = {SECRET[:3]!r} + {SECRET[3:]!r}\n"
-    memory += "assert not any(text in str(d.values()) for d in gc.get_objects() if type(d) is dict)"
+    memory = "import gc, os\nfound = [v for d in gc.get_objects() if type(d) is dict for v in list(d.values())]\n"
+    memory += f"assert {SECRET[::-1]!r}[::-1].encode() not in [v for v in found if type(v) is bytes]"
     return [
         (f"import os\nassert not os.path.exists({str(secret)!r})", ""),
         ("import os\nassert not {'AWS_SECRET_ACCESS_KEY', 'HF_TOKEN'} & set(os.environ)", ""),
