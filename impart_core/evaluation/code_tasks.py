@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 from impart_core.base.errors import EvaluationError
-from impart_core.evaluation.catalogue import lm_eval_manager, members_of, only_local
+from impart_core.evaluation.catalogue import LOCAL_TASKS, lm_eval_manager, members_of
 from impart_core.evaluation.jail import problem_with_jail
+from impart_core.evaluation.result import RunCode
 
-RunCode = Literal["never", "sandboxed", "unsandboxed"]
 _WORKER = "impart_core.evaluation.code_worker"
 # All else of the environment may hold credentials, and the code that is run can read the worker's memory.
 _KEPT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "XDG_CACHE_HOME")
@@ -36,7 +36,8 @@ def check_code_tasks(tasks: Sequence[str], run_code: RunCode) -> None:
     Raises:
         EvaluationError: they may not, or there is none.
     """
-    marked = [] if only_local(tasks) else [name for name in tasks if _runs_code(list(members_of(name).values()))]
+    foreign = [name for name in tasks if name not in LOCAL_TASKS]
+    marked = [name for name in foreign if _runs_code(list(members_of(name).values()))]
     if marked:
         _check_allowed(marked, run_code)
         problem = problem_with_jail() if run_code == "sandboxed" else None

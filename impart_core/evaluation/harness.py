@@ -9,8 +9,8 @@ from typing import Any
 
 from impart_core.base.errors import EvaluationError
 from impart_core.evaluation.catalogue import check_tasks
-from impart_core.evaluation.code_tasks import RunCode, code_metrics_allowed, scored_in_sandbox
-from impart_core.evaluation.result import Evaluation, Metric, Split, TaskResult
+from impart_core.evaluation.code_tasks import check_code_tasks, code_metrics_allowed, scored_in_sandbox
+from impart_core.evaluation.result import Evaluation, Metric, RunCode, Split, TaskResult
 
 
 class Evaluator:
@@ -53,8 +53,7 @@ class Evaluator:
             EvaluationError: no tasks, a limit below 1, no such split, data or a model that cannot be loaded, code
                 that may not be run, or a metric that is not finite.
         """
-        check_request(tasks, limit)
-        check_tasks(tasks)
+        check_request(tasks, limit, self._run_code)
         started = time.perf_counter()
         import lm_eval
 
@@ -80,16 +79,19 @@ class Evaluator:
         return Evaluation(tasks=measured, lm_eval_version=version("lm_eval"), seconds=seconds)
 
 
-def check_request(tasks: Sequence[str], limit: int | None) -> None:
-    """Check the shape of a request.
+def check_request(tasks: Sequence[str], limit: int | None, run_code: RunCode = "never") -> None:
+    """Check a request without loading a model or any data.
 
     Raises:
-        EvaluationError: there is no task, or the limit is below 1.
+        EvaluationError: there is no task, the limit is below 1, or a task runs code that may not be run.
+        UnknownNameError: a task does not exist.
     """
     if not tasks:
         raise EvaluationError("No evaluation task was named. Name at least one, for example tinyzoo_math.")
     if limit is not None and limit < 1:
         raise EvaluationError(f"The limit is {limit} items; it must be at least 1. Leave it out to take all.")
+    check_tasks(tasks)
+    check_code_tasks(tasks, run_code)
 
 
 def _task_result(name: str, results: Mapping[str, Any], split: Split | None) -> TaskResult:

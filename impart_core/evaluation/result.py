@@ -5,6 +5,7 @@ from typing import Literal
 from impart_core.base.settings import Frozen
 
 Split = Literal["validation", "test"]
+RunCode = Literal["never", "sandboxed", "unsandboxed"]  # what may become of code that a model writes
 
 
 class Metric(Frozen):

@@ -12,8 +12,11 @@ import pytest
 
 from impart_core import tinyzoo
 from impart_core.base.errors import EvaluationError
-from impart_core.evaluation import Evaluator, RunCode, catalogue, check_code_tasks
+from impart_core.evaluation import catalogue
+from impart_core.evaluation.code_tasks import check_code_tasks
+from impart_core.evaluation.harness import Evaluator
 from impart_core.evaluation.jail import problem_with_jail
+from impart_core.evaluation.result import RunCode
 from tests.impart_core.evaluation import code_task
 from tests.support import run_impart
 
@@ -114,7 +117,9 @@ def test_a_task_that_cannot_score_even_an_empty_answer_is_refused(folder: Path) 
 
 
 def test_where_there_is_no_sandbox_it_is_refused(tmp_path: Path) -> None:
-    program = "from impart_core.evaluation import check_code_tasks; check_code_tasks(['humaneval'], 'sandboxed')"
+    program = (
+        "from impart_core.evaluation.code_tasks import check_code_tasks; check_code_tasks(['humaneval'], 'sandboxed')"
+    )
     command = [sys.executable, "-c", program]
     if problem_with_jail() is None:
         if not shutil.which("unshare"):
