@@ -19,7 +19,6 @@ from impart_core.engine.executor import Executor, Progress, stage
 from impart_core.engine.references import EvaluationJob, EvaluationResult, Run
 from impart_core.engine.requests import EvaluateRequest
 from impart_core.evaluation.catalogue import named_tasks
-from impart_core.evaluation.code_tasks import check_code_tasks
 from impart_core.evaluation.harness import Evaluator, check_request
 from impart_core.evaluation.options import MeasureOptions
 from impart_core.evaluation.result import Evaluation
@@ -52,8 +51,7 @@ def check_evaluate(request: EvaluateRequest) -> Measurable:
     """Check a request without loading a model; raise an `ImpartError` that says what to change."""
     resolve_device(request.device)
     tasks, measuring = named_tasks(request.tasks, request.measuring)
-    check_request(tasks, request.limit, measuring)
-    check_code_tasks(tasks, request.code, measuring)
+    check_request(tasks, request.limit, measuring, request.code)
     store = Store(request.store)
     store.require_writable()
     if request.base is None:

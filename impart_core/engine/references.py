@@ -14,9 +14,8 @@ from impart_core.checkpoint.index import Checkpoint
 from impart_core.checkpoint.layout import Block
 from impart_core.checkpoint.pairing import Pair
 from impart_core.engine.requests import Trust
-from impart_core.evaluation.code_tasks import RunCode
 from impart_core.evaluation.options import MeasureOptions
-from impart_core.evaluation.result import Split
+from impart_core.evaluation.result import RunCode, Split
 from impart_core.store.catalog import CatalogEntry, entry_of
 from impart_core.store.manifest import Measured, Pointer
 from impart_core.store.provenance import Stopwatch

@@ -10,9 +10,8 @@ from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.text import CalibrationText
 from impart_core.checkpoint.location import is_remote
 from impart_core.checkpoint.writer import DEFAULT_SHARD_BYTES
-from impart_core.evaluation.code_tasks import RunCode
 from impart_core.evaluation.options import MeasureOptions
-from impart_core.evaluation.result import Split
+from impart_core.evaluation.result import RunCode, Split
 from impart_core.store.store import default_store_url
 
 STAGES = ("digest", "decompose", "sparsify", "gather")

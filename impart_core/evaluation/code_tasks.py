@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 from impart_core.base.errors import EvaluationError
-from impart_core.evaluation.catalogue import LOCAL_FOLDER, members_of, only_local
+from impart_core.evaluation.catalogue import LOCAL_FOLDER, LOCAL_TASKS, USUAL, members_of, task_index
 from impart_core.evaluation.jail import problem_with_jail
 from impart_core.evaluation.options import MeasureOptions
+from impart_core.evaluation.result import RunCode
 
-RunCode = Literal["never", "sandboxed", "unsandboxed"]
 _WORKER = "impart_core.evaluation.code_worker"
 # All else of the environment may hold credentials, and the code that is run can read the worker's memory.
 _KEPT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "XDG_CACHE_HOME")
@@ -27,7 +27,7 @@ _KEPT_OF_HUB = ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE")
 _log = logging.getLogger(__name__)
 
 
-def check_code_tasks(tasks: Sequence[str], run_code: RunCode, options: MeasureOptions) -> None:
+def check_code_tasks(tasks: Sequence[str], run_code: RunCode, options: MeasureOptions = USUAL) -> None:
     """Check, before anything is loaded, that code tasks may be run, and that there is a sandbox for them.
 
     Args:
@@ -38,7 +38,7 @@ def check_code_tasks(tasks: Sequence[str], run_code: RunCode, options: MeasureOp
     Raises:
         EvaluationError: they may not, or there is none.
     """
-    foreign = [] if only_local(tasks) else tasks
+    foreign = [name for name in tasks if name not in LOCAL_TASKS]
     marked = [name for name in foreign if _runs_code(list(members_of(name, options).values()))]
     if marked:
         _check_allowed(marked, run_code)
@@ -60,7 +60,9 @@ def _runs_code(config: Any) -> bool:
 
 def _check_allowed(marked: Iterable[str], run_code: RunCode) -> None:
     if run_code == "never":
-        raise EvaluationError(f"{_running(marked)} the model writes. Allow it, in a sandbox, with --run-code.")
+        raise EvaluationError(
+            f"{_running(marked)} the model writes. Allow it, in a sandbox, with --run-code (run_code=True in Python)."
+        )
 
 
 def _running(marked: Iterable[str]) -> str:
@@ -121,9 +123,9 @@ class _Scorer:
             env=_environment(Path(self._folder.name) / "work"),
         )
         self._broken = 0
-        start = {"folder": self._folder.name, "names": list(names), "seed": options.seed, "metadata": options.metadata}
+        start = {"folder": self._folder.name, "names": list(names), "seed": options.seed}
         try:
-            self._ask({**start, "include": [str(LOCAL_FOLDER), *options.include_path]})
+            self._ask({**start, **_places_of(names, options)})
         except BaseException:
             self.close()
             raise
@@ -166,6 +168,14 @@ class _Scorer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _places_of(names: Sequence[str], options: MeasureOptions) -> dict[str, Any]:
+    """Return where tasks are found: for plain tasks their own folders, so that lm-eval's thousands are not read."""
+    entries = [task_index(options).get(name) for name in names]
+    plain = [entry.yaml_path.parent for entry in entries if entry and entry.yaml_path and entry.kind.name == "TASK"]
+    include = sorted(map(str, plain)) if len(plain) == len(names) else [str(LOCAL_FOLDER), *options.include_path]
+    return {"include": include, "defaults": len(plain) < len(names), "metadata": options.metadata}
 
 
 def _environment(work: Path) -> dict[str, str]:

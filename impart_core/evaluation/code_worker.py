@@ -35,7 +35,9 @@ def load(start: dict[str, Any]) -> dict[str, Any]:
     from lm_eval.tasks import TaskManager
 
     random.seed(start["seed"])
-    manager = TaskManager(include_path=start["include"], metadata=start["metadata"] or None)
+    manager = TaskManager(
+        include_path=start["include"], include_defaults=start["defaults"], metadata=start["metadata"] or None
+    )
     return dict(manager.load(start["names"])["tasks"])
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from impart_core.base.errors import EvaluationError
 from impart_core.evaluation.catalogue import USUAL, check_tasks
-from impart_core.evaluation.code_tasks import RunCode, code_metrics_allowed, scored_in_sandbox
+from impart_core.evaluation.code_tasks import check_code_tasks, code_metrics_allowed, scored_in_sandbox
 from impart_core.evaluation.options import MeasureOptions
-from impart_core.evaluation.result import Evaluation, Metric, Split, TaskResult
+from impart_core.evaluation.result import Evaluation, Metric, RunCode, Split, TaskResult
 
 
 class Evaluator:
@@ -49,7 +49,7 @@ class Evaluator:
                 that may not be run, or a metric that is not finite.
         """
         options = self._options
-        check_request(tasks, limit, options)
+        check_request(tasks, limit, options, self._run_code)
         started = time.perf_counter()
         import lm_eval
 
@@ -79,11 +79,13 @@ class Evaluator:
         return Evaluation(tasks=measured, lm_eval_version=version("lm_eval"), seconds=seconds, samples=samples)
 
 
-def check_request(tasks: Sequence[str], limit: int | None, options: MeasureOptions = USUAL) -> None:
+def check_request(
+    tasks: Sequence[str], limit: int | None, options: MeasureOptions = USUAL, run_code: RunCode = "never"
+) -> None:
     """Check a request without loading a model or any data.
 
     Raises:
-        EvaluationError: there is no task, or the limit is below 1.
+        EvaluationError: there is no task, the limit is below 1, or a task runs code that may not be run.
         UnknownNameError: a task does not exist.
     """
     if not tasks:
@@ -91,6 +93,7 @@ def check_request(tasks: Sequence[str], limit: int | None, options: MeasureOptio
     if limit is not None and limit < 1:
         raise EvaluationError(f"The limit is {limit} items; it must be at least 1. Leave it out to take all.")
     check_tasks(tasks, options)
+    check_code_tasks(tasks, run_code, options)
 
 
 def _task_result(name: str, results: Mapping[str, Any], split: Split | None) -> TaskResult:

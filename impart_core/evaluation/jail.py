@@ -203,11 +203,13 @@ def problem_with_jail() -> str | None:
     """Say why this machine has no jail, after trying one in a process of its own; None where it has."""
     if not sys.platform.startswith("linux"):
         return f"namespaces are a part of Linux, and this is {sys.platform}"
-    done = subprocess.run([sys.executable, "-P", "-m", __name__], capture_output=True, text=True, check=False)
+    program = f"import sys; from {__name__} import try_out; sys.exit(try_out())"
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=False)
     return None if done.returncode == 0 else (done.stdout.strip() or done.stderr.strip()[-300:])
 
 
-def _try_out() -> int:
+def try_out() -> int:
+    """Try a jail in this process; print why there is none, and return the exit code."""
     with tempfile.TemporaryDirectory(prefix="impart-jail-") as folder:
         jail = Jail(Path(folder) / "root", Path(folder) / "work")
         jail.root.mkdir()
@@ -219,7 +221,3 @@ def _try_out() -> int:
             print(error)
             return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(_try_out())

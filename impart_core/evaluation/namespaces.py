@@ -121,7 +121,7 @@ def _mount_memory(folder: Path, size: int) -> None:
 
 def _show(root: Path, place: Path) -> None:
     target = _under(root, place)
-    if not place.exists() or target.exists():
+    if not os.path.exists(place) or target.exists():  # noqa: PTH110 - Path.exists() raises where it may not look
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     if place.is_symlink():

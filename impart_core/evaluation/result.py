@@ -7,6 +7,7 @@ from pydantic import Field
 from impart_core.base.settings import Frozen
 
 Split = Literal["validation", "test"]
+RunCode = Literal["never", "sandboxed", "unsandboxed"]  # what may become of code that a model writes
 
 
 class Metric(Frozen):
