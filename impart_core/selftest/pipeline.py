@@ -7,7 +7,6 @@ import torch
 
 from impart_core import tinyzoo
 from impart_core.base.retry import RetryPolicy, patiently
-from impart_core.base.settings import build_config
 from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.text import CalibrationText
 from impart_core.engine.compress import compress
@@ -39,7 +38,7 @@ def _digests(folder: Path, device: torch.device) -> dict[str, str]:
     request = CompressRequest(
         base=str(tinyzoo.path("base")),
         finetuned=str(tinyzoo.path("math")),
-        config=build_config(CompressConfig, cr=64, method="impart-qt", options={"ladder": "2", "fill": False}),
+        config=CompressConfig(cr=64, method="impart-qt", options={"ladder": "2", "fill": False}),
         store=Store(folder).url,
         device=str(device),
         calibration=_TEXT,
