@@ -6,7 +6,7 @@ from impart_core.engine.reconstruct import reconstruct as rebuild
 from impart_core.engine.requests import ReconstructRequest
 from impart_flows.cli import options as opt
 from impart_flows.cli.flags import from_flags
-from impart_flows.cli.output import human_bytes, print_json, progress
+from impart_flows.cli.output import human_bytes, print_json, progress, shortened
 
 
 @from_flags(ReconstructRequest, base=opt.BASE_OF_DELTA)
@@ -18,10 +18,22 @@ def reconstruct(request: ReconstructRequest, json: opt.JsonOption = False) -> No
     with progress(quiet=json) as reporter:
         made = rebuild(request, lambda done, total: reporter("reconstruct", done, total, ""))
     if json:
-        found = {"artifact": made.artifact, "out": str(made.out), "bytes": made.bytes}
+        code = {"code": made.code, "code_written": request.with_code}
+        found = {"artifact": made.artifact, "out": str(made.out), "bytes": made.bytes, **code}
         again = [one.model_dump(mode="json") for one in made.retried]
         print_json({**found, "retried": again, "seconds": made.seconds})
         return
     for one in made.retried:
         typer.echo(f"retried {one.what}, {one.times}×: {one.why}")
+    if made.code:
+        _tell_of_code(made.code, request.with_code)
     typer.echo(f"{made.out}  {human_bytes(made.bytes)} of weights in {made.seconds:.1f} s")
+
+
+def _tell_of_code(code: tuple[str, ...], written: bool) -> None:
+    """Say which code the delta brings: it runs where somebody loads the model with `trust_remote_code`."""
+    names = shortened(code)
+    if written:
+        typer.echo(f"code    {names}: written, as the delta brings it; read it before you trust it")
+    else:
+        typer.echo(f"code    {names}: left out, as only the delta brings it; --with-code writes it")

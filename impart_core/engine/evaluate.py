@@ -13,11 +13,13 @@ from impart_core.base.errors import ConfigError
 from impart_core.base.files import scratch_folder
 from impart_core.base.numerics import resolve_device
 from impart_core.base.retry import GPU, patiently, recording
+from impart_core.checkpoint.adapter import ADAPTER_CONFIG
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
+from impart_core.checkpoint.writer import folder_of
 from impart_core.engine.executor import Executor, stage
-from impart_core.engine.preflight import require_folder
+from impart_core.engine.preflight import open_side, require_folder
 from impart_core.engine.references import EvaluationJob, EvaluationResult, Made, Run
-from impart_core.engine.requests import EvaluateRequest
+from impart_core.engine.requests import EvaluateRequest, absolute
 from impart_core.evaluation import Evaluation, Evaluator, check_tasks
 from impart_core.store.catalog import entry_of, note
 from impart_core.store.manifest import Manifest
@@ -31,10 +33,17 @@ Progress = Callable[[str, int, int, str], None]
 
 @dataclass(frozen=True)
 class Measurable:
-    """A model that can be measured: its folder or the delta's artifact id, and the base of a delta, opened."""
+    """A model that can be measured.
+
+    Attributes:
+        model: its folder, or a delta's artifact id.
+        base: the base of a delta, opened.
+        merged: an adapter, merged into its base; None where the model is a whole one or a delta.
+    """
 
     model: str
     base: Checkpoint | None = None
+    merged: Checkpoint | None = None
 
 
 def check_evaluate(request: EvaluateRequest) -> Measurable:
@@ -50,11 +59,22 @@ def check_evaluate(request: EvaluateRequest) -> Measurable:
     store = Store(request.store)
     store.require_writable()
     if request.base is None:
-        open_checkpoint(request.model)
-        return Measurable(request.model)
-    delta, base = open_delta(store, resolve(store, request.model)), open_checkpoint(request.base).with_files_at_hand()
+        opened = open_checkpoint(request.model)
+        return Measurable(request.model, merged=opened if opened.adapter else None)
+    if _is_place(request.model):
+        place = absolute(request.model)
+        merged = open_side(place, open_side(request.base))
+        if merged.adapter is None:
+            raise ConfigError(f"{place} is a whole model, which needs no base. Leave out --base.")
+        return Measurable(place, merged=merged)
+    delta, base = open_delta(store, resolve(store, request.model)), open_side(request.base)
     require_base(delta, base)
     return Measurable(delta.manifest.id, base)
+
+
+def _is_place(model: str) -> bool:
+    """Return whether a model beside a base is the place of an adapter: names and ids of deltas have no slash."""
+    return "/" in model or (Path(model) / ADAPTER_CONFIG).is_file()
 
 
 def evaluate(
@@ -84,6 +104,7 @@ def evaluate(
             label=Path(request.model).name,
             model=checked.model,
             base=checked.base,
+            merged=checked.merged,
             tasks=request.tasks,
             split=request.split,
             limit=request.limit,
@@ -113,7 +134,7 @@ def evaluate_model(job: EvaluationJob) -> tuple[EvaluationResult, ...]:
     A delta is rebuilt into scratch, and the model loaded, for the first task whose metrics are not there.
     """
     store = job.run.open_store()
-    model = open_delta(store, job.model) if job.base else open_checkpoint(job.model)
+    model = job.merged or (open_delta(store, job.model) if job.base else open_checkpoint(job.model))
     with ExitStack() as stack:
         loaded = _Loaded(model, job, stack)
         return tuple(_measure(job, task, store, loaded) for task in job.tasks)
@@ -166,7 +187,8 @@ def _measure(job: EvaluationJob, task: str, store: Store, loaded: _Loaded) -> Ev
 @contextmanager
 def _folder_of(model: Checkpoint | Delta, job: EvaluationJob) -> Iterator[Path]:
     if isinstance(model, Checkpoint):
-        yield Path(model.location)
+        with folder_of(model) as folder:
+            yield folder
         return
     assert job.base is not None
     with scratch_folder() as scratch:

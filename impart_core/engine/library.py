@@ -138,6 +138,7 @@ def reconstruct(
     *,
     store: Place | Store | None = None,
     overwrite: bool = False,
+    with_code: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Rebuild a fine-tuned checkpoint as a Hugging Face folder, and return the folder.
@@ -148,6 +149,7 @@ def reconstruct(
         out: the folder to make.
         store: where it is looked for by name; None: IMPART_STORE, else the user's own.
         overwrite: whether `out` may be replaced when it holds files.
+        with_code: whether Python code that the delta brings is written too; see `Delta.code`.
         progress: called with tensors done and their number.
 
     Raises:
@@ -155,7 +157,12 @@ def reconstruct(
     """
     delta = open_delta(ref, store)
     request = ReconstructRequest(
-        ref=delta.manifest.id, base=absolute(base), out=Path(out), store=delta.store.url, overwrite=overwrite
+        ref=delta.manifest.id,
+        base=absolute(base),
+        out=Path(out),
+        store=delta.store.url,
+        overwrite=overwrite,
+        with_code=with_code,
     )
     return rebuilding.reconstruct(request, progress).out
 
@@ -172,9 +179,9 @@ def evaluate(
     """Measure a model with lm-evaluation-harness; what was measured before is taken from the store.
 
     Args:
-        model: a checkpoint's folder, or a delta, or its name or id where `base` is given.
+        model: a checkpoint's folder, or a delta, or its name or id, or an adapter's folder where `base` is given.
         tasks: lm-eval task names.
-        base: the checkpoint that a delta was made against.
+        base: the checkpoint that a delta was made against, or that an adapter was trained on.
         split: which split of each task.
         limit: only so many items of each; None: all.
         store: as for `reconstruct`.

@@ -16,11 +16,21 @@ from impart_core.store.store import Store
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """A checkpoint that was rebuilt: from which delta, where it lies, its weights' bytes, retries, seconds."""
+    """A checkpoint that was rebuilt.
+
+    Attributes:
+        artifact: the delta's id.
+        out: the folder.
+        bytes: of its weights.
+        code: Python files that the delta brings; they were written only where that was asked for.
+        retried: what was tried again.
+        seconds: how long it took.
+    """
 
     artifact: str
     out: Path
     bytes: int
+    code: tuple[str, ...]
     retried: tuple[Retried, ...]
     seconds: float
 
@@ -46,8 +56,9 @@ def reconstruct(request: ReconstructRequest, progress: Callable[[int, int], None
                 base,
                 out,
                 overwrite=request.overwrite,
+                with_code=request.with_code,
                 max_shard_bytes=request.max_shard_bytes,
                 progress=progress,
             ),
         )
-    return Reconstruction(delta.manifest.id, out, written, ledger.retried, round(watch.seconds, 3))
+    return Reconstruction(delta.manifest.id, out, written, delta.code, ledger.retried, round(watch.seconds, 3))
