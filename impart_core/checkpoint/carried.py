@@ -16,7 +16,7 @@ from impart_core.checkpoint.location import open_subfolder
 from impart_core.checkpoint.source import Folder, SourceFile
 
 LARGEST_CARRIED = 64 << 20  # bytes of one file; the largest tokenizer.json of public models has about 35 MB
-CARRIED_NAME = r"^(?:[A-Za-z0-9_][A-Za-z0-9._-]{0,98}/)?[A-Za-z0-9_][A-Za-z0-9._-]{0,98}$"
+CARRIED_NAME = r"^(?:[A-Za-z0-9_][A-Za-z0-9._-]{0,79}/)?[A-Za-z0-9_][A-Za-z0-9._-]{0,79}$"
 _JOIN = "--"  # stands for the slash where a store names a file
 _CODE = ".py"
 _KINDS = re.compile(r"\.(json|jinja|txt|model(\.v\d+)?|spm|bpe|codes|vocab|tiktoken|py)$")

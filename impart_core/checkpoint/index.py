@@ -98,6 +98,8 @@ def _whole(folder: Folder) -> Checkpoint:
             f"{folder.location} has no {CONFIG} (it holds {inside}). Give a Hugging Face model folder."
         )
     require_small(config)
+    if not config.is_local:
+        config = config.in_memory()
     index = folder.file(SHARD_INDEX)
     weight_map = None if index is None else _weight_map(folder, index)
     files = _weight_files(folder, weight_map)
@@ -110,8 +112,6 @@ def _whole(folder: Folder) -> Checkpoint:
             f"{index} lists {len(missing)} tensors that no shard holds, first {missing[0]!r}. Copy the shards again."
         )
     beside = files_beside(folder, {file.name for file in [*files, *([index] if index else [])]})
-    if not config.is_local:
-        config = config.in_memory()
     counted = [*{info.file for info in tensors.values()}, *beside.carried.values(), *([index] if index else [])]
     return Checkpoint(
         location=folder.location,
