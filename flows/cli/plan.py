@@ -8,7 +8,7 @@ from impart_core.engine.preflight import open_sides
 from impart_core.engine.requests import PlanRequest
 from impart_flows.cli import options as opt
 from impart_flows.cli.flags import from_flags
-from impart_flows.cli.output import errors, human_bytes, print_table, ratio, show
+from impart_flows.cli.output import human_bytes, print_table, ratio, show, warn
 
 
 @from_flags(PlanRequest, without=("seed",))
@@ -19,8 +19,7 @@ def plan(request: PlanRequest, json: opt.JsonOption = False) -> None:
     """
     checkpoints = open_sides(request.base, request.finetuned)
     found = make_plan(*checkpoints, request.config, request.workers or default_workers())
-    for note in dict.fromkeys(note for side in checkpoints for note in side.notes):
-        errors.print(f"note: {note}", markup=False)
+    warn(dict.fromkeys(note for side in checkpoints for note in side.notes))
     show(found, json, lambda found: _print_plan(found, request.config.accounting == "bytes"))
 
 

@@ -18,7 +18,7 @@ def reconstruct(request: ReconstructRequest, json: opt.JsonOption = False) -> No
     with progress(quiet=json) as reporter:
         made = rebuild(request, lambda done, total: reporter("reconstruct", done, total, ""))
     if json:
-        code = {"code": made.code, "code_written": request.with_code}
+        code = {"code": made.code, "code_written": request.with_code, "code_elsewhere": made.code_elsewhere}
         found = {"artifact": made.artifact, "out": str(made.out), "bytes": made.bytes, **code}
         again = [one.model_dump(mode="json") for one in made.retried]
         print_json({**found, "retried": again, "seconds": made.seconds})
@@ -27,6 +27,10 @@ def reconstruct(request: ReconstructRequest, json: opt.JsonOption = False) -> No
         typer.echo(f"retried {one.what}, {one.times}×: {one.why}")
     if made.code:
         _tell_of_code(made.code, request.with_code)
+    if made.code_elsewhere:
+        typer.echo(
+            f"code    of {shortened(made.code_elsewhere)} on the Hub runs where it is loaded with trust_remote_code"
+        )
     typer.echo(f"{made.out}  {human_bytes(made.bytes)} of weights in {made.seconds:.1f} s")
 
 

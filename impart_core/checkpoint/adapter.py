@@ -3,6 +3,7 @@
 The names of files, settings and tensors are those of the `peft` library, up to version 0.21.
 """
 
+import contextlib
 import math
 import re
 from collections.abc import Mapping
@@ -11,11 +12,13 @@ from typing import Any
 
 from impart_core.base.errors import CheckpointError
 from impart_core.checkpoint.header import TensorInfo, read_header
+from impart_core.checkpoint.location import open_subfolder
 from impart_core.checkpoint.source import Folder, read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"
+_MOST_FOLDERS = 16  # to look into
 
 # Settings that a merge does not depend on, or that the names and shapes of the tensors tell as well.
 _NEUTRAL = """
@@ -37,6 +40,7 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
     "target_parameters": list,
     "trainable_token_indices": (dict, list),
 }
+_NESTED = re.compile(r"[+*}]\)+[+*{]")
 _PREFIX = re.compile(r"^(?:base_model\.model\.|_orig_mod\.|module\.)+")
 _LORA = re.compile(
     r"(?P<module>.+?)\.(?P<part>lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))(?:\.default)?"
@@ -113,6 +117,16 @@ def read_adapter(folder: Folder) -> Adapter | None:
     return _sorted_out(folder.location, settings, tensors)
 
 
+def adapters_in(folder: Folder) -> list[str]:
+    """Return the folders in a folder that hold an adapter each, as `peft` saves those that have names."""
+    found = []
+    for name in [name for name, file in folder.entries.items() if file is None][:_MOST_FOLDERS]:
+        with contextlib.suppress(CheckpointError):
+            if open_subfolder(folder, name).file(ADAPTER_CONFIG):
+                found.append(name)
+    return found
+
+
 def _sorted_out(location: str, settings: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> Adapter:
     lora: dict[str, dict[str, TensorInfo]] = {}
     tokens: dict[str, TensorInfo] = {}
@@ -184,3 +198,7 @@ def _require_sound(location: str, settings: Mapping[str, Any]) -> None:
                 re.compile(pattern)
             except re.error as error:
                 raise CheckpointError(f"{setting} of {location} has {pattern!r}: {error}. Save it again.") from error
+            if _NESTED.search(pattern):  # it could take for ever to match
+                raise CheckpointError(
+                    f"{setting} of {location} repeats a repetition: {pattern!r:.200}. Write it simpler."
+                )

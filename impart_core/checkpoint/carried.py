@@ -5,6 +5,7 @@ model's own Python code, which is carried but never run. Nothing else is, so tha
 weights, no pickles, and no adapter that transformers would load by itself.
 """
 
+import json
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ _NEVER = re.compile(r"\.index\.json$|^adapter_config\.json$|^trainer_state\.json
 # A dense layer after a sentence encoder (sentence-transformers): the only weights that are not the model's own.
 _MODULE = re.compile(r"\d+_\w+/model\.safetensors")
 _LEFTOVERS = re.compile(r"checkpoint-\d+|global_step\d+|runs|logs|wandb|onnx|openvino|original|__pycache__|\..*")
+_MOST_FILES = 64  # in a folder of a model; one that has more holds data
 _MOST_FOLDERS = 32  # to look into; each is a request where the checkpoint is not on this machine
 
 
@@ -71,10 +73,11 @@ def files_beside(folder: Folder, weights: Collection[str]) -> Beside:
     looked_into = [name for name in folders if not _LEFTOVERS.fullmatch(name)][:_MOST_FOLDERS]
     files = dict(folder.entries)
     for name in looked_into:
-        files.update(_files_in(folder, name))
+        inner = _files_in(folder, name)
+        files.update(inner if len(inner) <= _MOST_FILES else {f"{name}/": None})
     for name, file in files.items():
         if file is None:
-            left += [f"{name}/"] if name not in looked_into else []
+            left += [f"{name.rstrip('/')}/"] if name not in looked_into else []
         elif may_be_carried(name) and file.size <= LARGEST_CARRIED:
             _require_inside(file, folder)
             carried[name] = file
@@ -100,3 +103,19 @@ def _require_inside(file: SourceFile, folder: Folder) -> None:
             f"{file} is a link to {file.path.resolve()}, outside of its checkpoint. If that file belongs to the model, "
             "copy it there in place of the link."
         )
+
+
+def code_elsewhere(folder: Path) -> tuple[str, ...]:
+    """Return the Hub's repositories whose code the configurations in a folder name (`auto_map`), sorted.
+
+    It is fetched and run where somebody loads the folder with `trust_remote_code`.
+    """
+    found: set[str] = set()
+    for path in sorted(folder.glob("*config.json")):
+        try:
+            settings = json.loads(path.read_bytes())
+            named = json.dumps(settings.get("auto_map"))
+        except (ValueError, RecursionError, AttributeError):  # no configuration that transformers would read
+            continue
+        found.update(re.findall(r'"([^"]+?)--[^"]+"', named))
+    return tuple(sorted(found))

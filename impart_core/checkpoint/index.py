@@ -1,7 +1,6 @@
 """A checkpoint as an index: every tensor's place, read from headers only."""
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -9,11 +8,11 @@ from types import MappingProxyType
 from typing import Any
 
 from impart_core.base.errors import CheckpointError
-from impart_core.checkpoint.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, read_adapter
+from impart_core.checkpoint.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, adapters_in, read_adapter
 from impart_core.checkpoint.carried import files_beside
 from impart_core.checkpoint.header import TensorInfo, read_header
 from impart_core.checkpoint.location import open_folder
-from impart_core.checkpoint.merging import merge
+from impart_core.checkpoint.merging import merge, notes_on
 from impart_core.checkpoint.source import Folder, MemoryFile, SourceFile, read_json, require_small
 
 CONFIG = "config.json"
@@ -94,8 +93,11 @@ def _whole(folder: Folder) -> Checkpoint:
     config = folder.file(CONFIG)
     if config is None:
         inside = ", ".join(sorted(folder.entries)[:8]) or "nothing"
+        several = (
+            f" It holds adapters in {', '.join(found)}: give one of them." if (found := adapters_in(folder)) else ""
+        )
         raise CheckpointError(
-            f"{folder.location} has no {CONFIG} (it holds {inside}). Give a Hugging Face model folder."
+            f"{folder.location} has no {CONFIG} (it holds {inside}). Give a Hugging Face model folder.{several}"
         )
     require_small(config)
     if not config.is_local:
@@ -130,45 +132,23 @@ def _has_weights(folder: Folder) -> bool:
 def _merged(adapter: Adapter, folder: Folder, base: Checkpoint) -> Checkpoint:
     """Return a base with an adapter merged into it: the base's files, but for those that lie beside the adapter."""
     merged = merge(adapter, base.tensors, base.config)
-    own = folder.location == base.location
-    beside = files_beside(folder, {ADAPTER_CONFIG, ADAPTER_WEIGHTS})
-    carried = {**base.carried, **beside.carried, CONFIG: base.carried[CONFIG]}
-    config = base.config
-    if merged.settings:
-        config = _changed(config, merged.settings)
-        data = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+    carried, left = dict(base.carried), base.left
+    if folder.location != base.location:
+        beside = files_beside(folder, ())
+        carried, left = {**carried, **beside.carried, CONFIG: carried[CONFIG]}, beside.left
+    if merged.config != base.config:
+        data = (json.dumps(merged.config, indent=2, sort_keys=True) + "\n").encode()
         carried[CONFIG] = MemoryFile(carried[CONFIG].location, len(data), None, data)
-    notes = [*base.notes, f"The adapter {adapter.location} is merged into {base.location}."]
-    if own:
-        notes[-1] = f"{base.location} holds a whole model and an adapter: they are merged, as transformers loads them."
-    elif adapter.base_name and _own_name(adapter.base_name) != _own_name(base.location):
-        notes.append(f"The adapter calls its base {adapter.base_name!r}, and {base.location} is given.")
     return Checkpoint(
         location=folder.location,
-        config=config,
+        config=merged.config,
         tensors=dict(sorted(merged.tensors.items())),
         carried=dict(sorted(carried.items())),
         nbytes=sum(info.nbytes for info in merged.tensors.values()) + sum(file.size for file in carried.values()),
-        notes=tuple(notes),
-        left=base.left if own else beside.left,
+        notes=(*base.notes, *notes_on(adapter, base.location)),
+        left=tuple(name for name in left if name not in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)),
         adapter=adapter.location,
     )
-
-
-def _changed(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration with other settings, in its part for text too where they stand there."""
-    text = config.get("text_config")
-    if not isinstance(text, Mapping):
-        return {**config, **settings}
-    inner = {key: value for key, value in settings.items() if key in text}
-    outer = {key: value for key, value in settings.items() if key in config or key not in text}
-    return {**config, **outer, "text_config": {**text, **inner}}
-
-
-def _own_name(place: str) -> str:
-    """Return what a model is called, by its place: the last part of a path or Hub id, without a revision."""
-    cached = re.search(r"models--[^/]+?--([^/]+)/snapshots/", place + "/")
-    return (cached[1] if cached else place.rstrip("/").rpartition("/")[2].partition("@")[0]).lower()
 
 
 def _weight_files(folder: Folder, weight_map: Mapping[str, str] | None) -> list[SourceFile]:

@@ -99,8 +99,8 @@ class LowRank(Update):
     def merged(self, base: torch.Tensor | None, index: int | None) -> torch.Tensor:  # noqa: ARG002
         """Return the merged matrix; see `Update`."""
         assert base is not None
-        delta = read_tensor(self.b).float() @ read_tensor(self.value).float()
-        merged = base.add_((delta.T if self.transposed else delta) * self.scale)
+        delta = (read_tensor(self.b).float() @ read_tensor(self.value).float()).mul_(self.scale)
+        merged = base.add_(delta.T if self.transposed else delta)
         if self.magnitude is None:
             return merged
         inputs = 0 if self.transposed else 1
@@ -136,8 +136,8 @@ class ExpertsLowRank(Update):
         assert base is not None and index is not None
         a = read_tensor(self.value).float().reshape(self.experts, -1, self.value.shape[1])[index]
         b = read_tensor(self.b).float().reshape(self.b.shape[0], -1, self.experts)[:, :, index]
-        delta = b @ a
-        return base.add_((delta.T if self.transposed else delta) * self.scale)
+        delta = (b @ a).mul_(self.scale)
+        return base.add_(delta.T if self.transposed else delta)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Which tensor of the base each part of an adapter is merged into."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,10 +18,10 @@ _WITH_HEAD = ("ForCausalLM", "ForConditionalGeneration")
 
 @dataclass(frozen=True)
 class Merged:
-    """A base with an adapter merged into it: all tensors by name, and settings that differ from the base's."""
+    """A base with an adapter merged into it: all tensors by name, and the model's configuration."""
 
     tensors: dict[str, TensorInfo]
-    settings: dict[str, Any]
+    config: Mapping[str, Any]
 
 
 def merge(adapter: Adapter, base: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> Merged:
@@ -35,6 +36,16 @@ def merge(adapter: Adapter, base: Mapping[str, TensorInfo], config: Mapping[str,
         CheckpointError: a part of the adapter fits no tensor of the base, or cannot be merged; the message names it.
     """
     return _Merging(adapter, dict(base), config).run()
+
+
+def notes_on(adapter: Adapter, base: str) -> list[str]:
+    """Return what whoever gives an adapter and the place of a base should know."""
+    if adapter.location == base:
+        return [f"{base} holds a whole model and an adapter: they are merged, as transformers loads them."]
+    notes = [f"The adapter {adapter.location} is merged into {base}."]
+    if adapter.base_name and _own_name(adapter.base_name) != _own_name(base):
+        notes.append(f"The adapter calls its base {adapter.base_name!r}, and {base} is given.")
+    return notes
 
 
 @dataclass
@@ -58,7 +69,7 @@ class _Merging:
         settings = self._vocabulary()
         if embedding:
             settings |= self._tie(embedding)
-        return Merged(self.base | self.done, settings)
+        return Merged(self.base | self.done, _changed(self.config, settings))
 
     def _put(self, name: str, update: Update, shape: tuple[int, ...] | None = None) -> None:
         before = self.done.get(name) or self.base.get(name)
@@ -200,3 +211,19 @@ def _equal(one: TensorInfo, other: TensorInfo) -> bool:
 
 def _prefixes(names: Iterable[str]) -> list[str]:
     return sorted({name[: name.index(".") + 1] for name in names if "." in name})
+
+
+def _changed(config: Mapping[str, Any], settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a configuration with other settings, in its part for text too where they stand there."""
+    text = config.get("text_config")
+    if not isinstance(text, Mapping):
+        return {**config, **settings}
+    inner = {key: value for key, value in settings.items() if key in text}
+    outer = {key: value for key, value in settings.items() if key in config or key not in text}
+    return {**config, **outer, "text_config": {**text, **inner}}
+
+
+def _own_name(place: str) -> str:
+    """Return what a model is called, by its place: the last part of a path or Hub id, without a revision."""
+    cached = re.search(r"models--[^/]+?--([^/]+)/snapshots/", place + "/")
+    return (cached[1] if cached else place.rstrip("/").rpartition("/")[2].partition("@")[0]).lower()

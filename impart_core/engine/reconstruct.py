@@ -7,6 +7,7 @@ from pathlib import Path
 from impart_core.apply.dense import reconstruct as rebuild
 from impart_core.artifacts.delta import open_delta
 from impart_core.base.retry import Retried, patiently, recording
+from impart_core.checkpoint.carried import code_elsewhere
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.engine.requests import ReconstructRequest
 from impart_core.store.names import resolve
@@ -23,6 +24,7 @@ class Reconstruction:
         out: the folder.
         bytes: of its weights.
         code: Python files that the delta brings; they were written only where that was asked for.
+        code_elsewhere: repositories of the Hub whose code its configurations name.
         retried: what was tried again.
         seconds: how long it took.
     """
@@ -31,6 +33,7 @@ class Reconstruction:
     out: Path
     bytes: int
     code: tuple[str, ...]
+    code_elsewhere: tuple[str, ...]
     retried: tuple[Retried, ...]
     seconds: float
 
@@ -61,4 +64,5 @@ def reconstruct(request: ReconstructRequest, progress: Callable[[int, int], None
                 progress=progress,
             ),
         )
-    return Reconstruction(delta.manifest.id, out, written, delta.code, ledger.retried, round(watch.seconds, 3))
+    code = delta.code, code_elsewhere(out)
+    return Reconstruction(delta.manifest.id, out, written, *code, ledger.retried, round(watch.seconds, 3))

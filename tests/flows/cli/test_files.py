@@ -21,6 +21,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     root = tmp_path_factory.mktemp("files")
     tuned = Path(shutil.copytree(tinyzoo.path("math"), root / "tuned"))
     (tuned / "own.py").write_text("answer = 42")
+    named = {"AutoTokenizer": [None, "some/where--tokens.Fast"], "AutoConfig": "own.Config"}
+    file = tuned / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "auto_map": named}))
     impart.compress(BASE, tuned, 16, store=root / "store", name="coded")
     return str(root / "store")
 
@@ -30,6 +33,7 @@ def test_code_is_told_and_written_only_when_asked_for(store: str, tmp_path: Path
     code, said, _ = run(*given, "--out", str(tmp_path / "out"))
     assert code == 0
     assert "own.py: left out, as only the delta brings it; --with-code writes it" in said
+    assert "of some/where on the Hub" in said
     assert not (tmp_path / "out" / "own.py").exists()
     _, said, _ = run(*given, "--out", str(tmp_path / "coded"), "--with-code")
     assert "own.py: written" in said

@@ -1,6 +1,7 @@
 """PEFT adapters as fine-tunes: each is held against what the `peft` library itself makes of it."""
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -231,6 +232,7 @@ def test_digests_follow_the_settings_of_a_merge_and_are_remembered(tmp_path: Pat
     change(tmp_path / "adapter", lora_alpha=13)
     after = open_checkpoint(tmp_path / "adapter", opened)
     assert tensor_digests(after) == tensor_digests(after, refresh=True) != before
+    assert tensor_digests(pickle.loads(pickle.dumps(after)), refresh=True) == tensor_digests(after)
 
 
 def change(folder: Path, **settings: Any) -> None:
@@ -257,6 +259,7 @@ def test_it_lies_in_the_folder_of_its_base(plain: tuple[Path, Path], tmp_path: P
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "both").eval()
     torch.testing.assert_close(merged_logits(found), logits_of(loaded), rtol=1e-4, atol=1e-5)
     assert "as transformers loads them" in found.notes[0]
+    assert not {ADAPTER_CONFIG, ADAPTER_WEIGHTS} & {*found.left}
 
 
 def test_it_lies_behind_a_url(plain: tuple[Path, Path], tmp_path: Path) -> None:
@@ -327,6 +330,7 @@ def header_bytes(folder: Path) -> int:
         ({"lora_alpha": float("inf")}, "alphas"),
         ({"rank_pattern": [1]}, "rank_pattern"),
         ({"alpha_pattern": {"(": 3}}, "alpha_pattern"),
+        ({"rank_pattern": {"(q+)+_proj": 3}}, "repeats a repetition"),
         ({"trainable_token_indices": "all"}, "trainable_token_indices"),
         ({"r": 5}, "of rank 5"),
         ({"use_dora": True}, "use_dora"),
@@ -374,6 +378,16 @@ def test_an_adapter_of_another_model_is_refused(plain: tuple[Path, Path], tmp_pa
     getattr(transformers, architecture.model)(architecture.config()).save_pretrained(other)
     with pytest.raises(CheckpointError, match=r"cannot be merged at 'model\.layers\.\d\.self_attn"):
         open_checkpoint(plain[1], open_checkpoint(other))
+
+
+def test_of_several_adapters_one_is_to_be_given(tmp_path: Path) -> None:
+    """As peft saves those that have names."""
+    base = save_base(tmp_path / "base")
+    for name in ("first", "second"):
+        train(base, tmp_path / "adapters", CONFIGS["lora"](), adapter=name)
+    with pytest.raises(CheckpointError, match="It holds adapters in first, second: give one of them"):
+        open_checkpoint(tmp_path / "adapters", open_checkpoint(base))
+    open_checkpoint(tmp_path / "adapters" / "first", open_checkpoint(base))
 
 
 def test_without_a_base_or_its_weights_it_is_refused(plain: tuple[Path, Path], tmp_path: Path) -> None:

@@ -120,6 +120,14 @@ def test_a_file_that_is_too_large_is_left_behind(folder: Path, monkeypatch: pyte
     assert "preprocessor_config.json" in found.left
 
 
+def test_a_folder_full_of_data_is_no_part_of_a_model(model: Path) -> None:
+    (model / "results").mkdir()
+    for number in range(65):
+        (model / "results" / f"{number}.json").write_text("{}")
+    found = open_checkpoint(model)
+    assert (set(found.carried), found.left) == ({"config.json"}, ("results/",))
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     return save_checkpoint(tmp_path / "model", {"a.weight": torch.ones(4, 4)})
