@@ -2,11 +2,12 @@
 
 import typer
 
+from impart_core.engine.reconstruct import Reconstruction
 from impart_core.engine.reconstruct import reconstruct as rebuild
 from impart_core.engine.requests import ReconstructRequest
 from impart_flows.cli import options as opt
 from impart_flows.cli.flags import from_flags
-from impart_flows.cli.output import human_bytes, print_json, progress, shortened
+from impart_flows.cli.output import human_bytes, progress, shortened, show
 
 
 @from_flags(ReconstructRequest, base=opt.BASE_OF_DELTA)
@@ -17,16 +18,14 @@ def reconstruct(request: ReconstructRequest, json: opt.JsonOption = False) -> No
     """
     with progress(quiet=json) as reporter:
         made = rebuild(request, lambda done, total: reporter("reconstruct", done, total, ""))
-    if json:
-        code = {"code": made.code, "code_written": request.with_code, "code_elsewhere": made.code_elsewhere}
-        found = {"artifact": made.artifact, "out": str(made.out), "bytes": made.bytes, **code}
-        again = [one.model_dump(mode="json") for one in made.retried]
-        print_json({**found, "retried": again, "seconds": made.seconds})
-        return
+    show(made, json, _print_report)
+
+
+def _print_report(made: Reconstruction) -> None:
     for one in made.retried:
         typer.echo(f"retried {one.what}, {one.times}×: {one.why}")
     if made.code:
-        _tell_of_code(made.code, request.with_code)
+        _tell_of_code(made.code, made.code_written)
     if made.code_elsewhere:
         typer.echo(
             f"code    of {shortened(made.code_elsewhere)} on the Hub runs where it is loaded with trust_remote_code"

@@ -12,7 +12,7 @@ from impart_core.base.errors import CheckpointError
 from impart_core.checkpoint.local import local_folder
 from impart_core.checkpoint.source import Folder, SourceFile, no_folder
 from impart_core.checkpoint.spool import keep, read_kept
-from impart_core.storage.failures import checkpoint_errors
+from impart_core.storage.failures import Side, explained
 from impart_core.storage.open import extras_of, open_url
 
 # The largest range asked for at once: it is in memory twice, and asked for again as a whole when it fails.
@@ -39,7 +39,7 @@ class RemoteFile(SourceFile):
             return len(buffer)
         for at in range(0, len(buffer), _LARGEST_RANGE):
             wanted = min(_LARGEST_RANGE, len(buffer) - at)
-            with checkpoint_errors(self):
+            with explained(Side.CHECKPOINT, self):
                 data = self.fetch(start + at, start + at + wanted)
             if len(data) > wanted:
                 raise CheckpointError(
@@ -91,7 +91,7 @@ def url_folder(url: str) -> Folder:
     if isinstance(fs, LocalFileSystem):
         return local_folder(Path(root))
     location = url.rstrip("/")
-    with checkpoint_errors(f"The checkpoint folder {location}"):
+    with explained(Side.CHECKPOINT, f"The checkpoint folder {location}"):
         try:
             fs.invalidate_cache(root)
             listed = {_name(info): info for info in fs.ls(root, detail=True) if str(info["name"]) != f"{root}/"}

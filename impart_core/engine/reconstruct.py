@@ -1,12 +1,12 @@
 """Rebuilding a checkpoint from a delta in a store."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from impart_core.apply.dense import reconstruct as rebuild
 from impart_core.artifacts.delta import open_delta
 from impart_core.base.retry import Retried, patiently, recording
+from impart_core.base.settings import Frozen
 from impart_core.checkpoint.carried import code_elsewhere
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.engine.requests import ReconstructRequest
@@ -15,15 +15,15 @@ from impart_core.store.provenance import Stopwatch
 from impart_core.store.store import Store
 
 
-@dataclass(frozen=True)
-class Reconstruction:
+class Reconstruction(Frozen):
     """A checkpoint that was rebuilt.
 
     Attributes:
         artifact: the delta's id.
         out: the folder.
         bytes: of its weights.
-        code: Python files that the delta brings; they were written only where that was asked for.
+        code: Python files that the delta brings.
+        code_written: whether they were written, as was asked for.
         code_elsewhere: repositories of the Hub whose code its configurations name.
         retried: what was tried again.
         seconds: how long it took.
@@ -33,6 +33,7 @@ class Reconstruction:
     out: Path
     bytes: int
     code: tuple[str, ...]
+    code_written: bool
     code_elsewhere: tuple[str, ...]
     retried: tuple[Retried, ...]
     seconds: float
@@ -64,5 +65,13 @@ def reconstruct(request: ReconstructRequest, progress: Callable[[int, int], None
                 progress=progress,
             ),
         )
-    code = delta.code, code_elsewhere(out)
-    return Reconstruction(delta.manifest.id, out, written, *code, ledger.retried, round(watch.seconds, 3))
+    return Reconstruction(
+        artifact=delta.manifest.id,
+        out=out,
+        bytes=written,
+        code=delta.code,
+        code_written=request.with_code,
+        code_elsewhere=code_elsewhere(out),
+        retried=ledger.retried,
+        seconds=round(watch.seconds, 3),
+    )
