@@ -4,12 +4,16 @@ Files are read with plain reads into the reader's own memory. Mapped files would
 pages that were touched stay in the process's resident memory until the map is closed.
 """
 
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from impart_core.base.errors import CheckpointError
 from impart_core.checkpoint.source import Folder, SourceFile, no_folder
+
+# Where the Hub's own cache keeps what the files of its snapshots are links to.
+_HUB_BLOB = re.compile(r"/models--[^/]+/blobs/[0-9a-f]{40,64}$")
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,12 @@ def local_folder(path: Path) -> Folder:
     except OSError as error:
         raise _unreadable(path, error) from error
     return Folder(str(path), entries)
+
+
+def leads_outside(path: Path, folder: Path) -> bool:
+    """Return whether a path leads by links out of its folder, other than to the Hub cache's own copy of a file."""
+    real = path.resolve()
+    return not real.is_relative_to(folder.resolve()) and not _HUB_BLOB.search(real.as_posix())
 
 
 def _entry(path: Path) -> LocalFile | None:

@@ -9,6 +9,7 @@ from impart_core.base.errors import StoreError
 from impart_core.base.numerics import default_workers
 from impart_core.base.retry import Ledger, Retried, patiently, recording
 from impart_core.base.settings import Frozen
+from impart_core.checkpoint.carried import is_code
 from impart_core.checkpoint.spool import spooling
 from impart_core.engine.chain import quantize_layer
 from impart_core.engine.executor import Executor, Pending, Progress
@@ -50,7 +51,9 @@ class CompressReport(Frozen):
     those whose factors were there already, `saved_bytes` what the lossless stage made the codes smaller by, and
     `fallbacks` how often a quick decomposition did not hold. `remade` says
     what was wrong with each artifact that was there and had to be made again, `changed` names those that were
-    refreshed and came out otherwise, and `retried` says what was tried again and why. `events_sent` and
+    refreshed and came out otherwise, and `retried` says what was tried again and why. `notes` are sentences on the
+    checkpoints, `code` names the Python files that the delta carries, and `left` what lies beside the fine-tune's
+    weights and is not carried. `events_sent` and
     `events_lost` count OpenLineage events; both are 0 where no receiver is configured.
     """
 
@@ -69,6 +72,9 @@ class CompressReport(Frozen):
     remade: tuple[str, ...]
     changed: tuple[str, ...]
     retried: tuple[Retried, ...]
+    notes: tuple[str, ...] = ()
+    code: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
     seconds: float
     peak_rss_bytes: int
     events_sent: int = 0
@@ -217,6 +223,9 @@ class _Compression:
             retried=ledger.retried,
             seconds=round(watch.seconds, 3),
             peak_rss_bytes=peak_rss_bytes(),
+            notes=tuple(dict.fromkeys([*self._checked.base.notes, *self._checked.finetuned.notes])),
+            code=tuple(filter(is_code, self._checked.finetuned.carried)),
+            left=self._checked.finetuned.left,
         )
         new = frozenset([*(part.id for part in parts if not part.cached), *([artifact] if blocks else [])])
         entries = (*(part.entry for part in parts), delta.entry)

@@ -10,14 +10,17 @@ from impart_core.apply.dense import reconstruct
 from impart_core.apply.reader import require_base
 from impart_core.artifacts.delta import Delta, open_delta
 from impart_core.artifacts.evaluation import EvaluationContent, evaluation_recipe, publish_evaluation
+from impart_core.base.errors import ConfigError
 from impart_core.base.files import scratch_folder
 from impart_core.base.numerics import resolve_device
 from impart_core.base.retry import GPU, patiently, recording
+from impart_core.checkpoint.adapter import ADAPTER_CONFIG
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
 from impart_core.checkpoint.writer import folder_of
 from impart_core.engine.executor import Executor, Progress, stage
+from impart_core.engine.preflight import open_side
 from impart_core.engine.references import EvaluationJob, EvaluationResult, Run
-from impart_core.engine.requests import EvaluateRequest
+from impart_core.engine.requests import EvaluateRequest, absolute
 from impart_core.evaluation.catalogue import named_tasks
 from impart_core.evaluation.harness import Evaluator, check_request
 from impart_core.evaluation.options import MeasureOptions
@@ -39,12 +42,14 @@ class Measurable:
         base: the base of a delta, opened.
         tasks: lm-eval's names of the tasks.
         measuring: how it is measured, with the folders of all tasks.
+        merged: an adapter, merged into its base; None where the model is a whole one or a delta.
     """
 
     model: str
     base: Checkpoint | None
     tasks: tuple[str, ...]
     measuring: MeasureOptions
+    merged: Checkpoint | None = None
 
 
 def check_evaluate(request: EvaluateRequest) -> Measurable:
@@ -55,11 +60,22 @@ def check_evaluate(request: EvaluateRequest) -> Measurable:
     store = Store(request.store)
     store.require_writable()
     if request.base is None:
-        open_checkpoint(request.model)
-        return Measurable(request.model, None, tasks, measuring)
-    delta, base = open_delta(store, resolve(store, request.model)), open_checkpoint(request.base).with_files_at_hand()
+        opened = open_checkpoint(request.model)
+        return Measurable(request.model, None, tasks, measuring, opened if opened.adapter else None)
+    if _is_place(request.model):
+        place = absolute(request.model)
+        merged = open_side(place, open_side(request.base))
+        if merged.adapter is None:
+            raise ConfigError(f"{place} is a whole model, which needs no base. Leave out --base.")
+        return Measurable(place, None, tasks, measuring, merged)
+    delta, base = open_delta(store, resolve(store, request.model)), open_side(request.base)
     require_base(delta, base)
     return Measurable(delta.manifest.id, base, tasks, measuring)
+
+
+def _is_place(model: str) -> bool:
+    """Return whether a model beside a base is the place of an adapter: names and ids of deltas have no slash."""
+    return "/" in model or (Path(model) / ADAPTER_CONFIG).is_file()
 
 
 def evaluate(
@@ -89,6 +105,7 @@ def evaluate(
             label=Path(request.model).name,
             model=checked.model,
             base=checked.base,
+            merged=checked.merged,
             tasks=checked.tasks,
             measuring=checked.measuring,
             split=request.split,
@@ -120,7 +137,7 @@ def evaluate_model(job: EvaluationJob) -> tuple[EvaluationResult, ...]:
     A delta is rebuilt into scratch, and the model loaded, for the first task whose metrics are not there.
     """
     store = job.run.open_store()
-    model = open_delta(store, job.model) if job.base else open_checkpoint(job.model)
+    model = job.merged or (open_delta(store, job.model) if job.base else open_checkpoint(job.model))
     with ExitStack() as stack:
 
         @cache

@@ -148,6 +148,7 @@ def reconstruct(
     *,
     store: Place | Store | None = None,
     overwrite: bool = False,
+    with_code: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Rebuild a fine-tuned checkpoint as a Hugging Face folder, and return the folder.
@@ -158,6 +159,7 @@ def reconstruct(
         out: the folder to make.
         store: where it is looked for by name; None: IMPART_STORE, else the user's own.
         overwrite: whether `out` may be replaced when it holds files.
+        with_code: whether Python code that the delta brings is written too; see `Delta.code`.
         progress: called with tensors done and their number.
 
     Raises:
@@ -165,7 +167,12 @@ def reconstruct(
     """
     delta = open_delta(ref, store)
     request = ReconstructRequest(
-        ref=delta.manifest.id, base=absolute(base), out=Path(out), store=delta.store.url, overwrite=overwrite
+        ref=delta.manifest.id,
+        base=absolute(base),
+        out=Path(out),
+        store=delta.store.url,
+        overwrite=overwrite,
+        with_code=with_code,
     )
     return rebuilding.reconstruct(request, progress).out
 
@@ -182,9 +189,10 @@ def evaluate(
     """Measure a model with lm-evaluation-harness; what was measured before is taken from the store.
 
     Args:
-        model: a checkpoint's folder, Hub id or URL; or a delta, or its name or id where `base` is given.
+        model: a checkpoint's folder, Hub id or URL; or a delta, or its name or id, or an adapter's place, where `base`
+            is given.
         tasks: lm-eval task names, or paths of YAML files.
-        base: the checkpoint that a delta was made against.
+        base: the checkpoint that a delta was made against, or that an adapter was trained on.
         options: how lm-eval measures it, such as `{"num_fewshot": 5}`; see `MeasureOptions`.
         store: as for `reconstruct`.
         keywords: what is measured of each task, and whether code is run; see `EvaluateKeywords`.

@@ -36,9 +36,15 @@ class Checked:
     layers: tuple[str, ...] = ()
 
 
-def open_side(place: str) -> Checkpoint:
-    """Open one of a run's checkpoints, with the files beside its weights at hand."""
-    return open_checkpoint(place).with_files_at_hand()
+def open_side(place: str, base: Checkpoint | None = None) -> Checkpoint:
+    """Open one of a run's checkpoints, with the files beside its weights at hand; `base` as in `open_checkpoint`."""
+    return open_checkpoint(place, base).with_files_at_hand()
+
+
+def open_sides(base: str, finetuned: str) -> tuple[Checkpoint, Checkpoint]:
+    """Open both of a run's checkpoints, the fine-tuned one perhaps as an adapter on the base."""
+    opened = open_side(base)
+    return opened, open_side(finetuned, opened)
 
 
 def check_compress(request: CompressRequest, opened: tuple[Checkpoint, Checkpoint] | None = None) -> Checked:
@@ -51,7 +57,7 @@ def check_compress(request: CompressRequest, opened: tuple[Checkpoint, Checkpoin
     resolve_device(request.device)
     if request.name is not None:
         require_ref_name(request.name)
-    base, finetuned = opened or (open_side(request.base), open_side(request.finetuned))
+    base, finetuned = opened or open_sides(request.base, request.finetuned)
     work = check_request(base, finetuned, request.config)
     layers = _check_calibration(request, finetuned)
     Store(request.store).require_writable()

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from impart_core.base.errors import CheckpointError
-from impart_core.checkpoint.index import CARRIED, SHARD_INDEX, SINGLE, open_checkpoint
+from impart_core.checkpoint.index import SHARD_INDEX, SINGLE, open_checkpoint
 from tests.support import llama_shapes, random_tensors, save_checkpoint, weight_files
 
 
@@ -43,7 +43,7 @@ def test_its_bytes_are_those_of_the_files_that_belong_to_it(tensors: dict[str, t
     (folder / "README.md").write_text("not part of the model")
     checkpoint = open_checkpoint(folder)
     assert checkpoint.nbytes == counted
-    assert set(checkpoint.carried) == {"config.json", "tokenizer.json"} <= set(CARRIED)
+    assert set(checkpoint.carried) == {"config.json", "tokenizer.json"}
 
 
 def test_safetensors_under_any_name_are_found_when_there_is_no_usual_one(tmp_path: Path) -> None:
