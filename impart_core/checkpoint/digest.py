@@ -1,7 +1,7 @@
 """What a checkpoint is, by content: a digest for each tensor, remembered between runs.
 
-Digests are remembered by each file's address, size and stamp (modification time, ETag, blob id), so that a cached
-run reads no weights, wherever they lie.
+Digests are remembered by each file's address, size and stamp (inode and times, ETag, blob id), so that a cached run
+reads no weights, wherever they lie.
 """
 
 import contextlib
@@ -65,13 +65,21 @@ def _file_digests(file: SourceFile, infos: Iterable[TensorInfo], refresh: bool) 
         return {info.name: tensor_digest(info) for info in infos}
     stamp = [file.address, file.size, file.stamp]
     record = cache_folder() / "digests" / f"{hashlib.sha256(file.address.encode()).hexdigest()}.json"
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        remembered = json.loads(record.read_text())
-        if remembered["stamp"] == stamp and not refresh:
-            return {str(name): str(digest) for name, digest in remembered["digests"].items()}
-    digests = {info.name: tensor_digest(info) for info in infos}
+    known = {} if refresh else _remembered(record, stamp)
+    digests = {info.name: known.get(info.name) or tensor_digest(info) for info in infos}
+    if digests.keys() <= known.keys():
+        return digests
     # A cache that cannot be written costs time, nothing else.
     with contextlib.suppress(OSError):
         record.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(record, json.dumps({"stamp": stamp, "digests": digests}).encode())
+        write_atomically(record, json.dumps({"stamp": stamp, "digests": {**known, **digests}}).encode())
     return digests
+
+
+def _remembered(record: Path, stamp: list[object]) -> dict[str, str]:
+    """Return the digests of a file's tensors that were read before; none where it has changed since."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+        remembered = json.loads(record.read_text())
+        if remembered["stamp"] == stamp:
+            return {str(name): str(digest) for name, digest in remembered["digests"].items()}
+    return {}

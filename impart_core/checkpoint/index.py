@@ -1,8 +1,7 @@
 """A checkpoint as an index: every tensor's place, read from headers only."""
 
-import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -10,12 +9,11 @@ from typing import Any
 from impart_core.base.errors import CheckpointError
 from impart_core.checkpoint.header import TensorInfo, read_header
 from impart_core.checkpoint.location import open_folder
-from impart_core.checkpoint.source import Folder, SourceFile
+from impart_core.checkpoint.source import SourceFile, read_json, require_small
+from impart_core.checkpoint.weights import find_weights
 
 CONFIG = "config.json"
-SINGLE = "model.safetensors"
-SHARD_INDEX = "model.safetensors.index.json"
-_MAX_JSON_BYTES = 64 << 20
+CARD = "README.md"
 
 # Files beside the weights that a complete Hugging Face folder has and that a rebuilt one should have too.
 CARRIED = (
@@ -45,6 +43,8 @@ class Checkpoint:
         tensors: every tensor by name, names sorted.
         carried: the configuration, tokenizer and generation files that are present, by name.
         nbytes: bytes where it lies: weights, shard index and carried files.
+        card: its model card, where it has one.
+        notes: sentences on what was found that whoever uses it should know.
     """
 
     location: str
@@ -52,6 +52,8 @@ class Checkpoint:
     tensors: Mapping[str, TensorInfo]
     carried: Mapping[str, SourceFile]
     nbytes: int
+    card: SourceFile | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Make its mappings read-only."""
@@ -60,7 +62,8 @@ class Checkpoint:
 
     def __reduce__(self) -> tuple[type["Checkpoint"], tuple[Any, ...]]:
         """Pickle it with plain mappings: read-only ones cannot be."""
-        return Checkpoint, (self.location, dict(self.config), dict(self.tensors), dict(self.carried), self.nbytes)
+        values = (getattr(self, field.name) for field in fields(self))
+        return Checkpoint, tuple(dict(value) if isinstance(value, Mapping) else value for value in values)
 
     def with_files_at_hand(self) -> "Checkpoint":
         """Return the checkpoint with what is carried of it read, so that none of these files is fetched twice."""
@@ -85,58 +88,31 @@ def open_checkpoint(location: Path | str) -> Checkpoint:
         raise CheckpointError(
             f"{folder.location} has no {CONFIG} (it holds {inside}). Give a Hugging Face model folder."
         )
-    _require_small(config)
     if not config.is_local:
+        require_small(config)
         config = config.in_memory()
-    index = folder.file(SHARD_INDEX)
-    weight_map = None if index is None else _weight_map(folder, index)
-    files = _weight_files(folder, weight_map)
-    tensors = _tensors(files)
+    settings = read_json(config)
+    weights = find_weights(folder, settings)
+    tensors = _tensors(weights.files)
     if not tensors:
         raise CheckpointError(f"The safetensors files in {folder.location} hold no tensors.")
-    missing = sorted((weight_map or {}).keys() - tensors.keys())
+    missing = sorted(weights.listed - tensors.keys())
     if missing:
         raise CheckpointError(
-            f"{index} lists {len(missing)} tensors that no shard holds, first {missing[0]!r}. Copy the shards again."
+            f"{weights.index} lists {len(missing)} tensors that no shard holds, first {missing[0]!r}. "
+            "Copy the shards again."
         )
     carried = {name: file for name in CARRIED if (file := folder.file(name)) is not None} | {CONFIG: config}
-    counted = [*{info.file for info in tensors.values()}, *carried.values(), *([index] if index else [])]
+    counted = [*weights.files, *carried.values(), *([weights.index] if weights.index else [])]
     return Checkpoint(
         location=folder.location,
-        config=_read_json(config),
+        config=settings,
         tensors=dict(sorted(tensors.items())),
         carried=carried,
         nbytes=sum(file.size for file in counted),
+        card=folder.file(CARD),
+        notes=weights.notes,
     )
-
-
-def _weight_files(folder: Folder, weight_map: Mapping[str, str] | None) -> list[SourceFile]:
-    names = sorted(set(weight_map.values())) if weight_map else [SINGLE]
-    found = [file for name in names if (file := folder.file(name)) is not None]
-    if found:
-        return found
-    found = [file for name, file in folder.entries.items() if file is not None and name.endswith(".safetensors")]
-    if found:
-        return sorted(found, key=str)
-    pickled = sorted(name for name in folder.entries if name.endswith((".bin", ".pt", ".pth")))
-    what = f"only {pickled[0]}, which is a pickle" if pickled else "no weights at all"
-    raise CheckpointError(
-        f"{folder.location} holds no safetensors ({what}). Checkpoints are read as safetensors only: load the model "
-        "and save it with `save_pretrained(..., safe_serialization=True)`."
-    )
-
-
-def _weight_map(folder: Folder, index: SourceFile) -> dict[str, str]:
-    weight_map = _read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index} has no weight_map. Save the checkpoint again.")
-    names = {str(name): str(file) for name, file in weight_map.items()}
-    for file in set(names.values()):
-        if Path(file).name != file:
-            raise CheckpointError(f"{index} names {file!r}, which is not a file of its own folder.")
-        if folder.file(file) is None:
-            raise CheckpointError(f"{index} names {file}, which is missing. Copy the shard there.")
-    return names
 
 
 def _tensors(files: Iterable[SourceFile]) -> dict[str, TensorInfo]:
@@ -150,19 +126,3 @@ def _tensors(files: Iterable[SourceFile]) -> dict[str, TensorInfo]:
             )
         tensors.update(found)
     return tensors
-
-
-def _read_json(file: SourceFile) -> dict[str, Any]:
-    _require_small(file)
-    try:
-        value = json.loads(file.read(0, file.size).decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} cannot be read as JSON: {error}.") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{file} is not a JSON object.")
-    return value
-
-
-def _require_small(file: SourceFile) -> None:
-    if file.size > _MAX_JSON_BYTES:
-        raise CheckpointError(f"{file} has {file.size:,} bytes, far more than such a file needs. Copy it again.")

@@ -15,7 +15,7 @@ import torch
 from impart_core.base.errors import OutputExistsError
 from impart_core.base.files import disk_errors
 from impart_core.checkpoint.header import DTYPE_NAMES, DTYPES
-from impart_core.checkpoint.index import SHARD_INDEX, SINGLE
+from impart_core.checkpoint.weights import SHARD_INDEX, SINGLE
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 

@@ -10,7 +10,8 @@ from impart_core.apply.dense import reconstruct
 from impart_core.artifacts.block import BlockContent
 from impart_core.artifacts.delta import Delta
 from impart_core.base.errors import CheckpointError, TensorValueError
-from impart_core.checkpoint.index import SHARD_INDEX, open_checkpoint
+from impart_core.checkpoint.index import open_checkpoint
+from impart_core.checkpoint.weights import SHARD_INDEX
 from impart_core.checkpoint.writer import write_safetensors
 from impart_core.methods import METHODS
 from impart_core.store.store import Store
