@@ -1,5 +1,6 @@
 """A checkpoint as an index: every tensor's place, read from headers only."""
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -7,9 +8,9 @@ from types import MappingProxyType
 from typing import Any
 
 from impart_core.base.errors import CheckpointError
-from impart_core.checkpoint.header import TensorInfo, read_header
+from impart_core.checkpoint.header import DTYPES, FLOAT8, TensorInfo, read_header
 from impart_core.checkpoint.location import open_folder
-from impart_core.checkpoint.source import SourceFile, read_json, require_small
+from impart_core.checkpoint.source import MemoryFile, SourceFile, read_json, require_small
 from impart_core.checkpoint.weights import find_weights
 
 CONFIG = "config.json"
@@ -70,6 +71,15 @@ class Checkpoint:
         carried = {name: file if file.is_local else file.in_memory() for name, file in self.carried.items()}
         return replace(self, carried=carried)
 
+    def without_settings(self, keys: Iterable[str]) -> "Checkpoint":
+        """Return the checkpoint with a configuration that lacks these keys."""
+        config = {key: value for key, value in self.config.items() if key not in keys}
+        if len(config) == len(self.config):
+            return self
+        data = (json.dumps(config, indent=2) + "\n").encode()
+        file = MemoryFile(self.carried[CONFIG].location, len(data), None, data)
+        return replace(self, config=config, carried={**self.carried, CONFIG: file})
+
 
 def open_checkpoint(location: Path | str) -> Checkpoint:
     """Index a Hugging Face checkpoint with single or sharded safetensors.
@@ -118,7 +128,7 @@ def open_checkpoint(location: Path | str) -> Checkpoint:
 def _tensors(files: Iterable[SourceFile]) -> dict[str, TensorInfo]:
     tensors: dict[str, TensorInfo] = {}
     for file in files:
-        found, _ = read_header(file)
+        found, _ = read_header(file, DTYPES | FLOAT8)
         for name in found.keys() & tensors.keys():
             raise CheckpointError(
                 f"Tensor {name!r} is in both {tensors[name].file} and {file}. "
