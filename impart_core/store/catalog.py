@@ -140,7 +140,11 @@ def _write_pack(store: Store, entries: Iterable[CatalogEntry]) -> str:
 
 
 def list_entries(store: Store) -> list[NamedEntry]:
-    """Return the artifacts that people look for by themselves, with their names, newest last; see `Content.listed`."""
+    """Return the artifacts that people look for by themselves, with their names, newest last; see `Content.listed`.
+
+    Raises:
+        ArtifactNotFoundError: nothing lies at the store's place.
+    """
     names: dict[str, list[str]] = {}
     for name, artifact_id in all_refs(store).items():
         names.setdefault(artifact_id, []).append(name)
@@ -149,6 +153,8 @@ def list_entries(store: Store) -> list[NamedEntry]:
         for entry in scan(store).values()
         if (kind := kind_of(entry.kind)) is None or kind.listed
     ]
+    if not entries:
+        store.require_there()
     return sorted(entries, key=lambda entry: (entry.started, entry.id))
 
 

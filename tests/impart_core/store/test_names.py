@@ -84,6 +84,7 @@ def test_a_beginning_of_fewer_than_six_digits_is_no_id(store: Store, tmp_path: P
 
 
 def test_an_unknown_name_is_answered_with_the_nearest(store: Store) -> None:
+    store.objects.replace("other/object", b"", None)
     with pytest.raises(ArtifactNotFoundError, match="holds no names"):
         resolve(store, "maths")
     set_ref(store, "math@prod", ONE)
