@@ -8,7 +8,7 @@ from impart_core.engine.quantize import quantize_request
 from impart_core.engine.requests import CompressRequest, QuantizeRequest, absolute
 from impart_flows.cli import options as opt
 from impart_flows.cli.flags import from_flags
-from impart_flows.cli.output import human_bytes, progress, ratio, show, warn_of_faults
+from impart_flows.cli.output import human_bytes, progress, ratio, show, warn, warn_of_faults
 from impart_flows.compress import run_compress
 from impart_flows.embedded import prefect_server
 
@@ -45,6 +45,7 @@ def _run(request: CompressRequest, checked: Checked, json: bool) -> None:
     """Run a compression with an embedded server unless there is another, and print its report."""
     with progress(quiet=json) as reporter, prefect_server(reporter):
         report = run_compress(request, checked, reporter)
+    warn(report.notes)
     warn_of_faults(report.remade, report.changed)
     show(report, json, _print_report)
 

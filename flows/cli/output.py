@@ -60,6 +60,12 @@ def print_lines(texts: Mapping[str, str | None]) -> None:
         typer.echo(f"{key:{width}}  {text or ''}".rstrip())
 
 
+def warn(notes: Iterable[str]) -> None:
+    """Say on standard error what whoever asked should know."""
+    for note in notes:
+        errors.print(f"warning: {note}", markup=False)
+
+
 def warn_of_faults(remade: Iterable[str], changed: Iterable[str]) -> None:
     """Say on standard error what had to be made anew, and what came out otherwise than before."""
     for fault in remade:

@@ -54,21 +54,26 @@ def empty_model(checkpoint: Checkpoint) -> Any:
     if model_class is None or not hasattr(model_class, "from_pretrained"):
         raise UnknownModelError(f"transformers {transformers.__version__} does not know the model {named!r:.100}")
     try:
-        config = transformers.CONFIG_MAPPING[kind].from_dict(copy.deepcopy(dict(checkpoint.config)))
         with _quiet(), torch.device("meta"):
+            config = transformers.CONFIG_MAPPING[kind].from_dict(copy.deepcopy(dict(checkpoint.config)))
             return model_class.from_config(config) if named is None else model_class(config)
     except Exception as error:  # whatever the model's own class makes of its configuration
         raise UnknownModelError(f"transformers cannot make the model: {error}") from error
 
 
-def renaming(model: Any) -> Callable[[str], str]:
-    """Return what a tensor of the checkpoint is called in the model."""
+def renaming(model: Any, *, convert: bool = True) -> Callable[[str], str]:
+    """Return what a tensor of the checkpoint is called in the model.
+
+    Args:
+        model: the model.
+        convert: whether tensors that are joined, split or transposed are named by what becomes of them, too.
+    """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
     changes, names = get_model_conversion_mapping(model), model.state_dict()
     simple = [change for change in changes if isinstance(change, WeightRenaming)]
-    others = [change for change in changes if isinstance(change, WeightConverter)]
+    others = [change for change in changes if isinstance(change, WeightConverter) and convert]
     return lambda name: str(rename_source_key(name, simple, others, model.base_model_prefix, names)[0])
 
 

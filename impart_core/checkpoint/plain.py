@@ -8,10 +8,12 @@ from impart_core.checkpoint.index import Checkpoint
 from impart_core.checkpoint.quantized import dequantized
 from impart_core.checkpoint.weights import NAMED
 
-# What torch.compile, FSDP and activation checkpointing put into names, anywhere, and what others put before all of them.
+# What torch.compile, FSDP and activation checkpointing put into names, and what others put before all of them.
 _INSIDE = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _BEFORE = ("module.", "_forward_module.", "base_model.model.")
-_ADAPTER = re.compile(r"\.(lora_\w+|modules_to_save|original_module|ia3_\w|hada_\w+|lokr_\w+|(b?oft|vera|fourierft)_\w+)\b")
+_ADAPTER = re.compile(
+    r"\.(lora_\w+|modules_to_save|original_module|ia3_\w|hada_\w+|lokr_\w+|(b?oft|vera|fourierft)_\w+)\b"
+)
 
 
 def plain(checkpoint: Checkpoint) -> Checkpoint:

@@ -9,9 +9,10 @@ from impart_core.base.errors import StoreError
 from impart_core.base.numerics import default_workers
 from impart_core.base.retry import Retried, patiently, recording
 from impart_core.base.settings import Frozen
+from impart_core.checkpoint.pairing import Pairs
 from impart_core.engine.chain import quantize_layer
 from impart_core.engine.executor import Executor, Pending
-from impart_core.engine.jobs import Planned, plan_jobs
+from impart_core.engine.jobs import Digests, Planned, plan_jobs
 from impart_core.engine.preflight import Checked, check_compress
 from impart_core.engine.references import (
     BlockResult,
@@ -54,7 +55,8 @@ class CompressReport(Frozen):
     `fallbacks` how often a quick decomposition did not hold. `remade` says
     what was wrong with each artifact that was there and had to be made again, `changed` names those that were
     refreshed and came out otherwise, and `retried` says what was tried again and why. `events_sent` and
-    `events_lost` count OpenLineage events; both are 0 where no receiver is configured.
+    `events_lost` count OpenLineage events; both are 0 where no receiver is configured. `notes` are sentences on the
+    checkpoints that whoever asked should know.
     """
 
     artifact: str
@@ -76,6 +78,7 @@ class CompressReport(Frozen):
     peak_rss_bytes: int
     events_sent: int = 0
     events_lost: int = 0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,7 @@ class _Compression:
             workers=request.workers,
         )
         self._parts = _Parts()
+        self._notes = checked.work.notes
 
     def run(self) -> Compression:
         """Run all stages."""
@@ -172,6 +176,7 @@ class _Compression:
             for side in (self._checked.base, self._checked.finetuned)
         ]
         digests = sides[0].result(), sides[1].result()
+        self._notes += _unchanged(self._checked.work.pairs, digests)
         words = self._parts.text.id if self._parts.text else None
         base, finetuned, config = self._checked.base, self._checked.finetuned, self._request.config
         recipe = patiently("read configurations", lambda: delta_recipe(base, finetuned, config, digests, words))
@@ -231,10 +236,19 @@ class _Compression:
             retried=(),
             seconds=0.0,
             peak_rss_bytes=0,
+            notes=self._notes,
         )
         new = frozenset([*(part.id for part in parts if not part.cached), *([artifact] if blocks else [])])
         entries = (*(part.entry for part in parts), delta.entry)
         return Compression(report, delta.blocks, entries, new, self._run.sources)
+
+
+def _unchanged(pairs: Pairs, digests: Digests) -> tuple[str, ...]:
+    """Return a sentence where no tensor of the fine-tune differs from the base's."""
+    ours, theirs = digests
+    if any(pair.base is None or ours[pair.base.name] != theirs[name] for name, pair in pairs.items()):
+        return ()
+    return ("Every tensor of the fine-tuned checkpoint is the same as in the base: the delta is empty.",)
 
 
 class _Blocks:

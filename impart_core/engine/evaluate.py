@@ -15,7 +15,7 @@ from impart_core.base.numerics import resolve_device
 from impart_core.base.retry import GPU, patiently, recording
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
 from impart_core.engine.executor import Executor, stage
-from impart_core.engine.preflight import require_folder
+from impart_core.engine.preflight import open_side, require_folder
 from impart_core.engine.references import EvaluationJob, EvaluationResult, Made, Run
 from impart_core.engine.requests import EvaluateRequest
 from impart_core.evaluation import Evaluation, Evaluator, check_tasks
@@ -52,7 +52,7 @@ def check_evaluate(request: EvaluateRequest) -> Measurable:
     if request.base is None:
         open_checkpoint(request.model)
         return Measurable(request.model)
-    delta, base = open_delta(store, resolve(store, request.model)), open_checkpoint(request.base).with_files_at_hand()
+    delta, base = open_delta(store, resolve(store, request.model)), open_side(request.base)
     require_base(delta, base)
     return Measurable(delta.manifest.id, base)
 

@@ -11,6 +11,8 @@ from impart_core.calibrate.model import decoder_layers
 from impart_core.calibrate.text import check_text
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
 from impart_core.checkpoint.location import is_remote
+from impart_core.checkpoint.plain import plain
+from impart_core.checkpoint.sides import require_different
 from impart_core.engine.plan import Work, check_request
 from impart_core.engine.requests import CompressRequest
 from impart_core.store.names import require_ref_name
@@ -37,8 +39,20 @@ class Checked:
 
 
 def open_side(place: str) -> Checkpoint:
-    """Open one of a run's checkpoints, with the files beside its weights at hand."""
-    return open_checkpoint(place).with_files_at_hand()
+    """Open one of a run's checkpoints as its model would have saved it, with the files beside its weights at hand."""
+    return plain(open_checkpoint(place)).with_files_at_hand()
+
+
+def open_sides(base: str, finetuned: str) -> tuple[Checkpoint, Checkpoint]:
+    """Open both checkpoints of a run.
+
+    Raises:
+        ConfigError: they are one and the same.
+        CheckpointError: one of them cannot be read.
+    """
+    opened = open_side(base), open_side(finetuned)
+    require_different(*opened)
+    return opened
 
 
 def check_compress(request: CompressRequest, opened: tuple[Checkpoint, Checkpoint] | None = None) -> Checked:
@@ -51,7 +65,7 @@ def check_compress(request: CompressRequest, opened: tuple[Checkpoint, Checkpoin
     resolve_device(request.device)
     if request.name is not None:
         require_ref_name(request.name)
-    base, finetuned = opened or (open_side(request.base), open_side(request.finetuned))
+    base, finetuned = opened or open_sides(request.base, request.finetuned)
     work = check_request(base, finetuned, request.config)
     layers = _check_calibration(request, finetuned)
     Store(request.store).require_writable()

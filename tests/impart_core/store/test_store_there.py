@@ -25,7 +25,9 @@ READING: dict[str, Callable[[Store], object]] = {
 
 @pytest.mark.parametrize("read", READING.values(), ids=READING)
 def test_a_place_with_nothing_in_it_is_no_empty_store(read: Callable[[Store], object], store: Store) -> None:
-    with pytest.raises(ArtifactNotFoundError, match=rf"There is no store at {store.url}: .*Check --store and IMPART_ST"):
+    with pytest.raises(
+        ArtifactNotFoundError, match=rf"There is no store at {store.url}: .*Check --store and IMPART_ST"
+    ):
         read(store)
     assert not store.objects.exists()
 
