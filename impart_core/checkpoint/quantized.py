@@ -29,7 +29,8 @@ _SCALES = ("_scale_inv", "_scale")
 _FP8 = ("F8_E4M3", "F8_E5M2")
 _BLOCKS, _BLOCK_SCALES = "_blocks", "_scales"
 _ACTIVATIONS = ("input_scale", "activation_scale", "input_scale_inv", "output_scale", "k_scale", "v_scale", "q_scale")
-_FP4 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+_E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+_FP4 = torch.cat([_E2M1, -_E2M1])  # by code: the highest of its four bits is the sign
 _PACKED = ("I8", "U8", "I16", "U16", "I32", "U32")
 _FORMATS = {
     (".qweight", ".qzeros", ".g_idx"): "GPTQ or AWQ",
@@ -78,7 +79,7 @@ class Quantized:
         first, last = offset // row, -(-(end - matrix * m * row) // row)
         decode = self._fp8 if self.block else self._mxfp4
         values = decode(matrix, first, last).to(self.dtype).contiguous().view(torch.uint8).flatten()
-        return memoryview(values[offset - first * row :][: end - start].numpy())
+        return memoryview(values[offset - first * row :][: end - start].numpy().tobytes())
 
     def reach(self, start: int) -> int:
         """Return how many bytes from `start` on are decoded together: those of some rows of a matrix, or of all."""
@@ -198,8 +199,8 @@ def _find_fp8(checkpoint: Checkpoint) -> Iterator[Quantized]:
         scale = next((checkpoint.tensors[name + s] for s in _SCALES if name + s in checkpoint.tensors), None)
         if scale is None or not scale.is_floating:
             raise CheckpointError(
-                f"{checkpoint.location} holds {name!r} as {info.dtype} without scales ({' or '.join(_SCALES)}), so that "
-                "its values cannot be told. Give the checkpoint that it was quantised from."
+                f"{checkpoint.location} holds {name!r} as {info.dtype} without scales ({' or '.join(_SCALES)}), so "
+                "that its values cannot be told. Give the checkpoint that it was quantised from."
             )
         yield Quantized(name, info, scale, _block(checkpoint, info, scale), _dtype(checkpoint))
 
@@ -226,9 +227,10 @@ def _find_mxfp4(checkpoint: Checkpoint) -> Iterator[Quantized]:
     for name, info in checkpoint.tensors.items():
         own = name.removesuffix(_BLOCKS)
         scales = checkpoint.tensors.get(own + _BLOCK_SCALES)
-        if own != name and scales and info.dtype == scales.dtype == "U8" and len(info.shape) == 4:
-            if info.shape[:-1] == scales.shape and info.shape[-1] == 16 and min(info.shape) > 0:
-                yield Quantized(own, info, scales, None, _dtype(checkpoint))
+        if own == name or scales is None or not info.dtype == scales.dtype == "U8":
+            continue
+        if len(info.shape) == 4 and info.shape == (*scales.shape, 16) and min(info.shape) > 0:
+            yield Quantized(own, info, scales, None, _dtype(checkpoint))
 
 
 def _refuse_others(checkpoint: Checkpoint, rest: Mapping[str, TensorInfo]) -> None:
