@@ -33,7 +33,7 @@ def swapped(base: Checkpoint, finetuned: Checkpoint) -> tuple[str, ...]:
         return ()
     if theirs in _bases_of(base):
         why = f"{base.location} says that its own base is {theirs!r}"
-    elif ours.startswith(theirs) and _TUNED.search(ours.removeprefix(theirs)):
+    elif ours.startswith(theirs) and _TUNED.match(ours.removeprefix(theirs)):
         why = f"the base's name is that of the fine-tuned checkpoint with {ours.removeprefix(theirs)!r} after it"
     else:
         return ()
