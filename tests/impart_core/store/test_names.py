@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from impart_core.base.errors import (
@@ -288,6 +288,7 @@ def test_many_writers_at_once_lose_no_move_and_rewrite_none(tmp_path: Path) -> N
     assert [move.id for move in moves[:3]] == ids
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 8), max_size=12))
 def test_history_only_grows_and_each_rollback_leads_to_a_move_in_it(steps: list[int]) -> None:
     store = Store(f"memory://{uuid.uuid4().hex}")
