@@ -7,8 +7,9 @@ from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from impart_core.base.numerics import default_workers
-from impart_core.engine.compress import CompressReport, Progress
+from impart_core.engine.compress import CompressReport
 from impart_core.engine.compress import compress as compress_model
+from impart_core.engine.executor import Progress
 from impart_core.engine.preflight import Checked
 from impart_core.engine.requests import CompressRequest
 from impart_flows.events import observed_run
@@ -31,7 +32,7 @@ def flow_of(
             done = compress_model(
                 request, PrefectExecutor(), checked=checked, progress=progress, run_id=str(flow_run.id or "")
             )
-            run.tell(done.entries, [place for _, place in done.sources], request.store, done.new)
+            run.tell(done.entries, done.sources, request.store, done.new)
         show_compression(done.report, done.blocks, done.new)
         return done.report.model_copy(update={"events_sent": run.sent, "events_lost": run.lost})
 

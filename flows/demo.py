@@ -1,16 +1,18 @@
 """Flow: the demo. Each fine-tune of the tiny zoo at several ratios: compressed, rebuilt, measured."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from prefect import Flow
 from prefect.runtime import flow_run
 
 from impart_core import tinyzoo
-from impart_core.base.settings import Frozen, build_config
+from impart_core.base.settings import Frozen
 from impart_core.blocks.request import CompressConfig
-from impart_core.checkpoint.index import open_checkpoint
-from impart_core.engine.compress import CompressReport, Progress, compress
+from impart_core.checkpoint.index import Checkpoint, open_checkpoint
+from impart_core.engine.compress import CompressReport, compress
 from impart_core.engine.evaluate import evaluate_all
+from impart_core.engine.executor import Progress
 from impart_core.engine.references import EvaluationJob, EvaluationResult, Run
 from impart_core.engine.requests import CompressRequest
 from impart_core.store.provenance import Stopwatch
@@ -61,20 +63,16 @@ def flow_of(progress: Progress | None = None) -> "Flow[..., DemoReport]":
             for done, (name, cr) in enumerate(pairs, 1):
                 made = compress(_request(name, cr, store, device), executor, progress=progress, run_id=run_id)
                 compressed[name, cr] = made.report
-                run.tell(made.entries, [place for _, place in made.sources], store, made.new)
+                run.tell(made.entries, made.sources, store, made.new)
                 tell("models", done, len(pairs), f"{name} at CR {cr:g}")
             shared = Run(store, device, id=run_id)
-            jobs = [job for name in tinyzoo.FINE_TUNES for job in _jobs(name, ratios, compressed, shared, limit)]
-            results = evaluate_all(jobs, executor, progress)
-            for job, result in zip(jobs, results, strict=True):
-                run.tell(
-                    [result.entry],
-                    [job.base.location if job.base else job.model],
-                    store,
-                    [] if result.cached else [result.id],
-                )
+            models = [model for name in tinyzoo.FINE_TUNES for model in _models(name, compressed, shared, limit)]
+            results = evaluate_all([model.job for model in models], executor, progress)
+            for model, result in zip(models, results, strict=True):
+                source = model.job.base.location if model.job.base else model.job.model
+                run.tell([result.entry], [source], store, [] if result.cached else [result.id])
         return DemoReport(
-            rows=tuple(_rows(ratios, compressed, results)),
+            rows=tuple(map(_row, models, results)),
             store=store,
             items=results[0].items[results[0].task],
             compressions=len(compressed),
@@ -94,48 +92,55 @@ def _request(name: str, cr: float, store: str, device: str) -> CompressRequest:
     return CompressRequest(
         base=str(tinyzoo.path("base")),
         finetuned=str(tinyzoo.path(name)),
-        config=build_config(CompressConfig, cr=cr),
+        config=CompressConfig(cr=cr),
         store=store,
         name=f"tinyzoo-{name}@cr{cr:g}",
         device=device,
     )
 
 
-def _jobs(
-    name: str,
-    ratios: Sequence[float],
-    compressed: dict[tuple[str, float], CompressReport],
-    run: Run,
-    limit: int | None,
-) -> list[EvaluationJob]:
-    base, opened = str(tinyzoo.path("base")), open_checkpoint(tinyzoo.path("base"))
-    deltas = [(f"{name} at CR {cr:g}", compressed[name, cr].artifact, opened) for cr in ratios]
-    models = [("base", base, None), (name, str(tinyzoo.path(name)), None), *deltas]
-    return [EvaluationJob(run, label, model, of, (f"tinyzoo_{name}",), limit=limit) for label, model, of in models]
+@dataclass(frozen=True)
+class _Model:
+    """A model to measure: which fine-tune's task, what it is called, its bytes, and how it was compressed, if it was.
+
+    The base takes no bytes of its own.
+    """
+
+    task: str
+    name: str
+    job: EvaluationJob
+    bytes: int | None = None
+    cr: float | None = None
+    made: CompressReport | None = None
 
 
-def _rows(
-    ratios: Sequence[float],
-    compressed: dict[tuple[str, float], CompressReport],
-    results: Sequence[EvaluationResult],
-) -> list[DemoRow]:
-    rows = []
-    measured = iter(results)
-    for name in tinyzoo.FINE_TUNES:
-        whole = open_checkpoint(tinyzoo.path(name)).nbytes
-        for model, cr in [("base", None), ("fine-tuned", None), *((f"CR {cr:g}", cr) for cr in ratios)]:
-            metrics = next(measured).metrics[f"tinyzoo_{name}"]
-            made = None if cr is None else compressed[name, cr]
-            rows.append(
-                DemoRow(
-                    task=name,
-                    model=model,
-                    cr=cr,
-                    exact_match=metrics["exact_match"],
-                    answer_loss=metrics["answer_loss"],
-                    bytes=made.bytes if made else whole if model == "fine-tuned" else None,
-                    cr_projection=made.cr_projection if made else None,
-                    cr_model=made.cr_model if made else None,
-                )
-            )
-    return rows
+def _models(
+    task: str, compressed: Mapping[tuple[str, float], CompressReport], run: Run, limit: int | None
+) -> Iterator[_Model]:
+    """Give the base, a fine-tune, and each of its compressions."""
+    base, finetuned = tinyzoo.path("base"), tinyzoo.path(task)
+
+    def job(label: str, model: str, of: Checkpoint | None = None) -> EvaluationJob:
+        return EvaluationJob(run, label, model, of, (f"tinyzoo_{task}",), limit=limit)
+
+    yield _Model(task, "base", job("base", str(base)))
+    yield _Model(task, "fine-tuned", job(task, str(finetuned)), open_checkpoint(finetuned).nbytes)
+    opened = open_checkpoint(base)
+    for cr in (cr for name, cr in compressed if name == task):
+        made = compressed[task, cr]
+        delta = job(f"{task} at CR {cr:g}", made.artifact, opened)
+        yield _Model(task, f"CR {cr:g}", delta, made.bytes, cr, made)
+
+
+def _row(model: _Model, result: EvaluationResult) -> DemoRow:
+    metrics = result.metrics[result.task]
+    return DemoRow(
+        task=model.task,
+        model=model.name,
+        cr=model.cr,
+        exact_match=metrics["exact_match"],
+        answer_loss=metrics["answer_loss"],
+        bytes=model.bytes,
+        cr_projection=model.made.cr_projection if model.made else None,
+        cr_model=model.made.cr_model if model.made else None,
+    )

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from impart_core.base.errors import ImpartError
-from impart_core.engine.compress import Progress
+from impart_core.engine.executor import Progress
 
 _STARTUP_SECONDS = 120
 _PATIENCE_SECONDS = 60  # for a configured server that is there but too busy to answer

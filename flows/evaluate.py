@@ -5,8 +5,9 @@ from pathlib import Path
 from prefect import Flow
 from prefect.runtime import flow_run
 
-from impart_core.engine.evaluate import Measurable, Progress
+from impart_core.engine.evaluate import Measurable
 from impart_core.engine.evaluate import evaluate as evaluate_model
+from impart_core.engine.executor import Progress
 from impart_core.engine.references import EvaluationResult
 from impart_core.engine.requests import EvaluateRequest
 from impart_flows.events import observed_run

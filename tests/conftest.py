@@ -4,9 +4,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
+from impart_core.checkpoint.index import Checkpoint, open_checkpoint
 from tests.faults import tally
 from tests.servers import s3_server
 from tests.support import make_pair
@@ -14,6 +16,8 @@ from tests.support import make_pair
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+hypothesis.settings.register_profile("any speed", deadline=None)  # a verdict depends on no machine's speed
+hypothesis.settings.load_profile("any speed")
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -50,6 +54,12 @@ def one_thread() -> Iterator[None]:
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Folders of a small base and its fine-tune (two layers, bfloat16)."""
     return make_pair(tmp_path_factory.mktemp("pair"))
+
+
+@pytest.fixture(scope="session")
+def opened(pair: tuple[Path, Path]) -> tuple[Checkpoint, Checkpoint]:
+    """The small base and its fine-tune, opened."""
+    return open_checkpoint(pair[0]), open_checkpoint(pair[1])
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import typer
 
 from impart_core.base.errors import ConfigError
-from impart_core.base.settings import Frozen, build_config
+from impart_core.base.settings import Frozen
 from impart_core.store.store import default_store_url
 from impart_flows.cli.options import FLAGS
 
@@ -24,6 +24,8 @@ def from_flags(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Turn a function of a request into a verb: the request's fields, nested ones too, become arguments and options.
 
+    They stand in the order of `FLAGS`, and those that it does not have at the end.
+
     Args:
         model: the request's model. The function's first parameter is one; its other parameters stay as they are.
         without: fields that keep their defaults.
@@ -32,14 +34,15 @@ def from_flags(
 
     def decorate(verb: Callable[..., None]) -> Callable[..., None]:
         _, *others = inspect.signature(verb).parameters.values()
-        fields = [one for one in _parameters(model, {**FLAGS, **flags}) if one.name not in without]
+        fields = {one.name: one for one in _parameters(model, {**FLAGS, **flags}) if one.name not in without}
+        ordered = [*(fields.pop(name) for name in FLAGS if name in fields), *fields.values()]
 
         @functools.wraps(verb)
         def run(**typed: Any) -> None:
             own = {other.name: typed.pop(other.name) for other in others}
             verb(build_request(model, typed), **own)
 
-        signature = inspect.Signature([*fields, *(one.replace(kind=one.KEYWORD_ONLY) for one in others)])
+        signature = inspect.Signature([*ordered, *(one.replace(kind=one.KEYWORD_ONLY) for one in others)])
         run.__signature__ = signature  # type: ignore[attr-defined]
         return run
 
@@ -66,7 +69,7 @@ def build_request(model: type[RequestT], typed: dict[str, Any]) -> RequestT:
             values[name] = build_request(nested, typed)
         elif name in typed:
             values[name] = _READERS[name][1](typed[name]) if name in _READERS else typed[name]
-    return build_config(model, **values)
+    return model(**values)
 
 
 def read_options(typed: Sequence[str] | None) -> dict[str, Any]:
@@ -89,17 +92,6 @@ def read_options(typed: Sequence[str] | None) -> dict[str, Any]:
     return given
 
 
-def at_least_one(flag: str) -> Callable[[int | None], int | None]:
-    """Return a reader of a number that refuses those below 1."""
-
-    def read(number: int | None) -> int | None:
-        if number is not None and number < 1:
-            raise ConfigError(f"{flag} is {number}; it must be at least 1.")
-        return number
-
-    return read
-
-
 # Fields that are typed otherwise than their models have them: type on the command line, and what makes a value of it.
 _READERS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
     "options": (list[str] | None, read_options),
@@ -107,8 +99,6 @@ _READERS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
     "refs": (list[str], tuple),
     "tasks": (str, lambda text: tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))),
     "out": (Path, lambda folder: folder.absolute()),
-    "workers": (int | None, at_least_one("--workers")),
-    "max_shard_bytes": (int, at_least_one("--max-shard-bytes")),
 }
 
 
@@ -148,7 +138,7 @@ def _optional(model: type[Frozen], typed: dict[str, Any]) -> Frozen | None:
     given = {name: typed[name] for name in model.model_fields if typed.get(name) is not None}
     missing = [name for name, field in model.model_fields.items() if field.is_required() and name not in given]
     if not missing:
-        return build_config(model, **given)
+        return model(**given)
     if given:
         flags = " and ".join(f"--calibration-{name}" for name in given)
         raise ConfigError(f"{flags} is given, but no text. Name it with --calibration, or leave the number out.")

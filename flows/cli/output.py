@@ -5,28 +5,20 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from impart_core.base.settings import Frozen
 from impart_core.base.units import human_bytes as human_bytes
 
 _SECONDS_BETWEEN_LINES = 2.0
 
+ReportT = TypeVar("ReportT", bound=Frozen)
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
-
-
-class Report(Protocol):
-    """What can be printed as JSON: any pydantic model."""
-
-    def model_dump(self, *, mode: str) -> dict[str, Any]:
-        """Return its fields."""
-
-
-ReportT = TypeVar("ReportT", bound=Report)
 
 
 def show(report: ReportT, json: bool, print_text: Callable[[ReportT], None]) -> None:
@@ -92,7 +84,7 @@ def progress(quiet: bool = False) -> Iterator["Reporter"]:
 
 
 class Reporter:
-    """Listens to progress; see `impart_core.engine.compress.Progress`."""
+    """Listens to progress; see `impart_core.engine.executor.Progress`."""
 
     def __init__(self, bars: bool, quiet: bool) -> None:
         """Make a listener that shows bars, or lines, or nothing."""

@@ -2,11 +2,12 @@
 
 import typer
 
+from impart_core.engine.reconstruct import Reconstruction
 from impart_core.engine.reconstruct import reconstruct as rebuild
 from impart_core.engine.requests import ReconstructRequest
 from impart_flows.cli import options as opt
 from impart_flows.cli.flags import from_flags
-from impart_flows.cli.output import human_bytes, print_json, progress
+from impart_flows.cli.output import human_bytes, progress, show
 
 
 @from_flags(ReconstructRequest, base=opt.BASE_OF_DELTA)
@@ -17,11 +18,10 @@ def reconstruct(request: ReconstructRequest, json: opt.JsonOption = False) -> No
     """
     with progress(quiet=json) as reporter:
         made = rebuild(request, lambda done, total: reporter("reconstruct", done, total, ""))
-    if json:
-        found = {"artifact": made.artifact, "out": str(made.out), "bytes": made.bytes}
-        again = [one.model_dump(mode="json") for one in made.retried]
-        print_json({**found, "retried": again, "seconds": made.seconds})
-        return
+    show(made, json, _print_report)
+
+
+def _print_report(made: Reconstruction) -> None:
     for one in made.retried:
         typer.echo(f"retried {one.what}, {one.times}×: {one.why}")
     typer.echo(f"{made.out}  {human_bytes(made.bytes)} of weights in {made.seconds:.1f} s")

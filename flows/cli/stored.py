@@ -8,7 +8,7 @@ from impart_core.base.errors import ConfigError
 from impart_core.store.catalog import list_entries
 from impart_core.store.names import resolve
 from impart_core.store.store import Store
-from impart_core.store.verify import StoreReport, VerifyReport, verify_store
+from impart_core.store.verify import VerifyReport, verify_store
 from impart_core.store.verify import verify as verify_artifact
 from impart_flows.cli import options as opt
 from impart_flows.cli.output import human_bytes, print_json, print_table, progress
@@ -50,7 +50,6 @@ def verify(
     if (ref is None) != every:
         raise ConfigError("Say what to verify: either an artifact (its name or id) or --all.")
     opened = Store(store)
-    report: VerifyReport | StoreReport
     with progress(quiet=json) as reporter:
         if ref is None:
             what, report = opened.url, verify_store(opened, by_bytes(reporter, "verify"))
@@ -66,10 +65,10 @@ def verify(
         raise typer.Exit(1)
 
 
-def _print_report(what: str, report: VerifyReport | StoreReport) -> None:
+def _print_report(what: str, report: VerifyReport) -> None:
     for fault in report.faults:
         typer.echo(f"fault: {fault}")
     state = f"{len(report.faults)} faults" if report.faults else "whole"
     typer.echo(f"{what} is {state}: {report.artifacts} artifacts, {report.files} files, {report.bytes:,} bytes")
-    if isinstance(report, StoreReport) and report.leftovers:
+    if report.leftovers:
         typer.echo(f"{report.leftovers} leftovers beside them, {human_bytes(report.leftover_bytes)}")

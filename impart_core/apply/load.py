@@ -1,6 +1,5 @@
 """Loading: base + delta straight into memory, without a checkpoint on disk."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,10 +53,7 @@ def load_model(delta: Delta, base: Checkpoint, device: torch.device) -> Any:
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(f"The model of {delta.manifest.id[:12]} cannot be made: {error}") from error
         state = {name: reader.rebuild(name, base) for name in reader.headers}
-        return _make(model_class, config, state, folder).eval().to(device)
-
-
-def _make(model_class: Any, config: Any, state: dict[str, torch.Tensor], folder: Path) -> Any:
-    return model_class.from_pretrained(
-        None, config=config, state_dict=state, dtype="auto", trust_remote_code=False, cache_dir=folder
-    )
+        model = model_class.from_pretrained(
+            None, config=config, state_dict=state, dtype="auto", trust_remote_code=False, cache_dir=folder
+        )
+        return model.eval().to(device)

@@ -12,7 +12,7 @@ from impart_core.calibrate.layer import BATCH_TOKENS, Batch
 from impart_core.checkpoint.header import TensorInfo
 from impart_core.checkpoint.reader import read_tensor
 from impart_core.checkpoint.writer import write_tensors
-from impart_core.store.manifest import Content, Manifest, register
+from impart_core.store.manifest import Manifest, NamedContent, register
 from impart_core.store.provenance import Stopwatch
 from impart_core.store.publish import Reuse, publish
 from impart_core.store.recipe import Recipe
@@ -23,18 +23,13 @@ FILE_BATCHES = 4
 
 
 @register
-class ActivationsContent(Content):
+class ActivationsContent(NamedContent):
     """What a decoder layer is given for calibration text, in float32: the layer's block, and (sequences, length, H)."""
 
     kind: Literal["activations"] = "activations"
     plural: ClassVar[str] = "activations"
     colour: ClassVar[str] = "#f5dfee"
-    name: str
     shape: tuple[int, int, int]
-
-    def summary(self, recipe: Recipe) -> str:  # noqa: ARG002
-        """Return where in the model they are."""
-        return self.name
 
 
 def activations_recipe(calibration: str, after: Sequence[str], model: str) -> Recipe:

@@ -19,7 +19,7 @@ from impart_core.codec.parts import Codes
 from impart_core.methods import METHODS
 from impart_core.methods.decode import decode_delta, decode_stack
 from impart_core.quantization.streams import describe_streams
-from impart_core.store.manifest import Content, Manifest, register
+from impart_core.store.manifest import Manifest, NamedContent, register
 from impart_core.store.provenance import Stopwatch
 from impart_core.store.publish import Reuse, publish
 from impart_core.store.recipe import Recipe
@@ -58,7 +58,7 @@ class TensorEntry(Frozen):
 
 
 @register
-class BlockContent(Content):
+class BlockContent(NamedContent):
     """A block of a compressed delta.
 
     Attributes:
@@ -73,14 +73,9 @@ class BlockContent(Content):
     colour: ClassVar[str] = "#fff7d6"
     part_of: ClassVar[str | None] = "delta"
     files: ClassVar[tuple[str, ...]] = (CODES_FILE,)
-    name: str
     tensors: dict[str, TensorEntry]
     projection_bytes: int
     projection_dense_bytes: int
-
-    def summary(self, recipe: Recipe) -> str:  # noqa: ARG002
-        """Return the block's name."""
-        return self.name
 
     def check(self, name: str, path: Path) -> None:
         """Check that the codes are those of these tensors, and that all of them decode."""

@@ -12,7 +12,6 @@ from impart_core.store.provenance import Stopwatch
 from impart_core.store.recipe import Recipe
 from impart_core.store.store import Store
 
-TOKENS_FILE = "tokens.safetensors"
 VERSIONS = {"calibration": 1}
 _TOKENS = "tokens"
 
@@ -24,7 +23,7 @@ class CalibrationContent(Content):
     kind: Literal["calibration"] = "calibration"
     plural: ClassVar[str] = "calibration texts"
     colour: ClassVar[str] = "#e9dff5"
-    files: ClassVar[tuple[str, ...]] = (TOKENS_FILE,)
+    files: ClassVar[tuple[str, ...]] = ("tokens.safetensors",)
     sequences: int = Field(ge=1)
     length: int = Field(ge=1)
 

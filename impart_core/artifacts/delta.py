@@ -19,7 +19,7 @@ from impart_core.store.manifest import MANIFEST, Content, FileName, Manifest, Po
 from impart_core.store.provenance import Stopwatch
 from impart_core.store.publish import Reuse, publish
 from impart_core.store.recipe import Recipe
-from impart_core.store.store import Found, Store
+from impart_core.store.store import Store
 
 VERSIONS = {"delta": 1}  # raised whenever the same recipe gives other bytes
 Digests = Mapping[str, str]
@@ -241,9 +241,9 @@ def examine_delta(store: Store, artifact_id: str, *, reread: bool = False) -> Fo
     whole = tuple(found.manifest for _, found in blocks if found.manifest)
     if len(whole) == len(pointers):
         return FoundDelta(Delta(store=store, manifest=top.manifest, content=top.manifest.content, blocks=whole))
-    return FoundDelta(None, tuple(_fault(store, pointer, found) for pointer, found in blocks if not found.manifest))
-
-
-def _fault(store: Store, pointer: Pointer, found: Found) -> str:
-    lost = f"{store.url.rstrip('/')}/artifacts/{pointer.id}/{MANIFEST} is missing: block {pointer.name} is lost."
-    return found.fault or lost
+    faults = (
+        found.fault or f"{store.place_of(pointer.id, MANIFEST)} is missing: block {pointer.name} is lost."
+        for pointer, found in blocks
+        if not found.manifest
+    )
+    return FoundDelta(None, tuple(faults))

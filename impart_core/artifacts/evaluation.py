@@ -7,7 +7,8 @@ from impart_core.artifacts.delta import Delta
 from impart_core.base.canonical import canonical_json
 from impart_core.checkpoint.digest import carried_digests, checkpoint_id, tensor_digests
 from impart_core.checkpoint.index import Checkpoint
-from impart_core.evaluation import Evaluation, task_fingerprint
+from impart_core.evaluation.catalogue import task_fingerprint
+from impart_core.evaluation.result import Evaluation
 from impart_core.store.manifest import Content, Manifest, Measured, register
 from impart_core.store.provenance import Stopwatch
 from impart_core.store.publish import Reuse, publish

@@ -20,7 +20,7 @@ from impart_core.checkpoint.reader import read_tensor
 from impart_core.checkpoint.writer import write_tensors
 from impart_core.delta.factors import Factors, Route
 from impart_core.delta.load import Digests
-from impart_core.store.manifest import Content, Manifest, register
+from impart_core.store.manifest import Manifest, NamedContent, register
 from impart_core.store.provenance import Stopwatch
 from impart_core.store.publish import Reuse, publish
 from impart_core.store.recipe import Recipe
@@ -50,7 +50,7 @@ class FactorsEntry(Frozen):
 
 
 @register
-class FactorsContent(Content):
+class FactorsContent(NamedContent):
     """The factors of a block's matrices whose delta is not zero, by the matrices' names."""
 
     kind: Literal["factors"] = "factors"
@@ -58,12 +58,7 @@ class FactorsContent(Content):
     colour: ClassVar[str] = "#fdebc8"
     part_of: ClassVar[str | None] = "delta"
     files: ClassVar[tuple[str, ...]] = (FACTORS_FILE,)
-    name: str
     matrices: dict[str, FactorsEntry]
-
-    def summary(self, recipe: Recipe) -> str:  # noqa: ARG002
-        """Return the block's name."""
-        return self.name
 
     def check(self, name: str, path: Path) -> None:
         """Check that the file holds these factors."""

@@ -13,7 +13,6 @@ from impart_core.store.provenance import Stopwatch
 from impart_core.store.recipe import Recipe
 from impart_core.store.store import Store
 
-SCALES_FILE = "scales.safetensors"
 VERSIONS = {"scales": 1}
 
 
@@ -24,7 +23,7 @@ class ScalesContent(Content):
     kind: Literal["scales"] = "scales"
     plural: ClassVar[str] = "scales"
     colour: ClassVar[str] = "#dff0f5"
-    files: ClassVar[tuple[str, ...]] = (SCALES_FILE,)
+    files: ClassVar[tuple[str, ...]] = ("scales.safetensors",)
     matrices: int = Field(ge=0)
 
     def summary(self, recipe: Recipe) -> str:  # noqa: ARG002

@@ -66,10 +66,7 @@ def release_memory() -> None:
     Blocks free tensors of many sizes from several threads; without this, resident memory creeps up with the
     number of blocks although no more is in use.
     """
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
+    _call_glibc("malloc_trim", 0)
 
 
 @cache
@@ -79,17 +76,16 @@ def return_large_memory_at_once() -> None:
     Left alone it learns to keep blocks of up to 32 MiB, of which more lie idle the more sizes there are: a fifth of
     the peak. From 16 MiB on, what this costs in time is within the noise.
     """
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:
-            mallopt(_M_MMAP_THRESHOLD, 16 << 20)
+    _call_glibc("mallopt", _M_MMAP_THRESHOLD, 16 << 20)
+
+
+def _call_glibc(name: str, *arguments: int) -> None:
+    """Call a function that other C libraries do not have."""
+    function = getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
+    if function is not None:
+        function(*arguments)
 
 
 def default_workers() -> int:
     """Return the number of cores this process may use: one block at a time on each."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def is_out_of_device_memory(error: BaseException) -> bool:
-    """Return whether a device had too little memory left, which another process may give back."""
-    return isinstance(error, torch.OutOfMemoryError)

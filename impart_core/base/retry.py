@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
-from impart_core.base.numerics import is_out_of_device_memory
+import torch
+
 from impart_core.base.settings import Frozen
 
 R = TypeVar("R")
@@ -52,9 +53,8 @@ class RetryPolicy(Frozen):
 
 # Reading and writing stores and checkpoints costs little to repeat, and outages take minutes.
 NETWORK = RetryPolicy(retries=20, first_delay=1, longest_delay=30, limit_seconds=600)
-# A block is computed again from its beginning.
-CPU = RetryPolicy(retries=8, first_delay=2, longest_delay=30, limit_seconds=300)
-# Another process may hold the device's memory: it is given longer to end, and fewer chances.
+# A block is computed again from its beginning. Another process may hold the device's memory: it is given longer to
+# end, and fewer chances.
 GPU = RetryPolicy(retries=5, first_delay=5, longest_delay=60, limit_seconds=300)
 
 
@@ -119,8 +119,11 @@ def current_ledger() -> Ledger:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Return whether trying again may help: a connection, a time-out, an I/O error; never wrong input."""
-    if isinstance(error, (ConnectionError, TimeoutError)) or is_out_of_device_memory(error):
+    """Return whether trying again may help: a connection, a time-out, an I/O error; never wrong input.
+
+    What a device has too little memory for may go well once another process gives some back.
+    """
+    if isinstance(error, (ConnectionError, TimeoutError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, OSError) and error.errno in _TRANSIENT
 

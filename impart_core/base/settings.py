@@ -3,20 +3,36 @@
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from impart_core.base.errors import ConfigError
 
 Accounting = Literal["bytes", "paper"]
-ModelT = TypeVar("ModelT", bound="Frozen")
 
 
 class Frozen(BaseModel):
     """A settings model that cannot be changed after it is made and forbids keys that it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def __init__(self, /, **values: Any) -> None:
+        """Make the model from keyword values.
+
+        Raises:
+            ConfigError: naming every setting that is wrong at once, with the nearest valid name.
+            UnknownNameError: the method is not registered.
+        """
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            sentences = [_sentence(dict(found), type(self), values) for found in error.errors()]
+            raise ConfigError(" ".join(sentences)) from None
+
+    # Pydantic reads JSON and nested models without the above, as without this mark it would not: what is wrong there
+    # stays a ValidationError, which says where it stands.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
     @classmethod
     def unknown_key(cls, path: tuple[str, ...], values: Mapping[str, Any]) -> str:  # noqa: ARG003 - for subclasses
@@ -37,19 +53,6 @@ class MethodOptions(Frozen):
         return None
 
 
-def build_config(model: type[ModelT], /, **values: Any) -> ModelT:
-    """Build a settings model from keyword values.
-
-    Raises:
-        ConfigError: naming every setting that is wrong at once, with the nearest valid name.
-        UnknownNameError: the method is not registered.
-    """
-    try:
-        return model(**values)
-    except ValidationError as error:
-        raise ConfigError(" ".join(_sentence(dict(found), model, values) for found in error.errors())) from None
-
-
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a sentence that guesses which known name was meant, or nothing where none is near."""
     near = difflib.get_close_matches(name, known, n=1)
@@ -61,6 +64,10 @@ def _sentence(found: dict[str, Any], model: type[Frozen], values: Mapping[str, A
     name = ".".join(path) or model.__name__
     if found["type"] == "extra_forbidden":
         return model.unknown_key(path, values)
+    if found["type"] == "missing":
+        return f"{name} is required."
+    if found["type"] == "greater_than_equal":
+        return f"{name} is {found['input']!r}; it must be at least {found['ctx']['ge']:g}."
     if found["type"] == "literal_error":
         expected = found["ctx"]["expected"]
         guess = nearest(str(found["input"]), re.findall("'([^']*)'", expected))

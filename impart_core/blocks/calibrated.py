@@ -11,8 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from impart_core.base.numerics import one_thread_per_kernel
-from impart_core.blocks.encode import Made, Stored, assembled, compress_block, encode_matrix
-from impart_core.blocks.request import CompressConfig
+from impart_core.blocks.encode import Encoder, Made, assembled
 from impart_core.calibrate.layer import Batch, Layer
 from impart_core.calibrate.model import CausalModel
 from impart_core.checkpoint.header import DTYPES, TensorInfo
@@ -21,7 +20,6 @@ from impart_core.checkpoint.pairing import Pair, Pairs
 from impart_core.checkpoint.reader import read_tensor
 from impart_core.codec.format import VALUE, EncodedTensor, TensorHeader
 from impart_core.delta.extract import add_delta
-from impart_core.delta.load import Digests
 from impart_core.methods.decode import decode_delta
 from impart_core.quantization.curvature import Inputs
 
@@ -31,15 +29,7 @@ Emit = Callable[[int, torch.Tensor], None]
 
 
 def compress_layer(
-    pairs: Pairs,
-    block: Block,
-    config: CompressConfig,
-    model: CausalModel,
-    batches: Sequence[Batch],
-    *,
-    stored: Stored | None = None,
-    device: torch.device,
-    digests: tuple[Digests, Digests] = ({}, {}),
+    encoder: Encoder, pairs: Pairs, block: Block, model: CausalModel, batches: Sequence[Batch]
 ) -> dict[str, EncodedTensor]:
     """Compress the tensors of one decoder layer, whose matrices are told their inputs.
 
@@ -47,14 +37,11 @@ def compress_layer(
     many as `parallel.at_once` says.
 
     Args:
+        encoder: encodes its tensors.
         pairs: the tensors' pairs by name.
         block: the layer.
-        config: method and ratio.
         model: the fine-tuned model.
         batches: what the layer is given; read once for each group of matrices.
-        stored: as for `compress_block`.
-        device: where decompositions run.
-        digests: as for `compress_block`.
 
     Returns:
         Header and codes of each tensor by name.
@@ -66,16 +53,16 @@ def compress_layer(
     """
     coded = tuple(name for name in block.tensors if _is_coded(pairs[name]))
     kept = Block(block.name, tuple(name for name in block.tensors if name not in coded))
-    tensors = compress_block(pairs, kept, config, stored=stored, device=device, digests=digests)
+    tensors = encoder.block(pairs, kept)
     infos = {name: _base_of(pairs[name]) for name in coded}
-    ours = {name: read_tensor(info, digests[0].get(info.name)) for name, info in infos.items()}
+    ours = {name: read_tensor(info, encoder.digests[0].get(info.name)) for name, info in infos.items()}
     weights = ours | {name: _rebuilt(pairs[name], item) for name, item in tensors.items()}
     matrices = {matrix.name: (pairs[name], matrix) for name in coded for matrix in pairs[name].matrices()}
     made: dict[str, Made] = {}
 
     def encode(name: str, inputs: Inputs | None, layer: Layer) -> None:
         pair, matrix = matrices[name]
-        made[name] = encode_matrix(pair, matrix, config, stored=stored, inputs=inputs, device=device, digests=digests)
+        made[name] = encoder.matrix(pair, matrix, inputs)
         layer.set(name, _with_delta(matrix, read_tensor(_base_of(matrix)), made[name]))
 
     with one_thread_per_kernel(), model.layer(block.name, weights) as layer:
@@ -84,7 +71,7 @@ def compress_layer(
         for group in groups:
             hessians = layer.hessians(group, batches)
             for site in group.sites:
-                inputs = Inputs(hessians.pop(site).to(device), site.of_rows, site.names[0])
+                inputs = Inputs(hessians.pop(site).to(encoder.device), site.of_rows, site.names[0])
                 for name in site.names:
                     encode(name, inputs, layer)
         for name in unseen:

@@ -1,6 +1,7 @@
 """Compressing one block: delta, factors and codes, in memory one matrix at a time."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 
@@ -28,77 +29,105 @@ Made = tuple[str, int, Codes]  # method, seed and codes
 _CPU = torch.device("cpu")
 
 
-def compress_block(
-    pairs: Pairs,
-    block: Block,
-    config: CompressConfig,
-    *,
-    stored: Stored | None = None,
-    scales: Scales | None = None,
-    device: torch.device = _CPU,
-    digests: tuple[Digests, Digests] = ({}, {}),
-) -> dict[str, EncodedTensor]:
-    """Compress the tensors of one block.
+@dataclass(frozen=True)
+class Encoder:
+    """Encodes the tensors of a model as one request says.
 
-    Args:
-        pairs: the tensors' pairs by name.
-        block: which of them to work on.
+    Attributes:
         config: method and ratio.
         stored: factors that were computed before, from which projections are coded without being read again; None:
             everything is read, and decomposed here to the same bits.
         scales: of each matrix, what distillation found.
         device: where decompositions run.
         digests: the tensors' digests in the base and in the fine-tuned checkpoint; those given are checked.
-
-    Returns:
-        Header and codes of each tensor by name.
-
-    Raises:
-        TensorValueError: a tensor holds NaN or infinity.
-        CheckpointError: a tensor's content is not what its digest says.
     """
-    made: dict[str, list[Made]] = {}
-    ready = {name for name in block.tensors if stored and needs_factors_only(pairs[name], config)}
-    with one_thread_per_kernel():
-        for name in sorted(ready):
-            for matrix in pairs[name].matrices():
-                made.setdefault(name, []).append(_encode_factors(matrix, config, stored))
-        unread = Block(block.name, tuple(name for name in block.tensors if name not in ready))
-        for loaded in load_block(pairs, unread, digests):
-            given = (scales or {}).get(loaded.pair.name)
-            made.setdefault(loaded.tensor, []).append(_encode(loaded, config, stored, device, scales=given))
-    return {name: assembled(pairs[name], parts) for name, parts in made.items()}
 
+    config: CompressConfig
+    stored: Stored | None = None
+    scales: Scales = field(default_factory=dict)
+    device: torch.device = _CPU
+    digests: tuple[Digests, Digests] = ({}, {})
 
-def encode_matrix(
-    pair: Pair,
-    matrix: Pair,
-    config: CompressConfig,
-    *,
-    stored: Stored | None,
-    inputs: Inputs | None,
-    device: torch.device,
-    digests: tuple[Digests, Digests],
-) -> Made:
-    """Return the codes of a projection, or of one matrix of a stack, that is told its inputs.
+    def block(self, pairs: Pairs, block: Block) -> dict[str, EncodedTensor]:
+        """Return header and codes of each tensor of a block by name.
 
-    Args:
-        pair: the whole tensor.
-        matrix: which matrix of it, or itself.
-        config: method and ratio.
-        stored: as for `compress_block`.
-        inputs: what calibration says of its inputs; None: nothing.
-        device: where its decomposition runs.
-        digests: as for `compress_block`.
-    """
-    if stored and needs_factors_only(pair, config):
-        return _encode_factors(matrix, config, stored, inputs)
-    return _encode(load_matrix(pair, matrix, digests), config, stored, device, inputs)
+        Args:
+            pairs: the tensors' pairs by name.
+            block: which of them to work on.
 
+        Raises:
+            TensorValueError: a tensor holds NaN or infinity.
+            CheckpointError: a tensor's content is not what its digest says.
+        """
+        made: dict[str, list[Made]] = {}
+        ready = {name for name in block.tensors if self._needs_factors_only(pairs[name])}
+        with one_thread_per_kernel():
+            for name in sorted(ready):
+                for matrix in pairs[name].matrices():
+                    made.setdefault(name, []).append(self._from_factors(matrix))
+            unread = Block(block.name, tuple(name for name in block.tensors if name not in ready))
+            for loaded in load_block(pairs, unread, self.digests):
+                made.setdefault(loaded.tensor, []).append(self._from_values(loaded))
+        return {name: assembled(pairs[name], parts) for name, parts in made.items()}
 
-def needs_factors_only(pair: Pair, config: CompressConfig) -> bool:
-    """Whether a tensor's codes follow from its factors: how a projection is coded does not depend on its delta."""
-    return pair.role is Role.PROJECTION and depth_of_pair(pair, config) is not None
+    def matrix(self, pair: Pair, matrix: Pair, inputs: Inputs | None) -> Made:
+        """Return the codes of a projection, or of one matrix of a stack, that is told its inputs.
+
+        Args:
+            pair: the whole tensor.
+            matrix: which matrix of it, or itself.
+            inputs: what calibration says of its inputs; None: nothing.
+        """
+        if self._needs_factors_only(pair):
+            return self._from_factors(matrix, inputs)
+        return self._from_values(load_matrix(pair, matrix, self.digests), inputs)
+
+    def _needs_factors_only(self, pair: Pair) -> bool:
+        """Whether a tensor's codes follow from stored factors: how a projection is coded depends on no delta."""
+        is_decomposed = pair.role is Role.PROJECTION and depth_of_pair(pair, self.config) is not None
+        return is_decomposed and self.stored is not None
+
+    def _from_factors(self, pair: Pair, inputs: Inputs | None = None) -> Made:
+        """Return the method, the seed and the codes of one projection whose factors are at hand."""
+        factors = self.stored(pair.name) if self.stored else None
+        settings = coding_of_role(pair.role, self.config)
+        if factors is None or settings is None:
+            return OMITTED, 0, {}
+        m, n = pair.shape
+        projection = Projection(pair.name, (m, n), _no_delta, lambda: factors, inputs)
+        return settings.method, settings.seed, METHODS.get(settings.method).encode(projection, settings)
+
+    def _from_values(self, loaded: Loaded, inputs: Inputs | None = None) -> Made:
+        """Return the method, the seed and the codes of one matrix or other tensor."""
+        pair = loaded.pair
+        new = loaded.finetuned if loaded.base is None else loaded.added
+        if new is not None:
+            require_finite(new, pair.name, "fine-tuned")
+        if loaded.base is None or not pair.finetuned.is_floating:
+            same = loaded.base is not None and torch.equal(loaded.base, loaded.finetuned)
+            return (OMITTED, 0, {}) if same else (VALUE, 0, {"value": loaded.finetuned})
+        added = {} if loaded.added is None else {ADDED: loaded.added.contiguous()}
+        delta = loaded.delta()
+        if not bool(delta.any()):
+            return OMITTED, 0, added
+        settings = coding_of_delta(pair, delta, self.config)
+        if settings is None:
+            in_rows = delta.dim() == 2 and rows_bytes(delta) < 2 * delta.numel()
+            codes = encode_rows(delta, pair.name) if in_rows else {"delta": encode_keep(delta, pair.name)}
+            return ROWS if in_rows else KEEP, 0, {**codes, **added}
+        codes = METHODS.get(settings.method).encode(self._projection(pair, delta, inputs), settings)
+        return settings.method, settings.seed, {**codes, **added}
+
+    def _projection(self, pair: Pair, delta: torch.Tensor, inputs: Inputs | None) -> Projection:
+        """Return what a method is given of a delta that was read."""
+        on_device = delta.to(self.device)
+        m, n = pair.shape
+
+        def factors() -> Factors:
+            found = self.stored(pair.name) if self.stored else None
+            return found or factors_of(on_device, pair, self.config)
+
+        return Projection(pair.name, (m, n), lambda: on_device, factors, inputs, self.scales.get(pair.name))
 
 
 def assembled(pair: Pair, made: list[Made]) -> EncodedTensor:
@@ -110,56 +139,8 @@ def assembled(pair: Pair, made: list[Made]) -> EncodedTensor:
     return _encoded(pair, method, seed, numbered)
 
 
-def _encode_factors(pair: Pair, config: CompressConfig, stored: Stored | None, inputs: Inputs | None = None) -> Made:
-    """Return the method, the seed and the codes of one projection whose factors are at hand."""
-    factors = stored(pair.name) if stored else None
-    settings = coding_of_role(pair.role, config)
-    if factors is None or settings is None:
-        return OMITTED, 0, {}
-    m, n = pair.shape
-    projection = Projection(pair.name, (m, n), _no_delta, lambda: factors, inputs)
-    return settings.method, settings.seed, METHODS.get(settings.method).encode(projection, settings)
-
-
 def _no_delta() -> torch.Tensor:
     raise AssertionError("a method that works on factors asked for the delta")
-
-
-def _encode(
-    loaded: Loaded,
-    config: CompressConfig,
-    stored: Stored | None,
-    device: torch.device,
-    inputs: Inputs | None = None,
-    scales: torch.Tensor | None = None,
-) -> Made:
-    """Return the method, the seed and the codes of one matrix or other tensor."""
-    pair = loaded.pair
-    new = loaded.finetuned if loaded.base is None else loaded.added
-    if new is not None:
-        require_finite(new, pair.name, "fine-tuned")
-    if loaded.base is None or not pair.finetuned.is_floating:
-        same = loaded.base is not None and torch.equal(loaded.base, loaded.finetuned)
-        return (OMITTED, 0, {}) if same else (VALUE, 0, {"value": loaded.finetuned})
-    added = {} if loaded.added is None else {ADDED: loaded.added.contiguous()}
-    delta = loaded.delta()
-    if not bool(delta.any()):
-        return OMITTED, 0, added
-    settings = coding_of_delta(pair, delta, config)
-    if settings is None:
-        in_rows = delta.dim() == 2 and rows_bytes(delta) < 2 * delta.numel()
-        codes = encode_rows(delta, pair.name) if in_rows else {"delta": encode_keep(delta, pair.name)}
-        return ROWS if in_rows else KEEP, 0, {**codes, **added}
-    on_device = delta.to(device)
-    m, n = pair.shape
-
-    def factors() -> Factors:
-        found = stored(pair.name) if stored else None
-        return found or factors_of(on_device, pair, config)
-
-    projection = Projection(pair.name, (m, n), lambda: on_device, factors, inputs, scales)
-    codes = METHODS.get(settings.method).encode(projection, settings)
-    return settings.method, settings.seed, {**codes, **added}
 
 
 def _encoded(pair: Pair, method: str, seed: int, codes: Codes) -> EncodedTensor:

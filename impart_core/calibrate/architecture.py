@@ -1,10 +1,17 @@
 """Which checkpoints can be calibrated: decoder-only causal language models whose code is transformers' own."""
 
-import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from impart_core.base.errors import CalibrationError
+import torch
+
+from impart_core.base.errors import CalibrationError, ImpartError
 from impart_core.checkpoint.index import Checkpoint
+
+ADVICE = "Use a method that needs no calibration."
+# JSON has no such numbers: transformers writes {"__float__": "Infinity"}.
+_FLOATS = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("nan")}
 
 
 def check_calibratable(checkpoint: Checkpoint) -> None:
@@ -47,9 +54,38 @@ def model_config(checkpoint: Checkpoint) -> Any:
             "calibrated. Use a method that needs no calibration."
         )
     try:
-        return CONFIG_MAPPING[kind].from_dict(copy.deepcopy(dict(checkpoint.config)))
+        return CONFIG_MAPPING[kind].from_dict(_with_floats(checkpoint.config))
     except Exception as error:  # whatever the model's own class makes of a wrong value
         raise CalibrationError(
             f"transformers cannot read the configuration of {checkpoint.location} as one of {kind!r}: {error}. "
             "Correct its config.json."
         ) from error
+
+
+@contextmanager
+def model_code(location: str) -> Iterator[None]:
+    """Turn what goes wrong in a model's own code into a sentence; lack of memory on a device stays what it is.
+
+    Args:
+        location: where its checkpoint lies.
+
+    Raises:
+        CalibrationError: its code failed on what it was given.
+    """
+    try:
+        yield
+    except (ImpartError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the code of some hundred models, each with ways of its own to fail
+        raise CalibrationError(
+            f"The layers of {location} cannot be run one by one: transformers' code for it failed "
+            f"({type(error).__name__}: {error}). {ADVICE}"
+        ) from error
+
+
+def _with_floats(value: Any) -> Any:
+    """Return a copy of a JSON value with the floats that transformers writes as objects."""
+    if isinstance(value, Mapping):
+        tag = value.get("__float__") if len(value) == 1 else None
+        return _FLOATS[tag] if tag in _FLOATS else {key: _with_floats(part) for key, part in value.items()}
+    return [_with_floats(part) for part in value] if isinstance(value, list) else value

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from impart_core.base.errors import CalibrationError
 from impart_core.base.parallel import in_order
+from impart_core.calibrate.architecture import ADVICE, model_code
 from impart_core.calibrate.hessian import add_product, mirror
 from impart_core.calibrate.placement import Place
 from impart_core.calibrate.watch import Fed, Watch
@@ -91,8 +93,8 @@ class Batch:
         return cls((sequences, length, width), lambda: hidden)
 
 
-class _AllSeen(Exception):
-    """Nothing that comes after this in the layer is of interest."""
+class _AllSeen(BaseException):
+    """Nothing that comes after this in the layer is of interest; no failure, and not to be caught as one."""
 
 
 class Layer:
@@ -103,7 +105,7 @@ class Layer:
         module: torch.nn.Module,
         call: Callable[[int, int], Call],
         places: Mapping[str, Sequence[Place]],
-        device: torch.device,
+        location: str,
     ) -> None:
         """Take a layer.
 
@@ -111,21 +113,33 @@ class Layer:
             module: the layer; each of its parameters is contiguous and has memory of its own.
             call: gives what the model calls it with, for a batch of B sequences of length L.
             places: where each of the checkpoint's matrices lies in its parameters.
-            device: where its parameters are.
+            location: what errors call the checkpoint.
         """
         self._module = module
         self._call = call
         self._places = places
-        self._device = device
+        self._location = location
         self._parameters = dict(module.named_parameters())
+        self._device = next(iter(self._parameters.values())).device
         self._uses: Counter[str] = Counter()  # of each parameter in one run, as `groups` found it
 
     @torch.no_grad()
     def run(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return what the layer makes of hidden states (B, L, H), float32; both of them are."""
+        """Return what the layer makes of hidden states (B, L, H), float32; both of them are.
+
+        Raises:
+            CalibrationError: the layer's code fails on them, or makes something else.
+        """
         call = self._call(*hidden.shape[:2]).with_hidden(hidden.to(self._device))
-        output = self._module(*call.args, **call.kwargs)
-        result: torch.Tensor = output if isinstance(output, torch.Tensor) else output[0]
+        with model_code(self._location):
+            output = self._module(*call.args, **call.kwargs)
+            result = output if isinstance(output, torch.Tensor) else output[0]
+        if not isinstance(result, torch.Tensor) or result.shape != hidden.shape:
+            shape = list(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
+            raise CalibrationError(
+                f"A layer of {self._location} turns hidden states of shape {list(hidden.shape)} into {shape}, so that "
+                f"the next one cannot be run on them. {ADVICE}"
+            )
         return result
 
     def outputs(self, batches: Sequence[Batch]) -> Iterator[torch.Tensor]:

@@ -7,18 +7,16 @@ from typing import Any
 import torch
 
 from impart_core.base.errors import CalibrationError
-from impart_core.calibrate.architecture import model_config
+from impart_core.calibrate.architecture import ADVICE, model_code, model_config
 from impart_core.calibrate.layer import Call, Layer
 from impart_core.calibrate.placement import Place, fill, find_places, load, restored
 from impart_core.checkpoint.index import Checkpoint
 from impart_core.checkpoint.layout import OUTSIDE, group_blocks
 from impart_core.checkpoint.model import renaming
 
-_ADVICE = "Use a method that needs no calibration."
 
-
-class _Stopped(Exception):
-    """Ends a model's forward pass where all that was wanted of it is there."""
+class _Stopped(BaseException):
+    """Ends a model's forward pass where all that was wanted of it is there; no failure, and not to be caught as one."""
 
 
 def decoder_layers(checkpoint: Checkpoint) -> list[str]:
@@ -53,7 +51,7 @@ class CausalModel:
         self._path = next(name for name, module in model.named_modules() if module is layers)
         self._calls: dict[tuple[int, int], list[Call]] = {}
         self._places: dict[frozenset[tuple[str, torch.Size]], dict[str, list[Place]]] = {}
-        self._in_tuples = self._layers_return_tuples()
+        self._answer = self._answer_of_layers()
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, device: torch.device) -> "CausalModel":
@@ -81,7 +79,7 @@ class CausalModel:
         stacks = (m for m in model.get_decoder().modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count)
         layers = next(stacks, None)
         if layers is None:
-            raise CalibrationError(f"{checkpoint.location} keeps its {count} layers in no single list. {_ADVICE}")
+            raise CalibrationError(f"{checkpoint.location} keeps its {count} layers in no single list. {ADVICE}")
         made = cls(model, layers, checkpoint.location, device)
         made._calls_of(1, 2)  # refuses what cannot be run layer by layer
         return made
@@ -129,6 +127,11 @@ class CausalModel:
             fill(self._model, torch.nan, self._device)  # shows in the result if it is used
             with self._replaced(lambda call, _: _stop(call.hidden)):
                 hidden: torch.Tensor = self._forward(tokens.to(self._device).long()).float()
+        if hidden.dim() != 3:
+            raise CalibrationError(
+                f"The layers of {self._location} are given hidden states of shape {list(hidden.shape)}, and only "
+                f"[sequences, tokens, width] can be calibrated. {ADVICE}"
+            )
         if bool(hidden.isnan().any()):
             raise CalibrationError(
                 f"The embeddings of {self._location} give NaN: the checkpoint lacks one of them, or its values are NaN."
@@ -150,7 +153,7 @@ class CausalModel:
         """
         index = next((found for name in weights if (found := self._index(name)) is not None), None)
         if index is None:
-            raise CalibrationError(f"{block!r} is no decoder layer of {self._location}. {_ADVICE}")
+            raise CalibrationError(f"{block!r} is no decoder layer of {self._location}. {ADVICE}")
         module = self._layers[index]
         places = self._places_in(module, block, weights)
         with restored(self._model):
@@ -162,7 +165,7 @@ class CausalModel:
                     "use a version of transformers that knows its names."
                 )
             _own_memory(module)
-            yield Layer(module, lambda batch, length: self._calls_of(batch, length)[index], places, self._device)
+            yield Layer(module, lambda batch, length: self._calls_of(batch, length)[index], places, self._location)
 
     def _index(self, name: str) -> int | None:
         """Return which layer a tensor of the checkpoint belongs to, None where to none."""
@@ -182,15 +185,23 @@ class CausalModel:
             self._places[kind] = {name.removeprefix(block): found for name, found in places.items()}
         return {block + name: found for name, found in self._places[kind].items()}
 
-    def _layers_return_tuples(self) -> bool:
-        """Run the first layer on two tokens with zeros for weights, and see what it returns."""
+    def _answer_of_layers(self) -> Callable[[torch.Tensor], Any]:
+        """Run the first layer on two tokens with zeros for weights, and see in which form it returns hidden states.
+
+        Returns:
+            what puts hidden states into that form; all other tensors of it are NaN.
+        """
         handle = self._layers[0].register_forward_hook(lambda *given: _stop(given[-1]))
         try:
             with restored(self._model):
                 fill(self._model, 0.0, self._device)
-                return isinstance(self._forward(self._dummy(1, 2)), tuple)
+                answer = self._forward(self._dummy(1, 2))
         finally:
             handle.remove()
+        if not isinstance(answer, tuple):
+            return lambda hidden: hidden
+        others = [torch.full_like(part, torch.nan) if _is_floating(part) else part for part in answer[1:]]
+        return lambda hidden: (hidden, *others)
 
     def _calls_of(self, batch: int, length: int) -> list[Call]:
         """Return what the model calls each of its layers with, for B sequences of length L; kept for the next time.
@@ -205,7 +216,7 @@ class CausalModel:
                 calls.append(call)
                 if index == len(self._layers) - 1:
                     _stop(None)
-                return (call.hidden,) if self._in_tuples else call.hidden
+                return self._answer(call.hidden)
 
             with restored(self._model), self._replaced(keep):
                 fill(self._model, torch.nan, self._device)
@@ -215,7 +226,7 @@ class CausalModel:
                 if any(bool(tensor.isnan().any()) for tensor in _tensors((call.args, call.kwargs))):
                     raise CalibrationError(
                         f"The layers of {self._location} are given more than hidden states and positions, so that "
-                        f"they cannot be calibrated one by one. {_ADVICE}"
+                        f"they cannot be calibrated one by one. {ADVICE}"
                     )
             self._calls[batch, length] = calls
         return self._calls[batch, length]
@@ -227,10 +238,11 @@ class CausalModel:
     def _forward(self, tokens: torch.Tensor) -> Any:
         """Run the model until something stops it, and return what that was stopped with."""
         try:
-            self._model(input_ids=tokens, use_cache=False)
+            with model_code(self._location):
+                self._model(input_ids=tokens, use_cache=False)
         except _Stopped as stopped:
             return stopped.args[0]
-        raise CalibrationError(f"{self._location} does not run all of its layers. {_ADVICE}")
+        raise CalibrationError(f"{self._location} does not run all of its layers. {ADVICE}")
 
     @contextmanager
     def _replaced(self, forward: Callable[[Call, int], Any]) -> Iterator[None]:
@@ -253,6 +265,10 @@ def _set_forward(layer: torch.nn.Module, forward: Callable[..., Any] | None) -> 
 
 def _stop(found: Any) -> None:
     raise _Stopped(found)
+
+
+def _is_floating(part: Any) -> bool:
+    return isinstance(part, torch.Tensor) and part.is_floating_point()
 
 
 def _own_memory(module: torch.nn.Module) -> None:

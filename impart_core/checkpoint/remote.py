@@ -11,7 +11,8 @@ from fsspec.implementations.local import LocalFileSystem
 from impart_core.base.errors import CheckpointError
 from impart_core.checkpoint.local import local_folder
 from impart_core.checkpoint.source import Folder, SourceFile, no_folder
-from impart_core.storage.failures import checkpoint_errors
+from impart_core.checkpoint.spool import keep, read_kept
+from impart_core.storage.failures import Side, explained
 from impart_core.storage.open import extras_of, open_url
 
 # The largest range asked for at once: it is in memory twice, and asked for again as a whole when it fails.
@@ -30,10 +31,16 @@ class RemoteFile(SourceFile):
         """Return the bytes from `start` to before `end`, fewer where the file ends."""
 
     def read_into(self, start: int, buffer: memoryview) -> int:
-        """Fill a buffer with the bytes from `start` on, and return how many there were."""
+        """Fill a buffer with the bytes from `start` on, and return how many there were.
+
+        What a run has read before is not fetched again; see `spool`.
+        """
+        version = (self.address, self.size, self.stamp)
+        if self.stamp is not None and read_kept(version, start, buffer):
+            return len(buffer)
         for at in range(0, len(buffer), _LARGEST_RANGE):
             wanted = min(_LARGEST_RANGE, len(buffer) - at)
-            with checkpoint_errors(self):
+            with explained(Side.CHECKPOINT, self):
                 data = self.fetch(start + at, start + at + wanted)
             if len(data) > wanted:
                 raise CheckpointError(
@@ -41,6 +48,8 @@ class RemoteFile(SourceFile):
                     "Use a place that serves byte ranges, or a local copy."
                 )
             buffer[at : at + len(data)] = data
+            if self.stamp is not None:
+                keep(version, start + at, data)
             if len(data) < wanted:
                 return at + len(data)
         return len(buffer)
@@ -83,7 +92,7 @@ def url_folder(url: str) -> Folder:
     if isinstance(fs, LocalFileSystem):
         return local_folder(Path(root))
     location = url.rstrip("/")
-    with checkpoint_errors(f"The checkpoint folder {location}"):
+    with explained(Side.CHECKPOINT, f"The checkpoint folder {location}"):
         try:
             fs.invalidate_cache(root)
             listed = {_name(info): info for info in fs.ls(root, detail=True) if str(info["name"]) != f"{root}/"}

@@ -9,7 +9,6 @@ from contextlib import ExitStack, suppress
 import torch
 
 from impart_core.artifacts.activations import Spill, open_activations
-from impart_core.artifacts.block import BlockContent, publish_block
 from impart_core.artifacts.calibration_text import read_calibration
 from impart_core.artifacts.factors import stored_factors
 from impart_core.base.errors import CorruptArtifactError
@@ -18,23 +17,23 @@ from impart_core.base.numerics import default_workers, release_memory, resolve_d
 from impart_core.base.parallel import at_once
 from impart_core.base.retry import GPU, patiently
 from impart_core.blocks.calibrated import compress_layer, run_layer
+from impart_core.blocks.encode import Encoder
 from impart_core.blocks.rebuild import rebuild_tensor
 from impart_core.calibrate.layer import Batch, batch_size
 from impart_core.calibrate.model import CausalModel
 from impart_core.checkpoint.layout import Role
 from impart_core.codec.format import CODES_FILE, BlockFile
 from impart_core.engine.executor import stage
-from impart_core.engine.references import BlockResult, LayerJob
-from impart_core.engine.stages import block_result, block_reuse
+from impart_core.engine.references import LayerJob, Made
+from impart_core.engine.stages import block_made_or_found, publish_tensors
 from impart_core.store.manifest import Manifest
 from impart_core.store.provenance import Stopwatch
-from impart_core.store.publish import made_or_found
 from impart_core.store.recipe import Recipe
 from impart_core.store.store import Store
 
 
 @stage("quantise layer", "quantise {job.job.block.name}", GPU)
-def quantize_layer(job: LayerJob) -> BlockResult:
+def quantize_layer(job: LayerJob) -> Made:
     """Compress one decoder layer on what the layers before it give, unless the store holds it whole already.
 
     Layers come one after the other, so that the run's workers, by default one for each core, share the work on each.
@@ -53,30 +52,15 @@ def quantize_layer(job: LayerJob) -> BlockResult:
                 stack.enter_context(at_once(own.run.workers or default_workers()))
             batches = chain.inputs(len(job.before), stack)
             stored = stack.enter_context(stored_factors(store, own.factors.id if own.factors else None))
-            tensors = compress_layer(
-                own.pairs,
-                own.block,
-                own.config,
-                chain.model,
-                batches,
-                stored=stored,
-                device=chain.device,
-                digests=own.digests(),
-            )
-            manifest = patiently(
-                f"publish {own.block.name}",
-                lambda: publish_block(
-                    store, own.recipe, own.block.name, tensors, watch, reuse=block_reuse(own), read_again=True
-                ),
-            )
-            tensors.clear()
+            encoder = Encoder(own.config, stored, device=chain.device, digests=own.digests())
+            tensors = compress_layer(encoder, own.pairs, own.block, chain.model, batches)
+            manifest = publish_tensors(own, store, tensors, watch, read_again=True)
             if not job.last:
                 chain.advance(len(job.before), own.block.name, own.recipe.id, batches)
         release_memory()
         return manifest
 
-    outcome = made_or_found(store, own.recipe.id, make, kind=BlockContent, reuse=block_reuse(own))
-    return block_result(own, outcome, watch)
+    return block_made_or_found(own, store, make, watch)
 
 
 class _Chain:
@@ -85,6 +69,7 @@ class _Chain:
     def __init__(self, job: LayerJob, store: Store) -> None:
         """Make the model of a job; its layers before this one are published."""
         self._job, self._store, self._run = job, store, job.job.run
+        self._recipes = job.activations()
         self._anew = self._run.trust.refreshes("sparsify")
         self.device = resolve_device(self._run.device)
         self.model = CausalModel.of(job.finetuned, self.device)
@@ -105,13 +90,13 @@ class _Chain:
         with scratch_folder() as scratch:
             spill = Spill(scratch)
             run_layer(self.model, name, self._weights([block_id]), batches, spill.add)
-            return self._publish(spill, self._recipe(layer + 1), f"after {name}", watch)
+            return self._publish(spill, self._recipes[layer + 1], f"after {name}", watch)
 
     def _nearest(self, layer: int) -> tuple[int, tuple[list[Batch], ExitStack]]:
         """Return the last layer up to this one whose activations are whole, and these; the first one's are made."""
         first = 1 if self._anew else 0  # what a layer gives is made again with it, but nothing gives the first its own
         for number in range(layer, first - 1, -1):
-            present = self._store.lookup(self._recipe(number).id)
+            present = self._store.lookup(self._recipes[number].id)
             if present is not None:
                 with suppress(CorruptArtifactError):
                     return number, self._opened(present)
@@ -130,15 +115,12 @@ class _Chain:
             for number, part in enumerate(torch.split(tokens, batch_size(tokens.shape[1]))):
                 spill.add(number, self.model.embed(weights, part))
             del weights
-            return self._publish(spill, self._recipe(0), "embedded", watch)
+            return self._publish(spill, self._recipes[0], "embedded", watch)
 
     def _publish(self, spill: Spill, recipe: Recipe, name: str, watch: Stopwatch) -> Manifest:
         return patiently(
             "publish activations", lambda: spill.publish(self._store, recipe, name, watch, replace=self._anew)
         )
-
-    def _recipe(self, layer: int) -> Recipe:
-        return self._job.activations()[layer]
 
     def _weights(self, blocks: Sequence[str], but: Role | None = None) -> dict[str, torch.Tensor]:
         """Return the tensors of published blocks as they are rebuilt."""

@@ -1,28 +1,27 @@
 """Compressing a model: every block decomposed and encoded, then gathered under one delta."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from impart_core.artifacts.delta import delta_recipe
 from impart_core.base.errors import StoreError
 from impart_core.base.numerics import default_workers
-from impart_core.base.retry import Retried, patiently, recording
+from impart_core.base.retry import Ledger, Retried, patiently, recording
 from impart_core.base.settings import Frozen
 from impart_core.checkpoint.pairing import Pairs
+from impart_core.checkpoint.spool import spooling
 from impart_core.engine.chain import quantize_layer
-from impart_core.engine.executor import Executor, Pending
+from impart_core.engine.executor import Executor, Pending, Progress
 from impart_core.engine.jobs import Digests, Planned, plan_jobs
 from impart_core.engine.preflight import Checked, check_compress
 from impart_core.engine.references import (
-    BlockResult,
     DeltaJob,
     DeltaResult,
     FactorsResult,
+    Made,
     Run,
-    ScalesResult,
     TextJob,
-    TextResult,
 )
 from impart_core.engine.requests import CompressRequest
 from impart_core.engine.stages import (
@@ -43,8 +42,6 @@ from impart_core.store.provenance import Stopwatch, peak_rss_bytes
 from impart_core.store.store import Store
 
 logger = logging.getLogger(__name__)
-
-Progress = Callable[[str, int, int, str], None]  # stage, done, total, what
 
 
 class CompressReport(Frozen):
@@ -90,14 +87,14 @@ class Compression:
         blocks: the delta's blocks.
         entries: catalogue entries of all artifacts that its stages made or found, parts first and the delta last.
         new: ids of those that it made; it found the others in the store.
-        sources: where its checkpoints lie by role, those of the Hub with their commits.
+        sources: where its checkpoints lie, those of the Hub with their commits.
     """
 
     report: CompressReport
     blocks: tuple[Pointer, ...]
     entries: tuple[CatalogEntry, ...]
     new: frozenset[str]
-    sources: tuple[tuple[str, str], ...]
+    sources: tuple[str, ...]
 
 
 def compress(
@@ -120,30 +117,23 @@ def compress(
     Raises:
         ImpartError: the request cannot be carried out; the message says what to change.
     """
-    with recording() as ledger, keeping(request.store):
+    with recording() as ledger, keeping(request.store), spooling():
         watch = Stopwatch()
         checked = checked or patiently("check the request", lambda: check_compress(request))
-        done = _Compression(request, checked, executor, progress or (lambda *_: None), run_id).run()
-        report = done.report.model_copy(
-            update={
-                "retried": ledger.retried,
-                "seconds": round(watch.seconds, 3),
-                "peak_rss_bytes": peak_rss_bytes(),
-            }
-        )
-    return replace(done, report=report)
+        run = _Compression(request, checked, executor, progress or (lambda *_: None), run_id)
+        return run.run(watch, ledger)
 
 
 @dataclass
 class _Parts:
     """What the stages of a run have made so far, in the model's order."""
 
-    text: TextResult | None = None
-    scales: ScalesResult | None = None
+    text: Made | None = None
+    scales: Made | None = None
     factors: tuple[FactorsResult, ...] = ()
-    blocks: tuple[BlockResult, ...] = ()
+    blocks: tuple[Made, ...] = ()
 
-    def all(self) -> list[TextResult | ScalesResult | FactorsResult | BlockResult]:
+    def all(self) -> list[Made]:
         return [part for part in (self.text, self.scales, *self.factors, *self.blocks) if part]
 
 
@@ -167,18 +157,15 @@ class _Compression:
         self._parts = _Parts()
         self._notes = checked.work.notes
 
-    def run(self) -> Compression:
-        """Run all stages."""
+    def run(self, watch: Stopwatch, ledger: Ledger) -> Compression:
+        """Run all stages, and say what they made, since when, and what was tried again."""
         self._read_text()  # before all that takes long: what is wrong with it is told at once
+        base, finetuned, config = self._checked.base, self._checked.finetuned, self._request.config
         anew = self._run.trust.refreshes("digest")
-        sides = [
-            self._executor.submit(digest_checkpoint, side, anew)
-            for side in (self._checked.base, self._checked.finetuned)
-        ]
+        sides = [self._executor.submit(digest_checkpoint, side, anew) for side in (base, finetuned)]
         digests = sides[0].result(), sides[1].result()
         self._notes += _unchanged(self._checked.work.pairs, digests)
         words = self._parts.text.id if self._parts.text else None
-        base, finetuned, config = self._checked.base, self._checked.finetuned, self._request.config
         recipe = patiently("read configurations", lambda: delta_recipe(base, finetuned, config, digests, words))
         job = DeltaJob(self._run, finetuned, recipe, self._request.name)
         planned = plan_jobs(self._checked, digests, words, self._run)
@@ -190,7 +177,7 @@ class _Compression:
             hold.release()
         if planned.activations:  # they are of no more use
             clean_up(self._store, planned.activations)
-        return self._compression(delta, faults)
+        return self._compression(delta, faults, watch, ledger)
 
     def _read_text(self) -> None:
         text = self._request.calibration
@@ -209,10 +196,9 @@ class _Compression:
             return present, ()
         _Blocks(self._request, planned, self._executor, self._progress, hold).make(self._parts)
         made = tuple(part.entry for part in (*self._parts.blocks, *self._parts.factors))
-        gathered = DeltaJob(self._run, job.finetuned, job.recipe, job.name, made)
-        return self._executor.run(gather_delta, gathered), present.faults
+        return self._executor.run(gather_delta, replace(job, made=made)), present.faults
 
-    def _compression(self, delta: DeltaResult, faults: Sequence[str]) -> Compression:
+    def _compression(self, delta: DeltaResult, faults: Sequence[str], watch: Stopwatch, ledger: Ledger) -> Compression:
         parts, blocks, factors = self._parts.all(), self._parts.blocks, self._parts.factors
         assert delta.entry is not None
         artifact = delta.entry.id
@@ -233,14 +219,14 @@ class _Compression:
             fallbacks=sum(result.fallbacks for result in factors if not result.cached),
             remade=tuple(dict.fromkeys(faults)),
             changed=(*changed, *([artifact] if delta.changed else [])),
-            retried=(),
-            seconds=0.0,
-            peak_rss_bytes=0,
+            retried=ledger.retried,
+            seconds=round(watch.seconds, 3),
+            peak_rss_bytes=peak_rss_bytes(),
             notes=self._notes,
         )
         new = frozenset([*(part.id for part in parts if not part.cached), *([artifact] if blocks else [])])
         entries = (*(part.entry for part in parts), delta.entry)
-        return Compression(report, delta.blocks, entries, new, self._run.sources)
+        return Compression(report, delta.blocks, entries, new, tuple(place for _, place in self._run.sources))
 
 
 def _unchanged(pairs: Pairs, digests: Digests) -> tuple[str, ...]:
@@ -265,7 +251,7 @@ class _Blocks:
         self._request, self._planned, self._executor = request, planned, executor
         self._progress, self._hold = progress, hold
         self._decomposing: dict[int, Pending[FactorsResult | None]] = {}
-        self._encoding: dict[int, Pending[BlockResult]] = {}
+        self._encoding: dict[int, Pending[Made]] = {}
         self._told: set[int] = set()
 
     def make(self, parts: _Parts) -> None:
@@ -299,13 +285,13 @@ class _Blocks:
             self._tell(before)
         self._encoding[number] = self._executor.submit(quantize_layer, self._planned.layers[number])
 
-    def _tell(self, number: int) -> BlockResult:
+    def _tell(self, number: int) -> Made:
         """Wait for a block, and say once that it is done."""
         result = self._encoding[number].result()
         if number not in self._told:
             self._told.add(number)
-            reused = " (reused)" if result.cached else ""
-            self._progress("compress", len(self._told), len(self._planned.jobs), f"{result.name}{reused}")
+            name, reused = self._planned.jobs[number].block.name, " (reused)" if result.cached else ""
+            self._progress("compress", len(self._told), len(self._planned.jobs), f"{name}{reused}")
             if number in self._planned.layers and not result.cached:
                 clean_up(self._hold.store, [self._planned.layers[number].given.id], self._hold)
         return result

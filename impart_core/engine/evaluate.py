@@ -1,32 +1,33 @@
 """Measuring a model by lm-evaluation-harness: a delta is rebuilt once, whatever the number of its tasks."""
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from impart_core.apply.dense import reconstruct
 from impart_core.apply.reader import require_base
 from impart_core.artifacts.delta import Delta, open_delta
 from impart_core.artifacts.evaluation import EvaluationContent, evaluation_recipe, publish_evaluation
-from impart_core.base.errors import ConfigError
+from impart_core.base.errors import CheckpointError
 from impart_core.base.files import scratch_folder
 from impart_core.base.numerics import resolve_device
 from impart_core.base.retry import GPU, patiently, recording
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
-from impart_core.engine.executor import Executor, stage
-from impart_core.engine.preflight import open_side, require_folder
-from impart_core.engine.references import EvaluationJob, EvaluationResult, Made, Run
+from impart_core.checkpoint.location import is_remote
+from impart_core.engine.executor import Executor, Progress, stage
+from impart_core.engine.preflight import open_side
+from impart_core.engine.references import EvaluationJob, EvaluationResult, Run
 from impart_core.engine.requests import EvaluateRequest
-from impart_core.evaluation import Evaluation, Evaluator, check_tasks
+from impart_core.evaluation.harness import Evaluator, check_request
+from impart_core.evaluation.result import Evaluation
 from impart_core.store.catalog import entry_of, note
 from impart_core.store.manifest import Manifest
 from impart_core.store.names import resolve
-from impart_core.store.pins import pinned
+from impart_core.store.pins import pin
 from impart_core.store.publish import Reuse, made_or_found
 from impart_core.store.store import Store
-
-Progress = Callable[[str, int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,12 @@ class Measurable:
 def check_evaluate(request: EvaluateRequest) -> Measurable:
     """Check a request without loading a model; raise an `ImpartError` that says what to change."""
     resolve_device(request.device)
-    if request.limit is not None and request.limit < 1:
-        raise ConfigError(f"The limit is {request.limit}; it must be at least 1 item.")
-    if not request.tasks:
-        raise ConfigError("No task is named. Give at least one with --tasks.")
-    if request.base is None:
-        require_folder(request.model)
-    check_tasks(request.tasks)
+    if request.base is None and is_remote(request.model):
+        raise CheckpointError(
+            f"{request.model} is no folder of this machine, and only folders can be evaluated. "
+            "Download the model (`hf download`, `aws s3 cp --recursive`) and give its folder."
+        )
+    check_request(request.tasks, request.limit)
     store = Store(request.store)
     store.require_writable()
     if request.base is None:
@@ -92,7 +92,7 @@ def evaluate(
 
 
 def evaluate_all(
-    jobs: "list[EvaluationJob]", executor: Executor, progress: Progress | None = None
+    jobs: list[EvaluationJob], executor: Executor, progress: Progress | None = None
 ) -> tuple[EvaluationResult, ...]:
     """Measure models one after another: each uses all cores."""
     results: list[EvaluationResult] = []
@@ -115,60 +115,43 @@ def evaluate_model(job: EvaluationJob) -> tuple[EvaluationResult, ...]:
     store = job.run.open_store()
     model = open_delta(store, job.model) if job.base else open_checkpoint(job.model)
     with ExitStack() as stack:
-        loaded = _Loaded(model, job, stack)
-        return tuple(_measure(job, task, store, loaded) for task in job.tasks)
+
+        @cache
+        def evaluator() -> Evaluator:
+            return Evaluator(_folder_of(model, job, stack), str(resolve_device(job.run.device)))
+
+        return tuple(_measure(job, model, task, store, evaluator) for task in job.tasks)
 
 
-@dataclass
-class _Loaded:
-    """A model that is made and loaded when it is first asked for, and held until the stack is closed."""
-
-    model: Checkpoint | Delta
-    job: EvaluationJob
-    stack: ExitStack
-    _evaluator: Evaluator | None = None
-
-    @property
-    def parents(self) -> list[str]:
-        """The delta, where it is one."""
-        return [self.model.manifest.id] if isinstance(self.model, Delta) else []
-
-    def evaluator(self) -> Evaluator:
-        """Return what measures it."""
-        if self._evaluator is None:
-            folder = self.stack.enter_context(_folder_of(self.model, self.job))
-            self._evaluator = Evaluator(folder, str(resolve_device(self.job.run.device)))
-        return self._evaluator
-
-
-def _measure(job: EvaluationJob, task: str, store: Store, loaded: _Loaded) -> EvaluationResult:
+def _measure(
+    job: EvaluationJob, model: Checkpoint | Delta, task: str, store: Store, evaluator: Callable[[], Evaluator]
+) -> EvaluationResult:
     watch = job.run.watch(**({"base": job.base.location} if job.base else {"checkpoint": job.model}))
-    recipe = evaluation_recipe(loaded.model, task, job.split, job.limit)
+    recipe = evaluation_recipe(model, task, job.split, job.limit)
     reuse = Reuse(job.run.trust.reread, job.run.trust.refresh_from is not None)
+    parents = [model.manifest.id] if isinstance(model, Delta) else []
 
     def publish(measured: Evaluation) -> Manifest:
-        with pinned(store, [recipe.id]):
-            manifest = publish_evaluation(store, recipe, measured, loaded.parents, watch, reuse=reuse)
+        with pin(store, [recipe.id]):
+            manifest = publish_evaluation(store, recipe, measured, parents, watch, reuse=reuse)
             note(store, [entry_of(manifest)])
             return manifest
 
     def make() -> Manifest:
-        measured = loaded.evaluator().measure([task], split=job.split, limit=job.limit)
+        measured = evaluator().measure([task], split=job.split, limit=job.limit)
         return patiently(f"publish {job.label} on {task}", lambda: publish(measured))
 
     outcome = made_or_found(store, recipe.id, make, kind=EvaluationContent, reuse=reuse)
     content = outcome.manifest.content
     assert isinstance(content, EvaluationContent)
-    measured = {"task": task, "metrics": content.metrics, "items": content.items}
-    return EvaluationResult.model_validate({**Made.fields_of(outcome, watch), **measured})
+    return EvaluationResult.of(outcome, watch, task=task, metrics=content.metrics, items=content.items)
 
 
-@contextmanager
-def _folder_of(model: Checkpoint | Delta, job: EvaluationJob) -> Iterator[Path]:
+def _folder_of(model: Checkpoint | Delta, job: EvaluationJob, stack: ExitStack) -> Path:
+    """Return a model's folder; a delta is rebuilt into one that is gone once the stack is closed."""
     if isinstance(model, Checkpoint):
-        yield Path(model.location)
-        return
+        return Path(model.location)
     assert job.base is not None
-    with scratch_folder() as scratch:
-        reconstruct(model, job.base, scratch / "model")
-        yield scratch / "model"
+    folder = stack.enter_context(scratch_folder()) / "model"
+    reconstruct(model, job.base, folder)
+    return folder

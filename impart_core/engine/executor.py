@@ -8,11 +8,12 @@ from inspect import signature
 from typing import Any, Generic, ParamSpec, Protocol, Self, TypeVar
 
 from impart_core.base.numerics import default_workers
-from impart_core.base.retry import CPU, RetryPolicy, patiently
+from impart_core.base.retry import RetryPolicy, patiently
 
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
+Progress = Callable[[str, int, int, str], None]  # stage, done, total, what
 
 
 class Stage(Generic[P, R]):
@@ -46,7 +47,7 @@ class Stage(Generic[P, R]):
         return self.label.format(**bound.arguments)
 
 
-def stage(name: str, label: str, policy: RetryPolicy = CPU) -> Callable[[Callable[P, R]], Stage[P, R]]:
+def stage(name: str, label: str, policy: RetryPolicy) -> Callable[[Callable[P, R]], Stage[P, R]]:
     """Return the decorator of a stage; arguments as in `Stage`."""
     return lambda function: Stage(function, name, label, policy)
 

@@ -82,23 +82,17 @@ def _in_layers(maker: "_Maker", text: str, model: str) -> Planned:
     layers: dict[int, LayerJob] = {}
     before: list[tuple[str, str]] = []
     for name in checked.layers:
-        place = _Place(text, model, outside, tuple(before), len(before) == len(checked.layers) - 1)
-        layers[len(jobs)] = layer = maker.layer(by_name[name], place)
-        jobs.append(layer.job)
-        before.append((name, layer.job.recipe.id))
+        # What it is given does not depend on what it is made as, so that its own job can follow from that.
+        given = activations_recipe(text, [before[-1][1]] if before else list(outside), model)
+        job = maker.job(by_name[name], {"calibration": text, "model": model, "activations": given.id})
+        last = name == checked.layers[-1]
+        layers[len(jobs)] = LayerJob(
+            job, checked.base, checked.finetuned, text, model, outside, tuple(before), last=last
+        )
+        jobs.append(job)
+        before.append((name, job.recipe.id))
     numbers = {job.block.name: number for number, job in enumerate(jobs)}
     return Planned(tuple(jobs), tuple(numbers[block.name] for block in checked.work.blocks), layers)
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a layer stands in a calibration; attributes as in `LayerJob`."""
-
-    calibration: str
-    model: str
-    outside: tuple[str, ...]
-    before: tuple[tuple[str, str], ...]
-    last: bool
 
 
 @dataclass(frozen=True)
@@ -120,20 +114,3 @@ class _Maker:
         factors = factors_recipe(pairs, block, config, self.digests)
         recipe = block_recipe(pairs, block, config, self.digests, factors, calibration)
         return BlockJob(self.run, block, pairs, recipe, config, factors, scales)
-
-    def layer(self, block: Block, place: _Place) -> LayerJob:
-        """Return the job of a layer that is calibrated."""
-        # What it is given does not depend on what it is made as, so that its own job can follow from that.
-        after = [place.before[-1][1]] if place.before else list(place.outside)
-        given = activations_recipe(place.calibration, after, place.model)
-        inputs = {"calibration": place.calibration, "model": place.model, "activations": given.id}
-        return LayerJob(
-            job=self.job(block, inputs),
-            base=self.checked.base,
-            finetuned=self.checked.finetuned,
-            calibration=place.calibration,
-            model=place.model,
-            outside=place.outside,
-            before=place.before,
-            last=place.last,
-        )

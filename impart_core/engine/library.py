@@ -14,15 +14,14 @@ from impart_core.artifacts.calibration_text import calibration_recipe, publish_c
 from impart_core.artifacts.delta import Delta
 from impart_core.base.errors import ConfigError
 from impart_core.base.numerics import resolve_device
-from impart_core.base.settings import build_config, nearest
+from impart_core.base.settings import nearest
 from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.text import PUBLISHED, CalibrationText, require_tokens
 from impart_core.checkpoint.index import Checkpoint
 from impart_core.engine import compress as compressing
 from impart_core.engine import evaluate as evaluating
 from impart_core.engine import reconstruct as rebuilding
-from impart_core.engine.compress import Progress
-from impart_core.engine.executor import ThreadExecutor
+from impart_core.engine.executor import Progress, ThreadExecutor
 from impart_core.engine.preflight import Checked, open_side
 from impart_core.engine.quantize import quantize_request
 from impart_core.engine.references import EvaluationResult
@@ -34,7 +33,7 @@ from impart_core.engine.requests import (
     Trust,
     absolute,
 )
-from impart_core.evaluation import Split
+from impart_core.evaluation.result import Split
 from impart_core.store.names import resolve
 from impart_core.store.provenance import Stopwatch
 from impart_core.store.store import Store, default_store_url
@@ -108,9 +107,9 @@ def compress(
             raise ConfigError(f"A whole configuration is given, and {', '.join(settings)} besides. Put all into it.")
         config = cr
     else:
-        config = build_config(CompressConfig, cr=cr, **settings)
-    request = build_config(
-        CompressRequest, base=absolute(base), finetuned=absolute(finetuned), config=config, **_run(given, RunKeywords)
+        config = CompressConfig(cr=cr, **settings)
+    request = CompressRequest(
+        base=absolute(base), finetuned=absolute(finetuned), config=config, **_run(given, RunKeywords)
     )
     return _compress(request, None, progress)
 
@@ -130,7 +129,7 @@ def quantize(ref: Ref, cr: float, *, progress: Progress | None = None, **keyword
     own = {"store": ref.store} if isinstance(ref, Delta) else {}
     given = _run({**own, **keywords}, QuantizeKeywords)
     name = ref.manifest.id if isinstance(ref, Delta) else ref
-    request, checked = quantize_request(build_config(QuantizeRequest, ref=name, cr=cr, **given))
+    request, checked = quantize_request(QuantizeRequest(ref=name, cr=cr, **given))
     return _compress(request, checked, progress)
 
 

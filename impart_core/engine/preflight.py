@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from impart_core.base.errors import CheckpointError, ConfigError
+from impart_core.base.errors import ConfigError
 from impart_core.base.numerics import resolve_device
 from impart_core.blocks.coding import calibration_of
 from impart_core.blocks.request import CompressConfig
@@ -101,16 +101,3 @@ def _check_calibration(request: CompressRequest, base: Checkpoint, finetuned: Ch
                 )
         return ()
     return tuple(decoder_layers(finetuned))  # refuses what cannot be run layer by layer
-
-
-def require_folder(model: str) -> None:
-    """Refuse a model to evaluate that is no folder of this machine.
-
-    Raises:
-        CheckpointError: it is a URL or a Hub id.
-    """
-    if is_remote(model):
-        raise CheckpointError(
-            f"{model} is no folder of this machine, and only folders can be evaluated. "
-            "Download the model (`hf download`, `aws s3 cp --recursive`) and give its folder."
-        )

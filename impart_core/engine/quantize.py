@@ -2,7 +2,6 @@
 
 from impart_core.artifacts.delta import Delta, open_delta
 from impart_core.base.errors import CheckpointError, ConfigError, WrongBaseError
-from impart_core.base.settings import build_config
 from impart_core.blocks.coding import coding_of_role
 from impart_core.blocks.request import CompressConfig
 from impart_core.checkpoint.digest import checkpoint_id, tensor_digests
@@ -10,13 +9,13 @@ from impart_core.checkpoint.index import Checkpoint
 from impart_core.checkpoint.layout import Role
 from impart_core.checkpoint.pairing import VOCABULARY
 from impart_core.engine.preflight import Checked, check_compress, open_side
-from impart_core.engine.requests import CompressRequest, QuantizeRequest, absolute
+from impart_core.engine.requests import CompressRequest, QuantizeRequest, RunRequest, absolute
 from impart_core.methods import METHODS, QUANTIZING
+from impart_core.methods.depth import depth_of
 from impart_core.store.names import resolve
 from impart_core.store.store import Store
 
 _KEPT = ("seed", "accounting", "embeddings", "embeddings_cr", "factors_for")
-_SHARED = ("store", "name", "device", "workers", "keep_factors", "calibration", "trust")
 
 
 def quantize_request(request: QuantizeRequest) -> tuple[CompressRequest, Checked]:
@@ -36,7 +35,7 @@ def quantize_request(request: QuantizeRequest) -> tuple[CompressRequest, Checked
         base=_place(delta, "base", request.base),
         finetuned=_place(delta, "finetuned", request.finetuned),
         config=_config(delta, request),
-        **{name: getattr(request, name) for name in _SHARED},
+        **{name: getattr(request, name) for name in RunRequest.model_fields},
     )
     opened = _opened(delta, "base", compression.base), _opened(delta, "finetuned", compression.finetuned)
     return compression, check_compress(compression, opened)
@@ -48,23 +47,14 @@ def _config(delta: Delta, request: QuantizeRequest) -> CompressConfig:
     asked = {name: before[name] for name in _KEPT if name in before}
     settings = {"method": request.method, "cr": request.cr, "seed": request.seed, "options": request.options}
     asked |= {name: value for name, value in settings.items() if value is not None}
-    config = build_config(CompressConfig, **asked)
-    roles = (Role.PROJECTION, *VOCABULARY)
-    if config.factors_for and not all(_serves(config.factors_for, role, config) for role in roles):
+    config = CompressConfig(**asked)
+    try:
+        for role in (Role.PROJECTION, *VOCABULARY):
+            if coding := coding_of_role(role, config):
+                depth_of(coding, 2, 2, config.factors_for)
+    except ConfigError:  # the delta's factors do not go deep enough for what is asked of them now
         return config.model_copy(update={"factors_for": None})
     return config
-
-
-def _serves(factors_for: float, role: Role, config: CompressConfig) -> bool:
-    """Whether factors for a ratio go deep enough for what codes the tensors of a role."""
-    coding = coding_of_role(role, config)
-    if coding is None:
-        return True
-    method = METHODS.get(coding.method)
-    if method.needed_rank(2, 2, coding) is None:
-        return True
-    usual = method.usual_cr(coding)
-    return usual is not None and factors_for <= usual
 
 
 def _place(delta: Delta, role: str, given: str | None) -> str:

@@ -1,12 +1,12 @@
 """Rebuilding a checkpoint from a delta in a store."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from impart_core.apply.dense import reconstruct as rebuild
 from impart_core.artifacts.delta import open_delta
 from impart_core.base.retry import Retried, patiently, recording
+from impart_core.base.settings import Frozen
 from impart_core.engine.preflight import open_side
 from impart_core.engine.requests import ReconstructRequest
 from impart_core.store.names import resolve
@@ -14,8 +14,7 @@ from impart_core.store.provenance import Stopwatch
 from impart_core.store.store import Store
 
 
-@dataclass(frozen=True)
-class Reconstruction:
+class Reconstruction(Frozen):
     """A checkpoint that was rebuilt: from which delta, where it lies, its weights' bytes, retries, seconds."""
 
     artifact: str
@@ -50,4 +49,10 @@ def reconstruct(request: ReconstructRequest, progress: Callable[[int, int], None
                 progress=progress,
             ),
         )
-    return Reconstruction(delta.manifest.id, out, written, ledger.retried, round(watch.seconds, 3))
+    return Reconstruction(
+        artifact=delta.manifest.id,
+        out=out,
+        bytes=written,
+        retried=ledger.retried,
+        seconds=round(watch.seconds, 3),
+    )

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 from pydantic import Field, computed_field
 
@@ -13,7 +14,7 @@ from impart_core.checkpoint.index import Checkpoint
 from impart_core.checkpoint.layout import Block
 from impart_core.checkpoint.pairing import Pair
 from impart_core.engine.requests import Trust
-from impart_core.evaluation import Split
+from impart_core.evaluation.result import Split
 from impart_core.store.catalog import CatalogEntry, entry_of
 from impart_core.store.manifest import Measured, Pointer
 from impart_core.store.provenance import Stopwatch
@@ -201,41 +202,23 @@ class Made(Frozen):
         return self.entry.id
 
     @classmethod
-    def fields_of(cls, outcome: Outcome, watch: Stopwatch) -> dict[str, object]:
-        """Return these fields of what a store gave or was given."""
-        return {
-            "entry": entry_of(outcome.manifest),
-            "cached": outcome.cached,
-            "fault": outcome.fault,
-            "changed": outcome.changed,
-            "seconds": watch.seconds,
-        }
-
-
-class TextResult(Made):
-    """Published calibration text: how many sequences of how many tokens."""
-
-    sequences: int
-    length: int
-
-
-class ScalesResult(Made):
-    """Published scales."""
+    def of(cls, outcome: Outcome, watch: Stopwatch, **own: Any) -> Self:
+        """Return what a stage has to say of what a store gave or was given, and the fields of a subclass."""
+        return cls(
+            entry=entry_of(outcome.manifest),
+            cached=outcome.cached,
+            fault=outcome.fault,
+            changed=outcome.changed,
+            seconds=watch.seconds,
+            **own,
+        )
 
 
 class FactorsResult(Made):
     """A block's published factors, how many matrices these are, and fallbacks among them."""
 
-    name: str
     matrices: int
     fallbacks: int
-
-
-class BlockResult(Made):
-    """A published block, and the bytes of its codes' file."""
-
-    name: str
-    bytes: int
 
 
 class DeltaResult(Frozen):

@@ -10,7 +10,7 @@ from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.text import CalibrationText
 from impart_core.checkpoint.location import is_remote
 from impart_core.checkpoint.writer import DEFAULT_SHARD_BYTES
-from impart_core.evaluation import Split
+from impart_core.evaluation.result import Split
 from impart_core.store.store import default_store_url
 
 STAGES = ("digest", "decompose", "sparsify", "gather")
@@ -33,13 +33,10 @@ class Trust(Frozen):
         return self.refresh_from is not None and STAGES.index(self.refresh_from) <= STAGES.index(stage)
 
 
-class CompressRequest(Frozen):
-    """A compression.
+class RunRequest(Frozen):
+    """How a compression is run, and what becomes of it.
 
     Attributes:
-        base: the base checkpoint: a folder, Hub id or fsspec URL; see `open_checkpoint`.
-        finetuned: the checkpoint fine-tuned from it, likewise.
-        config: method, ratio, and all else that decides on bytes.
         store: the store's URL.
         name: the name that the delta gets, if any.
         device: where decompositions and calibration run: `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -49,9 +46,6 @@ class CompressRequest(Frozen):
         trust: how far what is there already is trusted.
     """
 
-    base: str
-    finetuned: str
-    config: CompressConfig
     store: str = Field(default_factory=default_store_url)
     name: str | None = None
     device: str = "auto"
@@ -59,6 +53,20 @@ class CompressRequest(Frozen):
     keep_factors: bool = True
     calibration: CalibrationText | None = None
     trust: Trust = Trust()
+
+
+class CompressRequest(RunRequest):
+    """A compression; see `RunRequest` for how it is run.
+
+    Attributes:
+        base: the base checkpoint: a folder, Hub id or fsspec URL; see `open_checkpoint`.
+        finetuned: the checkpoint fine-tuned from it, likewise.
+        config: method, ratio, and all else that decides on bytes.
+    """
+
+    base: str
+    finetuned: str
+    config: CompressConfig
 
 
 class PlanRequest(Frozen):
@@ -70,8 +78,8 @@ class PlanRequest(Frozen):
     workers: int | None = Field(default=None, ge=1)
 
 
-class QuantizeRequest(Frozen):
-    """A published delta, compressed again by another method and at another ratio.
+class QuantizeRequest(RunRequest):
+    """A published delta, compressed again by another method and at another ratio; see `RunRequest` for the rest.
 
     Attributes:
         ref: the delta's name or id.
@@ -81,8 +89,6 @@ class QuantizeRequest(Frozen):
         options: the method's options; None: its defaults.
         base: where the base lies; None: where it lay.
         finetuned: where the fine-tuned checkpoint lies; None: where it lay.
-
-    The rest is as in `CompressRequest`.
     """
 
     ref: str
@@ -92,13 +98,6 @@ class QuantizeRequest(Frozen):
     options: dict[str, Any] | None = None
     base: str | None = None
     finetuned: str | None = None
-    store: str = Field(default_factory=default_store_url)
-    name: str | None = None
-    device: str = "auto"
-    workers: int | None = Field(default=None, ge=1)
-    keep_factors: bool = True
-    calibration: CalibrationText | None = None
-    trust: Trust = Trust()
 
 
 class ReconstructRequest(Frozen):

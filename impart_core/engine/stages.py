@@ -3,9 +3,7 @@
 A stage is safe to repeat: of several that make the same artifact, one publishes it and the others return that one.
 """
 
-from collections.abc import Mapping
-
-import torch
+from collections.abc import Callable
 
 from impart_core.artifacts.block import BlockContent, publish_block
 from impart_core.artifacts.calibration_text import (
@@ -20,30 +18,29 @@ from impart_core.artifacts.scales import ScalesContent, publish_scales, read_sca
 from impart_core.base.numerics import release_memory, resolve_device, return_large_memory_at_once
 from impart_core.base.retry import GPU, NETWORK, patiently
 from impart_core.blocks.decompose import decompose_block as decompose
-from impart_core.blocks.encode import compress_block
+from impart_core.blocks.encode import Encoder
 from impart_core.calibrate.distil import DistilOptions, distil_scales
 from impart_core.calibrate.text import PUBLISHED, read_tokens, require_in_vocabulary
 from impart_core.checkpoint.digest import tensor_digests
 from impart_core.checkpoint.index import Checkpoint
+from impart_core.codec.format import EncodedTensor
 from impart_core.engine.executor import stage
 from impart_core.engine.references import (
     BlockJob,
-    BlockResult,
     DeltaJob,
     DeltaResult,
     DistilJob,
     FactorsResult,
     Made,
-    ScalesResult,
     TextJob,
-    TextResult,
 )
 from impart_core.store.catalog import entry_of, note
 from impart_core.store.manifest import Manifest
 from impart_core.store.names import resolve, set_ref
-from impart_core.store.pins import pinned
+from impart_core.store.pins import pin
 from impart_core.store.provenance import Stopwatch
-from impart_core.store.publish import REREAD, Outcome, Reuse, made_or_found
+from impart_core.store.publish import REREAD, Reuse, made_or_found
+from impart_core.store.store import Store
 
 
 @stage("digest checkpoint", "digest {checkpoint.location}", NETWORK)
@@ -53,7 +50,7 @@ def digest_checkpoint(checkpoint: Checkpoint, refresh: bool = False) -> dict[str
 
 
 @stage("read calibration text", "tokens of {job.text.source}", NETWORK)
-def read_calibration_text(job: TextJob) -> TextResult:
+def read_calibration_text(job: TextJob) -> Made:
     """Turn calibration text into tokens and publish these, unless the store holds them."""
     watch, store = job.run.watch(text=job.text.source), job.run.open_store()
     if job.text.source.startswith(PUBLISHED):
@@ -64,18 +61,17 @@ def read_calibration_text(job: TextJob) -> TextResult:
     recipe = calibration_recipe(tokens)
 
     def make() -> Manifest:
-        with pinned(store, [recipe.id]):
+        with pin(store, [recipe.id]):
             manifest = publish_calibration(store, recipe, tokens, watch)
             note(store, [entry_of(manifest)])
             return manifest
 
     outcome = made_or_found(store, recipe.id, make, kind=CalibrationContent, reuse=REREAD)  # a file of kilobytes
-    sequences, length = tokens.shape
-    return TextResult.model_validate({**Made.fields_of(outcome, watch), "sequences": sequences, "length": length})
+    return Made.of(outcome, watch)
 
 
 @stage("distil scales", "distil the scales of {job.config.method}", GPU)
-def distil_block_scales(job: DistilJob) -> ScalesResult:
+def distil_block_scales(job: DistilJob) -> Made:
     """Tune the scales of a delta's matrices against the fine-tuned model's logits, unless the store holds them."""
     watch, store = job.run.watch(), job.run.open_store()
 
@@ -97,7 +93,7 @@ def distil_block_scales(job: DistilJob) -> ScalesResult:
 
     replace = job.run.trust.refreshes("sparsify")
     outcome = made_or_found(store, job.recipe.id, make, kind=ScalesContent, reuse=Reuse(True, replace))
-    return ScalesResult.model_validate(Made.fields_of(outcome, watch))
+    return Made.of(outcome, watch)
 
 
 @stage("decompose block", "decompose {job.block.name}", GPU)
@@ -126,16 +122,12 @@ def decompose_block(job: BlockJob) -> FactorsResult | None:
     outcome = made_or_found(store, recipe.id, make, kind=FactorsContent, reuse=Reuse(True, replace))
     content = outcome.manifest.content
     assert isinstance(content, FactorsContent)
-    counts = {
-        "name": job.block.name,
-        "matrices": len(content.matrices),
-        "fallbacks": sum(entry.fallbacks for entry in content.matrices.values()),
-    }
-    return FactorsResult.model_validate({**Made.fields_of(outcome, watch), **counts})
+    fallbacks = sum(entry.fallbacks for entry in content.matrices.values())
+    return FactorsResult.of(outcome, watch, matrices=len(content.matrices), fallbacks=fallbacks)
 
 
 @stage("sparsify block", "sparsify {job.block.name}", GPU)
-def sparsify_block(job: BlockJob, read_again: bool = False) -> BlockResult:
+def sparsify_block(job: BlockJob, read_again: bool = False) -> Made:
     """Compress one block and publish it, unless the store holds it whole already.
 
     `read_again` says that the run will soon read it back, as what embeds the text of a calibration is.
@@ -144,40 +136,38 @@ def sparsify_block(job: BlockJob, read_again: bool = False) -> BlockResult:
     watch, store = job.run.watch(), job.run.open_store()
 
     def make() -> Manifest:
-        scales: Mapping[str, torch.Tensor] | None = read_scales(store, job.scales.id) if job.scales else None
+        scales = read_scales(store, job.scales.id) if job.scales else {}
+        device = resolve_device(job.run.device)
         with stored_factors(store, job.factors.id if job.factors else None) as stored:
-            tensors = compress_block(
-                job.pairs,
-                job.block,
-                job.config,
-                stored=stored,
-                scales=scales,
-                device=resolve_device(job.run.device),
-                digests=job.digests(),
-            )
-        manifest = patiently(
-            f"publish {job.block.name}",
-            lambda: publish_block(
-                store, job.recipe, job.block.name, tensors, watch, reuse=block_reuse(job), read_again=read_again
-            ),
-        )
-        tensors.clear()
-        release_memory()
-        return manifest
+            tensors = Encoder(job.config, stored, scales, device, job.digests()).block(job.pairs, job.block)
+        return publish_tensors(job, store, tensors, watch, read_again)
 
-    outcome = made_or_found(store, job.recipe.id, make, kind=BlockContent, reuse=block_reuse(job))
-    return block_result(job, outcome, watch)
+    return block_made_or_found(job, store, make, watch)
 
 
-def block_reuse(job: BlockJob) -> Reuse:
+def publish_tensors(
+    job: BlockJob, store: Store, tensors: dict[str, EncodedTensor], watch: Stopwatch, read_again: bool
+) -> Manifest:
+    """Publish a block, and let go of its tensors."""
+    name, reuse = job.block.name, _block_reuse(job)
+    manifest = patiently(
+        f"publish {name}",
+        lambda: publish_block(store, job.recipe, name, tensors, watch, reuse=reuse, read_again=read_again),
+    )
+    tensors.clear()
+    release_memory()
+    return manifest
+
+
+def _block_reuse(job: BlockJob) -> Reuse:
     """Return how far a block that is there is reused."""
     return Reuse(job.run.trust.reread, job.run.trust.refreshes("sparsify"))
 
 
-def block_result(job: BlockJob, outcome: Outcome, watch: Stopwatch) -> BlockResult:
-    """Return what a stage has to say of a block."""
-    size = sum(entry.size for entry in outcome.manifest.files)
-    return BlockResult.model_validate({**Made.fields_of(outcome, watch), "name": job.block.name, "bytes": size})
+def block_made_or_found(job: BlockJob, store: Store, make: Callable[[], Manifest], watch: Stopwatch) -> Made:
+    """Return a block of the store; it is made where the store does not hold it whole."""
+    outcome = made_or_found(store, job.recipe.id, make, kind=BlockContent, reuse=_block_reuse(job))
+    return Made.of(outcome, watch)
 
 
 @stage("find delta", "find {job.name}", NETWORK)

@@ -3,7 +3,7 @@
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -49,18 +49,18 @@ def task_fingerprint(tasks: Sequence[str]) -> dict[str, str]:
         UnknownNameError: a task does not exist.
     """
     check_tasks(tasks)
-    return {name: _local_digest(name) if name in LOCAL_TASKS else _foreign_digest(name) for name in tasks}
+    return {name: _digest_of_task(name) for name in tasks}
 
 
-def only_local(tasks: Iterable[str]) -> bool:
-    """Say whether all tasks are the zoo's own, so that lm-eval's thousands need not be listed."""
-    return all(name in LOCAL_TASKS for name in tasks)
-
-
-def _local_digest(name: str) -> str:
-    sources = {file.relative_to(_ZOO).as_posix(): _digest(_without_moves(file)) for file in _local_sources()}
-    made_of = {**_measured_by(name), "sources": sources}
-    return _digest(json.dumps(made_of, sort_keys=True).encode())
+def _digest_of_task(name: str) -> str:
+    """Return a digest of what a task is, and of what measures it."""
+    made_of: dict[str, Any] = {"task": name, "version": MEASURING_VERSION, "lm_eval": version("lm_eval")}
+    if name in LOCAL_TASKS:
+        sources = _local_sources()
+        made_of["sources"] = {file.relative_to(_ZOO).as_posix(): _digest(_without_moves(file)) for file in sources}
+    else:
+        made_of["configs"] = _configs(name, {})
+    return _digest(json.dumps(made_of, sort_keys=True, default=str).encode())
 
 
 def _without_moves(file: Path) -> bytes:
@@ -72,10 +72,6 @@ def _without_moves(file: Path) -> bytes:
     for now, first in _MOVED.items():
         data = data.replace(f"from {now} import".encode(), f"from {first} import".encode())
     return data
-
-
-def _measured_by(name: str) -> dict[str, Any]:
-    return {"task": name, "version": MEASURING_VERSION, "lm_eval": version("lm_eval")}
 
 
 def _local_sources() -> list[Path]:
@@ -100,11 +96,6 @@ def _unknown(name: str) -> UnknownNameError:
     more = "" if local else f", and {len(names) - len(LOCAL_TASKS)} names of lm-eval, which `lm_eval ls tasks` lists"
     guess = f" Did you mean {near}?" if near else ""
     return UnknownNameError(f"Unknown evaluation task {name!r}.{guess} Known: {', '.join(LOCAL_TASKS)}{more}.")
-
-
-def _foreign_digest(name: str) -> str:
-    made_of = {**_measured_by(name), "configs": _configs(name, {})}
-    return _digest(json.dumps(made_of, sort_keys=True, default=str).encode())
 
 
 def _configs(name: str, seen: dict[str, Any]) -> dict[str, Any]:

@@ -44,7 +44,6 @@ class Evaluator:
                 metric that is not finite.
         """
         check_request(tasks, limit)
-        check_tasks(tasks)
         started = time.perf_counter()
         import lm_eval
 
@@ -63,15 +62,17 @@ class Evaluator:
 
 
 def check_request(tasks: Sequence[str], limit: int | None) -> None:
-    """Check the shape of a request.
+    """Check a request without loading a model or any data.
 
     Raises:
         EvaluationError: there is no task, or the limit is below 1.
+        UnknownNameError: a task does not exist.
     """
     if not tasks:
         raise EvaluationError("No evaluation task was named. Name at least one, for example tinyzoo_math.")
     if limit is not None and limit < 1:
         raise EvaluationError(f"The limit is {limit} items; it must be at least 1. Leave it out to take all.")
+    check_tasks(tasks)
 
 
 def _task_result(name: str, results: Mapping[str, Any], split: Split | None) -> TaskResult:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from impart_core.base.errors import EvaluationError
-from impart_core.evaluation.catalogue import LOCAL_FOLDER, lm_eval_manager, only_local
+from impart_core.evaluation.catalogue import LOCAL_FOLDER, LOCAL_TASKS, lm_eval_manager
 from impart_core.evaluation.result import Split
 
 
@@ -26,7 +26,7 @@ def load_tasks(names: Sequence[str], split: Split, seed: int) -> dict[str, Any]:
     """
     from lm_eval.tasks import TaskManager
 
-    local = only_local(names)
+    local = set(names) <= set(LOCAL_TASKS)  # then lm-eval's thousands need not be listed
     manager = TaskManager(include_path=str(LOCAL_FOLDER), include_defaults=False) if local else lm_eval_manager()
     random.seed(seed)  # some of lm-eval's tasks shuffle answers with the global generator while they load
     try:

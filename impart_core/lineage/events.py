@@ -61,7 +61,7 @@ def public_url(location: str) -> str:
     if "://" not in location and is_remote(location):
         return f"hf://{location}"
     if "://" not in location or location.startswith("file://"):
-        return _path(location).as_uri()
+        return Path(location.removeprefix("file://")).expanduser().absolute().as_uri()
     return without_secrets(location).rstrip("/")
 
 
@@ -73,10 +73,6 @@ def without_secrets(text: str) -> str:
 def _kept_user(found: re.Match[str]) -> str:
     names_container = found["scheme"].startswith(_CONTAINER_BEFORE_AT) and ":" not in found["user"]
     return found[0] if names_container else f"{found['scheme']}://"
-
-
-def _path(location: str) -> Path:
-    return Path(location.removeprefix("file://")).expanduser().absolute()
 
 
 @dataclass(frozen=True)

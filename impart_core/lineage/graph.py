@@ -4,14 +4,14 @@ Manifests are hostile input: they may point to what is gone, to themselves, or t
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from impart_core.base.errors import ArtifactNotFoundError, CorruptArtifactError
 from impart_core.base.settings import Frozen
-from impart_core.store.catalog import CatalogEntry, scan
+from impart_core.store.catalog import CatalogEntry, reach, scan
 from impart_core.store.manifest import kind_of
-from impart_core.store.names import all_refs
+from impart_core.store.names import names_by_id
 from impart_core.store.store import Store
 
 CHECKPOINT, MISSING = "checkpoint", "missing"
@@ -79,9 +79,7 @@ def lineage_of(store: Store, artifact_id: str, *, parts: bool = False) -> Lineag
     Raises:
         ArtifactNotFoundError: the store does not hold it.
     """
-    entries, names = scan(store), defaultdict(list)
-    for name, named in all_refs(store).items():
-        names[named].append(name)
+    entries, names = scan(store), names_by_id(store)
     if artifact_id not in entries:
         raise ArtifactNotFoundError(f"There is no artifact {artifact_id[:12]} in the store {store.url}.")
     found = around(build_graph(entries.values(), names), artifact_id, parts=parts)
@@ -127,26 +125,14 @@ def around(graph: Graph, focus: str, *, parts: bool = False) -> Lineage:
 
     The lineage of a block, or of factors, is always shown part by part.
     """
-    above = reach(focus, lambda node: graph.parents.get(node, ()))
-    below = reach(focus, lambda node: graph.children.get(node, ()))
+    above = reach([focus], lambda node: graph.parents.get(node, ()))
+    below = reach([focus], lambda node: graph.children.get(node, ()))
     order = list(dict.fromkeys([*above, *below]))
     inside = set(order)
     edges = [(parent, child) for child in order for parent in graph.parents.get(child, ()) if parent in inside]
     if not parts and not _part_of(graph.nodes[focus]):
         return _collapse(graph, focus, order, edges)
     return Lineage(focus=focus, nodes=tuple(graph.nodes[node] for node in order), edges=tuple(edges))
-
-
-def reach(start: str, step: Callable[[str], Iterable[str]]) -> list[str]:
-    """Return a node and all that are reached from it by steps, nearest first, each once."""
-    found = {start: None}
-    waiting = [start]
-    for node in waiting:
-        for following in step(node):
-            if following not in found:
-                found[following] = None
-                waiting.append(following)
-    return waiting
 
 
 def _collapse(graph: Graph, focus: str, order: list[str], edges: list[tuple[str, str]]) -> Lineage:
@@ -158,7 +144,7 @@ def _collapse(graph: Graph, focus: str, order: list[str], edges: list[tuple[str,
     stand_ins: dict[str, dict[str, str]] = defaultdict(dict)  # part → delta → the node that stands for it there
     for (delta, kind), members in groups.items():
         for member in members:
-            stand_ins[member][delta] = _stand_in_id(delta, kind)
+            stand_ins[member][delta] = f"{delta}:{kind}"
 
     def between(parent: str, child: str) -> Iterable[tuple[str, str]]:
         ours, theirs = stand_ins.get(parent), stand_ins.get(child)
@@ -176,7 +162,8 @@ def _collapse(graph: Graph, focus: str, order: list[str], edges: list[tuple[str,
         for delta, stand_in in stand_ins.get(node, {}).items():
             kind = graph.nodes[node].kind
             if stand_in not in nodes:
-                nodes[stand_in] = _stand_in(delta, kind, [graph.nodes[member] for member in groups[delta, kind]])
+                parts = [graph.nodes[member] for member in groups[delta, kind]]
+                nodes[stand_in] = _stand_in(stand_in, delta, kind, parts)
     return Lineage(focus=focus, nodes=tuple(nodes.values()), edges=tuple(drawn))
 
 
@@ -203,14 +190,10 @@ def _part_of(node: Node) -> str | None:
     return kind.part_of if kind else None
 
 
-def _stand_in_id(delta: str, kind: str) -> str:
-    return f"{delta}:{kind}"
-
-
-def _stand_in(delta: str, kind: str, members: list[Node]) -> Node:
+def _stand_in(stand_in: str, delta: str, kind: str, members: list[Node]) -> Node:
     content = kind_of(kind)
     return Node(
-        id=_stand_in_id(delta, kind),
+        id=stand_in,
         of=delta,
         kind=kind,
         summary=f"{len(members)} {content.plural if content and len(members) > 1 else kind}",

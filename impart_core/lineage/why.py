@@ -10,7 +10,7 @@ from impart_core.base.errors import ArtifactNotFoundError, CorruptArtifactError
 from impart_core.base.settings import Frozen
 from impart_core.store.catalog import entry_of
 from impart_core.store.manifest import Manifest, Measured
-from impart_core.store.names import all_refs
+from impart_core.store.names import names_by_id
 from impart_core.store.provenance import Provenance
 from impart_core.store.store import Store
 
@@ -77,20 +77,19 @@ def explain(store: Store, artifact_id: str) -> Account:
     """
     manifest = store.manifest(artifact_id)
     content, entry, config = manifest.content, entry_of(manifest), dict(flatten(manifest.recipe.config))
-    measured = content if isinstance(content, EvaluationContent) else None
     return Account(
         artifact=manifest.id,
         kind=entry.kind,
         summary=entry.summary,
-        names=tuple(sorted(name for name, named in all_refs(store).items() if named == manifest.id)),
+        names=names_by_id(store).get(manifest.id, ()),
         operation=manifest.recipe.operation,
         operation_version=manifest.recipe.version,
         inputs=_inputs(store, manifest),
         parents=manifest.parents,
         config=config,
         seeds={key: value for key, value in config.items() if _is_seed(key, value)},
-        metrics=measured.metrics if measured else {},
-        items=measured.items if measured else {},
+        metrics=content.measurements(),
+        items=content.items if isinstance(content, EvaluationContent) else {},
         provenance=manifest.provenance,
     )
 

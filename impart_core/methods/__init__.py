@@ -1,4 +1,4 @@
-"""Compression methods: one method = one file = one registered name = one test file.
+"""Compression methods: one method = one file = one registered name.
 
 Importing this package imports every file in it, and so registers every method; a new one is a new file.
 """

@@ -3,6 +3,7 @@
 Whatever a manifest says is shown in code spans and quoted in the front matter, so that no name in it can break out.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,10 +67,10 @@ def model_card(
 def _front_matter(delta: Delta, base: str | None) -> str:
     method = delta.manifest.recipe.config.get("method")
     tags = ["impart", "delta-compression", *([str(method)] if method in list(METHODS) else [])]
-    lines = ["library_name: impart"]
+    lines = ["library_name: impart"]  # ids of the Hub and names of methods: as JSON strings they are YAML
     if base:
-        lines += [f"base_model: {quoted(base.partition('@')[0])}", "base_model_relation: adapter"]
-    return "\n".join(["---", *lines, "tags:", *(f"- {quoted(tag)}" for tag in dict.fromkeys(tags)), "---"])
+        lines += [f"base_model: {json.dumps(base.partition('@')[0])}", "base_model_relation: adapter"]
+    return "\n".join(["---", *lines, "tags:", *(f"- {json.dumps(tag)}" for tag in dict.fromkeys(tags)), "---"])
 
 
 def _introduction(delta: Delta, base: str | None, finetuned: str | None) -> str:
@@ -193,13 +194,3 @@ def code(text: object) -> str:
     shown = "".join(c if c.isprintable() else " " for c in str(text)).replace("`", "'").strip()
     shown = shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 1]}…"
     return f"`{shown.replace('|', '/')}`" if shown else "—"
-
-
-def quoted(text: str) -> str:
-    """Return text as a YAML scalar in double quotes, all but printable ASCII escaped."""
-    escaped = (c if c.isascii() and c.isprintable() and c not in '"\\' else _escape(ord(c)) for c in text)
-    return f'"{"".join(escaped)}"'
-
-
-def _escape(point: int) -> str:
-    return f"\\x{point:02x}" if point < 0x100 else f"\\u{point:04x}" if point < 0x10000 else f"\\U{point:08x}"

@@ -1,25 +1,21 @@
 """A delta as a repository of the Hugging Face Hub: a folder that is a store in itself, with a model card."""
 
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from impart_core.artifacts.delta import Delta, open_delta
-from impart_core.base.errors import ConfigError, HubError, ImpartError, OutputExistsError
+from impart_core.base.errors import ConfigError, HubError, OutputExistsError
 from impart_core.base.files import disk_errors, write_atomically
 from impart_core.checkpoint.hub import parse_hub_id
 from impart_core.share.card import Measured, model_card
 from impart_core.share.transfer import Progress, TransferReport, transfer
-from impart_core.storage.failures import LOG_IN, Side, explain
+from impart_core.storage.failures import LOG_IN, Side, explained
 from impart_core.store.catalog import CatalogEntry, scan
 from impart_core.store.manifest import Manifest
-from impart_core.store.names import all_refs
+from impart_core.store.names import names_by_id
 from impart_core.store.store import Store
 
 CARD = "README.md"
 _OURS = {"artifacts", "catalog", "refs", CARD}
-_ID = re.compile(r"[0-9a-f]{64}")
 
 
 def require_repo(repo: str) -> str:
@@ -58,10 +54,9 @@ def prepare_folder(
     _require_ours(out, delta)
     made = Store(out)
     report = transfer(store, made, [artifact_id], move_names=True, progress=progress)
-    names = sorted(name for name, named in all_refs(made).items() if named == artifact_id)
-    copied = open_delta(made, artifact_id)
-    sources = getattr(delta.manifest.provenance, "sources", {})
-    card = model_card(copied, repo, names[0] if names else artifact_id, measurements(store, delta), sources)
+    name = names_by_id(made).get(artifact_id, (artifact_id,))[0]
+    sources = delta.manifest.provenance.sources
+    card = model_card(open_delta(made, artifact_id), repo, name, measurements(store, delta), sources)
     with disk_errors(out):
         write_atomically(out / CARD, card.encode())
     return report
@@ -107,9 +102,14 @@ def upload(folder: Path, repo: str, *, private: bool = False) -> str:
         ConfigError: huggingface_hub is not installed, or the repository is public and a private one was asked for.
         HubError: there is no token, the Hub refuses it, or it does not answer.
     """
-    with _upload_errors(repo):
+    try:
         from huggingface_hub import HfApi, get_token
-
+    except ImportError as error:
+        raise ConfigError(
+            "Uploading takes huggingface_hub, which is not installed. Install it (`pip install 'impart-zoo[hub]'`), or "
+            "upload the folder by other means."
+        ) from error
+    with explained(Side.UPLOAD, repo):
         if not get_token():
             raise HubError(f"There is no token to upload to the Hub's {repo} with. {LOG_IN}.")
         api = HfApi()
@@ -127,20 +127,3 @@ def upload(folder: Path, repo: str, *, private: bool = False) -> str:
             ignore_patterns=["*.tmp"],  # of a writer that was killed
         )
     return str(address)
-
-
-@contextmanager
-def _upload_errors(repo: str) -> Iterator[None]:
-    try:
-        import huggingface_hub  # noqa: F401 - whether it is there
-    except ImportError as error:
-        raise ConfigError(
-            "Uploading takes huggingface_hub, which is not installed. Install it (`pip install 'impart-zoo[hub]'`), or "
-            "upload the folder by other means."
-        ) from error
-    try:
-        yield
-    except ImpartError:
-        raise
-    except Exception as error:
-        raise explain(error, Side.UPLOAD, repo) from error

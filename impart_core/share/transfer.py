@@ -14,11 +14,11 @@ from time import perf_counter
 
 from impart_core.base.errors import ArtifactNotFoundError, ConfigError, CorruptArtifactError, StoreError
 from impart_core.base.settings import Frozen
-from impart_core.storage.failures import store_errors
+from impart_core.storage.failures import Side, explained
 from impart_core.store.catalog import CatalogEntry, entry_of, note, scan
-from impart_core.store.manifest import Content, Manifest, Pointer, kind_of
+from impart_core.store.manifest import Content, Manifest, kind_of
 from impart_core.store.names import all_refs, get_ref, require_ref_name, set_ref
-from impart_core.store.pins import pinned
+from impart_core.store.pins import pin
 from impart_core.store.store import Store
 
 Progress = Callable[[int, int, int, int], None]
@@ -61,7 +61,6 @@ class _Part:
     """One artifact as it lies in the source, and what the target has of it."""
 
     entry: CatalogEntry
-    files: int
     bytes: int
     present: bool
     otherwise: bool
@@ -70,10 +69,6 @@ class _Part:
     @property
     def id(self) -> str:
         return self.entry.id
-
-    @property
-    def pointers(self) -> tuple[Pointer, ...]:
-        return self.content.pointers()
 
 
 @dataclass(frozen=True)
@@ -127,44 +122,44 @@ def transfer(
     names = {require_ref_name(name): made for name, made in all_refs(source).items() if made in wanted}
     _require_names(target, names, move_names)
     target.require_writable()
-    survey = _Survey(source, target, reread)
-    bundles = survey.bundles(wanted, factors=factors, evaluations=evaluations)
+    work = _Transfer(source, target, reread, progress)
+    bundles = work.survey(wanted, factors=factors, evaluations=evaluations)
     parts = {part.id: part for bundle in bundles for part in bundle.parts}
-    copier = _Copier(source, target, reread, progress, bundles)
-    with pinned(target, parts):  # what is skipped is looked for once more after this
+    with pin(target, parts):  # what is skipped is looked for once more after this
         for bundle in bundles:
-            if copier.copy(bundle):
+            if work.copy(bundle):
                 for name in (name for name, made in names.items() if made == bundle.top.id):
                     _require_names(target, {name: bundle.top.id}, move_names)
                     set_ref(target, name, bundle.top.id, why=f"from {source.url}")
-    faults = {**survey.faults, **copier.faults}
-    if faults:
+    if work.faults:
         raise CorruptArtifactError(
-            f"{' '.join(dict.fromkeys(faults.values()))} What depends on it was not copied; "
-            f"{len(copier.copied)} other artifacts were."
+            f"{' '.join(dict.fromkeys(work.faults.values()))} What depends on it was not copied; "
+            f"{len(work.copied)} other artifacts were."
         )
     return TransferReport(
         source=source.url,
         target=target.url,
         artifacts=wanted,
-        copied=_tally(parts[made] for made in parts if made in copier.copied),
-        skipped=_tally(parts[made] for made in parts if made not in copier.copied),
+        copied=_tally(parts[made] for made in parts if made in work.copied),
+        skipped=_tally(parts[made] for made in parts if made not in work.copied),
         otherwise=tuple(part.id for part in parts.values() if part.otherwise),
         names=names,
         seconds=round(perf_counter() - started, 3),
     )
 
 
-class _Survey:
-    """Looks up in both stores what is to be copied; each artifact once, however many need it."""
+class _Transfer:
+    """Looks up in both stores what is to be copied, each artifact once, however many need it; copies and counts it."""
 
-    def __init__(self, source: Store, target: Store, reread: bool) -> None:
+    def __init__(self, source: Store, target: Store, reread: bool, progress: Progress | None) -> None:
         """Name the stores; nothing is read yet."""
-        self._source, self._target, self._reread = source, target, reread
+        self._source, self._target, self._reread, self._progress = source, target, reread, progress
         self._seen: dict[str, _Part | None] = {}
+        self._total = 0, 0  # artifacts that the target lacks, and their bytes
+        self.copied: dict[str, int] = {}
         self.faults: dict[str, str] = {}
 
-    def bundles(self, wanted: Iterable[str], *, factors: bool, evaluations: bool) -> list[_Bundle]:
+    def survey(self, wanted: Iterable[str], *, factors: bool, evaluations: bool) -> list[_Bundle]:
         """Return what is to be copied for each artifact that was asked for, unless a fault keeps it back."""
         tops = [part for part in map(self._look, wanted) if part]
         measured: dict[str, list[str]] = {}
@@ -174,10 +169,13 @@ class _Survey:
                 for parent in entry.parents if kind and kind.measures else ():
                     measured.setdefault(parent, []).append(entry.id)
         found = [self._bundle(top, measured.get(top.id, ()), factors=factors) for top in tops]
-        return [bundle for bundle in found if bundle]
+        bundles = [bundle for bundle in found if bundle]
+        missing = {part.id: part.bytes for bundle in bundles for part in bundle.parts if not part.present}
+        self._total = len(missing), sum(missing.values())
+        return bundles
 
     def _bundle(self, top: _Part, measured: Iterable[str], *, factors: bool) -> _Bundle | None:
-        needed = [self._look(pointer.id) for pointer in top.pointers]
+        needed = [self._look(pointer.id) for pointer in top.content.pointers()]
         parts = tuple(part for part in needed if part)
         if len(parts) < len(needed) or not self._adds_up(top, parts):
             return None
@@ -209,11 +207,9 @@ class _Survey:
         if artifact_id not in self._seen:
             try:
                 self._seen[artifact_id] = self._compare(self._source.manifest(artifact_id))
-            except ArtifactNotFoundError as error:
-                if optional:  # factors that were never copied here, or an evaluation that is gone since
-                    return None
-                self._seen[artifact_id], self.faults[artifact_id] = None, str(error)
-            except CorruptArtifactError as error:
+            except (ArtifactNotFoundError, CorruptArtifactError) as error:
+                if optional and isinstance(error, ArtifactNotFoundError):
+                    return None  # factors that were never copied here, or an evaluation that is gone since
                 self._seen[artifact_id], self.faults[artifact_id] = None, str(error)
         return self._seen[artifact_id]
 
@@ -229,26 +225,11 @@ class _Survey:
         content = manifest.content if manifest.content.pointers() else (there or manifest).content
         return _Part(
             entry=entry_of(manifest),
-            files=len(manifest.files),
             bytes=manifest.nbytes,
             present=there is not None,
             otherwise=there is not None and there.files != manifest.files,
             content=content,
         )
-
-
-class _Copier:
-    """Copies bundles and keeps count."""
-
-    def __init__(
-        self, source: Store, target: Store, reread: bool, progress: Progress | None, bundles: Iterable[_Bundle]
-    ) -> None:
-        """Name the stores and all that may have to be copied."""
-        self._source, self._target, self._reread, self._progress = source, target, reread, progress
-        missing = {part.id: part for bundle in bundles for part in bundle.parts if not part.present}
-        self._total = len(missing), sum(part.bytes for part in missing.values())
-        self.copied: dict[str, int] = {}
-        self.faults: dict[str, str] = {}
 
     def copy(self, bundle: _Bundle) -> bool:
         """Copy what the target lacks of a bundle, the artifact that was asked for last; return whether it is there."""
@@ -280,7 +261,7 @@ class _Copier:
             return
         try:
             manifest = self._source.manifest(part.id)
-            with store_errors(self._source.url), ExitStack() as stack:
+            with explained(Side.STORE, self._source.url), ExitStack() as stack:
                 files: dict[str, Path] = {
                     entry.name: stack.enter_context(self._source.local_file(manifest, entry.name, verified=True))
                     for entry in manifest.files
@@ -301,13 +282,16 @@ def _tally(parts: Iterable[_Part]) -> Tally:
     found = list(parts)
     return Tally(
         artifacts=dict(sorted(Counter(part.entry.kind for part in found).items())),
-        files=sum(part.files for part in found),
+        files=sum(part.entry.files for part in found),
         bytes=sum(part.bytes for part in found),
     )
 
 
 def _require_different(source: Store, target: Store) -> None:
-    places = [str(Path(store.url).resolve()) if store.is_local else store.url.rstrip("/") for store in (source, target)]
+    places = [
+        str(Path(store.url).resolve()) if store.objects.is_local else store.url.rstrip("/")
+        for store in (source, target)
+    ]
     if places[0] == places[1]:
         raise ConfigError(f"Both stores are {source.url}. Give another one to copy to or from.")
 

@@ -6,7 +6,6 @@ A store, a checkpoint and an upload to the Hub meet the same troubles; what the 
 import errno
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import Enum
 
 from impart_core.base.errors import (
@@ -53,20 +52,6 @@ class Trouble(Enum):
     PASSING = "no connection, a time-out, a server that is busy or failed: may pass by itself"
     FULL = "no space left"
     OTHER = "anything else"
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """A storage client's failure: its kind, and its own words in one line."""
-
-    trouble: Trouble
-    why: str
-
-
-def diagnose(error: BaseException) -> Diagnosis:
-    """Return what a storage client's failure is, whichever client raised it."""
-    why = (" ".join(str(error).split()) or type(error).__name__)[:_LONGEST_REASON].rstrip(".")
-    return Diagnosis(trouble_of(error), why)
 
 
 def trouble_of(error: BaseException) -> Trouble:
@@ -176,46 +161,34 @@ def explain(error: Exception, side: Side, where: object) -> ImpartError:
         side: who met it.
         where: the place, as its sentence calls it.
     """
-    found, table = diagnose(error), _SENTENCES[side]
-    if side is Side.STORE and found.trouble in (Trouble.OTHER, Trouble.ABSENT) and _is_of_place(error):
+    trouble, table = trouble_of(error), _SENTENCES[side]
+    of_place = isinstance(error, OSError) and error.errno in _OF_PLACES
+    if side is Side.STORE and trouble in (Trouble.OTHER, Trouble.ABSENT) and of_place:
         return StoreError(f"Cannot write to the store {where}: {getattr(error, 'strerror', '')}. Choose another place.")
-    kind, sentence = table.get(found.trouble, table[Trouble.OTHER])
-    return kind(sentence.format(where=where, why=found.why))
-
-
-def _is_of_place(error: Exception) -> bool:
-    return isinstance(error, OSError) and error.errno in _OF_PLACES
+    kind, sentence = table.get(trouble, table[Trouble.OTHER])
+    why = (" ".join(str(error).split()) or type(error).__name__)[:_LONGEST_REASON].rstrip(".")
+    return kind(sentence.format(where=where, why=why))
 
 
 @contextmanager
-def checkpoint_errors(where: object) -> Iterator[None]:
-    """Turn whatever a storage client raises while `where` is read into a sentence.
+def explained(side: Side, where: object) -> Iterator[None]:
+    """Turn whatever a client or the operating system raises in the block into a sentence; ours stay what they are.
+
+    Args:
+        side: who meets the failure. What a store does not hold stays a FileNotFoundError, for its caller to tell.
+        where: the place, as its sentence calls it.
 
     Raises:
-        UnreachableError: it may pass by itself: no connection, a time-out, a server that is busy or failed.
-        CheckpointError: it does not exist, may not be read, or cannot be read.
+        StoreUnreachableError, UnreachableError: it may pass by itself: no connection, a time-out, a busy server.
+        StoreDeniedError: credentials or permissions do not allow it.
+        StoreFullError: there is no space left, or a quota is used up.
+        StoreError, CheckpointError, HubError: anything else.
     """
     try:
         yield
     except ImpartError:
         raise
     except Exception as error:
-        raise explain(error, Side.CHECKPOINT, where) from error
-
-
-@contextmanager
-def store_errors(url: str) -> Iterator[None]:
-    """Turn whatever a storage client or the operating system raises while the store is used into a sentence.
-
-    Raises:
-        StoreUnreachableError: it may pass by itself.
-        StoreDeniedError: credentials or permissions do not allow it.
-        StoreFullError: there is no space left, or a quota is used up.
-        StoreError: anything else.
-    """
-    try:
-        yield
-    except (ImpartError, FileNotFoundError):
-        raise
-    except Exception as error:
-        raise explain(error, Side.STORE, url) from error
+        if side is Side.STORE and isinstance(error, FileNotFoundError):
+            raise
+        raise explain(error, side, where) from error

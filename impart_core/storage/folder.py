@@ -6,14 +6,12 @@ import uuid
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
 
 from impart_core.base.errors import StoreError
 from impart_core.base.files import copy_hashed, disk_errors, write_atomically
-from impart_core.storage.failures import store_errors
-from impart_core.storage.objects import PROBES, ObjectInfo, Objects, is_path, require_path
+from impart_core.storage.failures import Side, explained
+from impart_core.storage.objects import PROBES, ObjectInfo, Objects, R, is_path, require_path
 
-R = TypeVar("R")
 _ATTEMPTS = 20
 
 
@@ -61,27 +59,25 @@ class FolderObjects(Objects):
 
     def read(self, path: str, limit: int) -> bytes | None:
         """Read the beginning of a file."""
-        with store_errors(self.url):
-            try:
-                place = self._place(path)
-                if place.exists() and not place.is_file():  # a pipe would be waited for without end
-                    return None
-                with place.open("rb") as file:
-                    return file.read(min(limit, os.fstat(file.fileno()).st_size))  # what is asked for is allocated
-            except (FileNotFoundError, NotADirectoryError):
+        place = self._place(path)
+
+        def beginning() -> bytes | None:
+            if place.exists() and not place.is_file():  # a pipe would be waited for without end
                 return None
+            with place.open("rb") as file:
+                return file.read(min(limit, os.fstat(file.fileno()).st_size))  # what is asked for is allocated
+
+        return self._if_there(beginning)
 
     def size(self, path: str) -> int | None:
         """Return a file's size."""
-        with store_errors(self.url):
-            try:
-                return self._place(path).stat().st_size
-            except (FileNotFoundError, NotADirectoryError):
-                return None
+        place = self._place(path)
+        return self._if_there(lambda: place.stat().st_size)
 
     def fetch(self, path: str, target: Path) -> str | None:
         """Copy a file."""
-        return copy_hashed(self._place(path), target)
+        place = self._place(path)
+        return self._if_there(lambda: copy_hashed(place, target))
 
     def local(self, path: str) -> Path | None:
         """Return the file."""
@@ -89,7 +85,7 @@ class FolderObjects(Objects):
 
     def exists(self) -> bool:
         """Look for the folder."""
-        with store_errors(self.url):
+        with explained(Side.STORE, self.url):
             return self._root.exists()
 
     def names(self, prefix: str) -> list[str]:
@@ -108,13 +104,13 @@ class FolderObjects(Objects):
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(path)
                     continue
-                with contextlib.suppress(FileNotFoundError), store_errors(self.url):  # scratch, gone meanwhile
+                with contextlib.suppress(FileNotFoundError), explained(Side.STORE, self.url):  # scratch, gone meanwhile
                     status = entry.stat(follow_symlinks=False)
                     found[path] = ObjectInfo(status.st_size, datetime.fromtimestamp(status.st_mtime, UTC))
         return found
 
     def _entries(self, folder: str) -> "list[os.DirEntry[str]]":
-        with store_errors(self.url):
+        with explained(Side.STORE, self.url):
             try:
                 with os.scandir(self._place(folder)) as entries:
                     return list(entries)
@@ -125,7 +121,7 @@ class FolderObjects(Objects):
 
     def delete(self, paths: Iterable[str]) -> None:
         """Delete files, and folders that are empty then."""
-        with store_errors(self.url):
+        with explained(Side.STORE, self.url):
             for path in paths:
                 place = self._place(path)
                 place.unlink(missing_ok=True)

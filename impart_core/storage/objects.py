@@ -5,13 +5,16 @@ Paths are relative to the store's own prefix, with `/` between parts; nothing ou
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 from impart_core.base.errors import StoreError
+from impart_core.storage.failures import Side, explained
 
+R = TypeVar("R")
 PROBES = "probes"
 _PART = re.compile(r"[A-Za-z0-9._@-]{1,255}")
 
@@ -32,7 +35,7 @@ class Objects(ABC):
     """
 
     url: str
-    is_local = False
+    is_local = False  # whether they are files of this machine
 
     @abstractmethod
     def put(self, path: str, source: Path, sha256: str) -> None:
@@ -77,11 +80,7 @@ class Objects(ABC):
 
     @abstractmethod
     def fetch(self, path: str, target: Path) -> str | None:
-        """Copy an object to a local file, or find it there; return its SHA-256 (hex) where all of it was read.
-
-        Raises:
-            FileNotFoundError: there is no such object.
-        """
+        """Copy an object to a local file; return its SHA-256 (hex), or None where there is none."""
 
     def local(self, path: str) -> Path | None:  # noqa: ARG002 - for those that have files
         """Return an object as a local file where it is one already."""
@@ -117,6 +116,14 @@ class Objects(ABC):
     def abort(self, uploads: Iterable[str]) -> None:
         """Abort unfinished uploads."""
         assert not list(uploads)
+
+    def _if_there(self, ask: Callable[[], R]) -> R | None:
+        """Return what a client answers, None where nothing is there; its failures become sentences."""
+        with explained(Side.STORE, self.url):
+            try:
+                return ask()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
 
 
 def is_path(path: str) -> bool:

@@ -1,17 +1,17 @@
 """Objects behind fsspec URLs: S3 with all that it can promise, any other place with what fsspec offers."""
 
-import asyncio
 import base64
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from impart_core.base.errors import StoreUnreachableError
-from impart_core.storage.failures import store_errors
+from impart_core.storage.failures import Side, explained
 from impart_core.storage.objects import ObjectInfo, Objects, is_path, require_path
 
 # One part is in memory at a time; S3 allows 10,000 of them, of 5 MiB or more.
@@ -33,7 +33,7 @@ class RemoteObjects(Objects):
 
     def put(self, path: str, source: Path, sha256: str) -> None:  # noqa: ARG002 - not every place checks it
         """Upload a file."""
-        with store_errors(self.url):
+        with explained(Side.STORE, self.url):
             self._fs.put_file(str(source), self._key(path))
 
     def create(self, path: str, data: bytes) -> bool:
@@ -41,7 +41,7 @@ class RemoteObjects(Objects):
 
         A call that a client repeats by itself because its answer was lost finds its own object.
         """
-        with store_errors(self.url):
+        with explained(Side.STORE, self.url):
             try:
                 self._create(self._key(path), data)
             except OSError as error:
@@ -52,33 +52,37 @@ class RemoteObjects(Objects):
 
     def replace(self, path: str, data: bytes, was: bytes | None) -> bool:  # noqa: ARG002 - not every place compares
         """Overwrite an object."""
-        with store_errors(self.url):
+        with explained(Side.STORE, self.url):
             self._fs.pipe_file(self._key(path), data)
         return True
 
     def read(self, path: str, limit: int) -> bytes | None:
         """Read the beginning of an object with one request."""
-        with store_errors(self.url):
-            try:
-                return self._range(self._key(path), 0, limit)
-            except (FileNotFoundError, NotADirectoryError):
-                return None
+        return self._if_there(lambda: self._range(self._key(path), 0, limit))
+
+    def read_many(self, paths: Iterable[str], limit: int) -> dict[str, bytes]:
+        """Read the beginnings of many objects, some dozens at a time where the client can."""
+        found: dict[str, bytes] = {}
+        for batch in _batches(paths, _AT_ONCE):
+            with explained(Side.STORE, self.url):
+                answers = self._fs.cat_ranges([self._key(path) for path in batch], 0, limit)
+                for path, answer in zip(batch, answers, strict=True):
+                    if not isinstance(answer, FileNotFoundError | NotADirectoryError):
+                        found[path] = _bytes_of(answer)
+        return found
 
     def size(self, path: str) -> int | None:
         """Ask for an object's size."""
-        with store_errors(self.url):
-            try:
-                return int(self._fs.size(self._key(path)))
-            except (FileNotFoundError, NotADirectoryError):
-                return None
+        return self._if_there(lambda: int(self._fs.size(self._key(path))))
 
     def fetch(self, path: str, target: Path) -> str | None:
         """Download an object range by range, so that one that is cut is asked for again alone."""
         digest, key, start = hashlib.sha256(), self._key(path), 0
         with target.open("wb") as file:
             while True:
-                with store_errors(self.url):
-                    piece = self._range(key, start, start + _PART_BYTES)
+                piece = self._if_there(partial(self._range, key, start, start + _PART_BYTES))
+                if piece is None:
+                    return None
                 digest.update(piece)
                 file.write(piece)
                 start, last = start + len(piece), len(piece) < _PART_BYTES
@@ -88,7 +92,7 @@ class RemoteObjects(Objects):
 
     def exists(self) -> bool:
         """List what is directly under it."""
-        with store_errors(self.url):
+        with explained(Side.STORE, self.url):
             try:
                 return bool(self._fs.ls(self._root, detail=False))
             except (FileNotFoundError, NotADirectoryError):
@@ -96,21 +100,14 @@ class RemoteObjects(Objects):
 
     def names(self, prefix: str) -> list[str]:
         """List what is directly under a prefix."""
-        with store_errors(self.url):
-            try:
-                found = {str(path).rstrip("/") for path in self._fs.ls(self._key(prefix), detail=False)}
-            except (FileNotFoundError, NotADirectoryError):
-                return []
+        key = self._key(prefix)
+        listed = self._if_there(lambda: self._fs.ls(key, detail=False)) or ()
         # Some servers list a folder that is empty again as an object in itself.
-        return sorted(path.rpartition("/")[2] for path in found - {self._key(prefix)})
+        return sorted(path.rpartition("/")[2] for path in {str(path).rstrip("/") for path in listed} - {key})
 
     def find(self, prefix: str) -> dict[str, ObjectInfo]:
         """List all that is under a prefix."""
-        with store_errors(self.url):
-            try:
-                listed = self._fs.find(self._key(prefix), detail=True)
-            except (FileNotFoundError, NotADirectoryError):
-                return {}
+        listed = self._if_there(lambda: self._fs.find(self._key(prefix), detail=True)) or {}
         found = {str(path)[len(self._root) + 1 :]: info for path, info in listed.items()}
         return {
             path: ObjectInfo(int(info["size"] or 0), _modified(info))
@@ -121,7 +118,7 @@ class RemoteObjects(Objects):
     def delete(self, paths: Iterable[str]) -> None:
         """Delete objects one by one."""
         for path in paths:
-            with store_errors(self.url), suppress(FileNotFoundError):
+            with explained(Side.STORE, self.url), suppress(FileNotFoundError):
                 self._fs.rm_file(self._key(path))
 
     def now(self) -> datetime:
@@ -132,7 +129,10 @@ class RemoteObjects(Objects):
         self._fs.pipe_file(key, data, mode="create")
 
     def _range(self, key: str, start: int, end: int) -> bytes:
-        return bytes(self._fs.cat_file(key, start=start, end=end))
+        try:
+            return bytes(self._fs.cat_file(key, start=start, end=end))
+        except OSError as error:
+            return _bytes_of(error)
 
     def _key(self, path: str) -> str:
         return f"{self._root}/{require_path(path)}"
@@ -144,7 +144,7 @@ class S3Objects(RemoteObjects):
     def put(self, path: str, source: Path, sha256: str) -> None:
         """Upload a file in parts of 16 MiB, each with its SHA-256; an upload that fails is aborted."""
         where = self._where(path)
-        with store_errors(self.url), source.open("rb") as file:
+        with explained(Side.STORE, self.url), source.open("rb") as file:
             first = file.read(_PART_BYTES)
             if len(first) < _PART_BYTES:
                 checksum = base64.b64encode(bytes.fromhex(sha256)).decode()
@@ -152,8 +152,9 @@ class S3Objects(RemoteObjects):
                 return
             upload = self._call("create_multipart_upload", **where, ChecksumAlgorithm="SHA256")
             named = {**where, "UploadId": upload["UploadId"]}
+            pieces = chain([first], iter(partial(file.read, _PART_BYTES), b""))
             try:
-                parts = [self._put_part(named, number, part) for number, part in enumerate(_parts(first, file), 1)]
+                parts = [self._put_part(named, number, part) for number, part in enumerate(pieces, 1)]
                 self._call("complete_multipart_upload", **named, MultipartUpload={"Parts": parts})
             except BaseException:
                 with suppress(Exception):  # whoever is to blame, the first failure is the one to tell
@@ -177,7 +178,7 @@ class S3Objects(RemoteObjects):
     def replace(self, path: str, data: bytes, was: bytes | None) -> bool:
         """Overwrite an object if it still is what was read; how that is told is its ETag."""
         where = self._where(path)
-        with store_errors(self.url):
+        with explained(Side.STORE, self.url):
             try:
                 condition = {"IfNoneMatch": "*"} if was is None else {"IfMatch": self._etag(path, was)}
                 self._call("put_object", **where, Body=data, ChecksumSHA256=_checksum(data), **condition)
@@ -188,54 +189,23 @@ class S3Objects(RemoteObjects):
         return True
 
     def _etag(self, path: str, expected: bytes) -> str:
-        """Return the ETag of an object that holds the expected bytes.
+        """Return the ETag of an object that holds the expected bytes; one written after it was asked for has another.
 
         Raises:
+            FileNotFoundError: there is none.
             FileExistsError: it holds others by now.
         """
-
-        async def get() -> tuple[str, bytes]:
-            answer = await self._fs._call_s3("get_object", **self._where(path))
-            async with answer["Body"] as body:
-                return str(answer["ETag"]), await body.read()
-
-        from fsspec.asyn import sync
-
-        etag, found = cast(tuple[str, bytes], sync(self._fs.loop, get))
-        if found[: len(expected)] != expected:
+        etag = str(self._call("head_object", **self._where(path))["ETag"])
+        if (self.read(path, len(expected) + 1) or b"")[: len(expected)] != expected:
             raise FileExistsError(path)
         return etag
-
-    def read_many(self, paths: Iterable[str], limit: int) -> dict[str, bytes]:
-        """Read the beginnings of many objects, some dozens at a time."""
-        from fsspec.asyn import sync
-
-        async def one(path: str) -> tuple[str, bytes | None]:
-            try:
-                return path, bytes(await self._fs._cat_file(self._key(path), start=0, end=limit))
-            except FileNotFoundError:
-                return path, None
-            except OSError as error:
-                if _code(error) == "InvalidRange":
-                    return path, b""
-                raise
-
-        async def some(batch: list[str]) -> list[tuple[str, bytes | None]]:
-            return await asyncio.gather(*map(one, batch))
-
-        found: dict[str, bytes] = {}
-        for batch in _batches(paths, _AT_ONCE):
-            with store_errors(self.url):
-                read = sync(self._fs.loop, some, batch)
-            found.update((path, data) for path, data in read if data is not None)
-        return found
 
     def delete(self, paths: Iterable[str]) -> None:
         """Delete objects, a thousand with one request."""
         bucket = self._where("any")["Bucket"]
         for batch in _batches(paths, _MOST_DELETED):
             objects = [{"Key": self._where(path)["Key"]} for path in batch]
-            with store_errors(self.url):
+            with explained(Side.STORE, self.url):
                 done = self._call("delete_objects", Bucket=bucket, Delete={"Objects": objects, "Quiet": True})
             for error in done.get("Errors", ()):
                 raise StoreUnreachableError(
@@ -245,7 +215,7 @@ class S3Objects(RemoteObjects):
     def now(self) -> datetime:
         """Return the time that the server gives with an answer."""
         where = self._where("any")
-        with store_errors(self.url):
+        with explained(Side.STORE, self.url):
             answer = self._call("list_objects_v2", Bucket=where["Bucket"], Prefix=where["Key"], MaxKeys=1)
         date = answer["ResponseMetadata"]["HTTPHeaders"]["date"]
         return datetime.strptime(date, "%a, %d %b %Y %H:%M:%S %Z").replace(tzinfo=UTC)
@@ -253,7 +223,7 @@ class S3Objects(RemoteObjects):
     def unfinished(self) -> Mapping[str, datetime]:
         """List the multipart uploads under the prefix that were neither completed nor aborted."""
         bucket, _, root = self._root.partition("/")
-        with store_errors(self.url):
+        with explained(Side.STORE, self.url):
             found = self._call("list_multipart_uploads", Bucket=bucket, Prefix=f"{root}/" if root else "")
         return {f"{upload['Key']}\n{upload['UploadId']}": upload["Initiated"] for upload in found.get("Uploads", ())}
 
@@ -262,30 +232,16 @@ class S3Objects(RemoteObjects):
         bucket = self._where("any")["Bucket"]
         for upload in uploads:
             key, upload_id = upload.split("\n")
-            with store_errors(self.url), suppress(FileNotFoundError):
+            with explained(Side.STORE, self.url), suppress(FileNotFoundError):
                 self._call("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload_id)
 
     def _create(self, key: str, data: bytes) -> None:
         bucket, _, name = key.partition("/")
         self._call("put_object", Bucket=bucket, Key=name, Body=data, ChecksumSHA256=_checksum(data), IfNoneMatch="*")
 
-    def _range(self, key: str, start: int, end: int) -> bytes:
-        try:
-            return super()._range(key, start, end)
-        except OSError as error:
-            if _code(error) == "InvalidRange":  # it ends where the range begins
-                return b""
-            raise
-
     def _where(self, path: str) -> dict[str, str]:
         bucket, _, key = self._key(path).partition("/")
         return {"Bucket": bucket, "Key": key}
-
-
-def _parts(first: bytes, file: Any) -> Iterator[bytes]:
-    yield first
-    while part := file.read(_PART_BYTES):
-        yield part
 
 
 def _batches(paths: Iterable[str], size: int) -> Iterator[list[str]]:
@@ -296,6 +252,15 @@ def _batches(paths: Iterable[str], size: int) -> Iterator[list[str]]:
 
 def _checksum(data: bytes) -> str:
     return base64.b64encode(hashlib.sha256(data).digest()).decode()
+
+
+def _bytes_of(answer: bytes | Exception) -> bytes:
+    """Return what was read of a range; none where the object ends before it; any other failure is raised."""
+    if not isinstance(answer, Exception):
+        return bytes(answer)
+    if _code(answer) == "InvalidRange":
+        return b""
+    raise answer
 
 
 def _code(error: BaseException) -> str | None:

@@ -12,15 +12,15 @@ its artifacts' manifests are read again.
 import contextlib
 import hashlib
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from impart_core.base.canonical import canonical_json
-from impart_core.base.errors import CorruptArtifactError, StoreError
+from impart_core.base.errors import ConfigError, CorruptArtifactError, StoreError
 from impart_core.base.settings import Frozen
 from impart_core.store.manifest import Manifest, Measured, kind_of
-from impart_core.store.names import all_refs
+from impart_core.store.names import names_by_id
 from impart_core.store.store import Store
 
 DAMAGED = "damaged"
@@ -71,7 +71,7 @@ class NamedEntry(CatalogEntry):
 
 def scan(store: Store) -> dict[str, CatalogEntry]:
     """Return the entry of every artifact of a store by its id; manifests are read where no pack has their entry."""
-    present = [name for name in store.names_under("artifacts") if _ID.fullmatch(name)]
+    present = [name for name in store.objects.names("artifacts") if _ID.fullmatch(name)]
     known = _read_packs(store, _pack_names(store))
     found = {artifact_id: known[artifact_id] for artifact_id in present if artifact_id in known}
     unknown = store.manifests(name for name in present if name not in known)
@@ -112,7 +112,7 @@ def _replace_packs(store: Store, names: list[str], without: Collection[str]) -> 
 
 
 def _pack_names(store: Store) -> list[str]:
-    return [name for name in store.names_under(_FOLDER) if _PACK.fullmatch(name)]
+    return [name for name in store.objects.names(_FOLDER) if _PACK.fullmatch(name)]
 
 
 def _read_packs(store: Store, names: Iterable[str]) -> dict[str, CatalogEntry]:
@@ -135,8 +135,20 @@ def _write_pack(store: Store, entries: Iterable[CatalogEntry]) -> str:
     ordered = sorted({entry.id: entry for entry in entries}.values(), key=lambda entry: entry.id)
     data = canonical_json([entry.model_dump(mode="json") for entry in ordered])
     name = f"{len(ordered):08d}-{hashlib.sha256(data).hexdigest()}.json"
-    store.create(f"{_FOLDER}/{name}", data)
+    store.objects.create(f"{_FOLDER}/{name}", data)
     return name
+
+
+def reach(starts: Iterable[str], step: Callable[[str], Iterable[str]]) -> list[str]:
+    """Return ids and all that are reached from them by steps, nearest first, each once."""
+    found = dict.fromkeys(starts)
+    waiting = list(found)
+    for node in waiting:
+        for following in step(node):
+            if following not in found:
+                found[following] = None
+                waiting.append(following)
+    return waiting
 
 
 def list_entries(store: Store) -> list[NamedEntry]:
@@ -145,11 +157,9 @@ def list_entries(store: Store) -> list[NamedEntry]:
     Raises:
         ArtifactNotFoundError: nothing lies at the store's place.
     """
-    names: dict[str, list[str]] = {}
-    for name, artifact_id in all_refs(store).items():
-        names.setdefault(artifact_id, []).append(name)
+    names = names_by_id(store)
     entries = [
-        NamedEntry(**entry.model_dump(), names=tuple(names.get(entry.id, ())))
+        NamedEntry(**entry.model_dump(), names=names.get(entry.id, ()))
         for entry in scan(store).values()
         if (kind := kind_of(entry.kind)) is None or kind.listed
     ]
@@ -164,22 +174,18 @@ def entry_of(manifest: Manifest) -> CatalogEntry:
     Raises:
         CorruptArtifactError: it says of what it was made in another form than any artifact.
     """
-    try:
-        return _entry_of(manifest)
-    except (ValueError, OverflowError) as error:
-        raise CorruptArtifactError(f"The manifest of {manifest.id[:12]} cannot be told in short: {error}") from error
-
-
-def _entry_of(manifest: Manifest) -> CatalogEntry:
     content = manifest.content
-    return CatalogEntry(
-        id=manifest.id,
-        kind=content.kind,
-        summary=content.summary(manifest.recipe),
-        bytes=manifest.nbytes + sum(pointer.bytes for pointer in content.pointers()),
-        files=len(manifest.files),
-        started=manifest.provenance.started,
-        parents=manifest.parents,
-        checkpoints=content.checkpoints(manifest.recipe),
-        metrics=content.measurements(),
-    )
+    try:
+        return CatalogEntry(
+            id=manifest.id,
+            kind=content.kind,
+            summary=content.summary(manifest.recipe),
+            bytes=manifest.nbytes + sum(pointer.bytes for pointer in content.pointers()),
+            files=len(manifest.files),
+            started=manifest.provenance.started,
+            parents=manifest.parents,
+            checkpoints=content.checkpoints(manifest.recipe),
+            metrics=content.measurements(),
+        )
+    except (ValueError, OverflowError, ConfigError) as error:
+        raise CorruptArtifactError(f"The manifest of {manifest.id[:12]} cannot be told in short: {error}") from error

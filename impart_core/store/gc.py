@@ -14,10 +14,10 @@ from datetime import datetime, timedelta
 from impart_core.base.errors import CorruptArtifactError
 from impart_core.base.settings import Frozen
 from impart_core.storage.objects import PROBES, ObjectInfo
-from impart_core.store.catalog import DAMAGED, CatalogEntry, forget, scan
+from impart_core.store.catalog import DAMAGED, CatalogEntry, forget, reach, scan
 from impart_core.store.manifest import MANIFEST, kind_of
 from impart_core.store.names import all_moves
-from impart_core.store.pins import SWEEP_LEASE, Pin, lapsed, pinned_ids, sweeping
+from impart_core.store.pins import Pin, lapsed, pinned_ids, sweeping
 from impart_core.store.store import Store
 
 DEFAULT_GRACE = timedelta(days=7)
@@ -117,8 +117,7 @@ def collect(
     found = _mark(store, look, history)
     if not delete:
         return found.report(deleted=False)
-    deadline = time.monotonic() + 0.8 * SWEEP_LEASE.total_seconds()
-    with sweeping(store, {*found.objects, *map(_owner, found.leftovers)}):
+    with sweeping(store, {*found.objects, *map(_owner, found.leftovers)}) as deadline:
         # Whoever pinned, named or published something before seeing the sweep is seen now.
         sure = found.both(_mark(store, look, history))
         complete = _delete(store, sure, deadline)
@@ -136,12 +135,9 @@ def discard(store: Store, artifact_ids: Iterable[str], own: Pin | None = None) -
         own: the pin of the run that has no more use for them, if it still holds them.
     """
     wanted = set(artifact_ids)
-    with sweeping(store, wanted):
-        ids = wanted - pinned_ids(store, own)
-        garbage = _Garbage(kept=0)
-        for name in ids:
-            garbage.objects[name] = store.objects.find(f"artifacts/{name}")
-        _delete(store, garbage, time.monotonic() + 0.8 * SWEEP_LEASE.total_seconds())
+    with sweeping(store, wanted) as deadline:
+        objects = {name: store.objects.find(f"artifacts/{name}") for name in wanted - pinned_ids(store, own)}
+        _delete(store, _Garbage(kept=0, objects=objects), deadline)
 
 
 def _delete(store: Store, garbage: _Garbage, deadline: float) -> bool:
@@ -199,13 +195,7 @@ def _owner(path: str) -> str:
 
 def _reach(entries: Mapping[str, CatalogEntry], roots: Iterable[str]) -> set[str]:
     """Return the roots, all that they were made from, and what measured any of these."""
-    reached: set[str] = set()
-    waiting = list(roots)
-    while waiting:
-        name = waiting.pop()
-        if name not in reached:
-            reached.add(name)
-            waiting.extend(entries[name].parents if name in entries else ())
+    reached = set(reach(roots, lambda name: entries[name].parents if name in entries else ()))
     whole = reached.union(*(entries[name].checkpoints.values() for name in reached if name in entries))
     measured = {
         name: {*entry.parents, *entry.checkpoints.values()}

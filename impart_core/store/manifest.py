@@ -94,6 +94,16 @@ class Content(Frozen):
         return None
 
 
+class NamedContent(Content):
+    """What belongs to one block or layer of a model, and is summed up by its name."""
+
+    name: str
+
+    def summary(self, recipe: Recipe) -> str:  # noqa: ARG002 - likewise
+        """Return the name."""
+        return self.name
+
+
 ContentT = TypeVar("ContentT", bound=Content)
 KINDS: Registry[type[Content]] = Registry("kind of artifact")
 

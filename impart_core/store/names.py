@@ -18,7 +18,7 @@ from impart_core.base.errors import (
 )
 from impart_core.base.settings import Frozen
 from impart_core.store.manifest import Sha256
-from impart_core.store.pins import pinned
+from impart_core.store.pins import pin
 from impart_core.store.provenance import user_name
 from impart_core.store.store import Store
 
@@ -84,7 +84,7 @@ def set_ref(store: Store, name: str, artifact_id: str, why: str = "") -> Move:
 
 def get_ref(store: Store, name: str) -> str | None:
     """Return the id that a name points to, or None where the name is not taken."""
-    numbers = _numbers(store, name) if _NAME.fullmatch(name) else []
+    numbers = _numbers(store, name)
     return _move(store, name, numbers[-1]).id if numbers else None
 
 
@@ -92,6 +92,14 @@ def all_refs(store: Store) -> dict[str, str]:
     """Return every name and the id that it points to; of its moves only the last is read."""
     last = {name: numbers[-1:] for name, numbers in _all_numbers(store).items()}
     return {name: moves[-1].id for name, moves in _read_moves(store, last).items()}
+
+
+def names_by_id(store: Store) -> dict[str, tuple[str, ...]]:
+    """Return the names that point to an artifact, sorted, by its id."""
+    names: dict[str, tuple[str, ...]] = {}
+    for name, artifact_id in all_refs(store).items():
+        names[artifact_id] = (*names.get(artifact_id, ()), name)
+    return names
 
 
 def all_moves(store: Store) -> dict[str, list[Move]]:
@@ -140,7 +148,7 @@ def resolve(store: Store, ref: str) -> str:
             return fitting[0]
         if fitting:
             raise ConfigError(f"{ref!r} is the beginning of {len(fitting)} artifact ids. Give more digits.")
-    names = store.names_under("refs")
+    names = store.objects.names("refs")
     if names:
         raise unknown_name("artifact", ref, names)
     store.require_there()
@@ -156,7 +164,7 @@ def tag(store: Store, name: str, artifact_id: str) -> Move:
         ConfigError: the name may not be given to an artifact.
     """
     require_ref_name(name)
-    with pinned(store, [artifact_id]):
+    with pin(store, [artifact_id]):
         return set_ref(store, name, store.manifest(artifact_id).id, why="tag")
 
 
@@ -193,7 +201,7 @@ def rollback(store: Store, name: str, to: int | None = None) -> Move:
     if wanted not in numbers:
         raise ConfigError(f"{name!r} has no move {to}. Its moves are {numbers[0]} to {numbers[-1]}.")
     target = _move(store, name, wanted)
-    with pinned(store, [target.id]):
+    with pin(store, [target.id]):
         return _go_back(store, name, _move(store, name, numbers[-1]), target)
 
 
@@ -219,9 +227,9 @@ def _go_back(store: Store, name: str, current: Move, target: Move) -> Move:
 
 def _taken(store: Store, name: str) -> list[int]:
     """Return the numbers of a name's moves; errors as in `history`."""
-    numbers = _numbers(store, name) if _NAME.fullmatch(name) else []
+    numbers = _numbers(store, name)
     if not numbers:
-        names = store.names_under("refs")
+        names = store.objects.names("refs")
         if names:
             raise unknown_name("name", name, names)
         store.require_there()
@@ -233,7 +241,7 @@ def _try_move(store: Store, name: str, number: int, artifact_id: str, why: str) 
     """Write a move under its number, None where another writer was first."""
     moved = datetime.now(UTC).isoformat(timespec="seconds")
     entry = RefEntry(id=artifact_id, moved=moved, by=user_name(), why=why)
-    free = store.create(_path(name, number), canonical_json(entry.model_dump()))
+    free = store.objects.create(_path(name, number), canonical_json(entry.model_dump()))
     return Move(number=number, **entry.model_dump()) if free else None
 
 
@@ -242,7 +250,9 @@ def _path(name: str, number: int) -> str:
 
 
 def _numbers(store: Store, name: str) -> list[int]:
-    found = (_ENTRY.fullmatch(file) for file in store.names_under(f"refs/{name}"))
+    """Return the numbers of a name's moves, rising; what cannot be a name has none."""
+    files = store.objects.names(f"refs/{name}") if _NAME.fullmatch(name) else []
+    found = map(_ENTRY.fullmatch, files)
     return sorted(int(entry[1]) for entry in found if entry)
 
 

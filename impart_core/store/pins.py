@@ -29,7 +29,7 @@ _POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Pin:
-    """Ids that a run may reuse, pinned until they are released."""
+    """Ids that a run may reuse, pinned until they are released: at the end of a `with` block, or by hand."""
 
     store: Store
     path: str
@@ -38,6 +38,14 @@ class Pin:
         """Let the collector have what nothing else keeps; a pin that cannot be taken back lapses."""
         with suppress(StoreError):
             self.store.objects.delete([self.path])
+
+    def __enter__(self) -> "Pin":
+        """Return the pin."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Release it."""
+        self.release()
 
 
 def pin(store: Store, artifact_ids: Iterable[str], clock: Callable[[], float] = time.monotonic) -> Pin:
@@ -61,21 +69,12 @@ def pin(store: Store, artifact_ids: Iterable[str], clock: Callable[[], float] = 
 
 
 @contextmanager
-def pinned(store: Store, artifact_ids: Iterable[str]) -> Iterator[None]:
-    """Pin artifacts for as long as the block lasts; see `pin`."""
-    made = pin(store, artifact_ids)
-    try:
-        yield
-    finally:
-        made.release()
-
-
-@contextmanager
-def sweeping(store: Store, artifact_ids: Iterable[str]) -> Iterator[None]:
-    """Announce for as long as the block lasts that artifacts may be deleted."""
+def sweeping(store: Store, artifact_ids: Iterable[str]) -> Iterator[float]:
+    """Announce for as long as the block lasts that artifacts may be deleted; give when that must end (monotonic)."""
+    deadline = time.monotonic() + 0.8 * SWEEP_LEASE.total_seconds()
     path = _announce(store, _SWEEPS, frozenset(artifact_ids))
     try:
-        yield
+        yield deadline
     finally:
         with suppress(StoreError):
             store.objects.delete([path])
@@ -99,12 +98,12 @@ def lapsed(store: Store) -> list[str]:
 
 def _announce(store: Store, folder: str, ids: frozenset[str]) -> str:
     path = f"{folder}/{uuid.uuid4().hex}.json"
-    store.create(path, canonical_json(sorted(ids)))
+    store.objects.create(path, canonical_json(sorted(ids)))
     return path
 
 
 def _announced(store: Store, folder: str, but: Iterable[str] = ()) -> dict[str, frozenset[str]]:
-    paths = {f"{folder}/{name}" for name in store.names_under(folder) if name.endswith(".json")}
+    paths = {f"{folder}/{name}" for name in store.objects.names(folder) if name.endswith(".json")}
     found = {}
     for path, data in store.objects.read_many(sorted(paths - set(but)), _LARGEST).items():
         with suppress(ValueError, TypeError, RecursionError):  # nothing of ours

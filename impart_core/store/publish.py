@@ -109,7 +109,7 @@ def publish(
             provenance=watch.provenance(),
         )
         published = store.publish(manifest, paths, reread=reuse.reread, replace=reuse.replace)
-        if read_again and not store.is_local and published.files == manifest.files:
+        if read_again and not store.objects.is_local and published.files == manifest.files:
             for entry in manifest.files:
                 keep(store.url, entry.sha256, paths[entry.name])
         return published

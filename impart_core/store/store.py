@@ -16,13 +16,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import platformdirs
 from fsspec.implementations.local import LocalFileSystem
 
 from impart_core.base.errors import ArtifactNotFoundError, CorruptArtifactError, StoreError
-from impart_core.base.files import disk_errors
+from impart_core.base.files import scratch_folder
 from impart_core.storage.folder import FolderObjects
 from impart_core.storage.objects import PROBES, Objects
 from impart_core.storage.open import extras_of, open_url
@@ -60,11 +59,6 @@ class Store:
         self.url = str(url) if url else default_store_url()
         self.objects = _open_objects(self.url)
 
-    @property
-    def is_local(self) -> bool:
-        """Whether the store is a folder of this machine."""
-        return self.objects.is_local
-
     def require_writable(self) -> None:
         """Try the store with a probe object: that it can be written, and refuses to create what is there.
 
@@ -88,7 +82,7 @@ class Store:
             ArtifactNotFoundError: nothing lies there.
         """
         if not self.objects.exists():
-            what = "there is no such folder" if self.is_local else "nothing lies under this prefix"
+            what = "there is no such folder" if self.objects.is_local else "nothing lies under this prefix"
             raise ArtifactNotFoundError(
                 f"There is no store at {self.url}: {what}. Check --store and IMPART_STORE; `impart compress` makes a "
                 "store where there is none."
@@ -138,7 +132,8 @@ class Store:
                 if reread:
                     self.verify_file(manifest, file)
                 else:
-                    self._require_size(artifact_id, file)
+                    path = self._path(artifact_id, file.path)
+                    self._require_size(path, file, self.objects.size(path))
         except ArtifactNotFoundError:
             return Found()
         except CorruptArtifactError as error:
@@ -191,9 +186,9 @@ class Store:
         path = self._path(manifest.id, entry.path)
         local = self.objects.local(path)
         if local is not None:
-            self._require_size(manifest.id, entry)
-            if verified and sha256_of(local) != entry.sha256:
-                raise CorruptArtifactError(self._wrong(path, "does not have the SHA-256 that its manifest records"))
+            self._require_size(path, entry, self.objects.size(path))
+            if verified:
+                self._require_digest(path, entry, sha256_of(local))
             yield local
             return
         at_hand = take(self.url, entry.sha256)
@@ -204,17 +199,11 @@ class Store:
                     return
             finally:
                 at_hand.unlink(missing_ok=True)
-        with disk_errors("the scratch folder (TMPDIR names it)"), TemporaryDirectory(prefix="impart-") as scratch:
-            local = Path(scratch) / entry.name
-            try:
-                found = self.objects.fetch(path, local)
-            except FileNotFoundError as error:
-                raise CorruptArtifactError(self._wrong(path, "is missing")) from error
-            size = local.stat().st_size
-            if size != entry.size:
-                raise CorruptArtifactError(self._wrong(path, f"has {size} bytes, its manifest says {entry.size}"))
-            if found != entry.sha256:
-                raise CorruptArtifactError(self._wrong(path, "does not have the SHA-256 that its manifest records"))
+        with scratch_folder() as scratch:
+            local = scratch / entry.name
+            digest = self.objects.fetch(path, local)
+            self._require_size(path, entry, local.stat().st_size if digest else None)
+            self._require_digest(path, entry, digest)
             yield local
 
     def verify_file(self, manifest: Manifest, entry: FileEntry) -> None:
@@ -229,12 +218,8 @@ class Store:
 
     def ids_from(self, beginning: str) -> list[str]:
         """Return the ids of the artifacts whose id begins so, sorted."""
-        fitting = [name for name in self.names_under("artifacts") if name.startswith(beginning)]
+        fitting = [name for name in self.objects.names("artifacts") if name.startswith(beginning)]
         return [name for name in fitting if self.objects.size(self._path(name, MANIFEST)) is not None]
-
-    def names_under(self, prefix: str) -> list[str]:
-        """Return the names directly under a prefix, sorted; an absent prefix has none."""
-        return self.objects.names(prefix)
 
     def read(self, path: str) -> bytes | None:
         """Return a small object's bytes by its path under the store, or None where there is none.
@@ -247,24 +232,26 @@ class Store:
             raise CorruptArtifactError(self._wrong(path, "is far larger than any manifest"))
         return data
 
-    def create(self, path: str, data: bytes) -> bool:
-        """Write a small object if and only if its name is free; return whether it was."""
-        return self.objects.create(path, data)
-
     def _parse(self, artifact_id: str, data: bytes) -> Manifest:
-        path = f"{self.url.rstrip('/')}/{self._path(artifact_id, MANIFEST)}"
+        path = self.place_of(artifact_id, MANIFEST)
         manifest = parse_manifest(data, path)
         if manifest.id != artifact_id:
             raise CorruptArtifactError(f"{path} is the manifest of another artifact, {manifest.id[:12]}.")
         return manifest
 
-    def _require_size(self, artifact_id: str, entry: FileEntry) -> None:
-        path = self._path(artifact_id, entry.path)
-        found = self.objects.size(path)
-        if found is None:
+    def place_of(self, artifact_id: str, path: str) -> str:
+        """Return where an object of an artifact lies, for messages."""
+        return f"{self.url.rstrip('/')}/{self._path(artifact_id, path)}"
+
+    def _require_size(self, path: str, entry: FileEntry, size: int | None) -> None:
+        if size is None:
             raise CorruptArtifactError(self._wrong(path, "is missing"))
-        if found != entry.size:
-            raise CorruptArtifactError(self._wrong(path, f"has {found} bytes, its manifest says {entry.size}"))
+        if size != entry.size:
+            raise CorruptArtifactError(self._wrong(path, f"has {size} bytes, its manifest says {entry.size}"))
+
+    def _require_digest(self, path: str, entry: FileEntry, digest: str | None) -> None:
+        if digest != entry.sha256:
+            raise CorruptArtifactError(self._wrong(path, "does not have the SHA-256 that its manifest records"))
 
     def _path(self, artifact_id: str, name: str) -> str:
         return f"artifacts/{artifact_id}/{name}"

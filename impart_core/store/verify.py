@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from impart_core.base.errors import (
     CorruptArtifactError,
@@ -23,34 +24,26 @@ _AT_ONCE = 64  # manifests in memory
 
 
 class VerifyReport(Frozen):
-    """What verification found: artifacts and files read, their bytes, and a sentence for each fault."""
-
-    artifact: str
-    artifacts: int
-    files: int
-    bytes: int
-    faults: tuple[str, ...]
-
-
-class StoreReport(Frozen):
-    """What the verification of a store found.
+    """What the verification of an artifact, or of a whole store, found.
 
     Attributes:
         store: which.
-        artifacts: how many it holds.
+        artifact: id of the artifact; empty where all were verified.
+        artifacts: how many were read.
         files: how many data files their manifests name.
         bytes: of these files.
-        leftovers: objects beside them that no manifest names, such as a killed writer leaves; no fault.
+        leftovers: objects beside all artifacts that no manifest names, such as a killed writer leaves; no fault.
         leftover_bytes: of these.
         faults: a sentence for each.
     """
 
     store: str
+    artifact: str = ""
     artifacts: int
     files: int
     bytes: int
-    leftovers: int
-    leftover_bytes: int
+    leftovers: int = 0
+    leftover_bytes: int = 0
     faults: tuple[str, ...]
 
 
@@ -76,16 +69,10 @@ def verify(store: Store, artifact_id: str, progress: Progress | None = None) -> 
             progress(number, len(manifests))
     if not reading.faults:
         reading.add_up()
-    return VerifyReport(
-        artifact=artifact_id,
-        artifacts=len(manifests),
-        files=reading.files,
-        bytes=reading.bytes,
-        faults=tuple(reading.faults),
-    )
+    return reading.report(artifact=artifact_id, artifacts=len(manifests))
 
 
-def verify_store(store: Store, progress: StoreProgress | None = None) -> StoreReport:
+def verify_store(store: Store, progress: StoreProgress | None = None) -> VerifyReport:
     """Re-read every artifact of a store, once each, however many deltas share it, and every delta's totals.
 
     Args:
@@ -119,15 +106,7 @@ def verify_store(store: Store, progress: StoreProgress | None = None) -> StoreRe
             if progress:
                 progress(done, len(ids), read, sum(folders.values()))
     reading.add_up()
-    return StoreReport(
-        store=store.url,
-        artifacts=done,
-        files=reading.files,
-        bytes=reading.bytes,
-        leftovers=len(unnamed),
-        leftover_bytes=sum(unnamed.values()),
-        faults=tuple(reading.faults),
-    )
+    return reading.report(artifacts=done, leftovers=len(unnamed), leftover_bytes=sum(unnamed.values()))
 
 
 def _is_manifest(path: str) -> bool:
@@ -181,7 +160,7 @@ class _Reading:
         except ImpartError:
             raise
         except OSError as error:  # a disk that fails to give it back
-            place = f"{self._store.url}/artifacts/{manifest.id}/{entry.path}"
+            place = self._store.place_of(manifest.id, entry.path)
             raise CorruptArtifactError(f"{place} cannot be read: {error.strerror or error}.") from error
 
     def add_up(self) -> None:
@@ -189,13 +168,18 @@ class _Reading:
         for artifact_id, content in self._composed:
             for pointer in content.pointers():
                 if pointer.id not in self._whole:
-                    place = f"{self._store.url}/artifacts/{pointer.id}/{MANIFEST}"
+                    place = self._store.place_of(pointer.id, MANIFEST)
                     lost = f"{pointer.name} of the {content.kind} {artifact_id[:12]} is lost"
                     self.faults.append(f"{place} is missing, or of another kind: {lost}.")
             parts = [self._whole.get(pointer.id) for pointer in content.pointers()]
             whole = [part for part in parts if part]
             if len(whole) == len(parts) and (wrong := content.mismatch(whole)):
                 self.faults.append(f"The {content.kind} {artifact_id[:12]} {wrong}.")
+
+    def report(self, **what: Any) -> VerifyReport:
+        """Return what was read and found, with what else there is to say of it."""
+        faults = tuple(self.faults)
+        return VerifyReport(store=self._store.url, files=self.files, bytes=self.bytes, faults=faults, **what)
 
 
 @contextmanager

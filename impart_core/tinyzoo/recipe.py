@@ -137,7 +137,7 @@ def accept(out: Path, *, seed: int, recipe: Recipe, seconds: dict[str, float], l
 
 def _measure(folder: Path, tasks: Sequence[str]) -> dict[str, dict[str, float]]:
     """Return exact match and answer loss with their standard errors on all test items of some tasks."""
-    from impart_core.evaluation import Evaluator
+    from impart_core.evaluation.harness import Evaluator
 
     evaluation = Evaluator(folder).measure([f"tinyzoo_{task}" for task in tasks])
     flat: dict[str, dict[str, float]] = {}

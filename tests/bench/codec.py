@@ -10,10 +10,9 @@ from typing import Any
 import torch
 
 from impart_core.base.numerics import one_thread_per_kernel
-from impart_core.base.settings import build_config
 from impart_core.blocks.coding import depth_of_pair
 from impart_core.blocks.decompose import decompose_block
-from impart_core.blocks.encode import compress_block
+from impart_core.blocks.encode import Encoder
 from impart_core.blocks.request import CompressConfig
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.checkpoint.layout import Block, Role
@@ -60,9 +59,9 @@ def _compressed(pairs: Pairs) -> dict[str, Encoded]:
                 at_hand[key] = decompose_block(pairs, Block(name, (name,)), config)[name]
             return at_hand[key]
 
-        return compress_block(pairs, layer, config, stored=factors)
+        return Encoder(config, factors).block(pairs, layer)
 
-    return {method: compress(build_config(CompressConfig, method=method, cr=CR)) for method in METHODS}
+    return {method: compress(CompressConfig(method=method, cr=CR)) for method in METHODS}
 
 
 def _decoding(tensors: Encoded) -> dict[str, float]:

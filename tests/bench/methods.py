@@ -30,7 +30,7 @@ from impart_core.base.errors import InfeasibleBudgetError
 from impart_core.blocks.coding import calibration_of
 from impart_core.calibrate.text import CalibrationText, read_tokens
 from impart_core.checkpoint.index import open_checkpoint
-from impart_core.evaluation import Evaluator
+from impart_core.evaluation.harness import Evaluator
 from impart_core.evaluation.result import Split
 from impart_core.store.store import Store
 from tests.impart_core.pipeline import compress, config_of

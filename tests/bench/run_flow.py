@@ -4,7 +4,6 @@ import json
 import sys
 from time import perf_counter
 
-from impart_core.base.settings import build_config
 from impart_core.blocks.request import CompressConfig
 from impart_core.engine.requests import CompressRequest
 from impart_flows.compress import run_compress
@@ -15,7 +14,7 @@ from tests.bench.busy import busy_seconds, watch_kernels
 def main() -> None:
     """Run the request that is given as JSON: base, finetuned, store, workers, and the settings of the compression."""
     request = json.loads(sys.argv[1])
-    config = build_config(CompressConfig, **request.pop("config"))
+    config = CompressConfig(**request.pop("config"))
     watch_kernels()
     with prefect_server():
         started, before = perf_counter(), busy_seconds()

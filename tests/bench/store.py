@@ -48,7 +48,7 @@ def measure_store() -> dict[str, Any]:
             count = sum(pool.map(lambda number: _publish_run(store, number, Path(scratch)), range(RUNS)))
         filled = time.perf_counter() - began
         seconds = {f"{verb}_seconds": _time(store, words) for verb, words in VERBS.items()}
-        store.objects.delete(f"catalog/{name}" for name in store.names_under("catalog"))
+        store.objects.delete(f"catalog/{name}" for name in store.objects.names("catalog"))
         lost = _time(store, VERBS["ls"])
         return {
             "artifacts": count,

@@ -16,7 +16,6 @@ import pytest
 import torch
 
 # All that is needed of the library, in one place.
-from impart_core.base.settings import build_config
 from impart_core.checkpoint.layout import Role
 from impart_core.codec.bitpack import pack
 from impart_core.codec.format import BlockFile, EncodedTensor, TensorHeader, write_block
@@ -56,7 +55,7 @@ def encode(method: str, cr: float, options: Mapping[str, Any], name: str, delta:
     nearest = {"solver": "nearest"} if method in QUANTIZING else {}
     if method in ("impart-qt", "delta-come"):
         nearest["ladder"] = "3x4,2"
-    config = build_config(Coding, method=method, cr=cr, seed=7, options={**nearest, **options})
+    config = Coding(method=method, cr=cr, seed=7, options={**nearest, **options})
     return METHODS.get(method).encode(Projection.of(delta, name), config)
 
 

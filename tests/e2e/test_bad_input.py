@@ -134,7 +134,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "ls of a file": ("ls --store {file}", ["{file} is a file"]),
     "name": (COMPRESS + " --name ../tiny", ["'../tiny' cannot name an artifact", "wizardmath-13b@prod"]),
     "name like an id": (COMPRESS + " --name c0ffee", ["'c0ffee' cannot name an artifact", "hexadecimal"]),
-    "workers": (COMPRESS + " --workers 0", ["--workers is 0", "at least 1"]),
+    "workers": (COMPRESS + " --workers 0", ["workers is 0", "at least 1"]),
     "ref": (
         "reconstruct tinny --base {base} --out {out} --store {published}",
         ["Unknown artifact 'tinny'", "Did you mean 'tiny'?"],
@@ -170,7 +170,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     ),
     "shard size": (
         "reconstruct tiny --base {base} --out {out} --max-shard-bytes 0 --store {published}",
-        ["--max-shard-bytes is 0"],
+        ["max_shard_bytes is 0", "at least 1"],
     ),
     "evaluation task": ("evaluate {finetuned} --tasks tinyzoo_mth", ["'tinyzoo_mth'", "Did you mean 'tinyzoo_math'"]),
     "no evaluation task": ("evaluate {finetuned} --tasks ,", ["No task", "--tasks"]),

@@ -8,7 +8,6 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
 
-from impart_core.base.settings import build_config
 from impart_core.blocks.request import CompressConfig
 from impart_core.engine.compress import CompressReport
 from impart_core.engine.references import EvaluationResult
@@ -27,7 +26,7 @@ def request_(pair: tuple[Path, Path], prefect_api: str, tmp_path_factory: pytest
     return CompressRequest(
         base=str(pair[0]),
         finetuned=str(pair[1]),
-        config=build_config(CompressConfig, cr=4.0),
+        config=CompressConfig(cr=4.0),
         store=str(tmp_path_factory.mktemp("page") / "store"),
         name="Paged@cr4",
     )

@@ -30,13 +30,13 @@ def test_requests_of_the_store_grow_with_blocks_only(
 
 
 @pytest.mark.parametrize("layers", LAYERS)
-def test_a_checkpoint_is_opened_once_a_run_and_read_as_often_as_it_must(
+def test_a_checkpoint_is_opened_once_a_run_and_each_tensor_fetched_once(
     layers: int, counts: dict[int, dict[str, Counts]]
 ) -> None:
     tensors = 9 * layers + 3
     first, again, rebuilt = (counts[layers][verb] for verb in OF_STORE)
     for side in ("base", "finetuned"):
-        assert first[side] == OPENED + 2 * tensors  # once to know what it is, and once to work on it
+        assert first[side] == OPENED + tensors
         assert again[side] == OPENED
     assert rebuilt["base"] == OPENED + tensors
     assert rebuilt["finetuned"] == 0

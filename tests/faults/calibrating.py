@@ -44,7 +44,7 @@ def run_hooked(hook: str, log: str, arguments: list[str]) -> None:
 
         setattr(owner, name, traces)
 
-    traced(chain, "compress_layer", lambda pairs, block, *_: f"compress {block.name[-1]}")
+    traced(chain, "compress_layer", lambda encoder, pairs, block, *_: f"compress {block.name[-1]}")
     traced(chain, "run_layer", lambda model, name, *_: f"run {name[-1]}")
     traced(CausalModel, "embed", lambda *_: "embed")
     if hook:
@@ -97,7 +97,7 @@ def wait_in_layer_1() -> None:
         while not (folder / "go").exists():
             time.sleep(0.01)
 
-    before(chain, "compress_layer", lambda pairs, block, *_: block.name == "model.layers.1", wait)
+    before(chain, "compress_layer", lambda encoder, pairs, block, *_: block.name == "model.layers.1", wait)
 
 
 ATTENTION = "model.layers.{}.self_attn.o_proj"

@@ -7,7 +7,6 @@ import torch
 
 from impart_core.artifacts.calibration_text import calibration_recipe, publish_calibration
 from impart_core.artifacts.delta import Delta, open_delta
-from impart_core.base.settings import build_config
 from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.text import PUBLISHED, CalibrationText
 from impart_core.engine.compress import compress as compress_model
@@ -20,7 +19,7 @@ from impart_core.store.store import Store
 
 def config_of(cr: float = 4.0, **settings: Any) -> CompressConfig:
     """Return a compression's settings; options are given as `options={...}`."""
-    return build_config(CompressConfig, cr=cr, **settings)
+    return CompressConfig(cr=cr, **settings)
 
 
 def small_options(method: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from prefect.client.schemas.objects import State, StateType, TaskRun
 from prefect.states import Completed
 
 from impart_core.base.errors import ConfigError
-from impart_core.base.retry import CPU, GPU, NETWORK, Ledger, Retried, RetryPolicy, recording
+from impart_core.base.retry import GPU, NETWORK, Ledger, Retried, RetryPolicy, recording
 from impart_core.engine import chain, evaluate, stages
 from impart_core.engine.executor import Stage, stage
 from impart_tasks.stage import task_of
@@ -34,7 +34,7 @@ ALL = [one for module in (stages, chain, evaluate) for one in vars(module).value
 @pytest.mark.parametrize("one", ALL, ids=lambda one: one.name)
 def test_a_stage_retries_as_its_class_of_work_says_and_caches_nothing_itself(one: Stage[..., object]) -> None:
     task = task_of(one)
-    assert one.policy in (NETWORK, CPU, GPU)
+    assert one.policy in (NETWORK, GPU)
     assert (task.name, task.task_run_name, task.retries) == (one.name, one.label, one.policy.retries)
     assert task.retry_delay_seconds == one.policy.delays
     assert task.retry_jitter_factor == 0.5

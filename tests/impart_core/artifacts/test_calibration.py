@@ -208,7 +208,7 @@ def test_what_is_discarded_is_gone_with_all_its_files(store: Store, tmp_path: Pa
     discard(store, goes)
     assert list(store.ids()) == [stays.id]
     assert not any(store.objects.find(f"artifacts/{made}") for made in goes)
-    assert store.names_under("sweeps") == []
+    assert store.objects.names("sweeps") == []
     discard(store, goes)  # what is not there is no fault
 
 
@@ -250,7 +250,7 @@ def test_what_is_discarded_is_announced_before_anyone_loses_it(
 
     def watched(paths: Any) -> None:
         if any("artifacts/" in path for path in paths):
-            announced.append(bool(folder_store.names_under("sweeps")))
+            announced.append(bool(folder_store.objects.names("sweeps")))
         delete(paths)
 
     monkeypatch.setattr(folder_store.objects, "delete", watched)

@@ -19,7 +19,7 @@ from impart_core.artifacts.factors import (
     stored_factors,
 )
 from impart_core.blocks.decompose import decompose_block
-from impart_core.blocks.encode import compress_block
+from impart_core.blocks.encode import Encoder
 from impart_core.checkpoint.digest import tensor_digests
 from impart_core.checkpoint.header import TensorInfo
 from impart_core.checkpoint.index import open_checkpoint
@@ -335,7 +335,7 @@ def test_projections_whose_factors_are_stored_are_not_read_again(
 
     monkeypatch.setattr("impart_core.delta.load.read_tensor", recorded)
     with stored_factors(store, manifest.id) as stored:
-        made = compress_block(pairs, group_blocks(pairs)[0], config_of(9), stored=stored, digests=digests)
+        made = Encoder(config_of(9), stored, digests=digests).block(pairs, group_blocks(pairs)[0])
     assert {name for name, item in made.items() if item.header.method == "impart"} == {Q, EXPERTS}
     assert read
     assert not [name for name in read if name == Q or name.startswith(EXPERTS)]

@@ -17,7 +17,7 @@ from impart_core.base.errors import (
     TensorValueError,
     UnreachableError,
 )
-from impart_core.base.retry import CPU, GPU, NETWORK, Retried, RetryPolicy, is_transient, patiently, recording
+from impart_core.base.retry import GPU, NETWORK, Retried, RetryPolicy, is_transient, patiently, recording
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_what_repeats_itself_is_not_tried_again(error: BaseException) -> None:
     assert not is_transient(error)
 
 
-@pytest.mark.parametrize("policy", [NETWORK, CPU, GPU])
+@pytest.mark.parametrize("policy", [NETWORK, GPU])
 def test_delays_grow_up_to_a_limit(policy: RetryPolicy) -> None:
     assert len(policy.delays) == policy.retries
     assert all(b == min(2 * a, policy.longest_delay) for a, b in pairwise(policy.delays))

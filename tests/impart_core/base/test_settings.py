@@ -1,29 +1,30 @@
 """Settings: frozen, unknown keys refused, every fault in one message."""
 
 import pytest
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from impart_core.base.errors import ConfigError, UnknownNameError
-from impart_core.base.settings import build_config
+from impart_core.base.settings import Frozen
 from impart_core.blocks.request import CompressConfig
+from impart_core.engine.requests import CompressRequest
 from impart_core.methods.impart import ImpartOptions
 
 
 def test_settings_left_out_have_the_papers_defaults() -> None:
-    config = build_config(CompressConfig, cr=32)
+    config = CompressConfig(cr=32)
     assert (config.method, config.seed, config.accounting) == ("impart", 0, "bytes")
     assert config.options == ImpartOptions(beta=0.6, c=1.0)
 
 
 def test_settings_cannot_be_changed_after_they_are_made() -> None:
-    config = build_config(CompressConfig, cr=32)
+    config = CompressConfig(cr=32)
     with pytest.raises(ValidationError, match="frozen"):
         config.cr = 8.0  # type: ignore[misc]
 
 
 def test_every_wrong_setting_is_named_in_one_message() -> None:
     with pytest.raises(ConfigError) as caught:
-        build_config(CompressConfig, cr=0.5, sed=1, accounting="byte", options={"bta": 0.5, "c": -1})
+        CompressConfig(cr=0.5, sed=1, accounting="byte", options={"bta": 0.5, "c": -1})
     message = str(caught.value)
     for part in (
         "cr is 0.5",
@@ -42,45 +43,45 @@ def test_every_wrong_setting_is_named_in_one_message() -> None:
 )
 def test_an_unknown_setting_is_answered_with_the_nearest_one(settings: dict[str, object], nearest: str) -> None:
     with pytest.raises(ConfigError, match=f"Did you mean {nearest}"):
-        build_config(CompressConfig, cr=4, **settings)
+        CompressConfig(cr=4, **settings)
 
 
 def test_an_option_is_looked_up_in_its_own_method() -> None:
     with pytest.raises(ConfigError, match=r"Method 'lowrank' has no option 'rescale'; it has: none[.]$"):
-        build_config(CompressConfig, cr=4, method="lowrank", options={"rescale": False})
-    assert build_config(CompressConfig, cr=4, method="lowrank").model_dump()["options"] == {}
+        CompressConfig(cr=4, method="lowrank", options={"rescale": False})
+    assert CompressConfig(cr=4, method="lowrank").model_dump()["options"] == {}
 
 
 def test_a_choice_is_answered_with_the_nearest_one() -> None:
     with pytest.raises(ConfigError, match=r"must be 'bytes' or 'paper'\. Did you mean 'bytes'\?"):
-        build_config(CompressConfig, cr=4, accounting="byts")
+        CompressConfig(cr=4, accounting="byts")
 
 
 def test_an_unknown_method_is_answered_with_the_nearest_one() -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'impart'"):
-        build_config(CompressConfig, cr=4, method="imprt")
+        CompressConfig(cr=4, method="imprt")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.999, -4, "many", None])
 def test_a_ratio_that_is_no_number_of_at_least_one_is_refused(value: object) -> None:
     with pytest.raises(ConfigError, match="cr is"):
-        build_config(CompressConfig, cr=value)
+        CompressConfig(cr=value)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63, 0.5])
 def test_a_seed_outside_63_bits_is_refused(seed: float) -> None:
     with pytest.raises(ConfigError, match="seed is"):
-        build_config(CompressConfig, cr=4, seed=seed)
+        CompressConfig(cr=4, seed=seed)
 
 
 @pytest.mark.parametrize("options", [5, [("beta", 0.5)], "beta"])
 def test_options_that_are_no_mapping_are_refused(options: object) -> None:
     with pytest.raises(ConfigError, match="options is"):
-        build_config(CompressConfig, cr=4, options=options)
+        CompressConfig(cr=4, options=options)
 
 
 def test_settings_come_back_from_json_with_the_methods_own_options() -> None:
-    config = build_config(CompressConfig, cr=4, seed=3, options={"beta": 0.25, "rescale": False})
+    config = CompressConfig(cr=4, seed=3, options={"beta": 0.25, "rescale": False})
     read = CompressConfig.model_validate_json(config.model_dump_json())
     assert read == config
     assert isinstance(read.options, ImpartOptions)
@@ -93,45 +94,73 @@ def test_settings_come_back_from_json_with_the_methods_own_options() -> None:
     }
 
 
+def models_of(base: type[Frozen]) -> set[type[Frozen]]:
+    return {base}.union(*map(models_of, base.__subclasses__()))
+
+
+@pytest.mark.parametrize("model", sorted(models_of(Frozen), key=lambda model: f"{model.__module__}.{model.__name__}"))
+def test_every_settings_model_made_by_hand_answers_with_a_sentence(model: type[Frozen]) -> None:
+    with pytest.raises(ConfigError, match="Unknown setting 'not_a_setting'"):
+        model(not_a_setting=1)
+
+
+def test_a_nested_model_that_is_wrong_is_told_with_its_place_beside_all_else() -> None:
+    wrong = {"base": "b", "finetuned": "f", "config": {"cr": "x"}, "workers": 0, "calibration": {"source": 5}}
+    with pytest.raises(ConfigError) as caught:
+        CompressRequest(**wrong)
+    for part in ("config.cr is 'x'", "workers is 0; it must be at least 1.", "calibration.source is 5"):
+        assert part in str(caught.value)
+
+
+def test_pydantic_itself_sees_its_own_errors() -> None:
+    for read in (
+        lambda: CompressConfig.model_validate({"cr": "x"}),
+        lambda: CompressConfig.model_validate_json('{"cr": "x"}'),
+        lambda: TypeAdapter(list[CompressConfig]).validate_python([{"cr": "x"}]),
+    ):
+        with pytest.raises(ValidationError, match="cr"):
+            read()
+
+
 def test_a_missing_ratio_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"cr is .*required"):
-        build_config(CompressConfig, seed=1)
+    with pytest.raises(ConfigError, match=r"^cr is required\.$"):
+        CompressConfig(seed=1)
 
 
 def test_embeddings_are_kept_and_factors_serve_every_usual_request_unless_something_else_is_asked_for() -> None:
-    config = build_config(CompressConfig, cr=4)
+    config = CompressConfig(cr=4)
     assert (config.embeddings, config.embeddings_cr, config.factors_for) == ("keep", None, None)
 
 
 @pytest.mark.parametrize("policy", ["keep", "auto", "impart", "dare", "lowrank", "magnitude"])
 def test_embeddings_have_a_policy_or_any_method(policy: str) -> None:
-    assert build_config(CompressConfig, cr=4, embeddings=policy).embeddings == policy
+    assert CompressConfig(cr=4, embeddings=policy).embeddings == policy
 
 
 @pytest.mark.parametrize(("policy", "nearest"), [("kep", "keep"), ("atuo", "auto"), ("imprt", "impart")])
 def test_an_unknown_policy_for_embeddings_is_answered_with_the_nearest_one(policy: str, nearest: str) -> None:
     with pytest.raises(UnknownNameError, match=f"policy for embeddings '{policy}'.*Did you mean '{nearest}'"):
-        build_config(CompressConfig, cr=4, embeddings=policy)
+        CompressConfig(cr=4, embeddings=policy)
 
 
 def test_a_ratio_for_embeddings_that_are_kept_is_refused_with_what_to_set() -> None:
     for settings in ({}, {"embeddings": "keep"}):
         with pytest.raises(ConfigError, match=r"embeddings_cr is 8.*no effect.*set embeddings to auto or a method"):
-            build_config(CompressConfig, cr=4, embeddings_cr=8, **settings)
-    assert build_config(CompressConfig, cr=4, embeddings_cr=8, embeddings="auto").embeddings_cr == 8
+            CompressConfig(cr=4, embeddings_cr=8, **settings)
+    assert CompressConfig(cr=4, embeddings_cr=8, embeddings="auto").embeddings_cr == 8
 
 
 @pytest.mark.parametrize("name", ["embeddings_cr", "factors_for"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.999, -4, "many"])
 def test_the_other_ratios_are_numbers_of_at_least_one_too(name: str, value: object) -> None:
     with pytest.raises(ConfigError, match=f"{name} is"):
-        build_config(CompressConfig, cr=4, embeddings="auto", **{name: value})
+        CompressConfig(cr=4, embeddings="auto", **{name: value})
 
 
 @pytest.mark.parametrize(
     "settings", [{"embeddings": "auto"}, {"embeddings": "impart", "embeddings_cr": 9}, {"factors_for": 2}]
 )
 def test_each_of_them_survives_being_written_and_read(settings: dict[str, object]) -> None:
-    config = build_config(CompressConfig, cr=4, **settings)
+    config = CompressConfig(cr=4, **settings)
     assert CompressConfig.model_validate_json(config.model_dump_json()) == config
-    assert config != build_config(CompressConfig, cr=4)
+    assert config != CompressConfig(cr=4)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from impart_core.base.errors import CheckpointError, TensorValueError
-from impart_core.blocks.encode import compress_block
+from impart_core.blocks.encode import Encoder
 from impart_core.checkpoint.digest import tensor_digests
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
 from impart_core.checkpoint.layout import group_blocks
@@ -40,7 +40,7 @@ def opened(root: Path, theirs: dict[str, torch.Tensor]) -> tuple[Checkpoint, Che
 def compressed(root: Path, theirs: dict[str, torch.Tensor], cr: float = 2) -> dict[str, EncodedTensor]:
     base, finetuned = opened(root, theirs)
     (block,) = group_blocks(finetuned.tensors)
-    return compress_block(pair_tensors(base, finetuned), block, config_of(cr, seed=3))
+    return Encoder(config_of(cr, seed=3)).block(pair_tensors(base, finetuned), block)
 
 
 def test_each_kind_of_tensor_is_stored_its_own_way(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_the_same_block_gives_the_same_codes_on_any_number_of_threads(tmp_path: 
     results = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        results.append(compress_block(pair_tensors(base, finetuned), block, config_of(8))[Q])
+        results.append(Encoder(config_of(8)).block(pair_tensors(base, finetuned), block)[Q])
     for part, code in results[0].codes.items():
         assert torch.equal(code, results[1].codes[part])
 
@@ -106,7 +106,7 @@ def test_new_tensors_and_rows_that_are_no_numbers_are_refused_too(tmp_path: Path
         finetuned = open_checkpoint(save_checkpoint(tmp_path / name, broken))
         (block,) = group_blocks(finetuned.tensors)
         with pytest.raises(TensorValueError, match=f"'{name}' of the fine-tuned checkpoint"):
-            compress_block(pair_tensors(base, finetuned), block, config_of(2))
+            Encoder(config_of(2)).block(pair_tensors(base, finetuned), block)
 
 
 def test_content_other_than_its_digest_is_refused(tmp_path: Path) -> None:
@@ -114,4 +114,4 @@ def test_content_other_than_its_digest_is_refused(tmp_path: Path) -> None:
     (block,) = group_blocks(finetuned.tensors)
     digests = tensor_digests(base), {**tensor_digests(finetuned), NORM: "0" * 64}
     with pytest.raises(CheckpointError, match=f"changed while it was in use .tensor '{NORM}'"):
-        compress_block(pair_tensors(base, finetuned), block, config_of(2), digests=digests)
+        Encoder(config_of(2), digests=digests).block(pair_tensors(base, finetuned), block)

@@ -10,7 +10,6 @@ import torch
 
 from impart_core import tinyzoo
 from impart_core.base.errors import CalibrationError, ConfigError
-from impart_core.base.settings import build_config
 from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.distil import DistilOptions, distil_scales
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
@@ -48,7 +47,7 @@ def distil(
         pair_tensors(base, finetuned),
         config,
         tokens,
-        options=build_config(DistilOptions, **{"steps": 4, "rate": 0.1, **options}),
+        options=DistilOptions(**{"steps": 4, "rate": 0.1, **options}),
         device=torch.device("cpu"),
         progress=progress,
     )
@@ -232,7 +231,7 @@ def test_a_model_that_cannot_be_loaded_is_named(
 def test_options_are_positive() -> None:
     for name in ("steps", "batch", "rate"):
         with pytest.raises(ConfigError, match=name):
-            build_config(DistilOptions, **{name: 0})
+            DistilOptions(**{name: 0})
 
 
 @pytest.mark.e2e

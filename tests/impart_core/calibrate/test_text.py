@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from pydantic import ValidationError
 
 from impart_core import tinyzoo
-from impart_core.base.errors import CalibrationError, UnknownNameError
+from impart_core.base.errors import CalibrationError, ConfigError, UnknownNameError
 from impart_core.calibrate import documents
 from impart_core.calibrate.text import CalibrationText, check_text, read_tokens, tokens_digest
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
@@ -195,5 +194,5 @@ def test_a_checkpoint_without_a_tokenizer_or_with_anothers_is_refused(math: Chec
 
 def test_settings_are_checked() -> None:
     for wrong in ({"sequences": 0}, {"length": 1}, {"lenght": 8}):
-        with pytest.raises(ValidationError):
+        with pytest.raises(ConfigError):
             CalibrationText(source="tinyzoo:math", **wrong)

@@ -12,7 +12,6 @@ from impart_core.artifacts import activations, block, calibration_text, delta, e
 from impart_core.artifacts.calibration_text import calibration_recipe
 from impart_core.artifacts.delta import delta_recipe
 from impart_core.artifacts.evaluation import evaluation_recipe
-from impart_core.base.settings import build_config
 from impart_core.blocks.coding import calibration_of
 from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.text import CalibrationText, read_tokens
@@ -34,7 +33,7 @@ TEXT = CalibrationText(source="tinyzoo:math", sequences=2, length=16)
 
 @pytest.fixture
 def request_(pair: Pair, tmp_path: Path) -> CompressRequest:
-    config = build_config(CompressConfig, cr=4.0)
+    config = CompressConfig(cr=4.0)
     return CompressRequest(base=str(pair[0]), finetuned=str(pair[1]), config=config, store=str(tmp_path / "store"))
 
 
@@ -42,14 +41,14 @@ def request_(pair: Pair, tmp_path: Path) -> CompressRequest:
 def zoo_request(tmp_path: Path) -> CompressRequest:
     """A request on a model that can be run, for methods that are calibrated."""
     base, finetuned = (str(tinyzoo.path(name)) for name in ("base", "math"))
-    config = build_config(CompressConfig, cr=32.0, method="impart-qt")
+    config = CompressConfig(cr=32.0, method="impart-qt")
     store = str(tmp_path / "store")
     return CompressRequest(base=base, finetuned=finetuned, config=config, store=store, calibration=TEXT)
 
 
 def with_config(request: CompressRequest, **settings: Any) -> CompressRequest:
     """Return the request with other settings, and with calibration text where these need some."""
-    config = build_config(CompressConfig, **{"cr": request.config.cr, **settings})
+    config = CompressConfig(**{"cr": request.config.cr, **settings})
     text = None if calibration_of(config) == "none" else request.calibration or TEXT
     return request.model_copy(update={"config": config, "calibration": text})
 

@@ -23,11 +23,6 @@ Pair = tuple[Path, Path]
 Opened = tuple[Checkpoint, Checkpoint]
 
 
-@pytest.fixture(scope="module")
-def opened(pair: Pair) -> Opened:
-    return open_checkpoint(pair[0]), open_checkpoint(pair[1])
-
-
 def test_a_request_that_can_be_carried_out_gives_its_blocks(opened: Opened) -> None:
     work = check_request(*opened, config_of(4))
     assert [block.name for block in work.blocks] == ["model.layers.0", "model.layers.1", "outside"]

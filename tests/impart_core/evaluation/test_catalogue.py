@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from impart_core.base.errors import UnknownNameError
-from impart_core.evaluation import LOCAL_TASKS, catalogue, check_tasks, task_fingerprint
+from impart_core.evaluation import catalogue
+from impart_core.evaluation.catalogue import LOCAL_TASKS, check_tasks, task_fingerprint
 
 
 def test_local_tasks_need_no_lm_eval() -> None:
     code = (
-        "import sys; from impart_core.evaluation import *; check_tasks(LOCAL_TASKS); task_fingerprint(LOCAL_TASKS);"
+        "import sys; from impart_core.evaluation.catalogue import *; check_tasks(LOCAL_TASKS);"
+        "task_fingerprint(LOCAL_TASKS);"
         "print('lm_eval' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from impart_core.base.errors import EvaluationError, UnknownNameError
-from impart_core.evaluation import LOCAL_TASKS, Evaluator
-from impart_core.evaluation.catalogue import LOCAL_FOLDER
+from impart_core.evaluation.catalogue import LOCAL_FOLDER, LOCAL_TASKS
+from impart_core.evaluation.harness import Evaluator
 from impart_core.tinyzoo import FINE_TUNES, path
 
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from impart_core.base.errors import ArtifactNotFoundError
-from impart_core.lineage.graph import Lineage, around, build_graph, lineage_of, reach
-from impart_core.store.catalog import CatalogEntry
+from impart_core.lineage.graph import Lineage, around, build_graph, lineage_of
+from impart_core.store.catalog import CatalogEntry, reach
 from impart_core.store.names import set_ref
 from impart_core.store.store import Store
 from tests.impart_core.lineage.graphs import BASE, TUNED, catalogues, deltas, number
@@ -125,7 +125,7 @@ def closure(start: str, steps: set[tuple[str, str]]) -> set[str]:
 
 def test_reach_gives_the_nearest_first() -> None:
     steps = {"a": ["b", "c"], "b": ["d"], "c": ["d"], "d": ["a", "e"]}
-    assert reach("a", lambda node: steps.get(node, [])) == ["a", "b", "c", "d", "e"]
+    assert reach(["a"], lambda node: steps.get(node, [])) == ["a", "b", "c", "d", "e"]
 
 
 @pytest.mark.parametrize("parts", [False, True])

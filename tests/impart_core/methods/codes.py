@@ -6,11 +6,12 @@ from hashlib import sha256
 import numpy as np
 import torch
 
-from impart_core.codec.mask import UInt16Array
+from impart_core.codec.mask import UInt16Array, keep_probability, mask_from_words, mask_key, mask_words
 from impart_core.codec.parts import Codes
 from impart_core.delta.factors import Factors
 from impart_core.methods.base import Projection
 from impart_core.quantization.curvature import Inputs
+from impart_core.quantization.streams import unpack_matrices
 from tests.impart_core.quantization.plain import output_error
 from tests.impart_core.quantization.samples import hessian_of
 
@@ -27,9 +28,40 @@ def digest(codes: Codes) -> str:
 
 
 def keep_of(codes: Codes) -> UInt16Array:
-    """Return keep codes as masks take them, in steps of 1/65536; ImPart-Qt stores them in steps of 1/256."""
+    """Return the keep code of each vector pair as masks take it; ImPart-Qt stores steps of 1/256, others keep all."""
+    if "keep" not in codes:
+        return np.full(len(codes["sigma"]), 65535, np.uint16)
     keep = codes["keep"].numpy()
     return keep if keep.dtype == np.uint16 else keep.astype(np.uint16) * 256 + 255
+
+
+def entry_mask(keep: int, shape: tuple[int, int], seed: int = 0, name: str = "w") -> torch.Tensor:
+    """Return which entries of a delta a keep code keeps, bool, (m, n), from all words at once."""
+    words = mask_words(mask_key(seed, name, "delta"), shape[1], shape[0])
+    return torch.from_numpy(mask_from_words(words, np.full(shape[0], keep, np.uint16)))
+
+
+def vector_masks(keep: UInt16Array, shape: tuple[int, int], seed: int = 0, name: str = "w") -> list[torch.Tensor]:
+    """Return which entries of U and of V keep codes keep, bool, (K, m) and (K, n), from all words at once."""
+    words = (mask_words(mask_key(seed, name, role), side, len(keep)) for role, side in zip("uv", shape, strict=True))
+    return [torch.from_numpy(mask_from_words(each, keep)) for each in words]
+
+
+def stored_vectors(codes: Codes, masks: list[torch.Tensor], name: str = "w") -> list[torch.Tensor]:
+    """Return U and V as they are stored, before rescaling, float32, (K, m) and (K, n)."""
+    if "layout" in codes:
+        return unpack_matrices(codes, name, masks)
+    vectors = [torch.zeros(mask.shape) for mask in masks]
+    for role, mask, side in zip("uv", masks, vectors, strict=True):
+        side[mask] = codes[role].float().flatten()
+    return vectors
+
+
+def sum_of_pairs(codes: Codes, vectors: list[torch.Tensor]) -> torch.Tensor:
+    """Return Σ_k σ_k·u_k·v_kᵀ with the stored σ, u and v rescaled by the keep probability, float64, (m, n)."""
+    keep = torch.from_numpy(keep_probability(keep_of(codes)))[:, None]
+    u, v = (side.double() / keep for side in vectors)
+    return (u * codes["sigma"].double()[:, None]).T @ v
 
 
 def no_delta() -> torch.Tensor:

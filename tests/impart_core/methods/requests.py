@@ -1,6 +1,5 @@
 """Requests of every method, whatever its options are, and the deltas that they are tried on."""
 
-import math
 from typing import Any
 
 import torch
@@ -76,8 +75,9 @@ def requests(draw: st.DrawFn, method: str, m: int, n: int, **settings: Any) -> C
     lowest = 1.0 if is_feasible(request.model_copy(update={"cr": 1.0}), m, n) else 5.0
     highest = METHODS.get(method).highest_cr(m, n, request)
     assume(lowest <= highest)
-    log_ratio = draw(st.floats(0, 1)) * math.log(highest / lowest)
-    feasible = request.model_copy(update={"cr": min(highest, lowest * math.exp(log_ratio))})
+    share = draw(st.just(1.0) | st.floats(0, 1))  # of the way up, often all of it
+    cr = highest if share == 1 else min(highest, lowest * (highest / lowest) ** share)
+    feasible = request.model_copy(update={"cr": cr})
     assert is_feasible(feasible, m, n)
     return feasible
 

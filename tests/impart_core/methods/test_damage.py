@@ -28,9 +28,16 @@ def damaged(codes: Codes) -> Iterator[tuple[str, Codes]]:
             "of another dtype": code.double(),
             "of another shape": code[None],
         }
+        if part == "keep":
+            changes |= {
+                "of nothing": torch.zeros_like(code),
+                "of all": torch.full_like(code, torch.iinfo(code.dtype).max),
+            }
         for change, other in changes.items():
-            if other.dtype != code.dtype or other.shape != code.shape:  # of an empty part some are what it was
+            if other.dtype != code.dtype or not torch.equal(other, code):  # of an empty part some are what it was
                 yield f"{part} {change}", {**codes, part: other}
+    if codes.keys() >= {"sigma", "keep"}:
+        yield "a pair fewer", {**codes, "sigma": codes["sigma"][:-1], "keep": codes["keep"][:-1]}
 
 
 @pytest.mark.parametrize(("method", "options"), VARIANTS, ids=str)
@@ -44,6 +51,24 @@ def test_codes_that_are_damaged_are_refused_by_name(method: str, options: dict[s
             raise AssertionError(f"{change}: {decode(other, projection, request).shape}")
     with pytest.raises(CorruptArtifactError, match=r"'layer\.w'"):
         decode(codes, replace(projection, shape=(40, 63)), request)
+
+
+@pytest.mark.parametrize(
+    ("method", "shape", "changed", "sentence"),
+    [
+        ("bitdelta", (40, 64), {"scales": torch.ones(39)}, "'w' have .* which go with no matrix of 40 rows"),
+        ("bitdelta", (40, 64), {"keep": torch.ones(2).to(torch.uint16)}, "'w' have .* which go with no matrix of 40 "),
+        ("magnitude", (40, 64), {"width": torch.tensor([48], dtype=torch.uint8)}, "'w'"),
+        ("magnitude", (10, 10), {}, "tensor of 100 entries"),
+    ],
+)
+def test_what_goes_with_no_such_matrix_is_said(
+    method: str, shape: tuple[int, int], changed: Codes, sentence: str
+) -> None:
+    request, projection = request_of(method, 20), Projection.of(decaying_delta(40, 64), "w")
+    codes = encode(projection, request)
+    with pytest.raises(CorruptArtifactError, match=sentence):
+        decode({**codes, **changed}, replace(projection, shape=shape), request)
 
 
 @pytest.mark.parametrize("method", sorted({*METHODS} - {"magnitude"}))  # few of its bytes may be of a huge matrix

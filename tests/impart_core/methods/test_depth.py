@@ -14,15 +14,10 @@ from impart_core.delta.factors import Factors
 from impart_core.methods import METHODS
 from impart_core.methods.base import Projection
 from impart_core.methods.depth import LOWEST_CRS, Depth, depth_of
-from tests.impart_core.methods.codes import same
+from tests.impart_core.methods.codes import no_delta, same
+from tests.impart_core.methods.requests import DECOMPOSING, encode
 from tests.impart_core.methods.spectra import FloatArray, factors_of, leading, spectra
 from tests.impart_core.pipeline import config_of
-
-
-def depth_asked(config: CompressConfig, m: int, n: int) -> Depth | None:
-    """Return how deep a request needs a projection decomposed."""
-    return depth_of(config.projections, m, n, config.factors_for)
-
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -32,6 +27,11 @@ accountings = st.sampled_from(["bytes", "paper"])
 higher = st.one_of(st.just(1.0), st.floats(1.0, 1.2), st.floats(1.0, 16.0))  # the ratio, over the depth's
 
 
+def depth_asked(config: CompressConfig, m: int, n: int) -> Depth | None:
+    """Return how deep a request needs a projection decomposed."""
+    return depth_of(config.projections, m, n, config.factors_for)
+
+
 @st.composite
 def usual_requests(draw: st.DrawFn, lowest_cr: float) -> CompressConfig:
     """Draw a request of CR at least `lowest_cr` that takes no more triplets than ImPart at β 0.6 and C 1."""
@@ -39,10 +39,8 @@ def usual_requests(draw: st.DrawFn, lowest_cr: float) -> CompressConfig:
     cr = lowest_cr * draw(higher)
     if draw(st.integers(0, 3)) == 0:
         return config_of(cr, method="lowrank", **settings_)
-    beta, c = (
-        draw(st.one_of(st.just(0.6), st.floats(0.6, 0.65), st.floats(0.6, 0.95))),
-        draw(st.sampled_from([0, 0.5, 1.0])),
-    )
+    beta = draw(st.one_of(st.just(0.6), st.floats(0.6, 0.65), st.floats(0.6, 0.95)))
+    c = draw(st.sampled_from([0, 0.5, 1.0]))
     assume(2 * cr * (1 - beta) >= 1)
     rescale = draw(st.booleans())
     return config_of(cr, options={"beta": beta, "c": c, "rescale": rescale}, **settings_)
@@ -68,66 +66,44 @@ def quantised_requests(draw: st.DrawFn) -> CompressConfig:
     return config_of(cr, method=method, options=options, accounting=draw(accountings), seed=draw(st.integers(0, 3)))
 
 
+@st.composite
+def requests_for_a_ratio(draw: st.DrawFn) -> CompressConfig:
+    """Draw a request that says itself for which ratio its factors are."""
+    lowest = draw(st.floats(1.25, 64))  # β 0.6 needs a CR of 1.25
+    return draw(usual_requests(lowest)).model_copy(update={"factors_for": lowest})
+
+
 def encoded(factors: Factors, config: CompressConfig) -> Codes:
     m, n = factors.u.shape[1], factors.v.shape[1]
-    projection = Projection("w", (m, n), lambda: pytest.fail("it works on the factors"), lambda: factors)
-    return METHODS.get(config.method).encode(projection, config)
+    return encode(Projection("w", (m, n), no_delta, lambda: factors), config)
 
 
-def assert_deep_enough(sigma: FloatArray, shape: tuple[int, int], depth: Depth, config: CompressConfig) -> None:
-    """Check that the codes from factors as deep as `depth` are those from all factors."""
+REQUESTS = {
+    **{f"from {lowest:g} on": usual_requests(lowest) for lowest in LOWEST_CRS},
+    "of few bits": quantised_requests(),
+    "for a ratio": requests_for_a_ratio(),
+}
+
+
+@pytest.mark.parametrize("kind", REQUESTS)
+@given(sigma=spectra(sides), longer=st.integers(0, 300), wide=st.booleans(), data=st.data())
+@settings(max_examples=200, deadline=None)
+def test_every_usual_request_gets_the_same_codes_from_factors_as_deep_as_are_stored(
+    kind: str, sigma: FloatArray, longer: int, wide: bool, data: st.DataObject
+) -> None:
+    config, r = data.draw(REQUESTS[kind]), len(sigma)
+    shape = (r, r + longer) if wide else (r + longer, r)
+    assume(METHODS.get(config.method).highest_cr(*shape, config) >= config.cr)
+    depth, usual = depth_asked(config, *shape), METHODS.get(config.method).usual_cr(config)
+    assert depth is not None
+    assert usual is not None
+    # At 2 where 4 does not serve, as factors of more are larger.
+    assert depth == Depth(config.factors_for or (4.0 if usual >= 4 else 2.0))
     needed = depth.needed(*shape)
     assert needed is not None
     whole, count = factors_of(sigma, *shape), needed(sigma)
     assert count <= depth.most(*shape) <= min(shape)
     assert same(encoded(leading(whole, count), config), encoded(whole, config))
-
-
-def shape_of(sigma: FloatArray, longer: int, wide: bool) -> tuple[int, int]:
-    r = len(sigma)
-    return (r, r + longer) if wide else (r + longer, r)
-
-
-def deepest(cr: float) -> Depth:
-    """Return the depth that requests of a ratio share: at 2 where 4 does not serve, as factors of more are larger."""
-    return Depth(4.0 if cr >= 4 else 2.0)
-
-
-@pytest.mark.parametrize("lowest", LOWEST_CRS)
-@given(sigma=spectra(sides), longer=st.integers(0, 300), wide=st.booleans(), data=st.data())
-@settings(max_examples=200, deadline=None)
-def test_every_usual_request_gets_the_same_codes_from_factors_as_deep_as_are_stored(
-    lowest: float, sigma: FloatArray, longer: int, wide: bool, data: st.DataObject
-) -> None:
-    config, shape = data.draw(usual_requests(lowest)), shape_of(sigma, longer, wide)
-    assume(METHODS.get(config.method).highest_cr(*shape, config) >= config.cr)
-    assert depth_asked(config, *shape) == deepest(config.cr)
-    assert_deep_enough(sigma, shape, deepest(config.cr), config)
-
-
-@given(sigma=spectra(sides), longer=st.integers(0, 300), wide=st.booleans(), config=quantised_requests())
-@settings(max_examples=150, deadline=None)
-def test_so_does_every_usual_request_of_few_bits(
-    sigma: FloatArray, longer: int, wide: bool, config: CompressConfig
-) -> None:
-    shape = shape_of(sigma, longer, wide)
-    assume(METHODS.get(config.method).highest_cr(*shape, config) >= config.cr)
-    depth = depth_asked(config, *shape)
-    assert depth is not None
-    assume(depth.lowest_cr)
-    assert_deep_enough(sigma, shape, depth, config)
-
-
-@given(sigma=spectra(sides), longer=st.integers(0, 300), wide=st.booleans(), data=st.data())
-@settings(max_examples=400, deadline=None)
-def test_so_does_any_depth_for_every_ratio_from_its_own_on(
-    sigma: FloatArray, longer: int, wide: bool, data: st.DataObject
-) -> None:
-    lowest, shape = data.draw(st.floats(1.25, 64)), shape_of(sigma, longer, wide)  # β 0.6 needs a CR of 1.25
-    config = data.draw(usual_requests(lowest)).model_copy(update={"factors_for": lowest})
-    assume(METHODS.get(config.method).highest_cr(*shape, config) >= config.cr)
-    assert depth_asked(config, *shape) == Depth(lowest)
-    assert_deep_enough(sigma, shape, Depth(lowest), config)
 
 
 @given(m=st.integers(2, 400), n=st.integers(2, 400), cr=st.floats(1, 64), accounting=accountings)
@@ -178,82 +154,61 @@ UNUSUAL: list[dict[str, Any]] = [
     {"options": {"preprune": False}},
     {"options": {"preprune": False, "beta": 0.8}},
 ]
-
-
-@pytest.mark.parametrize("settings_", [*UNUSUAL, {"cr": 1.99}, {"cr": 1.99, "method": "lowrank"}], ids=str)
-def test_an_unusual_request_asks_for_the_whole(settings_: dict[str, Any]) -> None:
-    depth = depth_asked(config_of(**{"cr": 8, **settings_}), 32, 48)
-    assert depth == Depth(None)
-    assert depth.needed(32, 48) is None
-    assert depth.most(32, 48) == 32
-
-
-@pytest.mark.parametrize(
-    "settings_",
-    [
-        {},
-        {"method": "lowrank"},
-        {"accounting": "paper"},
-        {"seed": 9},
-        {"cr": 32},
-        {"options": {"beta": 0.8, "c": 0.5}},
-        {"options": {"rescale": False}},
-    ],
-    ids=str,
-)
-def test_usual_requests_share_one_depth(settings_: dict[str, Any]) -> None:
-    assert depth_asked(config_of(**{"cr": 4, **settings_}), 32, 48) == Depth(4.0)
-
-
-def test_the_two_depths_are_for_ratios_from_4_and_from_2_on() -> None:
-    assert LOWEST_CRS == (4.0, 2.0)
-    for method in ("impart", "lowrank"):
-        found = [depth_asked(config_of(cr, method=method), 32, 48) for cr in (64, 4, 3.99, 2, 1.99)]
-        assert found == [Depth(4.0), Depth(4.0), Depth(2.0), Depth(2.0), Depth(None)]
-    # Of a flat spectrum as many as fit whole, 4096/(2·CR), and one.
-    flat, depths = np.ones(4096), [Depth(lowest).needed(4096, 4096) for lowest in LOWEST_CRS]
-    assert [needed(flat) for needed in depths if needed] == [513, 1025]
-
-
-QUANTIZED: list[tuple[dict[str, Any], float | None]] = [
-    # At 2 bits eight times the entries, of which the entropy coder makes 1/0.7 more: CR 64 is 5.6 at 16 bits.
-    ({"cr": 64}, 4.0),
-    ({"cr": 45}, 2.0),
-    ({"cr": 22}, None),
-    ({"cr": 32, "options": {"lossless": False}}, 4.0),
-    ({"cr": 31.9, "options": {"fill": False}}, 2.0),
-    ({"cr": 16, "options": {"lossless": False}}, 2.0),
-    ({"cr": 15.9, "options": {"lossless": False}}, None),
-    ({"cr": 16, "options": {"lossless": False, "ladder": "8x2,4"}}, 4.0),
-    ({"cr": 4, "options": {"lossless": False, "ladder": "16"}}, 4.0),
+USUAL: list[dict[str, Any]] = [
+    {},
+    {"accounting": "paper"},
+    {"seed": 9},
+    {"options": {"beta": 0.8, "c": 0.5}},
+    {"options": {"rescale": False}},
+]
+# At 2 bits eight times the entries, of which the entropy coder makes 1/0.7 more: CR 64 is 5.6 at 16 bits.
+QUANTIZED: list[tuple[float, dict[str, Any], float | None]] = [
+    (64, {}, 4.0),
+    (45, {}, 2.0),
+    (22, {}, None),
+    (32, {"lossless": False}, 4.0),
+    (31.9, {"fill": False}, 2.0),
+    (16, {"lossless": False}, 2.0),
+    (15.9, {"lossless": False}, None),
+    (16, {"lossless": False, "ladder": "8x2,4"}, 4.0),
+    (4, {"lossless": False, "ladder": "16"}, 4.0),
+]
+DEPTHS: list[tuple[dict[str, Any], float | None]] = [
+    *(({"method": method, "cr": cr}, 4.0) for method in ("impart", "lowrank") for cr in (64, 8, 4)),
+    *(({"method": method, "cr": cr}, 2.0) for method in ("impart", "lowrank") for cr in (3.99, 2)),
+    *(({"method": method, "cr": 1.99}, None) for method in ("impart", "lowrank")),
+    *(({"method": method, "cr": 8, "factors_for": cr}, cr) for method in ("impart", "lowrank") for cr in (1.25, 2, 8)),
+    *(({"cr": 4, **settings_}, 4.0) for settings_ in USUAL),
+    *(({"cr": 8, **settings_}, None) for settings_ in UNUSUAL),
+    *(({"method": "impart-qt", "cr": 64, **settings_}, None) for settings_ in UNUSUAL),
+    *(
+        ({"method": method, "cr": cr, "options": options}, lowest)
+        for method in ("impart-qt", "delta-come")
+        for cr, options, lowest in QUANTIZED
+    ),
 ]
 
 
-@pytest.mark.parametrize("method", ["impart-qt", "delta-come"])
-@pytest.mark.parametrize(("settings_", "lowest"), QUANTIZED, ids=str)
-def test_fewer_bits_ask_for_as_many_triplets_as_a_lower_ratio(
-    method: str, settings_: dict[str, Any], lowest: float | None
+@pytest.mark.parametrize(("settings_", "lowest"), DEPTHS, ids=str)
+def test_usual_requests_share_two_depths_unless_they_name_one_and_others_ask_for_the_whole(
+    settings_: dict[str, Any], lowest: float | None
 ) -> None:
-    assert depth_asked(config_of(method=method, **settings_), 64, 96) == Depth(lowest)
+    depth = depth_asked(config_of(**settings_), 64, 96)
+    assert depth == Depth(lowest)
+    if lowest is None:
+        assert depth.needed(64, 96) is None
+        assert depth.most(64, 96) == 64
 
 
-@pytest.mark.parametrize(
-    "options", [{"beta": 0.5}, {"c": 1.1}, {"preprune": False}, {"allocation": "uniform"}], ids=str
-)
-def test_quantised_impart_with_unusual_settings_asks_for_the_whole(options: dict[str, Any]) -> None:
-    assert depth_asked(config_of(64, method="impart-qt", options=options), 64, 96) == Depth(None)
+def test_the_two_depths_keep_as_many_of_a_flat_spectrum_as_fit_whole_and_one() -> None:
+    flat, depths = np.ones(4096), [Depth(lowest).needed(4096, 4096) for lowest in LOWEST_CRS]
+    assert [needed(flat) for needed in depths if needed] == [513, 1025]  # 4096/(2·CR)
 
 
-@pytest.mark.parametrize("method", ["bitdelta", "dare", "dare-qt", "magnitude"])
+@pytest.mark.parametrize("method", sorted({*METHODS} - {*DECOMPOSING}))
 def test_a_method_that_works_on_the_delta_itself_needs_no_depth(method: str) -> None:
     assert depth_asked(config_of(8, method=method), 32, 48) is None
     assert depth_asked(config_of(8, method=method, factors_for=64), 32, 48) is None
-
-
-@pytest.mark.parametrize("method", ["impart", "lowrank"])
-@pytest.mark.parametrize("lowest", [1.25, 2, 8])
-def test_a_request_may_say_itself_what_its_factors_are_for(method: str, lowest: float) -> None:
-    assert depth_asked(config_of(8, method=method, factors_for=lowest), 32, 48) == Depth(lowest)
 
 
 def test_factors_for_a_higher_ratio_than_the_requests_own_are_refused_with_the_highest_that_serves() -> None:

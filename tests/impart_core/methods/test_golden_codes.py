@@ -18,28 +18,22 @@ PLAIN = {"solver": "nearest", "lossless": False}
 
 
 @pytest.mark.parametrize(
-    ("method", "version", "cr", "options", "shape", "of_bytes", "of_paper"),
+    ("method", "version", "settings_", "shape", "digests"),  # of the bytes' count and of the paper's
     [
-        ("impart", 1, 4, {}, (48, 80), "5224b9b8a17e5898", "37a479abea1d05f8"),
-        ("impart", 1, 4, {}, (64, 64), "2dfdae371e672758", "ad297b3851764fec"),
-        ("impart-qt", 2, 8, PLAIN, (48, 80), "269dfe900bf45ef4", "ef30c403592be1eb"),
-        ("delta-come", 2, 8, PLAIN, (48, 80), "473fe65cc1cb8b4e", "2a33b8109dbcce07"),
-        ("dare-qt", 2, 16, PLAIN, (48, 80), "d5d94b5685325496", "b15355478be4ee3c"),
+        ("impart", 1, {"cr": 4}, (48, 80), ("5224b9b8a17e5898", "37a479abea1d05f8")),
+        ("impart", 1, {"cr": 4}, (64, 64), ("2dfdae371e672758", "ad297b3851764fec")),
+        ("impart-qt", 2, {"cr": 8, "options": PLAIN}, (48, 80), ("269dfe900bf45ef4", "ef30c403592be1eb")),
+        ("delta-come", 2, {"cr": 8, "options": PLAIN}, (48, 80), ("473fe65cc1cb8b4e", "2a33b8109dbcce07")),
+        ("dare-qt", 2, {"cr": 16, "options": PLAIN}, (48, 80), ("d5d94b5685325496", "b15355478be4ee3c")),
     ],
 )
 def test_golden_codes(
-    method: str,
-    version: int,
-    cr: float,
-    options: dict[str, Any],
-    shape: tuple[int, int],
-    of_bytes: str,
-    of_paper: str,
+    method: str, version: int, settings_: dict[str, Any], shape: tuple[int, int], digests: tuple[str, str]
 ) -> None:
     m, n = shape
     delta = arithmetic(torch.arange(m)[:, None], n)
     projection = Projection("layer.w", shape, lambda: delta, lambda: arithmetic_factors(m, n))
-    for accounting, expected in (("bytes", of_bytes), ("paper", of_paper)):
-        request = config_of(cr, method=method, seed=7, accounting=accounting, options=options)
+    for accounting, expected in zip(("bytes", "paper"), digests, strict=True):
+        request = config_of(method=method, seed=7, accounting=accounting, **settings_)
         assert digest(encode(projection, request)) == expected
     assert METHODS.get(method).version == version

@@ -1,24 +1,23 @@
-"""ImPart: the reference's allocation, exact budgets, and what its options do."""
+"""ImPart: the reference's allocation, exact budgets, and what its options do, of ImPart-Qt too."""
 
 import json
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
-import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from impart_core.base.errors import ConfigError
-from impart_core.blocks.request import CompressConfig
-from impart_core.codec.mask import keep_probability, mask_from_words, mask_key, mask_words
+from impart_core.codec.mask import UInt16Array, keep_probability
 from impart_core.codec.parts import Codes, nbytes
-from impart_core.delta.svd import decompose
+from impart_core.delta.budget import budget_bytes, pair_bytes
+from impart_core.delta.svd import decompose, numerical_rank
 from impart_core.methods.base import METHODS, Projection
 from impart_core.methods.impart import Impart, allocate
-from tests.impart_core.methods.codes import keep_of, same
-from tests.impart_core.methods.requests import encode, where_known
+from tests.impart_core.methods.codes import keep_of, no_delta, same, vector_masks
+from tests.impart_core.methods.requests import encode, request_of
+from tests.impart_core.methods.spectra import FloatArray, factors_of, spectra
 from tests.impart_core.pipeline import config_of
 from tests.support import VECTORS, decaying_delta
 
@@ -28,7 +27,7 @@ METHOD = Impart()
 CASES: list[dict[str, Any]] = json.loads((VECTORS / "sparsity.json").read_text())["sparsity_ratios"]
 
 
-def spectrum(kind: str, n: int) -> npt.NDArray[np.float64]:
+def spectrum(kind: str, n: int) -> FloatArray:
     i = np.arange(n, dtype=np.float64)
     return {"power": (i + 1) ** -0.6, "flat": 1 - 0.5 * i / n, "exp": np.exp(-4 * i / n)}[kind]
 
@@ -69,44 +68,6 @@ def test_an_allocation_keeps_no_more_entries_than_asked_and_could_not_keep_a_pai
         assert (1 - drop).sum() + 1 - following > room * (1 - 1e-9)
 
 
-def test_codes_are_exactly_sigma_keep_and_the_kept_entries_of_u_and_v() -> None:
-    m, n, delta, config = 24, 40, decaying_delta(24, 40), config_of(4, seed=9)
-    codes = METHOD.encode(Projection.of(delta, "layer.w"), config)
-    factors, pairs = decompose(delta, "layer.w"), len(codes["sigma"])
-    assert {part: code.dtype for part, code in codes.items()} == {
-        "sigma": torch.float32,
-        "keep": torch.uint16,
-        "u": torch.float16,
-        "v": torch.float16,
-    }
-    assert torch.equal(codes["sigma"], factors.sigma[:pairs])
-    for role, vectors, rows in (("u", factors.u, m), ("v", factors.v, n)):
-        words = mask_words(mask_key(9, "layer.w", role), rows, pairs)
-        mask = torch.from_numpy(mask_from_words(words, codes["keep"].numpy()))
-        assert torch.equal(codes[role], vectors[:pairs][mask].half())
-    kept = codes["u"].numel() + codes["v"].numel()
-    assert nbytes(codes) == 6 * pairs + 2 * kept
-
-
-def test_the_first_pair_is_kept_whole_and_less_of_every_following_one() -> None:
-    keep = METHOD.encode(Projection.of(decaying_delta(48, 48), "w"), config_of(8))["keep"].numpy()
-    assert keep[0] == 65535
-    assert bool((np.diff(keep.astype(int)) < 0).all())
-
-
-def test_exponent_zero_drops_no_entry_and_is_the_truncated_decomposition() -> None:
-    delta = decaying_delta(48, 48)
-    codes = METHOD.encode(Projection.of(delta, "w"), config_of(4, options={"c": 0.0}))
-    pairs = len(codes["sigma"])
-    assert codes["keep"].tolist() == [65535] * pairs
-    assert codes["u"].numel() == codes["v"].numel() == 48 * pairs
-    u, sigma, vh = np.linalg.svd(delta.double().numpy())
-    expected = (u[:, :pairs] * sigma[:pairs]) @ vh[:pairs]
-    # u and v are stored in float16: 2⁻¹¹ relative in each, so about 2⁻¹⁰ of every pair's norm.
-    error = np.linalg.norm(METHOD.decode(codes, "w", (48, 48), 0).numpy() - expected)
-    assert error <= 2**-10 * np.linalg.norm(sigma[:pairs])
-
-
 def test_paper_accounting_takes_the_papers_probabilities_to_the_stored_step() -> None:
     delta = decaying_delta(64, 64)
     codes = METHOD.encode(Projection.of(delta, "w"), config_of(8, accounting="paper", options={"beta": 0.6}))
@@ -145,47 +106,21 @@ def test_a_contradiction_says_which_way_to_move_each_knob() -> None:
     )
 
 
-@pytest.mark.parametrize("accounting", ["bytes", "paper"])
-def test_without_rescaling_kept_entries_are_decoded_as_they_are(accounting: str) -> None:
-    m, n, delta = 24, 32, decaying_delta(24, 32)
-    settings_: dict[str, Any] = {"accounting": accounting, "seed": 3}
-    usual = METHOD.encode(Projection.of(delta, "w"), config_of(4, **settings_))
-    codes = METHOD.encode(Projection.of(delta, "w"), config_of(4, **settings_, options={"rescale": False}))
-    assert all(torch.equal(codes[part], usual[part]) for part in ("keep", "u", "v"))
-    factors, pairs = decompose(delta, "w"), len(codes["sigma"])
-    kept = [
-        np.where(
-            mask_from_words(mask_words(mask_key(3, "w", role), rows, pairs), codes["keep"].numpy()),
-            vectors[:pairs].half().double().numpy(),
-            0.0,
-        )
-        for role, vectors, rows in (("u", factors.u, m), ("v", factors.v, n))
-    ]
-    expected = (kept[0] * factors.sigma[:pairs, None].double().numpy()).T @ kept[1]
-    # Four float32 roundings of each factor, and a sum over the pairs.
-    np.testing.assert_allclose(
-        METHOD.decode(codes, "w", (m, n), 3).numpy(), expected, rtol=0, atol=1e-5 * np.abs(expected).max()
-    )
-
-
 # What ImPart-Qt has in common with it.
 
-BOTH = pytest.mark.parametrize(("method", "cr", "step"), [("impart", 6, 1 / 65536), ("impart-qt", 24, 1 / 256)])
+BOTH = pytest.mark.parametrize(("method", "cr"), [("impart", 6), ("impart-qt", 24)])
+accountings = pytest.mark.parametrize("accounting", ["bytes", "paper"])
 
 
 def encoded(method: str, cr: float, accounting: str = "bytes", **options: Any) -> Codes:
-    options |= where_known(method, solver="nearest")
-    return encode(Projection.of(decaying_delta(128, 96), "w"), request_of(method, cr, accounting, **options))
-
-
-def request_of(method: str, cr: float, accounting: str = "bytes", **options: Any) -> CompressConfig:
-    return config_of(cr, method=method, accounting=accounting, options=options)
+    request = request_of(method, cr, accounting=accounting, options=options)
+    return encode(Projection.of(decaying_delta(128, 96), "w"), request)
 
 
 @BOTH
 @pytest.mark.parametrize("c", [0.5, 1.0, 2.0])
-def test_one_gamma_explains_every_keep_probability(method: str, cr: float, step: float, c: float) -> None:
-    keep = keep_of(encoded(method, cr, c=c))
+def test_one_gamma_explains_every_keep_probability(method: str, cr: float, c: float) -> None:
+    keep, step = keep_of(encoded(method, cr, c=c)), 1 / (256 if method == "impart-qt" else 65536)
     sigma = decompose(decaying_delta(128, 96), "w").sigma[: len(keep)].double().numpy()
     unimportance = 1 - (sigma[1:] / sigma[0]) ** c
     gamma = (1 - keep_probability(keep)[1:]) / unimportance
@@ -197,31 +132,93 @@ def test_one_gamma_explains_every_keep_probability(method: str, cr: float, step:
 
 
 @BOTH
-@pytest.mark.parametrize("accounting", ["bytes", "paper"])
-def test_without_pre_pruning_beta_is_zero_whatever_it_says(
-    method: str, cr: float, step: float, accounting: str
-) -> None:
-    without = encoded(method, cr, accounting, preprune=False, beta=0.9)
-    assert same(without, encoded(method, cr, accounting, beta=0.0))
-    assert not same(without, encoded(method, cr, accounting, beta=0.9))
-    config = request_of(method, 4, accounting, preprune=False, beta=0.9)
-    METHODS.get(method).check(config, 64)  # with pre-pruning, ImPart refuses this β and this ratio
-    assert METHODS.get(method).needed_rank(128, 96, config) == 96
-    highest = METHODS.get(method).highest_cr(128, 96, config)
-    assert highest == METHODS.get(method).highest_cr(128, 96, request_of(method, 4, accounting, beta=0.0))
+def test_exponent_zero_drops_no_entry(method: str, cr: float) -> None:
+    keep = keep_of(encoded(method, cr, c=0.0))
+    assert keep.tolist() == [65535] * len(keep)
+    assert len(keep) > 1
 
 
 @BOTH
-@pytest.mark.parametrize("accounting", ["bytes", "paper"])
-def test_a_uniform_allocation_keeps_the_same_share_of_every_candidate(
-    method: str, cr: float, step: float, accounting: str
-) -> None:
+@accountings
+def test_without_pre_pruning_beta_is_zero_whatever_it_says(method: str, cr: float, accounting: str) -> None:
+    without = encoded(method, cr, accounting, preprune=False, beta=0.9)
+    assert same(without, encoded(method, cr, accounting, beta=0.0))
+    assert not same(without, encoded(method, cr, accounting, beta=0.9))
+    config = request_of(method, 4, accounting=accounting, options={"preprune": False, "beta": 0.9})
+    METHODS.get(method).check(config, 64)  # with pre-pruning, ImPart refuses this β and this ratio
+    assert METHODS.get(method).needed_rank(128, 96, config) == 96
+    with_zero = request_of(method, 4, accounting=accounting, options={"beta": 0.0})
+    assert METHODS.get(method).highest_cr(128, 96, config) == METHODS.get(method).highest_cr(128, 96, with_zero)
+
+
+@BOTH
+@accountings
+def test_a_uniform_allocation_keeps_the_same_share_of_every_candidate(method: str, cr: float, accounting: str) -> None:
     keep = keep_of(encoded(method, cr, accounting, allocation="uniform"))
     # ⌊2·128·96·0.4/(128 + 96)⌋; in steps of 1/256 the paper's count may be met with fewer pairs.
     assert len(keep) == 43 or (method == "impart-qt" and accounting == "paper" and 40 <= len(keep) < 43)
-    assert METHODS.get(method).needed_rank(128, 96, request_of(method, cr, accounting)) == 43
+    assert METHODS.get(method).needed_rank(128, 96, request_of(method, cr, accounting=accounting)) == 43
     assert len(set(keep)) == 1
     if (method, accounting) == ("impart", "paper"):
         # d = mn/(CR·r·(m+n)) of U and V, all of it in the candidates that pre-pruning leaves.
         expected = 128 * 96 / (cr * 96 * 224) / (2 * 128 * 96 * 0.4 / (96 * 224))
         assert keep_probability(keep)[0] == pytest.approx(expected, abs=0.5 / 65536)
+
+
+# How many pairs are taken so that no room is left, and where room is better left.
+
+
+def stored_bytes(keep: UInt16Array, m: int, n: int) -> int:
+    """Count the bytes that these keep codes of a matrix named `w` take, from the masks' words themselves."""
+    return 2 * sum(int(mask.sum()) for mask in vector_masks(keep, (m, n))) + 6 * len(keep)
+
+
+def projection_of(sigma: FloatArray, m: int, n: int) -> Projection:
+    return Projection("w", (m, n), no_delta, lambda: factors_of(sigma, m, n))
+
+
+@given(
+    sigma=spectra(st.integers(2, 40)),
+    longer=st.integers(0, 40),
+    cr=st.floats(1, 12),
+    beta=st.floats(0, 0.9),
+    c=st.floats(0, 2),
+    allocation=st.sampled_from(["importance", "uniform"]),
+)
+@settings(max_examples=150, deadline=None)
+def test_no_bytes_are_left_that_could_hold_more(
+    sigma: FloatArray, longer: int, cr: float, beta: float, c: float, allocation: str
+) -> None:
+    m, n = len(sigma), len(sigma) + longer
+    config = config_of(cr, options={"beta": beta, "c": c, "allocation": allocation})
+    if cr > METHOD.highest_cr(m, n, config) or 2 * cr * (1 - beta) < 1:
+        return
+    keep = METHOD.encode(projection_of(sigma, m, n), config)["keep"].numpy()
+    budget = budget_bytes(m, n, cr)
+    assert stored_bytes(keep, m, n) <= budget
+    # γ is found to far less than the step of a code, so that one step more of each would not fit.
+    denser = np.minimum(keep.astype(int) + 1, 65535).astype(np.uint16)
+    candidates = min(METHOD.needed_rank(m, n, config), numerical_rank(sigma, m, n))
+    if stored_bytes(denser, m, n) > budget or len(keep) == candidates:
+        return
+    assert set(keep) == {65535}
+    # What γ = 1 leaves of the next pair.
+    lowest = (sigma[len(keep)] / sigma[0]) ** c if allocation == "importance" else 0.0
+    one_more = np.append(keep, np.rint(max(lowest * 65536, 1)) - 1).astype(np.uint16)
+    assert stored_bytes(one_more, m, n) > budget
+
+
+def test_one_pair_more_than_algorithm_1_keeps_uses_the_room_that_whole_pairs_leave() -> None:
+    side, cr, sigma = 24, 6, spectrum("exp", 24)
+    assert len(allocate(sigma, side, 1 - 1 / (2 * cr), 0.6)) == 1
+    assert budget_bytes(side, side, cr) - pair_bytes(side, side) == 90
+    codes = METHOD.encode(projection_of(sigma, side, side), config_of(cr))
+    assert len(codes["sigma"]) == 2
+    assert budget_bytes(side, side, cr) - 4 <= nbytes(codes) <= budget_bytes(side, side, cr)
+
+
+def test_a_pair_that_would_be_thinned_below_its_importance_is_not_taken_to_fill_the_room() -> None:
+    # At γ = 1 each pair keeps the share s of its entries; below that, rescaling adds more error than the pair is worth.
+    m, n, cr, sigma = 128, 256, 32, spectrum("exp", 128)
+    assert METHOD.encode(projection_of(sigma, m, n), config_of(cr))["keep"].tolist() == [65535] * 2
+    assert 2 * pair_bytes(m, n) < budget_bytes(m, n, cr) < sigma[:3].sum() * 2 * (m + n)

@@ -1,22 +1,19 @@
 """What the methods that quantise have in common: savings are spent, and with calibration outputs differ less."""
 
 from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from impart_core.base.errors import ConfigError
 from impart_core.blocks.request import CompressConfig
-from impart_core.checkpoint.index import Checkpoint, open_checkpoint
+from impart_core.checkpoint.index import Checkpoint
 from impart_core.codec.parts import nbytes
 from impart_core.delta.budget import budget_bytes
 from impart_core.engine.plan import check_request
 from impart_core.methods import QUANTIZING
 from impart_core.methods.base import Projection
-from impart_core.methods.impart import factor_mask
-from tests.impart_core.methods.codes import calibrated, keep_of, outputs_differ
+from tests.impart_core.methods.codes import calibrated, keep_of, outputs_differ, sum_of_pairs, vector_masks
 from tests.impart_core.methods.requests import decode, encode, request_of
 from tests.impart_core.pipeline import config_of
 from tests.support import decaying_delta
@@ -64,14 +61,9 @@ def decode_unquantised(projection: Projection, request: CompressConfig) -> torch
         probability = (int(codes["keep"][0]) + 1) / 65536
         ones = decode(encode(Projection.of(torch.ones(shape), name), request), projection, request)
         return torch.where(ones != 0, projection.delta() / probability, 0.0)
-    factors, count = projection.factors(), len(codes["sigma"])
-    u, v = factors.u[:count].float(), factors.v[:count].float()
-    if request.method == "impart-qt":
-        keep = keep_of(codes)
-        probability = torch.from_numpy((keep.astype(np.float64) + 1) / 65536).float()[:, None]
-        masks = [factor_mask(request.seed, name, role, side, keep) for role, side in zip("uv", shape, strict=True)]
-        u, v = (torch.where(mask, side, 0.0) / probability for mask, side in zip(masks, (u, v), strict=True))
-    return (u * codes["sigma"].float()[:, None]).T @ v
+    factors, keep = projection.factors(), keep_of(codes)
+    sides = zip((factors.u, factors.v), vector_masks(keep, shape, request.seed, name), strict=True)
+    return sum_of_pairs(codes, [torch.where(mask, side[: len(keep)], 0.0) for side, mask in sides]).float()
 
 
 @methods
@@ -92,11 +84,6 @@ def test_nothing_need_be_known_of_the_inputs(method: str) -> None:
     delta = projection.delta()
     # DARE multiplies what it keeps by two; the others keep what counts.
     assert torch.dist(decode(codes, projection, request), delta) < {"dare-qt": 1.5}.get(method, 0.6) * torch.norm(delta)
-
-
-@pytest.fixture(scope="module")
-def opened(pair: tuple[Path, Path]) -> Opened:
-    return open_checkpoint(pair[0]), open_checkpoint(pair[1])
 
 
 @pytest.mark.parametrize("method", ["delta-come", "impart-qt"])

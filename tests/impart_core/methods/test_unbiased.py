@@ -99,13 +99,6 @@ def test_every_method_that_claims_to_be_unbiased_is_here() -> None:
     assert {case.split()[0] for case in UNBIASED} == {*METHODS} - {*WITHOUT_MASKS, "impart-qt"}  # whose grids vary
 
 
-def test_without_rescaling_by_the_keep_probability_the_mean_would_miss() -> None:
-    one = UNBIASED["impart"]
-    keep = encode(Projection.of(one.delta, "w"), one.request)["keep"].numpy()
-    shrunk = decompose(one.delta, "w").sigma[: len(keep)].double().numpy() * (1 - keep_probability(keep) ** 2)
-    assert np.linalg.norm(shrunk) > 5 * errors_of_means("impart")[SEEDS]
-
-
 def test_masks_of_u_and_v_are_independent() -> None:
     """Were they equal, the diagonal of a diagonal delta would come out too large: by 1/q, q the kept share."""
     diagonal, seeds = torch.linspace(1, 0.5, 16), 400

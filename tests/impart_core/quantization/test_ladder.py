@@ -5,7 +5,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from impart_core.base.errors import ConfigError
-from impart_core.base.settings import build_config
 from impart_core.quantization.grid import RowRange
 from impart_core.quantization.ladder import Ladder, RankGroup
 
@@ -87,7 +86,7 @@ def test_groups_that_are_no_ladder_are_refused_as_well() -> None:
     with pytest.raises(ConfigError, match="has no group for the rest"):
         Ladder(groups=())
     with pytest.raises(ConfigError, match=r"bits is 5; it must be 2, 3, 4, 8 or 16"):
-        build_config(RankGroup, bits=5)
+        RankGroup(bits=5)
 
 
 def test_counts_beyond_the_rank_are_refused_with_a_ladder_that_would_do() -> None:

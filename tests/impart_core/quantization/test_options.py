@@ -8,7 +8,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from impart_core.base.errors import ConfigError
-from impart_core.base.settings import build_config
 from impart_core.codec.parts import Codes, nbytes
 from impart_core.quantization.ladder import Ladder
 from impart_core.quantization.options import LadderOptions, QuantizeOptions
@@ -130,7 +129,7 @@ def test_a_first_encoding_that_is_too_large_is_the_only_one() -> None:
 
 @pytest.mark.parametrize(("text", "fewest"), [("8x2,3x32,2", 2), ("8x2,4", 4), ("2x1,8", 2), ("16", 16), ("3", 3)])
 def test_the_fewest_bits_are_those_of_any_group(text: str, fewest: int) -> None:
-    options = build_config(LadderOptions, ladder=text)
+    options = LadderOptions(ladder=text)
     assert options.fewest_bits == fewest
     assert options.ladder == Ladder.parse(text)
     assert options.model_dump()["ladder"] == text
@@ -150,4 +149,4 @@ def test_the_fewest_bits_are_those_of_any_group(text: str, fewest: int) -> None:
 )
 def test_a_wrong_setting_is_a_sentence(wrong: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
-        build_config(LadderOptions, **wrong)
+        LadderOptions(**wrong)

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from impart_core.base.errors import CorruptArtifactError
-from impart_core.base.settings import build_config
 from impart_core.codec.parts import Codes, nbytes
 from impart_core.delta.svd import decompose
 from impart_core.quantization.curvature import Inputs
@@ -26,7 +25,7 @@ LADDERS = ["8x2,3x4,2", "16x1,8x1,4", "16", "8", "2", "4x1,2x3,8"]
 
 
 def options_of(ladder: str = "8x2,3x4,2", **settings_: object) -> LadderOptions:
-    return build_config(LadderOptions, ladder=ladder, group_size=32, **settings_)
+    return LadderOptions(ladder=ladder, group_size=32, **settings_)
 
 
 def sides_of(m: int, n: int, count: int, keep: float = 1.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Masks]:

@@ -172,7 +172,7 @@ def test_a_name_that_points_elsewhere_is_moved_on_request_only(delta: Delta, tar
     assert objects(target) == before
     send(delta, target, move_names=True)
     assert get_ref(target, "math@prod") == delta.manifest.id
-    assert target.names_under("refs/math@prod") == ["00000001.json", "00000002.json"]
+    assert target.objects.names("refs/math@prod") == ["00000001.json", "00000002.json"]
 
 
 def test_a_name_that_is_not_one_is_refused_before_anything_is_copied(delta: Delta, folder: Store) -> None:
@@ -321,7 +321,7 @@ def test_a_file_that_would_lie_elsewhere_is_refused(path: str, tmp_path: Path, f
 
 def test_two_files_of_one_place_are_no_valid_manifest(tmp_path: Path) -> None:
     manifest, _ = sample(tmp_path)
-    with pytest.raises(ValueError, match="the same name or place"):
+    with pytest.raises(ConfigError, match="the same name or place"):
         Manifest.make(
             Recipe(operation="sample", version=1, config={}, inputs={}),
             files=(manifest.files[0], manifest.files[0].model_copy(update={"name": "other"})),

@@ -9,7 +9,7 @@ import pytest
 
 from impart_core.base.errors import CheckpointError, ConfigError, UnreachableError
 from impart_core.base.retry import is_transient
-from impart_core.storage.failures import Side, checkpoint_errors, explain
+from impart_core.storage.failures import Side, explain, explained
 from impart_core.storage.open import OPTIONS_VARIABLE, storage_options
 
 
@@ -62,7 +62,10 @@ LASTING = [
 
 @pytest.mark.parametrize("error", PASSING, ids=lambda error: type(error).__name__)
 def test_what_may_pass_by_itself_is_tried_again(error: Exception) -> None:
-    with pytest.raises(UnreachableError, match="s3://a/b cannot be reached") as caught, checkpoint_errors("s3://a/b"):
+    with (
+        pytest.raises(UnreachableError, match="s3://a/b cannot be reached") as caught,
+        explained(Side.CHECKPOINT, "s3://a/b"),
+    ):
         raise error
     assert is_transient(caught.value)
     assert caught.value.__cause__ is error
@@ -77,5 +80,5 @@ def test_what_repeats_itself_is_a_sentence_and_not_tried_again(error: Exception,
 
 
 def test_a_sentence_of_ours_is_left_alone() -> None:
-    with pytest.raises(ConfigError, match=r"^ours$"), checkpoint_errors("s3://a/b"):
+    with pytest.raises(ConfigError, match=r"^ours$"), explained(Side.CHECKPOINT, "s3://a/b"):
         raise ConfigError("ours")

@@ -49,7 +49,7 @@ def make(store: Store, folder: Path, *seeds: int) -> list[Manifest]:
 
 
 def packs(store: Store) -> list[str]:
-    return store.names_under("catalog")
+    return store.objects.names("catalog")
 
 
 class Counted(Store):
@@ -90,7 +90,7 @@ def test_what_cannot_be_noted_is_listed_all_the_same(
     def refuse(path: str, data: bytes) -> bool:
         raise StoreDeniedError("read only")
 
-    monkeypatch.setattr(store, "create", refuse)
+    monkeypatch.setattr(store.objects, "create", refuse)
     assert len(scan(store)) == 40
     assert packs(store) == []
 

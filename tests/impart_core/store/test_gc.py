@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from impart_core.artifacts.delta import Delta
 from impart_core.base.errors import CorruptArtifactError
-from impart_core.store import gc
+from impart_core.store import gc, pins
 from impart_core.store.catalog import entry_of, note, scan
 from impart_core.store.gc import GcReport, collect
 from impart_core.store.manifest import Manifest
 from impart_core.store.names import set_ref
-from impart_core.store.pins import pin, pinned, pinned_ids
+from impart_core.store.pins import pin, pinned_ids
 from impart_core.store.store import Store
 from impart_core.store.verify import verify
 from tests.impart_core.pipeline import compress, config_of, flip
@@ -52,7 +52,7 @@ def gone(report: GcReport) -> set[str]:
 
 def later(store: Store) -> None:
     """Wait until what was written is older than nothing by the store's clock, which may tell whole seconds."""
-    time.sleep(0.01 if store.is_local else 1.1)
+    time.sleep(0.01 if store.objects.is_local else 1.1)
 
 
 def test_an_empty_store_has_nothing_to_lose(store: Store) -> None:
@@ -78,7 +78,7 @@ def test_what_names_reach_stays_and_the_rest_goes(store: Store, tmp_path: Path) 
     assert set(scan(store)) == set(store.ids()) == {old.id, part.id, whole.id}
     assert not store.objects.find(f"artifacts/{other.id}")
     assert gone(collect(store, grace=NOW, delete=True)) == set()
-    assert store.names_under("sweeps") == []
+    assert store.objects.names("sweeps") == []
 
 
 def test_the_grace_time_keeps_what_is_young(store: Store, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_what_a_run_has_pinned_stays(store: Store, tmp_path: Path) -> None:
     parent = make(store, tmp_path, 0)
     child = make(store, tmp_path, 1, parent)
     later(store)
-    with pinned(store, [child.id]):
+    with pin(store, [child.id]):
         assert gone(collect(store, grace=NOW, delete=True)) == set()
     assert gone(collect(store, grace=NOW, delete=True)) == {parent.id, child.id}
 
@@ -162,7 +162,7 @@ def test_nothing_goes_when_something_that_is_kept_cannot_be_read(folder_store: S
     with pytest.raises(CorruptArtifactError, match=f"{named.id[:12]} are damaged"):
         collect(folder_store, grace=NOW, delete=True)
     assert folder_store.lookup(other.id) == other
-    assert folder_store.names_under("sweeps") == []
+    assert folder_store.objects.names("sweeps") == []
 
 
 def test_what_is_damaged_and_reached_by_nothing_goes(folder_store: Store, tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_it_announces_what_it_deletes_before_it_looks_at_the_pins_again(
     seen: list[int] = []
 
     def look(store: Store) -> frozenset[str]:
-        seen.append(len(store.names_under("sweeps")))
+        seen.append(len(store.objects.names("sweeps")))
         return pinned_ids(store)
 
     monkeypatch.setattr(gc, "pinned_ids", look)
@@ -217,7 +217,7 @@ def test_it_ends_early_rather_than_outlast_its_announcement(
 ) -> None:
     lost = [make(folder_store, tmp_path, number) for number in range(3)]
     later(folder_store)
-    monkeypatch.setattr(gc, "SWEEP_LEASE", timedelta(seconds=-1))
+    monkeypatch.setattr(pins, "SWEEP_LEASE", timedelta(seconds=-1))
     report = collect(folder_store, grace=NOW, delete=True)
     assert not report.complete
     assert len(folder_store.ids()) == len(lost)

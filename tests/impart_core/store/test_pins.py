@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from impart_core.store.pins import PIN_LEASE, SWEEP_LEASE, lapsed, pin, pinned, pinned_ids, sweeping
+from impart_core.store.pins import PIN_LEASE, SWEEP_LEASE, lapsed, pin, pinned_ids, sweeping
 from impart_core.store.store import Store
 
 A, B = "a" * 64, "b" * 64
@@ -27,8 +27,8 @@ def age(store: Store, folder: str, seconds: float) -> None:
 
 def test_what_is_pinned_is_pinned_until_it_is_released(store: Store) -> None:
     assert pinned_ids(store) == frozenset()
-    with pinned(store, [A]):
-        with pinned(store, [B]):
+    with pin(store, [A]):
+        with pin(store, [B]):
             assert pinned_ids(store) == {A, B}
         assert pinned_ids(store) == {A}
     assert pinned_ids(store) == frozenset()
@@ -78,5 +78,5 @@ def test_a_killed_collectors_sweep_lapses(store: Store, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("data", [b"", b"{", b"5", b"[" * 5000, b"\xff"])
 def test_what_is_no_pin_is_left_out(data: bytes, store: Store) -> None:
     pin(store, [A])
-    store.create("pins/stranger.json", data)
+    store.objects.create("pins/stranger.json", data)
     assert pinned_ids(store) == {A}

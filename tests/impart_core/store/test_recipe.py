@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from impart_core.base.canonical import canonical_json, digest_of
+from impart_core.base.errors import ConfigError
 from impart_core.store.recipe import Recipe
 
 values = st.recursive(
@@ -84,5 +84,5 @@ def test_equal_recipes_have_equal_ids_also_after_json() -> None:
 
 
 def test_a_recipe_has_no_room_for_what_makes_no_artifact() -> None:
-    with pytest.raises(ValidationError, match="device"):
+    with pytest.raises(ConfigError, match="device"):
         Recipe(operation="x", version=1, config={}, inputs={}, device="cuda")  # type: ignore[call-arg]

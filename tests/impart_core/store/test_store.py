@@ -175,15 +175,15 @@ def test_a_changed_byte_in_a_file_is_found_by_its_digest_and_named(store: Store,
 
 
 def test_an_object_is_created_once(store: Store) -> None:
-    assert store.create("refs/name/1.json", b"first")
-    assert not store.create("refs/name/1.json", b"second")
+    assert store.objects.create("refs/name/1.json", b"first")
+    assert not store.objects.create("refs/name/1.json", b"second")
     assert store.read("refs/name/1.json") == b"first"
     assert objects(store) == {"refs/name/1.json": b"first"}
 
 
 def test_absent_things_are_none_and_an_absent_store_is_empty(store: Store) -> None:
     assert store.read("refs/name/1.json") is None
-    assert store.names_under("refs") == store.ids() == []
+    assert store.objects.names("refs") == store.ids() == []
     assert store.lookup("0" * 64) is None
     with pytest.raises(ArtifactNotFoundError, match="no artifact 000000000000"):
         store.manifest("0" * 64)
@@ -225,6 +225,6 @@ def test_a_store_that_is_a_file_or_lies_below_one_is_a_sentence(tmp_path: Path) 
 def test_the_store_is_the_one_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMPART_STORE", "memory://chosen")
     assert default_store_url() == Store().url == "memory://chosen"
-    assert not Store().is_local
+    assert not Store().objects.is_local
     monkeypatch.delenv("IMPART_STORE")
     assert Path(default_store_url()).parts[-2:] == ("impart", "store")

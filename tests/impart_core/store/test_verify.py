@@ -13,7 +13,7 @@ from impart_core.base.errors import ArtifactNotFoundError, StoreUnreachableError
 from impart_core.codec.format import BlockFile, EncodedTensor, write_block
 from impart_core.store.manifest import Manifest
 from impart_core.store.store import Store, sha256_of
-from impart_core.store.verify import StoreReport, verify, verify_store
+from impart_core.store.verify import VerifyReport, verify, verify_store
 from tests.impart_core.mixture import EMBEDDING, EXPERTS, HEAD, ROUTER, save_mixture
 from tests.impart_core.pipeline import compress, config_of, flip, stored_path
 from tests.impart_core.store.samples import sample
@@ -226,7 +226,7 @@ def test_a_whole_store_has_no_faults_and_a_shared_block_is_read_once(
     seen: list[tuple[int, int, int, int]] = []
     report = verify_store(two.store, lambda *done: seen.append(done))
     paths = [path for path in Path(two.store.url).glob("artifacts/*/*") if path.name != "manifest.json"]
-    assert report == StoreReport(
+    assert report == VerifyReport(
         store=two.store.url,
         artifacts=7,
         files=5,
