@@ -55,7 +55,7 @@ def print_lines(texts: Mapping[str, str | None]) -> None:
 def warn(notes: Iterable[str]) -> None:
     """Say on standard error what whoever asked should know."""
     for note in notes:
-        errors.print(f"note: {note}", markup=False)
+        errors.print(f"warning: {note}", markup=False)
 
 
 def warn_of_faults(remade: Iterable[str], changed: Iterable[str]) -> None:

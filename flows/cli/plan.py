@@ -19,7 +19,7 @@ def plan(request: PlanRequest, json: opt.JsonOption = False) -> None:
     """
     checkpoints = open_sides(request.base, request.finetuned)
     found = make_plan(*checkpoints, request.config, request.workers or default_workers())
-    warn(dict.fromkeys(note for side in checkpoints for note in side.notes))
+    warn(found.notes)
     show(found, json, lambda found: _print_plan(found, request.config.accounting == "bytes"))
 
 

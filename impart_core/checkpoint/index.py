@@ -10,14 +10,14 @@ from typing import Any
 from impart_core.base.errors import CheckpointError
 from impart_core.checkpoint.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, adapters_in, read_adapter
 from impart_core.checkpoint.carried import files_beside
-from impart_core.checkpoint.header import TensorInfo, read_header
+from impart_core.checkpoint.header import DTYPES, FLOAT8, TensorInfo, read_header
 from impart_core.checkpoint.location import open_folder
 from impart_core.checkpoint.merging import merge, notes_on
 from impart_core.checkpoint.source import Folder, MemoryFile, SourceFile, read_json, require_small
+from impart_core.checkpoint.weights import find_weights
 
 CONFIG = "config.json"
-SINGLE = "model.safetensors"
-SHARD_INDEX = "model.safetensors.index.json"
+CARD = "README.md"
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Checkpoint:
         tensors: every tensor by name, names sorted.
         carried: the files beside the weights that the model needs, by name; see `checkpoint.carried`.
         nbytes: bytes where it lies: weights, shard index and carried files.
+        card: its model card, where it has one.
         notes: sentences on what was found that whoever uses it should know.
         left: what lies in its folder and is not carried.
         adapter: where the adapter lies that is merged into it; None: it is as it lies there.
@@ -40,6 +41,7 @@ class Checkpoint:
     tensors: Mapping[str, TensorInfo]
     carried: Mapping[str, SourceFile]
     nbytes: int
+    card: SourceFile | None = None
     notes: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
     adapter: str | None = None
@@ -58,6 +60,15 @@ class Checkpoint:
         """Return the checkpoint with what is carried of it read, so that none of these files is fetched twice."""
         carried = {name: file if file.is_local else file.in_memory() for name, file in self.carried.items()}
         return replace(self, carried=carried)
+
+    def without_settings(self, keys: Iterable[str]) -> "Checkpoint":
+        """Return the checkpoint with a configuration that lacks these keys."""
+        config = {key: value for key, value in self.config.items() if key not in keys}
+        if len(config) == len(self.config):
+            return self
+        data = (json.dumps(config, indent=2) + "\n").encode()
+        file = MemoryFile(self.carried[CONFIG].location, len(data), None, data)
+        return replace(self, config=config, carried={**self.carried, CONFIG: file})
 
 
 def open_checkpoint(location: Path | str, base: Checkpoint | None = None) -> Checkpoint:
@@ -101,26 +112,30 @@ def _whole(folder: Folder) -> Checkpoint:
         )
     require_small(config)
     if not config.is_local:
+        require_small(config)
         config = config.in_memory()
-    index = folder.file(SHARD_INDEX)
-    weight_map = None if index is None else _weight_map(folder, index)
-    files = _weight_files(folder, weight_map)
-    tensors = _tensors(files)
+    settings = read_json(config)
+    weights = find_weights(folder, settings)
+    tensors = _tensors(weights.files)
     if not tensors:
         raise CheckpointError(f"The safetensors files in {folder.location} hold no tensors.")
-    missing = sorted((weight_map or {}).keys() - tensors.keys())
+    missing = sorted(weights.listed - tensors.keys())
     if missing:
         raise CheckpointError(
-            f"{index} lists {len(missing)} tensors that no shard holds, first {missing[0]!r}. Copy the shards again."
+            f"{weights.index} lists {len(missing)} tensors that no shard holds, first {missing[0]!r}. "
+            "Copy the shards again."
         )
-    beside = files_beside(folder, {file.name for file in [*files, *([index] if index else [])]})
-    counted = [*{info.file for info in tensors.values()}, *beside.carried.values(), *([index] if index else [])]
+    index = [weights.index] if weights.index else []
+    beside = files_beside(folder, {file.name for file in [*weights.files, *index]})
+    counted = [*weights.files, *beside.carried.values(), *index]
     return Checkpoint(
         location=folder.location,
-        config=read_json(config),
+        config=settings,
         tensors=dict(sorted(tensors.items())),
         carried=beside.carried | {CONFIG: config},
         nbytes=sum(file.size for file in counted),
+        card=folder.file(CARD),
+        notes=weights.notes,
         left=beside.left,
     )
 
@@ -145,45 +160,17 @@ def _merged(adapter: Adapter, folder: Folder, base: Checkpoint) -> Checkpoint:
         tensors=dict(sorted(merged.tensors.items())),
         carried=dict(sorted(carried.items())),
         nbytes=sum(info.nbytes for info in merged.tensors.values()) + sum(file.size for file in carried.values()),
+        card=folder.file(CARD),
         notes=(*base.notes, *notes_on(adapter, base.location)),
         left=tuple(name for name in left if name not in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)),
         adapter=adapter.location,
     )
 
 
-def _weight_files(folder: Folder, weight_map: Mapping[str, str] | None) -> list[SourceFile]:
-    names = sorted(set(weight_map.values())) if weight_map else [SINGLE]
-    found = [file for name in names if (file := folder.file(name)) is not None]
-    if found:
-        return found
-    found = [file for name, file in folder.entries.items() if file is not None and name.endswith(".safetensors")]
-    if found:
-        return sorted(found, key=str)
-    pickled = sorted(name for name in folder.entries if name.endswith((".bin", ".pt", ".pth")))
-    what = f"only {pickled[0]}, which is a pickle" if pickled else "no weights at all"
-    raise CheckpointError(
-        f"{folder.location} holds no safetensors ({what}). Checkpoints are read as safetensors only: load the model "
-        "and save it with `save_pretrained(..., safe_serialization=True)`."
-    )
-
-
-def _weight_map(folder: Folder, index: SourceFile) -> dict[str, str]:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index} has no weight_map. Save the checkpoint again.")
-    names = {str(name): str(file) for name, file in weight_map.items()}
-    for file in set(names.values()):
-        if Path(file).name != file:
-            raise CheckpointError(f"{index} names {file!r}, which is not a file of its own folder.")
-        if folder.file(file) is None:
-            raise CheckpointError(f"{index} names {file}, which is missing. Copy the shard there.")
-    return names
-
-
 def _tensors(files: Iterable[SourceFile]) -> dict[str, TensorInfo]:
     tensors: dict[str, TensorInfo] = {}
     for file in files:
-        found, _ = read_header(file)
+        found, _ = read_header(file, DTYPES | FLOAT8)
         for name in found.keys() & tensors.keys():
             raise CheckpointError(
                 f"Tensor {name!r} is in both {tensors[name].file} and {file}. "

@@ -4,6 +4,7 @@ Files are read with plain reads into the reader's own memory. Mapped files would
 pages that were touched stay in the process's resident memory until the map is closed.
 """
 
+import os
 import re
 import stat
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ _HUB_BLOB = re.compile(r"/models--[^/]+/blobs/[0-9a-f]{40,64}$")
 
 @dataclass(frozen=True)
 class LocalFile(SourceFile):
-    """A file of this machine; its stamp is its modification time in nanoseconds."""
+    """A file of this machine."""
 
     path: Path
     is_local = True
@@ -55,7 +56,7 @@ def local_file(path: Path) -> LocalFile:
         found = path.stat()
     except OSError as error:
         raise _unreadable(path, error) from error
-    return LocalFile(str(path), found.st_size, found.st_mtime_ns, path)
+    return LocalFile(str(path), found.st_size, _stamp(found), path)
 
 
 def local_folder(path: Path) -> Folder:
@@ -84,7 +85,15 @@ def _entry(path: Path) -> LocalFile | None:
         found = path.stat()
     except OSError:  # a link that leads nowhere, or a file that was just removed
         return None
-    return LocalFile(str(path), found.st_size, found.st_mtime_ns, path) if stat.S_ISREG(found.st_mode) else None
+    return LocalFile(str(path), found.st_size, _stamp(found), path) if stat.S_ISREG(found.st_mode) else None
+
+
+def _stamp(found: os.stat_result) -> str | None:
+    """Return a file's inode, and when it was modified and changed, in nanoseconds; None where there is no inode.
+
+    The modification time alone can be set: `rsync -t`, `cp -p` and build caches leave other bytes under the same one.
+    """
+    return f"{found.st_ino}-{found.st_mtime_ns}-{found.st_ctime_ns}" if found.st_ino else None
 
 
 def _unreadable(path: Path, error: OSError) -> CheckpointError:

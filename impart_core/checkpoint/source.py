@@ -25,7 +25,7 @@ class SourceFile(ABC):
 
     location: str
     size: int
-    stamp: str | int | None
+    stamp: str | None
 
     def __str__(self) -> str:
         """Return where it lies, for messages."""

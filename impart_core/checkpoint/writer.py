@@ -16,8 +16,9 @@ from impart_core.base.errors import OutputExistsError
 from impart_core.base.files import disk_errors, scratch_folder
 from impart_core.checkpoint.carried import is_code
 from impart_core.checkpoint.header import DTYPE_NAMES, DTYPES
-from impart_core.checkpoint.index import SHARD_INDEX, SINGLE, Checkpoint
+from impart_core.checkpoint.index import Checkpoint
 from impart_core.checkpoint.reader import read_tensor
+from impart_core.checkpoint.weights import SHARD_INDEX, SINGLE
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 

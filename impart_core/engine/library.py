@@ -1,5 +1,6 @@
 """The library's own verbs, each in one line with defaults: what `import impart_core as impart` gives."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -16,12 +17,12 @@ from impart_core.base.numerics import resolve_device
 from impart_core.base.settings import nearest
 from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.text import PUBLISHED, CalibrationText, require_tokens
-from impart_core.checkpoint.index import Checkpoint, open_checkpoint
+from impart_core.checkpoint.index import Checkpoint
 from impart_core.engine import compress as compressing
 from impart_core.engine import evaluate as evaluating
 from impart_core.engine import reconstruct as rebuilding
 from impart_core.engine.executor import Progress, ThreadExecutor
-from impart_core.engine.preflight import Checked
+from impart_core.engine.preflight import Checked, open_side
 from impart_core.engine.quantize import quantize_request
 from impart_core.engine.references import EvaluationResult
 from impart_core.engine.requests import (
@@ -37,6 +38,8 @@ from impart_core.evaluation.result import Split
 from impart_core.store.names import resolve
 from impart_core.store.provenance import Stopwatch
 from impart_core.store.store import Store, default_store_url
+
+logger = logging.getLogger(__name__)
 
 Place = str | Path
 Ref = str | Delta
@@ -261,7 +264,7 @@ def _base_of(delta: Delta, base: Place | None) -> Checkpoint:
     place = absolute(base) if base else delta.manifest.provenance.sources.get("base")
     if not place:
         raise ConfigError(f"The delta {delta.manifest.id[:12]} does not say where its base lay. Give it as base=….")
-    checkpoint = open_checkpoint(place).with_files_at_hand()
+    checkpoint = open_side(place)
     require_base(delta, checkpoint)
     return checkpoint
 
@@ -296,4 +299,6 @@ def _run(given: dict[str, Any], known: Any) -> dict[str, Any]:
 def _compress(request: CompressRequest, checked: Checked | None, progress: Progress | None) -> Delta:
     with ThreadExecutor(request.workers) as executor:
         done = compressing.compress(request, executor, checked=checked, progress=progress)
+    for note in done.report.notes:
+        logger.warning("%s", note)
     return deltas.open_delta(Store(request.store), done.report.artifact)
