@@ -22,7 +22,6 @@ _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safete
 _DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")  # torch's, which transformers puts first
 _VARIANT = re.compile(r"model(\.safetensors\.index)?\.(?P<variant>[\w-]+?)(-\d{5}-of-\d{5})?\.(safetensors|json)")
 _PICKLES = (".bin", ".pt", ".pth")
-_ADAPTER = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -118,11 +117,6 @@ def _unusual(folder: Folder) -> Weights:
     shards = [found for name in names if (found := _SHARD.fullmatch(name))]
     if shards:
         return _complete(folder, shards)
-    if _ADAPTER in names:
-        raise CheckpointError(
-            f"{folder.location} holds an adapter ({_ADAPTER}) and no model. Merge it into its base with "
-            "`merge_and_unload()`, save the merged model, and give that."
-        )
     tensors = [name for name in names if name.endswith(_SUFFIX)]
     variant = next((found for name in names if (found := _VARIANT.fullmatch(name))), None)
     if variant:

@@ -16,7 +16,7 @@ from impart_core.base.errors import OutputExistsError
 from impart_core.base.files import disk_errors, scratch_folder
 from impart_core.checkpoint.carried import is_code
 from impart_core.checkpoint.header import DTYPE_NAMES, DTYPES
-from impart_core.checkpoint.index import Checkpoint
+from impart_core.checkpoint.index import Checkpoint, open_checkpoint
 from impart_core.checkpoint.reader import read_tensor
 from impart_core.checkpoint.weights import SHARD_INDEX, SINGLE
 
@@ -129,11 +129,12 @@ def _shards(specs: Sequence[TensorSpec], max_bytes: int) -> Iterator[list[Tensor
 
 @contextmanager
 def folder_of(checkpoint: Checkpoint) -> Iterator[Path]:
-    """Give a folder that transformers loads a checkpoint from: its own, or a scratch copy of a remote or merged one.
+    """Give a folder that transformers loads a checkpoint from: its own, or a scratch copy of one that lies otherwise.
 
-    The copy has no code of the checkpoint.
+    A copy is made of what is remote, merged, dequantised or was wrapped; it has no code of the checkpoint.
     """
-    if checkpoint.adapter is None and Path(checkpoint.location).is_dir():
+    own = checkpoint.adapter is None and Path(checkpoint.location).is_dir()
+    if own and dict(open_checkpoint(checkpoint.location).tensors) == dict(checkpoint.tensors):
         yield Path(checkpoint.location)
         return
     with scratch_folder() as folder:

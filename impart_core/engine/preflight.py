@@ -10,7 +10,6 @@ from impart_core.calibrate.architecture import check_calibratable
 from impart_core.calibrate.model import decoder_layers
 from impart_core.calibrate.text import check_text
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
-from impart_core.checkpoint.location import is_remote
 from impart_core.checkpoint.plain import plain
 from impart_core.checkpoint.sides import require_different
 from impart_core.engine.plan import Work, check_request
@@ -73,12 +72,12 @@ def check_compress(request: CompressRequest, opened: tuple[Checkpoint, Checkpoin
         require_ref_name(request.name)
     base, finetuned = opened or open_sides(request.base, request.finetuned)
     work = check_request(base, finetuned, request.config)
-    layers = _check_calibration(request, base, finetuned)
+    layers = _check_calibration(request, finetuned)
     Store(request.store).require_writable()
     return Checked(base, finetuned, work, request.config, layers)
 
 
-def _check_calibration(request: CompressRequest, base: Checkpoint, finetuned: Checkpoint) -> tuple[str, ...]:
+def _check_calibration(request: CompressRequest, finetuned: Checkpoint) -> tuple[str, ...]:
     """Check that there is calibration text where the method needs some, and a model that it can be run through.
 
     Returns:
@@ -96,14 +95,4 @@ def _check_calibration(request: CompressRequest, base: Checkpoint, finetuned: Ch
         )
     check_calibratable(finetuned)
     check_text(request.calibration, finetuned)
-    if needed == "logits":
-        if is_remote(request.base) or is_remote(request.finetuned):
-            raise ConfigError("Distillation loads both models from folders. Download them first, or turn distil off.")
-        for side in (base, finetuned):
-            if dict(open_checkpoint(side.location).tensors) != dict(side.tensors):
-                raise ConfigError(
-                    f"Distillation loads models as they lie, and {side.location} is quantised or was saved with what "
-                    "its model was wrapped in. Save it without that first, or turn distil off."
-                )
-        return ()
-    return tuple(decoder_layers(finetuned))  # refuses what cannot be run layer by layer
+    return () if needed == "logits" else tuple(decoder_layers(finetuned))  # refuses what does not run layer by layer

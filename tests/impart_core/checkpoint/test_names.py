@@ -13,14 +13,13 @@ from transformers import PreTrainedModel
 
 from impart_core import tinyzoo
 from impart_core.apply.dense import reconstruct
-from impart_core.base.errors import CheckpointError, ConfigError, MismatchError
-from impart_core.calibrate.text import CalibrationText
+from impart_core.base.errors import CheckpointError, MismatchError
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.checkpoint.pairing import pair_tensors
 from impart_core.checkpoint.plain import plain
 from impart_core.checkpoint.preflight import preflight, require_complete
-from impart_core.engine.preflight import check_compress, open_side
-from impart_core.engine.requests import CompressRequest
+from impart_core.checkpoint.writer import folder_of
+from impart_core.engine.preflight import open_side
 from impart_core.store.store import Store
 from tests.architectures import ARCHITECTURES, load_whole, make_model, tune_
 from tests.impart_core.pipeline import compress, config_of
@@ -85,16 +84,12 @@ def test_the_rebuilt_model_of_a_wrapped_one_loads_whole(tmp_path: Path) -> None:
     load_whole(tmp_path / "out", "LlamaForCausalLM")
 
 
-def test_a_wrapped_model_is_not_distilled_as_it_would_be_loaded_otherwise(tmp_path: Path) -> None:
-    folders = {side: str(tinyzoo.path(zoo)) for side, zoo in (("base", "base"), ("finetuned", "math"))}
-    config = config_of(16, method="bitdelta", options={"distil": True})
-    text = CalibrationText(source="tinyzoo:math")
-    request = CompressRequest(**folders, config=config, calibration=text, store=str(tmp_path / "store"))
-    check_compress(request)
-    shutil.copytree(folders["finetuned"], tmp_path / "finetuned")
-    rename(tmp_path / "finetuned", WRAPPERS["DDP"])
-    with pytest.raises(ConfigError, match=rf"Distillation loads models as they lie, and {tmp_path}/finetuned is quant"):
-        check_compress(request.model_copy(update={"finetuned": str(tmp_path / "finetuned")}))
+def test_the_folder_that_transformers_is_given_has_a_wrapped_models_own_names(tmp_path: Path) -> None:
+    shutil.copytree(tinyzoo.path("math"), tmp_path / "math")
+    rename(tmp_path / "math", WRAPPERS["DDP"])
+    with folder_of(open_side(str(tmp_path / "math"))) as folder:
+        assert list(open_checkpoint(folder).tensors) == list(open_checkpoint(tinyzoo.path("math")).tensors)
+        load_whole(folder, "LlamaForCausalLM")
 
 
 @pytest.mark.parametrize(

@@ -200,11 +200,6 @@ def a_distributed_checkpoint(saves: Saves, folder: Path) -> None:
     shutil.copy(folder / SINGLE, folder / "shard-00001-model-00001-of-00001.safetensors")
 
 
-def an_adapter(saves: Saves, folder: Path) -> None:
-    renamed("adapter_model.safetensors")(saves, folder)
-    (folder / "adapter_config.json").write_text("{}")
-
-
 def naming(name: object) -> Callable[[Saves, Path], None]:
     def case(saves: Saves, folder: Path) -> None:
         saves.copy("new", folder)
@@ -223,7 +218,6 @@ def naming(name: object) -> Callable[[Saves, Path], None]:
         (renamed("model.fp16.safetensors"), "only the variant 'fp16'"),
         (a_pickle_beside_other_safetensors, "transformers loads pytorch_model.bin, which is a pickle"),
         (a_distributed_checkpoint, "holds a distributed checkpoint"),
-        (an_adapter, "holds an adapter"),
         (naming("gone.safetensors"), "names 'gone.safetensors' as its weights"),
         (naming("../old/model.safetensors"), "which is not in its folder"),
         (naming("weights.bin"), "neither a file"),
