@@ -97,6 +97,8 @@ class Store:
         while not self.objects.create(self._path(manifest.id, MANIFEST), manifest.to_json()):
             # Another writer was first, or the artifact is damaged, and this its repair, or it is to be replaced.
             was = self.objects.read(self._path(manifest.id, MANIFEST), _MAX_MANIFEST_BYTES)
+            if was is None:
+                self.objects.size(self._path(manifest.id, MANIFEST))  # raises where no file can ever be written
             present = self.lookup(manifest.id, reread=reread)
             same = present is not None and (present.files, present.content) == (manifest.files, manifest.content)
             if present is not None and (same or not replace):
@@ -144,6 +146,8 @@ class Store:
                 "see `store.names.resolve` and `open_delta`."
             )
         data = self.read(self._path(artifact_id, MANIFEST))
+        if data is None and self.objects.is_local:
+            self.objects.size(self._path(artifact_id, MANIFEST))  # what is there and no file is said to be damaged
         if data is None:
             raise ArtifactNotFoundError(f"There is no artifact {artifact_id[:12]} in the store {self.url}.")
         return self._parse(artifact_id, data)
