@@ -64,6 +64,10 @@ class CorruptArtifactError(StoreError):
     """A published file does not have the size or digest its manifest records; the message names the file."""
 
 
+class NewerArtifactError(StoreError):
+    """A whole artifact of a store was made by a newer impart, in a form that this one does not know."""
+
+
 class WrongBaseError(ImpartError):
     """A delta is being applied to a base other than the one that it was made against."""
 

@@ -24,7 +24,7 @@ from impart_core.store.store import Store
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(@[A-Za-z0-9][A-Za-z0-9._-]{0,63})?")
 _ID = re.compile(r"[0-9a-f]{6,64}")
-_ENTRY = re.compile(r"([0-9]{8})\.json")
+_ENTRY = re.compile(r"([0-9]{8}|[1-9][0-9]{8,17})\.json")  # eight digits, and more where they are needed
 _ATTEMPTS = 100
 _LARGEST = 64 << 10
 
@@ -119,7 +119,7 @@ def _all_numbers(store: Store) -> dict[str, list[int]]:
         entry = _ENTRY.fullmatch(file)
         if _NAME.fullmatch(name) and entry:
             found.setdefault(name, []).append(int(entry[1]))
-    return found
+    return {name: sorted(numbers) for name, numbers in found.items()}
 
 
 def _read_moves(store: Store, numbers: dict[str, list[int]]) -> dict[str, list[Move]]:

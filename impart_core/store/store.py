@@ -20,7 +20,7 @@ from pathlib import Path
 import platformdirs
 from fsspec.implementations.local import LocalFileSystem
 
-from impart_core.base.errors import ArtifactNotFoundError, CorruptArtifactError, StoreError
+from impart_core.base.errors import ArtifactNotFoundError, CorruptArtifactError, NewerArtifactError, StoreError
 from impart_core.base.files import scratch_folder
 from impart_core.storage.folder import FolderObjects
 from impart_core.storage.objects import PROBES, Objects
@@ -139,6 +139,7 @@ class Store:
         Raises:
             ArtifactNotFoundError: there is none.
             CorruptArtifactError: it is not a valid manifest, or is another artifact's.
+            NewerArtifactError: a newer impart made it.
         """
         if not _ID.fullmatch(artifact_id):
             raise ArtifactNotFoundError(
@@ -153,12 +154,12 @@ class Store:
         return self._parse(artifact_id, data)
 
     def manifests(self, artifact_ids: Iterable[str]) -> Iterator[tuple[str, Manifest | None]]:
-        """Read many manifests; those that do not exist are left out, None stands for a damaged one."""
+        """Read many manifests; those that do not exist are left out, None stands for one that cannot be read."""
         paths = {self._path(artifact_id, MANIFEST): artifact_id for artifact_id in artifact_ids}
         for path, data in self.objects.read_many(paths, _MAX_MANIFEST_BYTES + 1).items():
             try:
                 yield paths[path], self._parse(paths[path], data)
-            except CorruptArtifactError:
+            except (CorruptArtifactError, NewerArtifactError):
                 yield paths[path], None
 
     @contextmanager

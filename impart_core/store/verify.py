@@ -9,6 +9,7 @@ from impart_core.base.errors import (
     ArtifactNotFoundError,
     CorruptArtifactError,
     ImpartError,
+    NewerArtifactError,
     StoreDeniedError,
     StoreFullError,
     StoreUnreachableError,
@@ -152,7 +153,7 @@ class _Reading:
         with _collected(self.faults), suppress(ArtifactNotFoundError):
             try:
                 self._store.manifest(artifact_id)
-            except CorruptArtifactError:
+            except (CorruptArtifactError, NewerArtifactError):
                 self._whole[artifact_id] = None
                 raise
 
