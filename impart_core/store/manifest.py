@@ -160,7 +160,15 @@ class Manifest(Frozen):
     def make(cls, recipe: Recipe, **fields: Any) -> "Manifest":
         """Return the sealed manifest of a recipe."""
         manifest = cls(id=recipe.id, recipe=recipe, **fields)
-        return manifest.model_copy(update={"seal": manifest._digest()})
+        return manifest.sealed()
+
+    def sealed(self) -> "Manifest":
+        """Return it with the seal that fits it."""
+        return self.model_copy(update={"seal": self._digest()})
+
+    def with_provenance(self, provenance: Provenance) -> "Manifest":
+        """Return it, sealed again, with another provenance, which is no part of its id."""
+        return self.model_copy(update={"provenance": provenance}).sealed()
 
     def _digest(self) -> str:
         return digest_of(self.model_dump(mode="json", exclude={"seal"}))
