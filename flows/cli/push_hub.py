@@ -27,8 +27,8 @@ class PushRequest(Frozen):
 def push_hub(request: PushRequest, json: opt.JsonOption = False) -> None:
     """Make the folder of a Hugging Face Hub repository out of a delta: a store in itself, with a model card.
 
-    The token is that of HF_TOKEN or of `hf auth login`. Manifests are published as they are: they tell who made the
-    delta and on which machine.
+    The token is that of HF_TOKEN or of `hf auth login`. Manifests are published without the user's name and the
+    places of inputs that are not public; the files of the model's configuration are published as they are.
 
     Example: impart push-hub math@prod --repo org/math-delta --out hub
     """

@@ -46,8 +46,8 @@ def check_output_folder(out: Path, overwrite: bool = False) -> None:
         )
     if not (out / _MODEL_FILE).is_file():
         raise OutputExistsError(
-            f"{out} holds files, but no model (it has no {_MODEL_FILE}), and is not overwritten. Choose another folder, "
-            "or empty this one."
+            f"{out} holds files, but no model (it has no {_MODEL_FILE}), and is not overwritten. Choose another "
+            "folder, or empty this one."
         )
 
 

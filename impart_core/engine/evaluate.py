@@ -130,7 +130,8 @@ def _measure(
 ) -> EvaluationResult:
     watch = job.run.watch(**({"base": job.base.location} if job.base else {"checkpoint": job.model}))
     recipe = evaluation_recipe(model, task, job.split, job.limit)
-    reuse = Reuse(job.run.trust.reread, job.run.trust.refresh_from is not None)
+    trust = job.run.trust
+    reuse = Reuse(trust.reread, trust.refresh_from is not None, trust.imported)
     parents = [model.manifest.id] if isinstance(model, Delta) else []
 
     def publish(measured: Evaluation) -> Manifest:

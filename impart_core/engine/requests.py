@@ -11,6 +11,7 @@ from impart_core.calibrate.text import CalibrationText
 from impart_core.checkpoint.location import is_remote
 from impart_core.checkpoint.writer import DEFAULT_SHARD_BYTES
 from impart_core.evaluation.result import Split
+from impart_core.store.publish import Reuse
 from impart_core.store.store import default_store_url
 
 STAGES = ("digest", "decompose", "sparsify", "gather")
@@ -22,15 +23,21 @@ class Trust(Frozen):
 
     Attributes:
         reread: whether an artifact's files are read, to hold them against the recorded digests, before it is reused.
+        imported: whether what was made elsewhere and imported is reused as if it had been made here.
         refresh_from: the stage from which on nothing is reused; None: all that is whole is.
     """
 
     reread: bool = False
+    imported: bool = False
     refresh_from: RefreshStage | None = None
 
     def refreshes(self, stage: RefreshStage) -> bool:
         """Return whether a stage is to be done again whatever is there."""
         return self.refresh_from is not None and STAGES.index(self.refresh_from) <= STAGES.index(stage)
+
+    def reuse(self, stage: RefreshStage, *, reread: bool = False) -> Reuse:
+        """Return how far what a stage makes is reused; `reread`: its files are read in any case."""
+        return Reuse(self.reread or reread, self.refreshes(stage), self.imported)
 
 
 class RunRequest(Frozen):

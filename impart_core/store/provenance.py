@@ -18,7 +18,7 @@ import impart_core
 from impart_core import __version__
 from impart_core.base.settings import Frozen
 
-_PUBLIC = "hf://"
+_PUBLIC = ("hf://", "hub:", "tinyzoo:")
 _LIBRARIES = ("torch", "numpy", "safetensors", "transformers", "lm-eval", "prefect")
 
 
@@ -52,7 +52,7 @@ class Provenance(Frozen):
     imported: bool = Field(default=False, exclude_if=lambda value: not value)
 
     def public(self) -> "Provenance":
-        """Return what strangers may read: without the user, the run, and where inputs lay but for those on the Hub."""
+        """Return what strangers may read: without the user, the run, and where inputs lay unless that is public."""
         sources = {role: place for role, place in self.sources.items() if place.startswith(_PUBLIC)}
         return self.model_copy(update={"user": "", "run": "", "sources": sources})
 

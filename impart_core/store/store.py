@@ -29,6 +29,8 @@ from impart_core.storage.s3 import RemoteObjects, S3Objects
 from impart_core.store.kept import take
 from impart_core.store.manifest import MANIFEST, Content, FileEntry, Manifest, parse_manifest
 
+# An id is that of a recipe: whoever made it elsewhere may have published anything under it.
+IMPORTED = "What was imported is not reused unless it is trusted (--trust-imported)"
 _MAX_MANIFEST_BYTES = 16 << 20
 _ID = re.compile(r"[0-9a-f]{64}")
 
@@ -87,9 +89,10 @@ class Store:
             replace: put this in the place of what is there, if its files or its content differ.
 
         Returns:
-            The manifest that is in force: another writer's, if a whole artifact was there first.
+            The manifest that is in force: another writer's, if a whole artifact was there first that was made here.
         """
-        present = None if replace else self.lookup(manifest.id, reread=reread)
+        theirs = manifest.provenance.imported  # an import gives way to what is made here
+        present = None if replace else self.lookup(manifest.id, reread=reread, imported=theirs)
         if present is not None:
             return present
         for entry in manifest.files:
@@ -99,7 +102,7 @@ class Store:
             was = self.objects.read(self._path(manifest.id, MANIFEST), _MAX_MANIFEST_BYTES)
             if was is None:
                 self.objects.size(self._path(manifest.id, MANIFEST))  # raises where no file can ever be written
-            present = self.lookup(manifest.id, reread=reread)
+            present = self.lookup(manifest.id, reread=reread, imported=theirs)
             same = present is not None and (present.files, present.content) == (manifest.files, manifest.content)
             if present is not None and (same or not replace):
                 return present
@@ -107,16 +110,21 @@ class Store:
                 break
         return manifest
 
-    def examine(self, artifact_id: str, *, reread: bool = False, kind: type[Content] = Content) -> Found:
+    def examine(
+        self, artifact_id: str, *, reread: bool = False, imported: bool = True, kind: type[Content] = Content
+    ) -> Found:
         """Look for a whole artifact: its manifest exists and its files have the recorded sizes.
 
         Args:
             artifact_id: which.
             reread: whether the files are read, to hold them against the recorded digests as well.
+            imported: whether one that was imported counts.
             kind: what it is to be; one of another kind counts as none.
         """
         try:
             manifest = self.manifest(artifact_id)
+            if manifest.provenance.imported and not imported:
+                return Found(fault=IMPORTED)
             for file in manifest.files:
                 if reread:
                     self.verify_file(manifest, file)
@@ -129,9 +137,9 @@ class Store:
             return Found(fault=str(error))
         return Found(manifest if isinstance(manifest.content, kind) else None)
 
-    def lookup(self, artifact_id: str, *, reread: bool = False) -> Manifest | None:
+    def lookup(self, artifact_id: str, *, reread: bool = False, imported: bool = True) -> Manifest | None:
         """Return the manifest of a whole artifact, else None; see `examine`."""
-        return self.examine(artifact_id, reread=reread).manifest
+        return self.examine(artifact_id, reread=reread, imported=imported).manifest
 
     def manifest(self, artifact_id: str) -> Manifest:
         """Read an artifact's manifest.

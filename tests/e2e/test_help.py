@@ -20,7 +20,15 @@ pytestmark = pytest.mark.e2e
 NAMES: dict[tuple[str, str], list[str]] = {
     ("impart", "compress"): [
         *["--cr", "--method", "--seed", "--accounting", "--store", "--name", "--workers", "--option", "KEY=VALUE"],
-        *["--embeddings", "--embeddings-cr", "--factors-for", "--no-keep-factors", "--verify-cache", "--refresh-from"],
+        *[
+            "--embeddings",
+            "--embeddings-cr",
+            "--factors-for",
+            "--no-keep-factors",
+            "--verify-cache",
+            "--trust-imported",
+            "--refresh-from",
+        ],
         *["--calibration", "--calibration-sequences", "--calibration-length", "hub:org/name", "impart methods"],
     ],
     ("impart", "quantize"): [
@@ -28,7 +36,16 @@ NAMES: dict[tuple[str, str], list[str]] = {
         *["--base", "--finetuned", "moved", "impart methods", "tinyzoo:math", "reused"],
     ],
     ("impart", "reconstruct"): ["--base", "--out", "--overwrite", "--max-shard-bytes", "--store"],
-    ("impart", "evaluate"): ["--tasks", "--base", "--split", "--limit", "--verify-cache", "--refresh", "--store"],
+    ("impart", "evaluate"): [
+        "--tasks",
+        "--base",
+        "--split",
+        "--limit",
+        "--verify-cache",
+        "--trust-imported",
+        "--refresh",
+        "--store",
+    ],
     ("impart", "inspect"): ["--store"],
     ("impart", "methods"): ["--option", "KEY=VALUE"],
     ("impart", "verify"): ["--store", "--all", "Exit code 1"],

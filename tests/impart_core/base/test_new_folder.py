@@ -1,9 +1,6 @@
 """Folders that appear whole: nothing is lost and nothing left behind, wherever the process is killed."""
 
 import errno
-import os
-import signal
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +8,8 @@ import pytest
 from impart_core.base import new_folder as module
 from impart_core.base.errors import OutputExistsError, StoreFullError
 from impart_core.base.new_folder import check_output_folder, new_folder, require_apart
+from tests.killing import run_killed
 
-STEPS = ("os.", "open", "shutil.", "ctypes.")
 OLD, NEW = {"config.json": "old", "a": "1", "b": "2"}, {"config.json": "new", "c": "3"}
 MOST_STEPS = 300
 
@@ -73,27 +70,6 @@ def held(folder: Path) -> dict[str, str] | None:
     return {path.name: path.read_text() for path in folder.iterdir()} if folder.is_dir() else None
 
 
-def make_in_child(out: Path, stop_at: int, sent: signal.Signals) -> int:
-    """Make the new folder in a process that gets a signal before its step of this number; return its pid's status."""
-    child = os.fork()
-    if child == 0:
-        steps = 0
-
-        def stop(event: str, _: object) -> None:
-            nonlocal steps
-            steps += event.startswith(STEPS)
-            if steps == stop_at:
-                steps += 1
-                os.kill(os.getpid(), sent)
-
-        try:
-            sys.addaudithook(stop)
-            make(out, NEW)
-        finally:
-            os._exit(0)
-    return child
-
-
 @pytest.mark.parametrize("swap", [True, False], ids=["swapped", "moved aside"])
 def test_killed_anywhere_the_old_or_the_new_folder_is_there_and_the_next_run_clears_up(
     swap: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -104,7 +80,7 @@ def test_killed_anywhere_the_old_or_the_new_folder_is_there_and_the_next_run_cle
     for stop_at in range(1, MOST_STEPS):
         out = tmp_path / str(stop_at) / "out"
         make(out, OLD)
-        _, status = os.waitpid(make_in_child(out, stop_at, signal.SIGKILL), 0)
+        ended = run_killed(lambda out=out: make(out, NEW), stop_at)  # type: ignore[misc]
         aside = [path for path in out.parent.glob(".out.*.tmp/old") if path.is_dir()]
         (whole,) = [found for found in map(held, (out, *aside)) if found in (OLD, NEW)][:1]
         kept.add(whole["config.json"])
@@ -112,9 +88,9 @@ def test_killed_anywhere_the_old_or_the_new_folder_is_there_and_the_next_run_cle
             assert held(out) in (OLD, NEW)
             raise RuntimeError
         assert [path.name for path in out.parent.iterdir()] == ["out"]
-        if status == 0:
+        if ended:
             break
-    assert status == 0
+    assert ended
     assert stop_at > 20
     assert kept == {"old", "new"}
 
