@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -13,13 +13,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from impart_core.base.errors import MismatchError
-from impart_core.base.settings import Frozen
 from impart_core.base.text import visible, visible_json, without_secrets
 from impart_core.base.units import human_bytes as human_bytes
 
+if TYPE_CHECKING:  # settings take as long to load as all the rest
+    from impart_core.base.settings import Frozen
+
 _SECONDS_BETWEEN_LINES = 2.0
 
-ReportT = TypeVar("ReportT", bound=Frozen)
+ReportT = TypeVar("ReportT", bound="Frozen")
 
 
 class _Stderr(Console):

@@ -68,7 +68,7 @@ NAMES: dict[tuple[str, str], list[str]] = {
 LEAVES = [(group, name) for group, verbs in VERBS.items() for name in verbs if name not in VERBS]
 MODULES = {f"impart_flows.cli.{VERBS[group][name].module}" for group, name in LEAVES}
 PANELS = ["Make", "Look", "Names", "Share", "Keep tidy", "Try"]
-LIGHT = {"impart_core", "impart_core.base", "impart_core.base.errors", "impart_core.base.units"}
+LIGHT = {"impart_core", *(f"impart_core.base{module}" for module in ("", ".errors", ".text", ".units"))}
 
 _PROGRAM = """
 import sys
