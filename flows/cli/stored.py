@@ -68,7 +68,8 @@ def verify(
 def _print_report(what: str, report: VerifyReport) -> None:
     for fault in report.faults:
         say(f"fault: {fault}")
-    state = f"{len(report.faults)} faults" if report.faults else "whole"
-    say(f"{what} is {state}: {report.artifacts} artifacts, {report.files} files, {report.bytes:,} bytes")
+    count = len(report.faults)
+    state = f"has {count} fault{'' if count == 1 else 's'}" if count else "is whole"
+    say(f"{what} {state}: {report.artifacts} artifacts, {report.files} files, {report.bytes:,} bytes")
     if report.leftovers:
         say(f"{report.leftovers} leftovers beside them, {human_bytes(report.leftover_bytes)}")

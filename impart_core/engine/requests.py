@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from impart_core.base.errors import ConfigError
 from impart_core.base.settings import Frozen
 from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.text import CalibrationText
@@ -152,6 +153,12 @@ class EvaluateRequest(Frozen):
 
 
 def absolute(location: str | Path) -> str:
-    """Return a folder as an absolute path, so that a task means the same wherever it runs; a URL or Hub id as it is."""
+    """Return a folder as an absolute path, so that a task means the same wherever it runs; a URL or Hub id as it is.
+
+    Raises:
+        ConfigError: it is no place of a checkpoint.
+    """
+    if not isinstance(location, str | Path) or not str(location).strip():
+        raise ConfigError(f"{location!r:.50} is no place of a checkpoint. Give a folder, a Hub id or an fsspec URL.")
     text = str(location)
     return text if isinstance(location, str) and is_remote(text) else str(Path(text).expanduser().absolute())

@@ -30,7 +30,7 @@ from impart_core.store.kept import take
 from impart_core.store.manifest import MANIFEST, Content, FileEntry, Manifest, parse_manifest
 
 # An id is that of a recipe: whoever made it elsewhere may have published anything under it.
-IMPORTED = "What was imported is not reused unless it is trusted (--trust-imported)"
+IMPORTED = "What was imported is not reused unless it is trusted (imported=True, on the command line --trust-imported)"
 _MAX_MANIFEST_BYTES = 16 << 20
 _ID = re.compile(r"[0-9a-f]{64}")
 
@@ -258,7 +258,10 @@ class Store:
 
     def _wrong(self, path: str, why: str) -> str:
         place = f"{self.url.rstrip('/')}/{path}"
-        return f"{place} {why}. Compress with the same settings and --verify-cache to make it anew."
+        return (
+            f"{place} {why}. Compress with the same settings and read what is reused (reread=True, on the command "
+            "line --verify-cache) to make it anew."
+        )
 
 
 def _open_objects(url: str) -> Objects:

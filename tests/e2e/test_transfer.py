@@ -126,7 +126,7 @@ def test_a_damaged_source_is_one_sentence_and_a_fault_for_each_file(deep: Delta,
     faults = [line for line in checked.stdout.splitlines() if line.startswith("fault: ")]
     assert len(faults) == 2
     assert all(any(path.name in fault for fault in faults) for path in damaged)
-    assert f"is 2 faults: {BLOCKS + 1} artifacts" in checked.stdout
+    assert f"has 2 faults: {BLOCKS + 1} artifacts" in checked.stdout
 
 
 def test_the_folder_for_the_hub_is_uploaded_and_works_as_a_store(deep: Delta, deep_pair: Pair, tmp_path: Path) -> None:
