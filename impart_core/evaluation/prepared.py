@@ -50,7 +50,7 @@ def _set_up(name: str, task: Any, split: Split, seed: int) -> None:
     if split == "validation":
         if not task.has_validation_docs():
             raise EvaluationError(
-                f"Task {name!r} has no validation split. Evaluate it on the test split (--split test)."
+                f"Task {name!r} has no validation split. Evaluate it on the test split."
             )
         task.has_test_docs = lambda: False  # lm-eval takes the validation split where there is no test split
     if task.get_config("num_fewshot") is None:

@@ -135,8 +135,8 @@ def upload(folder: Path, repo: str, *, private: bool = False) -> str:
         address = api.create_repo(repo, private=private or None, exist_ok=True)
         if private and not api.model_info(repo, expand=["private"]).private:
             raise ConfigError(
-                f"The Hub's {repo} exists and is public, and a private one was asked for. Nothing was uploaded. Make it "
-                "private in its settings, or choose another name."
+                f"The Hub's {repo} exists and is public, and a private one was asked for. Nothing was uploaded. Make "
+                "it private in its settings, or choose another name."
             )
         api.upload_folder(
             repo_id=repo,

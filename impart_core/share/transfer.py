@@ -330,5 +330,6 @@ def _require_names(target: Store, names: Mapping[str, str], move_names: bool) ->
         listed = ", ".join(f"{name} ({str(there)[:12]}, not {names[name][:12]})" for name, there in taken.items())
         raise StoreError(
             f"The store {target.url} has other artifacts under the same names: {listed}. "
-            "Let them be moved there (move_names=True, on the command line --move-names), or name the artifacts otherwise in one of the stores."
+            "Let them be moved there (move_names=True, on the command line --move-names), or name the artifacts "
+            "otherwise in one of the stores."
         )
