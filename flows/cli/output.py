@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from impart_core.base.errors import MismatchError
+from impart_core.base.errors import IncompleteError, MismatchError
 from impart_core.base.text import visible, visible_json, without_secrets
 from impart_core.base.units import human_bytes as human_bytes
 
@@ -42,9 +42,9 @@ def say(text: str = "") -> None:
 
 
 def print_error(error: Exception) -> None:
-    """Print an error's sentence; only the lines of a list of mismatches, which are ours, stay lines."""
+    """Print an error's sentence; only the lines of the lists that we make stay lines."""
     text = without_secrets(f"error: {error}")
-    for line in text.split("\n") if isinstance(error, MismatchError) else [text]:
+    for line in text.split("\n") if isinstance(error, MismatchError | IncompleteError) else [text]:
         errors.print(line)
 
 
@@ -79,6 +79,12 @@ def print_lines(texts: Mapping[str, str | None]) -> None:
         say(f"{key:{width}}  {text or ''}".rstrip())
 
 
+def warn(notes: Iterable[str]) -> None:
+    """Say on standard error what whoever asked should know."""
+    for note in notes:
+        errors.print(f"warning: {note}")
+
+
 def warn_of_faults(remade: Iterable[str], changed: Iterable[str]) -> None:
     """Say on standard error what had to be made anew, and what came out otherwise than before."""
     for fault in remade:
@@ -88,6 +94,12 @@ def warn_of_faults(remade: Iterable[str], changed: Iterable[str]) -> None:
             f"warning: {artifact[:12]} came out otherwise than the one that was published. The store holds the new "
             "one; what else was made with the former can be checked with `impart verify`."
         )
+
+
+def shortened(names: Sequence[str], most: int = 8) -> str:
+    """Return names in one line: the first ones, and how many more there are."""
+    shown = ["".join(sign if sign.isprintable() else "?" for sign in name) for name in names[:most]]
+    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def ratio(value: float | None) -> str:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from impart_core.checkpoint.header import DTYPES, read_header
-from impart_core.checkpoint.index import SHARD_INDEX, SINGLE
 from impart_core.checkpoint.local import local_file
+from impart_core.checkpoint.weights import SHARD_INDEX, SINGLE
 from impart_core.checkpoint.writer import (
     TensorSpec,
     spec_of,
