@@ -73,6 +73,7 @@ FLAGS: dict[str, Any] = {
     "device": typer.Option(help="auto, cpu, cuda or cuda:N."),
     "workers": typer.Option(show_default="one for each core", help="Blocks worked on at once."),
     "reread": typer.Option("--verify-cache", help="Read what is reused; remake what differs."),
+    "imported": typer.Option("--trust-imported", help="Reuse what was made elsewhere and imported."),
     "refresh_from": typer.Option(
         "--refresh-from",
         metavar="STAGE",

@@ -2,15 +2,13 @@
 
 from pathlib import Path
 
-import typer
-
 from impart_core.base.settings import Frozen
 from impart_core.share.hub import prepare_folder, require_repo, upload
 from impart_core.store.names import resolve
 from impart_core.store.store import Store
 from impart_flows.cli import options as opt
 from impart_flows.cli.flags import from_flags
-from impart_flows.cli.output import print_json, progress
+from impart_flows.cli.output import print_json, progress, say
 from impart_flows.cli.remaining import by_bytes, print_transfer
 
 
@@ -29,8 +27,8 @@ class PushRequest(Frozen):
 def push_hub(request: PushRequest, json: opt.JsonOption = False) -> None:
     """Make the folder of a Hugging Face Hub repository out of a delta: a store in itself, with a model card.
 
-    The token is that of HF_TOKEN or of `hf auth login`. Manifests are published as they are: they tell who made the
-    delta and on which machine.
+    The token is that of HF_TOKEN or of `hf auth login`. Manifests are published without the user's name and the
+    places of inputs that are not public; the files of the model's configuration are published as they are.
 
     Example: impart push-hub math@prod --repo org/math-delta --out hub
     """
@@ -45,5 +43,5 @@ def push_hub(request: PushRequest, json: opt.JsonOption = False) -> None:
         print_json({**found, **report.model_dump(mode="json", include={"copied", "skipped", "names", "seconds"})})
         return
     print_transfer(report)
-    typer.echo(f"folder   {request.out}")
-    typer.echo(f"hub      {address or f'not uploaded; add --upload to create {request.repo}'}")
+    say(f"folder   {request.out}")
+    say(f"hub      {address or f'not uploaded; add --upload to create {request.repo}'}")

@@ -9,7 +9,7 @@ from impart_core.base.errors import ConfigError
 from impart_core.base.numerics import resolve_device
 from impart_core.selftest.run import LAYER, SMALL, SelftestReport, selftest
 from impart_flows.cli import options as opt
-from impart_flows.cli.output import print_table, progress, show
+from impart_flows.cli.output import print_table, progress, say, show
 
 _SMALLEST, _LARGEST = 64, 1 << 16
 
@@ -63,7 +63,8 @@ def _print_report(report: SelftestReport) -> None:
     ]
     print_table(["check", "found", "at most", "seconds", ""], rows, f"{report.device} ({report.name})")
     timed = [[each.work, each.device, f"{each.seconds:.2f}", f"{each.launches:,}"] for each in report.timings]
-    typer.echo("")
+    say()
     print_table(["work", "device", "seconds", "launches"], timed, f"one {report.shape[0]}×{report.shape[1]} matrix")
     failed = sum(not check.passed for check in report.checks)
-    typer.echo(f"\n{len(report.checks) - failed} of {len(report.checks)} checks passed.")
+    say()
+    say(f"{len(report.checks) - failed} of {len(report.checks)} checks passed.")

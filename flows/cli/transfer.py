@@ -1,7 +1,7 @@
 """Verbs that copy artifacts between stores: export and import."""
 
 from impart_core.base.settings import Frozen
-from impart_core.share.transfer import transfer
+from impart_core.share.transfer import Record, transfer
 from impart_core.store.names import resolve
 from impart_core.store.store import Store
 from impart_flows.cli import options as opt
@@ -49,8 +49,9 @@ def export_artifacts(request: ExportRequest, json: opt.JsonOption = False) -> No
 def import_artifacts(request: ImportRequest, json: opt.JsonOption = False) -> None:
     """Copy artifacts from another store, or from a folder that `push-hub` made, into this one.
 
-    What is here already is skipped, so an interrupted copy goes on where it stopped. Every file's digest is checked
-    on the way.
+    Whoever made them may have published anything under their ids, so that compressions and evaluations do not reuse
+    them without --trust-imported. What is here already is skipped, so an interrupted copy goes on where it stopped.
+    Every file's digest is checked on the way.
 
     Example: impart import math@prod --from s3://bucket/zoo
     """
@@ -68,6 +69,7 @@ def _transfer(verb: str, request: TransferRequest, source: Store, target: Store,
             evaluations=request.evaluations,
             move_names=request.move_names,
             reread=request.verify_cache,
+            record=Record.IMPORTED if verb == "import" else Record.MADE,
             progress=by_bytes(reporter, verb),
         )
     show(report, json, print_transfer)

@@ -7,13 +7,12 @@ import torch
 
 from impart_core.apply.reader import open_reader, require_base
 from impart_core.artifacts.delta import Delta
+from impart_core.base.new_folder import check_output_folder, new_folder, require_apart
 from impart_core.base.numerics import one_thread_per_kernel
 from impart_core.checkpoint.index import Checkpoint
 from impart_core.checkpoint.writer import (
     DEFAULT_SHARD_BYTES,
     TensorSpec,
-    check_output_folder,
-    new_folder,
     write_checkpoint,
 )
 
@@ -49,9 +48,10 @@ def reconstruct(
     Raises:
         WrongBaseError: the base is another one.
         CorruptArtifactError: a file of the delta is damaged.
-        OutputExistsError: `out` holds files.
+        OutputExistsError: `out` holds files; or it is, holds or lies in the store or the base.
     """
     check_output_folder(out, overwrite)
+    require_apart(out, _to_keep(delta, base))
     require_base(delta, base)
     with open_reader(delta) as reader, new_folder(out, overwrite) as scratch, one_thread_per_kernel():
         specs = [TensorSpec(name, header.dtype, header.shape) for name, header in reader.headers.items()]
@@ -67,3 +67,10 @@ def reconstruct(
         write_checkpoint(scratch, specs, produce, max_shard_bytes)
         reader.write_carried(base, scratch, with_code=with_code)
     return sum(spec.nbytes for spec in specs)
+
+
+def _to_keep(delta: Delta, base: Checkpoint) -> dict[str, Path]:
+    """Return what lies on this machine and must not be replaced."""
+    store = delta.store.objects.local("artifacts")
+    found = {"the base": None if "://" in base.location else Path(base.location), "the store": store and store.parent}
+    return {what: place for what, place in found.items() if place}

@@ -242,13 +242,13 @@ class FoundDelta:
     faults: tuple[str, ...] = ()
 
 
-def examine_delta(store: Store, artifact_id: str, *, reread: bool = False) -> FoundDelta:
-    """Look for a published delta of which every part is whole; `reread` as in `Store.examine`."""
-    top = store.examine(artifact_id, reread=reread)
+def examine_delta(store: Store, artifact_id: str, *, reread: bool = False, imported: bool = True) -> FoundDelta:
+    """Look for a published delta of which every part is whole; `reread` and `imported` as in `Store.examine`."""
+    top = store.examine(artifact_id, reread=reread, imported=imported)
     if top.manifest is None or not isinstance(top.manifest.content, DeltaContent):
         return FoundDelta(None, (top.fault,) if top.fault else ())
     pointers = top.manifest.content.blocks
-    blocks = [(pointer, store.examine(pointer.id, reread=reread)) for pointer in pointers]
+    blocks = [(pointer, store.examine(pointer.id, reread=reread, imported=imported)) for pointer in pointers]
     whole = tuple(found.manifest for _, found in blocks if found.manifest)
     if len(whole) == len(pointers):
         return FoundDelta(Delta(store=store, manifest=top.manifest, content=top.manifest.content, blocks=whole))

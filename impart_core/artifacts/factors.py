@@ -125,13 +125,13 @@ def locate_factors(path: Path, content: FactorsContent) -> dict[str, tuple[Tenso
 
 
 @contextmanager
-def stored_factors(store: Store, artifact_id: str | None) -> Iterator[Stored | None]:
+def stored_factors(store: Store, artifact_id: str | None, *, imported: bool = True) -> Iterator[Stored | None]:
     """Give the factors that an artifact holds, read matrix by matrix; None where there is no whole artifact.
 
-    A damaged artifact counts as none.
+    A damaged artifact counts as none, and so does an imported one unless it is to count.
     """
     with ExitStack() as stack:
-        manifest = store.lookup(artifact_id) if artifact_id else None
+        manifest = store.lookup(artifact_id, imported=imported) if artifact_id else None
         yield _open(store, manifest, stack) if manifest else None
 
 

@@ -24,6 +24,10 @@ class CheckpointError(ImpartError):
     """A checkpoint folder is missing, is not safetensors, or its files do not hold together."""
 
 
+class IncompleteError(CheckpointError):
+    """A checkpoint lacks tensors that its model needs; the message lists them."""
+
+
 class UnreachableError(CheckpointError, ConnectionError):
     """A checkpoint's place does not answer, or not now: the same request may succeed later, and is tried again."""
 
@@ -62,6 +66,10 @@ class ArtifactNotFoundError(StoreError):
 
 class CorruptArtifactError(StoreError):
     """A published file does not have the size or digest its manifest records; the message names the file."""
+
+
+class NewerArtifactError(StoreError):
+    """A whole artifact of a store was made by a newer impart, in a form that this one does not know."""
 
 
 class WrongBaseError(ImpartError):

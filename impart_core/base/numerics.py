@@ -60,7 +60,9 @@ def resolve_device(device: str) -> torch.device:
     if not match:
         raise ConfigError(f"Unknown device {device!r}. Use auto, cpu, cuda or cuda:N.")
     if device != "cpu" and not torch.cuda.is_available():
-        raise DeviceError("Device 'cuda' was asked for, but torch sees no CUDA device here. Use --device cpu.")
+        raise DeviceError(
+            "Device 'cuda' was asked for, but torch sees no CUDA device here. Use the device cpu (--device cpu)."
+        )
     if match[1] and int(match[1]) >= torch.cuda.device_count():
         raise DeviceError(f"Device {device!r} was asked for, but there are {torch.cuda.device_count()}.")
     return torch.device(device)

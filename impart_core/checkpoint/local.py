@@ -50,12 +50,14 @@ def local_file(path: Path) -> LocalFile:
     """Return a file of this machine.
 
     Raises:
-        CheckpointError: there is none, or it may not be seen.
+        CheckpointError: there is none, it may not be seen, or it is something else than a file.
     """
     try:
         found = path.stat()
     except OSError as error:
         raise _unreadable(path, error) from error
+    if not stat.S_ISREG(found.st_mode):
+        raise CheckpointError(f"{path} is no file, but a folder, a pipe or a device. Give a file.")
     return LocalFile(str(path), found.st_size, _stamp(found), path)
 
 

@@ -4,7 +4,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from impart_core.base.errors import CheckpointError, MismatchError
+from impart_core.base.errors import IncompleteError, MismatchError
+from impart_core.base.text import visible
 from impart_core.checkpoint.index import Checkpoint
 from impart_core.checkpoint.layout import Role, in_layer, layers_of, role_of
 from impart_core.checkpoint.model import UnknownModelError, find_gaps
@@ -52,9 +53,10 @@ def require_complete(finetuned: Checkpoint, base: Checkpoint) -> tuple[str, ...]
     lines += [f"{name}: shape {list(ours)}, by the configuration {list(own)}" for name, ours, own in gaps.misfits]
     if lines:
         named = next(iter(finetuned.config.get("architectures") or ()), finetuned.config.get("model_type"))
-        raise CheckpointError(
-            f"{finetuned.location} does not hold all that its configuration ({named}) needs; transformers would fill "
-            f"it with random values, or not load it:\n{_listed(lines)}\nCopy all of the checkpoint, or save it again. "
+        raise IncompleteError(
+            f"{finetuned.location} does not hold all that its configuration ({visible(str(named))}) needs; "
+            f"transformers would fill it with random values, or not load it:\n{_listed(lines)}\nCopy all of the "
+            "checkpoint, or save it again. "
             "If its config.json is wrong, correct that (tie_word_embeddings says whether the head is the embedding)."
         )
     return ()
@@ -68,7 +70,7 @@ def _is_part(base: Checkpoint, finetuned: Checkpoint) -> bool:
 
 def _listed(lines: Iterable[str]) -> str:
     counted = Counter(_NUMBER.sub("*", line) for line in lines)
-    return "\n".join(f"  - {line}" + (f" ({n} times)" if n > 1 else "") for line, n in counted.items())
+    return "\n".join(f"  - {visible(line)}" + (f" ({n} times)" if n > 1 else "") for line, n in counted.items())
 
 
 def _advice(base: Checkpoint, finetuned: Checkpoint, pairs: Pairs, lines: list[str]) -> str:

@@ -1,9 +1,7 @@
-"""Writing safetensors: streamed tensor by tensor, the same bytes each time, folders that appear whole."""
+"""Writing safetensors: streamed tensor by tensor, the same bytes each time."""
 
 import json
 import math
-import shutil
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from impart_core.base.errors import OutputExistsError
-from impart_core.base.files import disk_errors, scratch_folder
+from impart_core.base.files import scratch_folder
 from impart_core.checkpoint.carried import is_code
 from impart_core.checkpoint.header import DTYPE_NAMES, DTYPES
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
@@ -145,29 +142,3 @@ def folder_of(checkpoint: Checkpoint) -> Iterator[Path]:
                 (folder / name).parent.mkdir(exist_ok=True)
                 file.copy_to(folder / name)
         yield folder
-
-
-def check_output_folder(out: Path, overwrite: bool = False) -> None:
-    """Refuse an output folder that already holds files.
-
-    Raises:
-        OutputExistsError: it does, and `overwrite` is false.
-    """
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not overwrite):
-        raise OutputExistsError(f"{out} already holds files. Choose another folder, or pass --overwrite.")
-
-
-@contextmanager
-def new_folder(out: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Give a scratch folder that becomes `out` when the block ends well, and vanishes when it does not."""
-    check_output_folder(out, overwrite)
-    scratch = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
-    with disk_errors(out):
-        try:
-            scratch.mkdir(parents=True)
-            yield scratch
-            if out.exists():
-                shutil.rmtree(out)
-            scratch.replace(out)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)

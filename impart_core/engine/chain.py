@@ -51,7 +51,8 @@ def quantize_layer(job: LayerJob) -> Made:
             if chain.device.type == "cpu":
                 stack.enter_context(at_once(own.run.workers or default_workers()))
             batches = chain.inputs(len(job.before), stack)
-            stored = stack.enter_context(stored_factors(store, own.factors.id if own.factors else None))
+            factors = own.factors.id if own.factors else None
+            stored = stack.enter_context(stored_factors(store, factors, imported=own.run.trust.imported))
             encoder = Encoder(own.config, stored, device=chain.device, digests=own.digests())
             tensors = compress_layer(encoder, own.pairs, own.block, chain.model, batches)
             manifest = publish_tensors(own, store, tensors, watch, read_again=True)
@@ -96,7 +97,7 @@ class _Chain:
         """Return the last layer up to this one whose activations are whole, and these; the first one's are made."""
         first = 1 if self._anew else 0  # what a layer gives is made again with it, but nothing gives the first its own
         for number in range(layer, first - 1, -1):
-            present = self._store.lookup(self._recipes[number].id)
+            present = self._store.lookup(self._recipes[number].id, imported=self._run.trust.imported)
             if present is not None:
                 with suppress(CorruptArtifactError):
                     return number, self._opened(present)

@@ -10,7 +10,7 @@ from impart_core.apply.dense import reconstruct
 from impart_core.apply.reader import require_base
 from impart_core.artifacts.delta import Delta, open_delta
 from impart_core.artifacts.evaluation import EvaluationContent, evaluation_recipe, publish_evaluation
-from impart_core.base.errors import ConfigError
+from impart_core.base.errors import CheckpointError, ConfigError
 from impart_core.base.files import scratch_folder
 from impart_core.base.numerics import resolve_device
 from impart_core.base.retry import GPU, patiently, recording
@@ -25,6 +25,7 @@ from impart_core.evaluation.catalogue import named_tasks
 from impart_core.evaluation.harness import Evaluator, check_request
 from impart_core.evaluation.options import MeasureOptions
 from impart_core.evaluation.result import Evaluation
+from impart_core.storage.open import require_plain_url
 from impart_core.store.catalog import entry_of, note
 from impart_core.store.manifest import Manifest
 from impart_core.store.names import resolve
@@ -55,6 +56,8 @@ class Measurable:
 def check_evaluate(request: EvaluateRequest) -> Measurable:
     """Check a request without loading a model; raise an `ImpartError` that says what to change."""
     resolve_device(request.device)
+    if "://" in request.model:
+        require_plain_url(request.model, "model", CheckpointError)
     tasks, measuring = named_tasks(request.tasks, request.measuring)
     check_request(tasks, request.limit, measuring, request.code)
     store = Store(request.store)
@@ -153,7 +156,8 @@ def _measure(
 ) -> EvaluationResult:
     watch = job.run.watch(**({"base": job.base.location} if job.base else {"checkpoint": job.model}))
     recipe = evaluation_recipe(model, task, job.split, job.limit, job.measuring)
-    reuse = Reuse(job.run.trust.reread, job.run.trust.refresh_from is not None)
+    trust = job.run.trust
+    reuse = Reuse(trust.reread, trust.refresh_from is not None, trust.imported)
     parents = [model.manifest.id] if isinstance(model, Delta) else []
 
     def publish(measured: Evaluation) -> Manifest:

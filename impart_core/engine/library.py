@@ -168,6 +168,8 @@ def reconstruct(
     Raises:
         ImpartError: the request cannot be carried out; the message says what to change.
     """
+    if not isinstance(out, str | Path):
+        raise ConfigError(f"{out!r:.50} is no folder to make. Give one as out=….")
     delta = open_delta(ref, store)
     request = ReconstructRequest(
         ref=delta.manifest.id,

@@ -90,8 +90,8 @@ def _check_calibration(request: CompressRequest, finetuned: Checkpoint) -> tuple
         return ()
     if request.calibration is None:
         raise ConfigError(
-            f"Method {method!r} needs calibration text. Give some with --calibration: a text or JSONL file, "
-            "hub:org/dataset, or tinyzoo:math|code|chat."
+            f"Method {method!r} needs calibration text. Give some (calibration=…, on the command line "
+            "--calibration): a text or JSONL file, hub:org/dataset, or tinyzoo:math|code|chat."
         )
     check_calibratable(finetuned)
     check_text(request.calibration, finetuned)

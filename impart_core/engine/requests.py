@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from impart_core.base.errors import ConfigError
 from impart_core.base.settings import Frozen
 from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.text import CalibrationText
@@ -12,6 +13,7 @@ from impart_core.checkpoint.location import is_remote
 from impart_core.checkpoint.writer import DEFAULT_SHARD_BYTES
 from impart_core.evaluation.options import MeasureOptions
 from impart_core.evaluation.result import RunCode, Split
+from impart_core.store.publish import Reuse
 from impart_core.store.store import default_store_url
 
 STAGES = ("digest", "decompose", "sparsify", "gather")
@@ -23,15 +25,21 @@ class Trust(Frozen):
 
     Attributes:
         reread: whether an artifact's files are read, to hold them against the recorded digests, before it is reused.
+        imported: whether what was made elsewhere and imported is reused as if it had been made here.
         refresh_from: the stage from which on nothing is reused; None: all that is whole is.
     """
 
     reread: bool = False
+    imported: bool = False
     refresh_from: RefreshStage | None = None
 
     def refreshes(self, stage: RefreshStage) -> bool:
         """Return whether a stage is to be done again whatever is there."""
         return self.refresh_from is not None and STAGES.index(self.refresh_from) <= STAGES.index(stage)
+
+    def reuse(self, stage: RefreshStage, *, reread: bool = False) -> Reuse:
+        """Return how far what a stage makes is reused; `reread`: its files are read in any case."""
+        return Reuse(self.reread or reread, self.refreshes(stage), self.imported)
 
 
 class RunRequest(Frozen):
@@ -161,6 +169,12 @@ class EvaluateRequest(Frozen):
 
 
 def absolute(location: str | Path) -> str:
-    """Return a folder as an absolute path, so that a task means the same wherever it runs; a URL or Hub id as it is."""
+    """Return a folder as an absolute path, so that a task means the same wherever it runs; a URL or Hub id as it is.
+
+    Raises:
+        ConfigError: it is no place of a checkpoint.
+    """
+    if not isinstance(location, str | Path) or not str(location).strip():
+        raise ConfigError(f"{location!r:.50} is no place of a checkpoint. Give a folder, a Hub id or an fsspec URL.")
     text = str(location)
     return text if isinstance(location, str) and is_remote(text) else str(Path(text).expanduser().absolute())

@@ -39,7 +39,7 @@ from impart_core.store.manifest import Manifest
 from impart_core.store.names import resolve, set_ref
 from impart_core.store.pins import pin
 from impart_core.store.provenance import Stopwatch
-from impart_core.store.publish import REREAD, Reuse, made_or_found
+from impart_core.store.publish import Reuse, made_or_found
 from impart_core.store.store import Store
 
 
@@ -66,7 +66,8 @@ def read_calibration_text(job: TextJob) -> Made:
             note(store, [entry_of(manifest)])
             return manifest
 
-    outcome = made_or_found(store, recipe.id, make, kind=CalibrationContent, reuse=REREAD)  # a file of kilobytes
+    reuse = Reuse(reread=True, imported=job.run.trust.imported)  # a file of kilobytes
+    outcome = made_or_found(store, recipe.id, make, kind=CalibrationContent, reuse=reuse)
     return Made.of(outcome, watch)
 
 
@@ -91,8 +92,8 @@ def distil_block_scales(job: DistilJob) -> Made:
         release_memory()
         return manifest
 
-    replace = job.run.trust.refreshes("sparsify")
-    outcome = made_or_found(store, job.recipe.id, make, kind=ScalesContent, reuse=Reuse(True, replace))
+    reuse = job.run.trust.reuse("sparsify", reread=True)
+    outcome = made_or_found(store, job.recipe.id, make, kind=ScalesContent, reuse=reuse)
     return Made.of(outcome, watch)
 
 
@@ -102,24 +103,25 @@ def decompose_block(job: BlockJob) -> FactorsResult | None:
     return_large_memory_at_once()
     watch, store, trust = job.run.watch(), job.run.open_store(), job.run.trust
     recipe = job.factors
-    needed = trust.refreshes("sparsify") or store.lookup(job.recipe.id, reread=trust.reread) is None
+    present = store.lookup(job.recipe.id, reread=trust.reread, imported=trust.imported)
+    needed = trust.refreshes("sparsify") or present is None
     if recipe is None or not needed:
         return None
-    replace = trust.refreshes("decompose")
+    reuse = trust.reuse("decompose", reread=True)
 
     def make() -> Manifest:
         device = resolve_device(job.run.device)
         factors = decompose(job.pairs, job.block, job.config, device=device, digests=job.digests())
         manifest = patiently(
             f"publish the factors of {job.block.name}",
-            lambda: publish_factors(store, recipe, job.block.name, factors, watch, replace=replace),
+            lambda: publish_factors(store, recipe, job.block.name, factors, watch, replace=reuse.replace),
         )
         factors.clear()
         release_memory()
         return manifest
 
     # Much is made from factors: their file is read, to be held against its digest.
-    outcome = made_or_found(store, recipe.id, make, kind=FactorsContent, reuse=Reuse(True, replace))
+    outcome = made_or_found(store, recipe.id, make, kind=FactorsContent, reuse=reuse)
     content = outcome.manifest.content
     assert isinstance(content, FactorsContent)
     fallbacks = sum(entry.fallbacks for entry in content.matrices.values())
@@ -138,7 +140,8 @@ def sparsify_block(job: BlockJob, read_again: bool = False) -> Made:
     def make() -> Manifest:
         scales = read_scales(store, job.scales.id) if job.scales else {}
         device = resolve_device(job.run.device)
-        with stored_factors(store, job.factors.id if job.factors else None) as stored:
+        factors = job.factors.id if job.factors else None
+        with stored_factors(store, factors, imported=job.run.trust.imported) as stored:
             tensors = Encoder(job.config, stored, scales, device, job.digests()).block(job.pairs, job.block)
         return publish_tensors(job, store, tensors, watch, read_again)
 
@@ -161,7 +164,7 @@ def publish_tensors(
 
 def _block_reuse(job: BlockJob) -> Reuse:
     """Return how far a block that is there is reused."""
-    return Reuse(job.run.trust.reread, job.run.trust.refreshes("sparsify"))
+    return job.run.trust.reuse("sparsify")
 
 
 def block_made_or_found(job: BlockJob, store: Store, make: Callable[[], Manifest], watch: Stopwatch) -> Made:
@@ -174,7 +177,8 @@ def block_made_or_found(job: BlockJob, store: Store, make: Callable[[], Manifest
 def find_delta(job: DeltaJob) -> DeltaResult:
     """Look for a delta of which every part is whole, and name it where there is one."""
     store = job.run.open_store()
-    found = examine_delta(store, job.recipe.id, reread=job.run.trust.reread)
+    trust = job.run.trust
+    found = examine_delta(store, job.recipe.id, reread=trust.reread, imported=trust.imported)
     if found.delta is None:
         return DeltaResult(faults=found.faults)
     if job.name:

@@ -53,7 +53,7 @@ def split_of(task: Any) -> Split:
 def _set_up(name: str, task: Any, split: Split, options: MeasureOptions) -> None:
     if split == "validation":
         if not task.has_validation_docs():
-            raise EvaluationError(f"Task {name!r} has no validation split. Evaluate it with --split test.")
+            raise EvaluationError(f"Task {name!r} has no validation split. Evaluate it on the test split.")
         task.has_test_docs = lambda: False  # lm-eval takes the validation split where there is no test split
     usual = task.get_config("num_fewshot")
     if options.num_fewshot and usual == 0:

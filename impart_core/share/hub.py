@@ -1,5 +1,7 @@
 """A delta as a repository of the Hugging Face Hub: a folder that is a store in itself, with a model card."""
 
+import re
+import shutil
 from pathlib import Path
 
 from impart_core.artifacts.delta import Delta, open_delta
@@ -7,15 +9,18 @@ from impart_core.base.errors import ConfigError, HubError, OutputExistsError
 from impart_core.base.files import disk_errors, write_atomically
 from impart_core.checkpoint.hub import parse_hub_id
 from impart_core.share.card import Measured, model_card
-from impart_core.share.transfer import Progress, TransferReport, transfer
+from impart_core.share.transfer import Progress, Record, TransferReport, transfer
 from impart_core.storage.failures import LOG_IN, Side, explained
+from impart_core.storage.objects import PROBES
 from impart_core.store.catalog import CatalogEntry, scan
-from impart_core.store.manifest import Manifest
+from impart_core.store.manifest import MANIFEST, Manifest
 from impart_core.store.names import names_by_id
 from impart_core.store.store import Store
 
 CARD = "README.md"
 _OURS = {"artifacts", "catalog", "refs", CARD}
+_OF_RUNS = {"pins", "sweeps", PROBES}  # what a killed one leaves besides
+_SCRATCH = re.compile(rf"\.{re.escape(CARD)}\.[0-9a-f]{{32}}\.tmp")
 
 
 def require_repo(repo: str) -> str:
@@ -35,7 +40,8 @@ def prepare_folder(
 ) -> TransferReport:
     """Make the folder of a Hub repository: the delta, its blocks, its evaluations and names, and a model card.
 
-    The card is written last. A folder that an earlier attempt at the same left is gone on with.
+    Its manifests tell neither the user nor where inputs lay, unless that is public; ids are the same. The card is
+    written last. A folder that an earlier attempt at the same left is gone on with.
 
     Args:
         store: where the delta is.
@@ -53,13 +59,24 @@ def prepare_folder(
     delta = open_delta(store, artifact_id)
     _require_ours(out, delta)
     made = Store(out)
-    report = transfer(store, made, [artifact_id], move_names=True, progress=progress)
+    _make_public(made)
+    report = transfer(store, made, [artifact_id], move_names=True, record=Record.PUBLIC, progress=progress)
     name = names_by_id(made).get(artifact_id, (artifact_id,))[0]
     sources = delta.manifest.provenance.sources
     card = model_card(open_delta(made, artifact_id), repo, name, measurements(store, delta), sources)
     with disk_errors(out):
         write_atomically(out / CARD, card.encode())
+        for path in (*map(out.joinpath, sorted(_OF_RUNS)), *out.rglob("*.tmp")):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
     return report
+
+
+def _make_public(made: Store) -> None:
+    """Leave out of what an earlier version copied here what strangers need not know."""
+    for artifact_id, manifest in made.manifests(made.ids()):
+        public = manifest and manifest.with_provenance(manifest.provenance.public())
+        if manifest and public and public != manifest:
+            made.objects.replace(f"artifacts/{artifact_id}/{MANIFEST}", public.to_json(), manifest.to_json())
 
 
 def measurements(store: Store, delta: Delta) -> Measured:
@@ -88,7 +105,9 @@ def _require_ours(out: Path, delta: Delta) -> None:
     artifacts = {path.name for path in place.iterdir()} if place.is_dir() else set()
     known = {delta.manifest.id, *(pointer.id for pointer in delta.content.blocks)}
     known |= {manifest.id for manifest in measurements(delta.store, delta).delta}
-    if held and (not artifacts or held - _OURS or artifacts - known):
+    strange = {name for name in held - _OURS - _OF_RUNS if not _SCRATCH.fullmatch(name)}
+    card_of_others = CARD in held and not artifacts  # ours is written last
+    if strange or card_of_others or artifacts - known:
         raise OutputExistsError(
             f"{out} already holds other things than the delta {delta.manifest.id[:12]}, which would be published with "
             "it. Choose another folder, or empty this one."
@@ -116,8 +135,8 @@ def upload(folder: Path, repo: str, *, private: bool = False) -> str:
         address = api.create_repo(repo, private=private or None, exist_ok=True)
         if private and not api.model_info(repo, expand=["private"]).private:
             raise ConfigError(
-                f"The Hub's {repo} exists and is public, so that --private cannot hold. Nothing was uploaded. Make it "
-                "private in its settings, or choose another name."
+                f"The Hub's {repo} exists and is public, and a private one was asked for. Nothing was uploaded. Make "
+                "it private in its settings, or choose another name."
             )
         api.upload_folder(
             repo_id=repo,

@@ -1,14 +1,16 @@
 """Artifacts copied from one store to another, with what they need: a delta with its blocks, and what measured it.
 
-Parts go first and the artifact that was asked for goes last, so that the target shows it whole or not at all. Manifests
-stay what they are, byte for byte, and so do ids. What the target holds whole is not copied again: a copy that was
-killed goes on where it stopped. One artifact's files at a time pass through scratch.
+Parts go first and the artifact that was asked for goes last, so that the target shows it whole or not at all. Ids stay
+what they are, and so do manifests but for what they record of who made them; see `Record`. What the target holds whole
+is not copied again: a copy that was killed goes on where it stopped. One artifact's files at a time pass through
+scratch.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from time import perf_counter
 
@@ -22,6 +24,14 @@ from impart_core.store.pins import pin
 from impart_core.store.store import Store
 
 Progress = Callable[[int, int, int, int], None]
+
+
+class Record(Enum):
+    """What copies record of who made them; their ids are the same."""
+
+    MADE = "all that the source says: manifests stay what they are, byte for byte"
+    IMPORTED = "the same, and that they were not made here"
+    PUBLIC = "nothing that strangers need not know"
 
 
 class Tally(Frozen):
@@ -94,6 +104,7 @@ def transfer(
     evaluations: bool = True,
     move_names: bool = False,
     reread: bool = False,
+    record: Record = Record.MADE,
     progress: Progress | None = None,
 ) -> TransferReport:
     """Copy artifacts, and the names that point to them.
@@ -109,6 +120,7 @@ def transfer(
         evaluations: whether the evaluations that measured a delta are.
         move_names: whether a name that points elsewhere in the target is moved.
         reread: skip only what is whole by its digests, too, and replace what is not.
+        record: what the copies record of who made them.
         progress: called with artifacts copied, artifacts to copy, and both in bytes.
 
     Raises:
@@ -122,7 +134,7 @@ def transfer(
     names = {require_ref_name(name): made for name, made in all_refs(source).items() if made in wanted}
     _require_names(target, names, move_names)
     target.require_writable()
-    work = _Transfer(source, target, reread, progress)
+    work = _Transfer(source, target, reread, record, progress)
     bundles = work.survey(wanted, factors=factors, evaluations=evaluations)
     parts = {part.id: part for bundle in bundles for part in bundle.parts}
     with pin(target, parts):  # what is skipped is looked for once more after this
@@ -130,7 +142,7 @@ def transfer(
             if work.copy(bundle):
                 for name in (name for name, made in names.items() if made == bundle.top.id):
                     _require_names(target, {name: bundle.top.id}, move_names)
-                    set_ref(target, name, bundle.top.id, why=f"from {source.url}")
+                    set_ref(target, name, bundle.top.id, *_reason(source, record))
     if work.faults:
         raise CorruptArtifactError(
             f"{' '.join(dict.fromkeys(work.faults.values()))} What depends on it was not copied; "
@@ -151,9 +163,10 @@ def transfer(
 class _Transfer:
     """Looks up in both stores what is to be copied, each artifact once, however many need it; copies and counts it."""
 
-    def __init__(self, source: Store, target: Store, reread: bool, progress: Progress | None) -> None:
+    def __init__(self, source: Store, target: Store, reread: bool, record: Record, progress: Progress | None) -> None:
         """Name the stores; nothing is read yet."""
         self._source, self._target, self._reread, self._progress = source, target, reread, progress
+        self._record = record
         self._seen: dict[str, _Part | None] = {}
         self._total = 0, 0  # artifacts that the target lacks, and their bytes
         self.copied: dict[str, int] = {}
@@ -206,12 +219,22 @@ class _Transfer:
     def _look(self, artifact_id: str, *, optional: bool = False) -> _Part | None:
         if artifact_id not in self._seen:
             try:
-                self._seen[artifact_id] = self._compare(self._source.manifest(artifact_id))
+                self._seen[artifact_id] = self._compare(self._read(artifact_id))
             except (ArtifactNotFoundError, CorruptArtifactError) as error:
                 if optional and isinstance(error, ArtifactNotFoundError):
                     return None  # factors that were never copied here, or an evaluation that is gone since
                 self._seen[artifact_id], self.faults[artifact_id] = None, str(error)
         return self._seen[artifact_id]
+
+    def _read(self, artifact_id: str) -> Manifest:
+        """Return an artifact's manifest as it is to be in the target; errors as in `Store.manifest`."""
+        manifest = self._source.manifest(artifact_id)
+        made = manifest.provenance
+        if self._record is Record.MADE:
+            return manifest
+        return manifest.with_provenance(
+            made.public() if self._record is Record.PUBLIC else made.model_copy(update={"imported": True})
+        )
 
     def _compare(self, manifest: Manifest) -> _Part:
         """Hold an artifact of the source against the target's.
@@ -260,7 +283,7 @@ class _Transfer:
         if part.present or part.id in self.copied or part.id in self.faults:
             return
         try:
-            manifest = self._source.manifest(part.id)
+            manifest = self._read(part.id)
             with explained(Side.STORE, self._source.url), ExitStack() as stack:
                 files: dict[str, Path] = {
                     entry.name: stack.enter_context(self._source.local_file(manifest, entry.name, verified=True))
@@ -276,6 +299,11 @@ class _Transfer:
     def _report(self) -> None:
         if self._progress:
             self._progress(len(self.copied), self._total[0], sum(self.copied.values()), self._total[1])
+
+
+def _reason(source: Store, record: Record) -> tuple[str, str | None]:
+    """Return why a name is moved, and by whom."""
+    return ("push-hub", "") if record is Record.PUBLIC else (f"from {source.url}", None)
 
 
 def _tally(parts: Iterable[_Part]) -> Tally:
@@ -302,5 +330,6 @@ def _require_names(target: Store, names: Mapping[str, str], move_names: bool) ->
         listed = ", ".join(f"{name} ({str(there)[:12]}, not {names[name][:12]})" for name, there in taken.items())
         raise StoreError(
             f"The store {target.url} has other artifacts under the same names: {listed}. "
-            "Give --move-names to move them there, or name the artifacts otherwise in one of the stores."
+            "Let them be moved there (move_names=True, on the command line --move-names), or name the artifacts "
+            "otherwise in one of the stores."
         )

@@ -2,17 +2,19 @@
 
 import contextlib
 import os
+import stat
 import uuid
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from impart_core.base.errors import StoreError
+from impart_core.base.errors import CorruptArtifactError, StoreError
 from impart_core.base.files import copy_hashed, disk_errors, write_atomically
 from impart_core.storage.failures import Side, explained
 from impart_core.storage.objects import PROBES, ObjectInfo, Objects, R, is_path, require_path
 
 _ATTEMPTS = 20
+_KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
 
 
 class FolderObjects(Objects):
@@ -72,12 +74,12 @@ class FolderObjects(Objects):
     def size(self, path: str) -> int | None:
         """Return a file's size."""
         place = self._place(path)
-        return self._if_there(lambda: place.stat().st_size)
+        return self._if_there(lambda: _regular(place).st_size)
 
     def fetch(self, path: str, target: Path) -> str | None:
         """Copy a file."""
         place = self._place(path)
-        return self._if_there(lambda: copy_hashed(place, target))
+        return self._if_there(lambda: copy_hashed(place, target) if _regular(place) else None)
 
     def local(self, path: str) -> Path | None:
         """Return the file."""
@@ -141,6 +143,19 @@ class FolderObjects(Objects):
 
     def _place(self, path: str) -> Path:
         return self._root / require_path(path)
+
+
+def _regular(place: Path) -> os.stat_result:
+    """Return a file's status; a pipe or a device would be waited for, or read, without end.
+
+    Raises:
+        CorruptArtifactError: it is no file.
+    """
+    status = place.stat()
+    kind = stat.S_IFMT(status.st_mode)
+    if kind != stat.S_IFREG:
+        raise CorruptArtifactError(f"{place} is a {_KINDS.get(kind, 'device')} where a file should be. Delete it.")
+    return status
 
 
 def _in_folder(folder: Path, write: Callable[[], R]) -> R:

@@ -17,7 +17,13 @@ from collections.abc import Callable, Collection, Iterable
 from pydantic import Field, TypeAdapter, ValidationError
 
 from impart_core.base.canonical import canonical_json
-from impart_core.base.errors import ConfigError, CorruptArtifactError, StoreError
+from impart_core.base.errors import (
+    ArtifactNotFoundError,
+    ConfigError,
+    CorruptArtifactError,
+    NewerArtifactError,
+    StoreError,
+)
 from impart_core.base.settings import Frozen
 from impart_core.store.manifest import Manifest, Measured, kind_of
 from impart_core.store.names import names_by_id
@@ -25,7 +31,7 @@ from impart_core.store.store import Store
 
 DAMAGED = "damaged"
 _FOLDER = "catalog"
-_PACK = re.compile(r"([0-9]{8})-([0-9a-f]{64})\.json")
+_PACK = re.compile(r"([0-9]{8,18})-([0-9a-f]{64})\.json")
 _ID = re.compile(r"[0-9a-f]{64}")
 # Packs of fewer entries are merged when there are more than so many of them.
 _SMALL_PACK = 1000
@@ -39,7 +45,7 @@ class CatalogEntry(Frozen):
 
     Attributes:
         id: its id.
-        kind: the kind that it is registered as, or `damaged` where its manifest cannot be read.
+        kind: the kind that it is registered as, or `damaged` where its manifest cannot be read by this program.
         summary: what it is, for people.
         bytes: its own bytes in the store, and those of the artifacts that it consists of.
         files: number of its data files.
@@ -75,7 +81,7 @@ def scan(store: Store) -> dict[str, CatalogEntry]:
     known = _read_packs(store, _pack_names(store))
     found = {artifact_id: known[artifact_id] for artifact_id in present if artifact_id in known}
     unknown = store.manifests(name for name in present if name not in known)
-    read = {artifact_id: _read_entry(artifact_id, manifest) for artifact_id, manifest in unknown}
+    read = {artifact_id: _read_entry(store, artifact_id, manifest) for artifact_id, manifest in unknown}
     whole = [entry for entry in read.values() if entry.kind != DAMAGED]
     if len(whole) >= _WORTH_A_PACK:
         with contextlib.suppress(StoreError):  # whoever may only read can do without
@@ -83,17 +89,19 @@ def scan(store: Store) -> dict[str, CatalogEntry]:
     return dict(sorted({**found, **read}.items()))
 
 
-def _read_entry(artifact_id: str, manifest: Manifest | None) -> CatalogEntry:
-    with contextlib.suppress(CorruptArtifactError):
-        if manifest:
-            return entry_of(manifest)
-    return CatalogEntry(id=artifact_id, kind=DAMAGED)
+def _read_entry(store: Store, artifact_id: str, manifest: Manifest | None) -> CatalogEntry:
+    try:
+        return entry_of(manifest or store.manifest(artifact_id))
+    except NewerArtifactError:
+        return CatalogEntry(id=artifact_id, kind=DAMAGED, summary="made by a newer impart")
+    except (CorruptArtifactError, ArtifactNotFoundError):
+        return CatalogEntry(id=artifact_id, kind=DAMAGED)
 
 
 def note(store: Store, entries: Iterable[CatalogEntry]) -> None:
     """Enter artifacts in the catalogue, once more where they are in it already."""
     _write_pack(store, entries)
-    small = [name for name in _pack_names(store) if int(name[:8]) < _SMALL_PACK]
+    small = [name for name in _pack_names(store) if int(name.partition("-")[0]) < _SMALL_PACK]
     if len(small) > _MOST_SMALL_PACKS:
         _replace_packs(store, small, ())
 

@@ -4,22 +4,26 @@ What an artifact holds depends on its kind. A kind registers the class of its co
 verification, transfer, lineage, drawings and events follow from what that class declares; the store knows no kind.
 """
 
+import json
 from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, LiteralString, TypeVar
 
 from pydantic import FailFast, Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from impart_core.base.canonical import canonical_json, digest_of
-from impart_core.base.errors import CorruptArtifactError
+from impart_core.base.errors import CorruptArtifactError, NewerArtifactError
 from impart_core.base.registry import Registry
 from impart_core.base.settings import Frozen
 from impart_core.store.provenance import Provenance
 from impart_core.store.recipe import Recipe
 
 MANIFEST = "manifest.json"
+_FORMAT: Literal[1] = 1
+_UNKNOWN: LiteralString = "unknown"  # what only a newer program can have written
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Measured = tuple[float, float | None]  # a value and its standard error
 _MOST_ERRORS = 100  # to look into: as objects they take a thousand times the bytes that a stranger wrote
@@ -143,7 +147,7 @@ class Manifest(Frozen):
         seal: the digest of all the rest, so that any altered byte is noticed.
     """
 
-    format: Literal[1] = 1
+    format: Literal[1] = _FORMAT
     id: Sha256
     recipe: Recipe
     parents: Annotated[tuple[Sha256, ...], FailFast()] = ()
@@ -156,7 +160,15 @@ class Manifest(Frozen):
     def make(cls, recipe: Recipe, **fields: Any) -> "Manifest":
         """Return the sealed manifest of a recipe."""
         manifest = cls(id=recipe.id, recipe=recipe, **fields)
-        return manifest.model_copy(update={"seal": manifest._digest()})
+        return manifest.sealed()
+
+    def sealed(self) -> "Manifest":
+        """Return it with the seal that fits it."""
+        return self.model_copy(update={"seal": self._digest()})
+
+    def with_provenance(self, provenance: Provenance) -> "Manifest":
+        """Return it, sealed again, with another provenance, which is no part of its id."""
+        return self.model_copy(update={"provenance": provenance}).sealed()
 
     def _digest(self) -> str:
         return digest_of(self.model_dump(mode="json", exclude={"seal"}))
@@ -170,11 +182,12 @@ class Manifest(Frozen):
         name = value.get("kind") if isinstance(value, dict) else None
         kind = kind_of(name) if isinstance(name, str) else None
         if kind is None:
-            raise ValueError(f"the kind {name!r:.50} is not one that this version knows")
+            why = f"the kind {name!r:.50} is not one that this version knows"
+            raise _content_error(why, unknown=isinstance(name, str))
         try:
             return kind.model_validate(value)
         except ValidationError as error:
-            raise ValueError(_first_of(error)) from None
+            raise _content_error(_first_of(error), unknown=_only_unknown(error)) from None
 
     @model_validator(mode="after")
     def _id_is_of_recipe(self) -> "Manifest":
@@ -220,7 +233,11 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
 
     Raises:
         CorruptArtifactError: it is not a manifest, or its id does not match its recipe.
+        NewerArtifactError: it is whole, and a newer program made it: its seal holds, but its format, its kind or one
+            of its fields is not known.
     """
+    if not data:
+        raise CorruptArtifactError(f"{where} is empty. Compress with the same settings again to make it anew.")
     try:
         manifest = Manifest.model_validate_json(data)
         if manifest.seal == manifest._digest() and manifest.to_json() == data:
@@ -228,14 +245,46 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
         why = "its content does not match its seal"
     except ValidationError as error:
         why = _first_of(error)
+        if _is_newer(data, error):
+            raise NewerArtifactError(
+                f"{where} was made by a newer impart: {why}. It is left as it is. Use the version of impart that made "
+                "it, or a later one."
+            ) from None
     raise CorruptArtifactError(
         f"{where} is not a valid manifest: {why}. It was altered after it was published; "
         "compress with the same settings again to make it anew."
     )
 
 
+def _content_error(why: str, *, unknown: bool) -> PydanticCustomError:
+    """Return what is wrong with a content; `unknown`: nothing but what a newer program may have written."""
+    return PydanticCustomError(_UNKNOWN if unknown else "value_error", "{why}", {"why": why})
+
+
+def _is_newer(data: bytes, error: ValidationError) -> bool:
+    """Return whether a manifest that cannot be read is whole by its seal, and in a form that is not known yet."""
+    try:
+        value = json.loads(data)
+        rest = {key: item for key, item in value.items() if key != "seal"}
+        if canonical_json(value) != data or value["seal"] != digest_of(rest):
+            return False
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        return False
+    form = rest.get("format")
+    return (type(form) is int and form > _FORMAT) or _only_unknown(error)
+
+
+def _only_unknown(error: ValidationError) -> bool:
+    """Return whether all that is wrong with a value are fields or kinds that are not known."""
+    if error.error_count() > _MOST_ERRORS:
+        return False
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    return all(one["type"] in ("extra_forbidden", _UNKNOWN) for one in found)
+
+
 def _first_of(error: ValidationError) -> str:
     if error.error_count() > _MOST_ERRORS:
         return f"{error.error_count():,} of its values are wrong"
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    return f"{'.'.join(str(part)[:100] for part in first['loc'])} {first['msg'].lower()}"
+    where = ".".join(str(part)[:100] for part in first["loc"])
+    return f"{where} {first['msg'].lower()}".strip()

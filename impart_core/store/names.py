@@ -24,7 +24,7 @@ from impart_core.store.store import Store
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(@[A-Za-z0-9][A-Za-z0-9._-]{0,63})?")
 _ID = re.compile(r"[0-9a-f]{6,64}")
-_ENTRY = re.compile(r"([0-9]{8})\.json")
+_ENTRY = re.compile(r"([0-9]{8}|[1-9][0-9]{8,17})\.json")  # eight digits, and more where they are needed
 _ATTEMPTS = 100
 _LARGEST = 64 << 10
 
@@ -65,8 +65,15 @@ def require_ref_name(name: str) -> str:
     return name
 
 
-def set_ref(store: Store, name: str, artifact_id: str, why: str = "") -> Move:
+def set_ref(store: Store, name: str, artifact_id: str, why: str = "", by: str | None = None) -> Move:
     """Point a name to an artifact and return the move in force; nothing is written when it points there already.
+
+    Args:
+        store: the store.
+        name: which name.
+        artifact_id: where it is to point.
+        why: by what, in a few words.
+        by: who moves it; None: the user that runs this process.
 
     Raises:
         StoreError: other writers kept moving the same name.
@@ -76,7 +83,7 @@ def set_ref(store: Store, name: str, artifact_id: str, why: str = "") -> Move:
         numbers = _numbers(store, name)
         if numbers and (current := _move(store, name, numbers[-1])).id == artifact_id:
             return current
-        made = _try_move(store, name, (numbers[-1] if numbers else 0) + 1, artifact_id, why)
+        made = _try_move(store, name, (numbers[-1] if numbers else 0) + 1, artifact_id, (why, by))
         if made:
             return made
     raise StoreError(f"The name {name!r} is being moved by others all the time. Try again.")
@@ -119,7 +126,7 @@ def _all_numbers(store: Store) -> dict[str, list[int]]:
         entry = _ENTRY.fullmatch(file)
         if _NAME.fullmatch(name) and entry:
             found.setdefault(name, []).append(int(entry[1]))
-    return found
+    return {name: sorted(numbers) for name, numbers in found.items()}
 
 
 def _read_moves(store: Store, numbers: dict[str, list[int]]) -> dict[str, list[Move]]:
@@ -216,7 +223,7 @@ def _go_back(store: Store, name: str, current: Move, target: Move) -> Move:
         ) from error
     if current.id == target.id:
         return current
-    made = _try_move(store, name, current.number + 1, target.id, f"rollback to {wanted}")
+    made = _try_move(store, name, current.number + 1, target.id, (f"rollback to {wanted}", None))
     if made is None:
         raise StoreError(
             f"{name!r} was moved by someone else at this moment, and was not rolled back. "
@@ -237,10 +244,11 @@ def _taken(store: Store, name: str) -> list[int]:
     return numbers
 
 
-def _try_move(store: Store, name: str, number: int, artifact_id: str, why: str) -> Move | None:
+def _try_move(store: Store, name: str, number: int, artifact_id: str, reason: tuple[str, str | None]) -> Move | None:
     """Write a move under its number, None where another writer was first."""
+    why, by = reason
     moved = datetime.now(UTC).isoformat(timespec="seconds")
-    entry = RefEntry(id=artifact_id, moved=moved, by=user_name(), why=why)
+    entry = RefEntry(id=artifact_id, moved=moved, by=user_name() if by is None else by, why=why)
     free = store.objects.create(_path(name, number), canonical_json(entry.model_dump()))
     return Move(number=number, **entry.model_dump()) if free else None
 

@@ -18,6 +18,7 @@ import impart_core
 from impart_core import __version__
 from impart_core.base.settings import Frozen
 
+_PUBLIC = ("hf://", "hub:", "tinyzoo:")
 _LIBRARIES = ("torch", "numpy", "safetensors", "transformers", "lm-eval", "prefect")
 
 
@@ -35,6 +36,7 @@ class Provenance(Frozen):
         peak_rss_bytes: the process's peak resident memory by then.
         sources: where the inputs lay by role: `base` and `finetuned`, or `checkpoint` of an evaluation.
         run: id of the pipeline run that made it; empty outside of one.
+        imported: whether it was copied from another store: whatever is true of it, it was not made here.
     """
 
     code_version: str
@@ -47,6 +49,12 @@ class Provenance(Frozen):
     peak_rss_bytes: int
     sources: dict[str, str] = Field(default_factory=dict)
     run: str = ""
+    imported: bool = Field(default=False, exclude_if=lambda value: not value)
+
+    def public(self) -> "Provenance":
+        """Return what strangers may read: without the user, the run, and where inputs lay unless that is public."""
+        sources = {role: place for role, place in self.sources.items() if place.startswith(_PUBLIC)}
+        return self.model_copy(update={"user": "", "run": "", "sources": sources})
 
 
 class Stopwatch:

@@ -9,7 +9,7 @@ from impart_core.store.kept import keep
 from impart_core.store.manifest import Content, Manifest
 from impart_core.store.provenance import Stopwatch
 from impart_core.store.recipe import Recipe
-from impart_core.store.store import Store, file_entry
+from impart_core.store.store import IMPORTED, Store, file_entry
 
 Writer = Callable[[Path], object]
 
@@ -21,10 +21,12 @@ class Reuse:
     Attributes:
         reread: whether its files are held against their digests first.
         replace: whether it is made again whatever is there.
+        imported: whether one that was made elsewhere and imported is reused.
     """
 
     reread: bool = False
     replace: bool = False
+    imported: bool = False
 
 
 REREAD = Reuse(reread=True)
@@ -64,11 +66,12 @@ def made_or_found(
         kind: what it is to be; one of another kind is made again.
         reuse: how far one that is there is reused.
     """
-    before = store.examine(artifact_id, reread=reuse.reread, kind=kind)
+    before = store.examine(artifact_id, reread=reuse.reread, imported=reuse.imported, kind=kind)
     if before.manifest is not None and not reuse.replace:
         return Outcome(before.manifest, cached=True)
+    former = before.manifest or (store.lookup(artifact_id) if before.fault == IMPORTED else None)
     manifest = make()
-    changed = before.manifest is not None and not manifest.gives_the_same(before.manifest)
+    changed = former is not None and not manifest.gives_the_same(former)
     return Outcome(manifest, cached=False, fault=before.fault, changed=changed)
 
 

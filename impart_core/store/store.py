@@ -20,15 +20,17 @@ from pathlib import Path
 import platformdirs
 from fsspec.implementations.local import LocalFileSystem
 
-from impart_core.base.errors import ArtifactNotFoundError, CorruptArtifactError, StoreError
+from impart_core.base.errors import ArtifactNotFoundError, CorruptArtifactError, NewerArtifactError, StoreError
 from impart_core.base.files import scratch_folder
 from impart_core.storage.folder import FolderObjects
 from impart_core.storage.objects import PROBES, Objects
-from impart_core.storage.open import extras_of, open_url
+from impart_core.storage.open import open_url, require_plain_url
 from impart_core.storage.s3 import RemoteObjects, S3Objects
 from impart_core.store.kept import take
 from impart_core.store.manifest import MANIFEST, Content, FileEntry, Manifest, parse_manifest
 
+# An id is that of a recipe: whoever made it elsewhere may have published anything under it.
+IMPORTED = "What was imported is not reused unless it is trusted (imported=True, on the command line --trust-imported)"
 _MAX_MANIFEST_BYTES = 16 << 20
 _ID = re.compile(r"[0-9a-f]{64}")
 
@@ -100,9 +102,10 @@ class Store:
             replace: put this in the place of what is there, if its files or its content differ.
 
         Returns:
-            The manifest that is in force: another writer's, if a whole artifact was there first.
+            The manifest that is in force: another writer's, if a whole artifact was there first that was made here.
         """
-        present = None if replace else self.lookup(manifest.id, reread=reread)
+        theirs = manifest.provenance.imported  # an import gives way to what is made here
+        present = None if replace else self.lookup(manifest.id, reread=reread, imported=theirs)
         if present is not None:
             return present
         for entry in manifest.files:
@@ -110,7 +113,9 @@ class Store:
         while not self.objects.create(self._path(manifest.id, MANIFEST), manifest.to_json()):
             # Another writer was first, or the artifact is damaged, and this its repair, or it is to be replaced.
             was = self.objects.read(self._path(manifest.id, MANIFEST), _MAX_MANIFEST_BYTES)
-            present = self.lookup(manifest.id, reread=reread)
+            if was is None:
+                self.objects.size(self._path(manifest.id, MANIFEST))  # raises where no file can ever be written
+            present = self.lookup(manifest.id, reread=reread, imported=theirs)
             same = present is not None and (present.files, present.content) == (manifest.files, manifest.content)
             if present is not None and (same or not replace):
                 return present
@@ -118,16 +123,21 @@ class Store:
                 break
         return manifest
 
-    def examine(self, artifact_id: str, *, reread: bool = False, kind: type[Content] = Content) -> Found:
+    def examine(
+        self, artifact_id: str, *, reread: bool = False, imported: bool = True, kind: type[Content] = Content
+    ) -> Found:
         """Look for a whole artifact: its manifest exists and its files have the recorded sizes.
 
         Args:
             artifact_id: which.
             reread: whether the files are read, to hold them against the recorded digests as well.
+            imported: whether one that was imported counts.
             kind: what it is to be; one of another kind counts as none.
         """
         try:
             manifest = self.manifest(artifact_id)
+            if manifest.provenance.imported and not imported:
+                return Found(fault=IMPORTED)
             for file in manifest.files:
                 if reread:
                     self.verify_file(manifest, file)
@@ -140,9 +150,9 @@ class Store:
             return Found(fault=str(error))
         return Found(manifest if isinstance(manifest.content, kind) else None)
 
-    def lookup(self, artifact_id: str, *, reread: bool = False) -> Manifest | None:
+    def lookup(self, artifact_id: str, *, reread: bool = False, imported: bool = True) -> Manifest | None:
         """Return the manifest of a whole artifact, else None; see `examine`."""
-        return self.examine(artifact_id, reread=reread).manifest
+        return self.examine(artifact_id, reread=reread, imported=imported).manifest
 
     def manifest(self, artifact_id: str) -> Manifest:
         """Read an artifact's manifest.
@@ -150,6 +160,7 @@ class Store:
         Raises:
             ArtifactNotFoundError: there is none.
             CorruptArtifactError: it is not a valid manifest, or is another artifact's.
+            NewerArtifactError: a newer impart made it.
         """
         if not _ID.fullmatch(artifact_id):
             raise ArtifactNotFoundError(
@@ -157,17 +168,19 @@ class Store:
                 "see `store.names.resolve` and `open_delta`."
             )
         data = self.read(self._path(artifact_id, MANIFEST))
+        if data is None and self.objects.is_local:
+            self.objects.size(self._path(artifact_id, MANIFEST))  # what is there and no file is said to be damaged
         if data is None:
             raise ArtifactNotFoundError(f"There is no artifact {artifact_id[:12]} in the store {self.url}.")
         return self._parse(artifact_id, data)
 
     def manifests(self, artifact_ids: Iterable[str]) -> Iterator[tuple[str, Manifest | None]]:
-        """Read many manifests; those that do not exist are left out, None stands for a damaged one."""
+        """Read many manifests; those that do not exist are left out, None stands for one that cannot be read."""
         paths = {self._path(artifact_id, MANIFEST): artifact_id for artifact_id in artifact_ids}
         for path, data in self.objects.read_many(paths, _MAX_MANIFEST_BYTES + 1).items():
             try:
                 yield paths[path], self._parse(paths[path], data)
-            except CorruptArtifactError:
+            except (CorruptArtifactError, NewerArtifactError):
                 yield paths[path], None
 
     @contextmanager
@@ -258,17 +271,16 @@ class Store:
 
     def _wrong(self, path: str, why: str) -> str:
         place = f"{self.url.rstrip('/')}/{path}"
-        return f"{place} {why}. Compress with the same settings and --verify-cache to make it anew."
+        return (
+            f"{place} {why}. Compress with the same settings and read what is reused (reread=True, on the command "
+            "line --verify-cache) to make it anew."
+        )
 
 
 def _open_objects(url: str) -> Objects:
     try:
-        extras = extras_of(url) if "://" in url else None
-        if extras:
-            raise StoreError(
-                f"The store's {url.partition('://')[0]}:// URL carries {extras}. Give the place alone; credentials "
-                "come from the environment (AWS_PROFILE and its like, or IMPART_STORE_OPTIONS)."
-            )
+        if "://" in url:
+            require_plain_url(url, "store", StoreError)
         fs, root = open_url(url)
     except (ValueError, ImportError, TypeError) as error:
         raise StoreError(

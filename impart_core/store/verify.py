@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from impart_core.base.errors import (
+    ArtifactNotFoundError,
     CorruptArtifactError,
     ImpartError,
+    NewerArtifactError,
     StoreDeniedError,
     StoreFullError,
     StoreUnreachableError,
@@ -95,7 +97,9 @@ def verify_store(store: Store, progress: StoreProgress | None = None) -> VerifyR
     done, read = 0, 0
     for first in range(0, len(ids), _AT_ONCE):
         batch = ids[first : first + _AT_ONCE]
+        given = set()
         for artifact_id, manifest in store.manifests(batch):
+            given.add(artifact_id)
             if manifest:
                 reading.read(manifest)
             else:
@@ -105,6 +109,8 @@ def verify_store(store: Store, progress: StoreProgress | None = None) -> VerifyR
             done, read = done + 1, read + folders[artifact_id]
             if progress:
                 progress(done, len(ids), read, sum(folders.values()))
+        for artifact_id in set(batch) - given:
+            reading.note_damaged(artifact_id)
     reading.add_up()
     return reading.report(artifacts=done, leftovers=len(unnamed), leftover_bytes=sum(unnamed.values()))
 
@@ -148,10 +154,13 @@ class _Reading:
             self._composed.append((manifest.id, content))
 
     def note_damaged(self, artifact_id: str) -> None:
-        """Enter an artifact whose manifest cannot be read."""
-        self._whole[artifact_id] = None
-        with _collected(self.faults):
-            self._store.manifest(artifact_id)
+        """Enter an artifact whose manifest cannot be read; one that was deleted meanwhile is none."""
+        with _collected(self.faults), suppress(ArtifactNotFoundError):
+            try:
+                self._store.manifest(artifact_id)
+            except (CorruptArtifactError, NewerArtifactError):
+                self._whole[artifact_id] = None
+                raise
 
     def _read_file(self, manifest: Manifest, entry: FileEntry) -> None:
         try:

@@ -20,7 +20,15 @@ pytestmark = pytest.mark.e2e
 NAMES: dict[tuple[str, str], list[str]] = {
     ("impart", "compress"): [
         *["--cr", "--method", "--seed", "--accounting", "--store", "--name", "--workers", "--option", "KEY=VALUE"],
-        *["--embeddings", "--embeddings-cr", "--factors-for", "--no-keep-factors", "--verify-cache", "--refresh-from"],
+        *[
+            "--embeddings",
+            "--embeddings-cr",
+            "--factors-for",
+            "--no-keep-factors",
+            "--verify-cache",
+            "--trust-imported",
+            "--refresh-from",
+        ],
         *["--calibration", "--calibration-sequences", "--calibration-length", "hub:org/name", "impart methods"],
     ],
     ("impart", "quantize"): [
@@ -28,7 +36,16 @@ NAMES: dict[tuple[str, str], list[str]] = {
         *["--base", "--finetuned", "moved", "impart methods", "tinyzoo:math", "reused"],
     ],
     ("impart", "reconstruct"): ["--base", "--out", "--overwrite", "--max-shard-bytes", "--store"],
-    ("impart", "evaluate"): ["--tasks", "--base", "--split", "--limit", "--verify-cache", "--refresh", "--store"],
+    ("impart", "evaluate"): [
+        "--tasks",
+        "--base",
+        "--split",
+        "--limit",
+        "--verify-cache",
+        "--trust-imported",
+        "--refresh",
+        "--store",
+    ],
     ("impart", "inspect"): ["--store"],
     ("impart", "methods"): ["--option", "KEY=VALUE"],
     ("impart", "verify"): ["--store", "--all", "Exit code 1"],
@@ -52,7 +69,7 @@ NAMES: dict[tuple[str, str], list[str]] = {
 LEAVES = [(group, name) for group, verbs in VERBS.items() for name in verbs if name not in VERBS]
 MODULES = {f"impart_flows.cli.{VERBS[group][name].module}" for group, name in LEAVES}
 PANELS = ["Make", "Look", "Names", "Share", "Keep tidy", "Try"]
-LIGHT = {"impart_core", "impart_core.base", "impart_core.base.errors", "impart_core.base.units"}
+LIGHT = {"impart_core", *(f"impart_core.base{module}" for module in ("", ".errors", ".text", ".units"))}
 
 _PROGRAM = """
 import sys

@@ -1,6 +1,7 @@
 """Reconstruction: bit-identical, checked before it is begun, readable by everyone."""
 
 import json
+import shutil
 import uuid
 from pathlib import Path
 
@@ -12,11 +13,13 @@ from impart_core.apply.dense import reconstruct
 from impart_core.apply.reader import require_base
 from impart_core.artifacts.delta import Delta
 from impart_core.base.errors import CheckpointError, CorruptArtifactError, OutputExistsError, WrongBaseError
+from impart_core.checkpoint.digest import checkpoint_id, tensor_digests
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.codec.format import BlockFile
 from impart_core.codec.mask import keep_probability, mask_from_words, mask_key, mask_words
 from impart_core.methods import METHODS
 from impart_core.store.store import Store
+from impart_core.store.verify import verify_store
 from tests.impart_core.mixture import EMBEDDING, EXPERTS, HEAD, SAME, base_tensors, finetuned_tensors, save_mixture
 from tests.impart_core.pipeline import compress, config_of, flip, small_options, stored_path
 from tests.support import llama_shapes, random_tensors, save_checkpoint
@@ -141,12 +144,29 @@ def test_a_damaged_file_is_refused_by_name_before_anything_is_written(
 
 
 def test_a_folder_with_files_is_refused_and_kept(delta: Delta, pair: Pair, tmp_path: Path) -> None:
-    (tmp_path / "old").write_text("x")
-    with pytest.raises(OutputExistsError):
-        reconstruct(delta, open_checkpoint(pair[0]), tmp_path)
-    assert (tmp_path / "old").exists()
-    reconstruct(delta, open_checkpoint(pair[0]), tmp_path, overwrite=True)
-    assert not (tmp_path / "old").exists()
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("old", "config.json"):
+        (out / name).write_text("x")
+    with pytest.raises(OutputExistsError, match="already holds files"):
+        reconstruct(delta, open_checkpoint(pair[0]), out)
+    assert (out / "old").exists()
+    reconstruct(delta, open_checkpoint(pair[0]), out, overwrite=True)
+    assert not (out / "old").exists()
+
+
+def test_neither_store_nor_base_is_overwritten(delta: Delta, pair: Pair, tmp_path: Path) -> None:
+    store = Path(delta.store.url)
+    for place in (store, store.parent, store / "artifacts"):
+        (place / "config.json").write_text("{}")
+    base = tmp_path / "models" / "base"
+    shutil.copytree(pair[0], base)
+    (tmp_path / "models" / "config.json").write_text("{}")
+    for out in (store, store.parent, store / "artifacts", store / "new", base, base.parent):
+        with pytest.raises(OutputExistsError, match=r"the store|the base"):
+            reconstruct(delta, open_checkpoint(base), out, overwrite=True)
+    assert verify_store(delta.store).faults == ()
+    assert checkpoint_id(tensor_digests(open_checkpoint(base))) == delta.content.base
 
 
 def test_it_reports_every_tensor_and_the_bytes_of_the_weights(delta: Delta, pair: Pair, tmp_path: Path) -> None:

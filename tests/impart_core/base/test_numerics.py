@@ -75,7 +75,7 @@ def test_a_word_that_is_no_device_is_refused(device: str) -> None:
 @needs_no_cuda
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:3"])
 def test_a_device_that_is_not_here_is_refused_with_the_one_that_is(device: str) -> None:
-    with pytest.raises(DeviceError, match="Use --device cpu"):
+    with pytest.raises(DeviceError, match="Use the device cpu"):
         resolve_device(device)
 
 

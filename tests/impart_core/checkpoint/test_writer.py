@@ -1,6 +1,5 @@
 """Writing safetensors: readable by the safetensors library, the same bytes each time, folders whole or absent."""
 
-import errno
 import json
 from pathlib import Path
 
@@ -11,14 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from impart_core.base.errors import OutputExistsError, StoreFullError
 from impart_core.checkpoint.header import DTYPES, read_header
 from impart_core.checkpoint.local import local_file
 from impart_core.checkpoint.weights import SHARD_INDEX, SINGLE
 from impart_core.checkpoint.writer import (
     TensorSpec,
-    check_output_folder,
-    new_folder,
     spec_of,
     tensor_bytes,
     write_checkpoint,
@@ -116,49 +112,3 @@ def test_one_shard_has_the_usual_name_and_no_index(tmp_path: Path) -> None:
     tensors: Tensors = {"a": torch.zeros(2)}
     assert write_checkpoint(tmp_path, specs_of(tensors), tensors.__getitem__) == [tmp_path / SINGLE]
     assert [entry.name for entry in tmp_path.iterdir()] == [SINGLE]
-
-
-def test_a_new_folder_appears_whole(tmp_path: Path) -> None:
-    with new_folder(tmp_path / "deep" / "out") as scratch:
-        (scratch / "file").write_text("x")
-        assert not (tmp_path / "deep" / "out").exists()
-    assert [entry.name for entry in (tmp_path / "deep").iterdir()] == ["out"]
-    assert (tmp_path / "deep" / "out" / "file").read_text() == "x"
-
-
-def test_a_failure_leaves_neither_folder_nor_scratch(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="stop"), new_folder(tmp_path / "out") as scratch:
-        (scratch / "file").write_text("x")
-        raise RuntimeError("stop")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_full_disk_while_writing_a_folder_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(StoreFullError, match="No space left"), new_folder(tmp_path / "out"):
-        raise OSError(errno.ENOSPC, "full")
-
-
-def test_a_folder_with_files_is_refused_unless_it_may_be_replaced(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    check_output_folder(tmp_path / "out")
-    (tmp_path / "out" / "old").write_text("x")
-    with pytest.raises(OutputExistsError, match="already holds files"), new_folder(tmp_path / "out"):
-        pass
-    assert (tmp_path / "out" / "old").exists()
-    with new_folder(tmp_path / "out", overwrite=True) as scratch:
-        (scratch / "new").write_text("y")
-    assert [entry.name for entry in (tmp_path / "out").iterdir()] == ["new"]
-
-
-def test_a_failed_replacement_keeps_the_old_folder(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old").write_text("x")
-    with pytest.raises(RuntimeError), new_folder(tmp_path / "out", overwrite=True):
-        raise RuntimeError
-    assert [entry.name for entry in (tmp_path / "out").iterdir()] == ["old"]
-
-
-def test_a_file_in_the_folders_place_is_never_overwritten(tmp_path: Path) -> None:
-    (tmp_path / "out").write_text("x")
-    with pytest.raises(OutputExistsError):
-        check_output_folder(tmp_path / "out", overwrite=True)

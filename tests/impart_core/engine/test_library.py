@@ -101,6 +101,10 @@ def test_a_delta_is_quantised_with_tokens_at_hand_and_measured(delta: impart.Del
         (lambda: impart.compress(BASE, MATH, 0.5), ConfigError, "cr is 0.5"),
         (lambda: impart.compress(BASE, MATH, impart.CompressConfig(cr=4), seed=1), ConfigError, "Put all into it"),
         (lambda: impart.compress(BASE / "nowhere", MATH, 4), impart.ImpartError, "does not exist"),
+        (lambda: impart.compress(None, MATH, 4), ConfigError, "None is no place of a checkpoint"),  # type: ignore[arg-type]
+        (lambda: impart.compress(BASE, " ", 4), ConfigError, "' ' is no place of a checkpoint"),
+        (lambda: impart.evaluate(7, "t"), ConfigError, "7 is no place of a checkpoint"),  # type: ignore[arg-type]
+        (lambda: impart.reconstruct("x", BASE, None), ConfigError, "None is no folder to make"),  # type: ignore[arg-type]
         (lambda: impart.compress(BASE, MATH, 16, workers=0), ConfigError, "workers is 0"),
         (lambda: impart.open_delta(Path("math")), ConfigError, "by its name or id, not by a"),  # type: ignore[arg-type]
         (lambda: impart.open_delta("nothing"), ArtifactNotFoundError, "There is no store at"),

@@ -1,5 +1,6 @@
 """A delta as a folder for the Hub: a store in itself; uploaded to a server on this machine that speaks its protocol."""
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +13,12 @@ from impart_core.base.errors import ConfigError, CorruptArtifactError, HubError,
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.share.hub import measurements, prepare_folder, require_repo, upload
 from impart_core.store.names import resolve, set_ref
+from impart_core.store.provenance import Stopwatch, user_name
 from impart_core.store.store import Store
 from impart_core.store.verify import verify_store
 from tests.impart_core.pipeline import compress, config_of, flip, stored_path
 from tests.impart_core.store.samples import evaluation_of
+from tests.killing import count_steps, run_killed
 from tests.servers import UPLOADER, Hub, hub_server
 
 Pair = tuple[Path, Path]
@@ -98,6 +101,55 @@ def test_a_folder_with_anything_else_is_refused(pair: Pair, delta: Delta, folder
         with pytest.raises(OutputExistsError, match="already holds other things"):
             prepare_folder(delta.store, artifact.manifest.id, "team/math", out)
         assert files(out) == before
+
+
+@pytest.mark.parametrize("part", range(18))
+def test_one_that_was_killed_goes_on(part: int, delta: Delta, folder: Path, tmp_path: Path) -> None:
+    out, again = tmp_path / "killed", tmp_path / "again"
+
+    def push(place: Path) -> None:
+        prepare_folder(delta.store, delta.manifest.id, "team/math", place)
+
+    steps = count_steps(lambda: push(again))
+    assert not run_killed(lambda: push(out), 1 + part * steps // 18)
+    push(out)
+    names = {name for name in files(folder) if not name.startswith("refs/")}
+    assert {name for name in files(out) if not name.startswith("refs/")} == names
+    assert (out / "README.md").read_bytes() == (folder / "README.md").read_bytes()
+    assert verify_store(Store(out)).faults == ()
+    assert resolve(Store(out), "math@prod") == delta.manifest.id
+
+
+def test_what_is_published_tells_nothing_of_the_machine(delta: Delta, pair: Pair, folder: Path, tmp_path: Path) -> None:
+    told = {user_name(), str(tmp_path), str(pair[0]), str(pair[1]), str(pair[0].parent), str(Path.home())}
+    source = b"".join(files(Path(delta.store.url)).values()).decode("utf-8", "ignore")
+    assert user_name() in source
+    assert str(pair[0]) in source
+    text = json.dumps({name: data.decode("utf-8", "ignore") for name, data in files(folder).items()})
+    assert not [one for one in told if f'"{one}' in text.replace("\\", "") or f"{one}/" in text]
+    store = Store(folder)
+    for artifact in store.ids():
+        made, published = delta.store.manifest(artifact), store.manifest(artifact)
+        assert (made.id, made.files, made.content) == (published.id, published.files, published.content)
+        assert published.provenance == made.provenance.public()
+    assert made.provenance.libraries == published.provenance.libraries
+
+
+def test_a_folder_that_an_earlier_version_made_is_cleaned(delta: Delta, folder: Path) -> None:
+    before = files(folder)
+    for artifact in Store(folder).ids():
+        place = folder / "artifacts" / artifact / "manifest.json"
+        place.write_bytes(delta.store.manifest(artifact).to_json())
+    assert files(folder) != before
+    prepare_folder(delta.store, delta.manifest.id, "team/math", folder)
+    assert files(folder) == before
+
+
+def test_public_places_are_kept() -> None:
+    sources = {"base": "hf://org/base@1", "finetuned": "/home/ann/x", "text": "hub:org/data", "store": "s3://b/x"}
+    made = Stopwatch(sources, run="5").provenance().public()
+    assert made.sources == {"base": "hf://org/base@1", "text": "hub:org/data"}
+    assert (made.user, made.run) == ("", "")
 
 
 def test_what_is_no_delta_or_no_repository_or_damaged_is_refused(delta: Delta, tmp_path: Path) -> None:

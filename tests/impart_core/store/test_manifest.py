@@ -1,6 +1,8 @@
 """Manifests: a round trip to the byte, and any altered byte noticed."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +11,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from impart_core.base.canonical import canonical_json, digest_of
-from impart_core.base.errors import CorruptArtifactError
+from impart_core.base.errors import CorruptArtifactError, NewerArtifactError
+from impart_core.store.catalog import list_entries
 from impart_core.store.manifest import FileEntry, Manifest, parse_manifest
+from impart_core.store.store import Store
+from impart_core.store.verify import verify_store
 from tests.impart_core.store.samples import sample
 
 
@@ -55,7 +60,7 @@ def test_a_manifest_that_was_cut_or_extended_is_noticed(manifest: Manifest, data
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"null", b"[]", b"{}", b'{"format":2}', b"\xff", b"NaN", b"[" * 100_000, b'{"id":"' + b"0" * 64 + b'"}'],
+    [b"null", b"[]", b"{}", b'{"format":2}', b"\xff", b"NaN", b"[" * 100_000, b'{"id":"' + b"0" * 64 + b'"}'],
 )
 def test_what_is_no_manifest_is_a_sentence(data: bytes) -> None:
     with pytest.raises(CorruptArtifactError, match=r"here is not a valid manifest: .* to make it anew"):
@@ -67,6 +72,55 @@ def altered(manifest: Manifest, **fields: Any) -> bytes:
     plain = {**json.loads(manifest.to_json()), **fields}
     plain.pop("seal")
     return canonical_json({**plain, "seal": digest_of(plain)})
+
+
+def test_an_empty_one_is_said_to_be_empty() -> None:
+    with pytest.raises(CorruptArtifactError, match=r"^here is empty\. Compress with the same settings"):
+        parse_manifest(b"", "here")
+
+
+def test_sentences_have_single_blanks(manifest: Manifest) -> None:
+    for data in (b"{", b"null", altered(manifest, content=1), altered(manifest, id=1), b"{}"):
+        with pytest.raises(CorruptArtifactError) as caught:
+            parse_manifest(data, "here")
+        assert "  " not in str(caught.value)
+
+
+def newer(manifest: Manifest) -> dict[str, bytes]:
+    """Return manifests that are whole by their seals, in forms of later versions."""
+    content = json.loads(manifest.to_json())["content"]
+    return {
+        "format": altered(manifest, format=2, parents={"all": []}),
+        "field": altered(manifest, licence="mit"),
+        "kind": altered(manifest, content={"kind": "sketch", "of": 1}),
+        "content": altered(manifest, content={**content, "tokens": 5}),
+    }
+
+
+@pytest.mark.parametrize("form", ["format", "field", "kind", "content"])
+def test_a_newer_one_is_said_to_be_newer_and_never_replaced(form: str, manifest: Manifest, tmp_path: Path) -> None:
+    data, store = newer(manifest)[form], Store(tmp_path / "store")
+    ours, files = sample(tmp_path / "scratch")
+    store.publish(ours, files)
+    path = f"artifacts/{ours.id}/manifest.json"
+    store.objects.replace(path, data, None)
+    reuse: tuple[dict[str, bool], ...] = ({}, {"reread": True}, {"replace": True})
+    attempts: list[Callable[[], object]] = [lambda how=how: store.publish(ours, files, **how) for how in reuse]
+    for attempt in (*attempts, lambda: store.lookup(ours.id), lambda: store.manifest(ours.id)):
+        with pytest.raises(NewerArtifactError, match=r"was made by a newer impart: .*\. It is left as it is"):
+            attempt()
+        assert store.read(path) == data
+    (entry,) = list_entries(store)
+    assert (entry.kind, entry.summary) == ("damaged", "made by a newer impart")
+    (fault,) = verify_store(store).faults
+    assert "newer impart" in fault
+
+
+@pytest.mark.parametrize("form", ["format", "field", "kind", "content"])
+def test_what_only_looks_newer_is_damage(form: str, manifest: Manifest) -> None:
+    for data in (newer(manifest)[form].replace(b'"seal":"', b'"seal":"0'), newer(manifest)[form] + b" "):
+        with pytest.raises(CorruptArtifactError):
+            parse_manifest(data, "here")
 
 
 def test_a_forged_recipe_does_not_keep_the_id(manifest: Manifest) -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from impart_core.base.canonical import canonical_json
 from impart_core.base.errors import (
     ArtifactNotFoundError,
     ConfigError,
@@ -307,3 +308,20 @@ def test_history_only_grows_and_each_rollback_leads_to_a_move_in_it(steps: list[
         assert after[: len(before)] == before
         assert len(after) - len(before) == (before[-1].id != expected)
         assert get_ref(store, "math") == after[-1].id == expected
+
+
+@pytest.mark.parametrize("last", [99_999_998, 99_999_999, 100_000_000, 999_999_999])
+def test_names_move_on_whatever_their_number(last: int, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    ids = [store.publish(*sample(tmp_path / str(seed), seed=seed)).id for seed in range(2)]
+    folder = Path(store.url) / "refs" / "a@b"
+    folder.mkdir(parents=True)
+    first = canonical_json({"id": ids[0], "moved": "2026-01-01T00:00:00+00:00", "by": "", "why": ""})
+    (folder / f"{last:08d}.json").write_bytes(first)
+    (folder / f"0{last + 5:08d}.json").write_bytes(b"another spelling of a number is none")
+    for step in range(1, 4):
+        made = set_ref(store, "a@b", ids[step % 2])
+        assert made.number == last + step
+        assert get_ref(store, "a@b") == all_refs(store)["a@b"] == made.id
+    assert [move.number for move in history(store, "a@b")] == [last, last + 1, last + 2, last + 3]
+    assert history(store, "a@b")[0].id == ids[0]

@@ -49,6 +49,7 @@ def test_nothing_of_it_is_part_of_an_artifacts_id(tmp_path: Path) -> None:
         **dict.fromkeys(("code_version", "code_digest", "system", "user", "started", "run"), "another"),
         **{field: {"base": "elsewhere"} for field in ("libraries", "sources")},
         **dict.fromkeys(("seconds", "peak_rss_bytes"), 12345),
+        "imported": True,
     }
     assert others.keys() == Provenance.model_fields.keys()
     for field, value in others.items():
