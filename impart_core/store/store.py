@@ -20,8 +20,9 @@ from pathlib import Path
 import platformdirs
 from fsspec.implementations.local import LocalFileSystem
 
-from impart_core.base.errors import ArtifactNotFoundError, CorruptArtifactError, StoreError
+from impart_core.base.errors import ArtifactNotFoundError, CorruptArtifactError, ImpartError, StoreError
 from impart_core.base.files import scratch_folder
+from impart_core.storage.failures import Side, explain
 from impart_core.storage.folder import FolderObjects
 from impart_core.storage.objects import PROBES, Objects
 from impart_core.storage.open import extras_of, open_url
@@ -261,6 +262,10 @@ def _open_objects(url: str) -> Objects:
         raise StoreError(
             f"The store {url!r} cannot be opened: {error}. Give a folder or an fsspec URL such as s3://…"
         ) from error
+    except ImpartError:
+        raise
+    except Exception as error:  # some file systems connect, or read an archive, when they are opened
+        raise explain(error, Side.STORE, url) from error
     if isinstance(fs, LocalFileSystem):
         return FolderObjects(url, root)
     return (S3Objects if hasattr(fs, "call_s3") else RemoteObjects)(url, fs, root)
