@@ -11,9 +11,10 @@ from typing import Any
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.logging import get_run_logger
 
+from impart_core.base.text import without_secrets
 from impart_core.engine.compress import CompressReport
 from impart_core.engine.references import EvaluationResult
-from impart_core.lineage.events import public_url, without_secrets
+from impart_core.lineage.events import public_url
 from impart_core.store.manifest import Pointer
 
 _OTHER = re.compile(r"[^a-z0-9]+")

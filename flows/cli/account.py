@@ -6,12 +6,11 @@ import typer
 
 from impart_core.lineage.diff import Change, Difference, MetricChange
 from impart_core.lineage.diff import diff as compare
-from impart_core.lineage.draw.labels import plain
 from impart_core.lineage.why import Account, Input, explain
 from impart_core.store.names import resolve
 from impart_core.store.store import Store
 from impart_flows.cli import options as opt
-from impart_flows.cli.output import human_bytes, show
+from impart_flows.cli.output import human_bytes, say, show
 
 _MOST_CHANGES = 20  # of one section as text; --json has them all
 _INDENT = 12
@@ -68,13 +67,13 @@ def _print_account(account: Account) -> None:
 
 def _print_difference(found: Difference) -> None:
     if found.same:
-        typer.echo(f"Both are {found.a[:12]}: one artifact, equal in everything.")
+        say(f"Both are {found.a[:12]}: one artifact, equal in everything.")
         return
-    typer.echo(f"a {found.a[:12]}, b {found.b[:12]}")
+    say(f"a {found.a[:12]}, b {found.b[:12]}")
     for title in ("operation", "config", "inputs", "content"):
         _print_changes(title, list(map(_change, getattr(found, title))))
     if found.shared_blocks is not None:
-        typer.echo(f"{'':{_INDENT}}shared blocks: {found.shared_blocks}")
+        say(f"{'':{_INDENT}}shared blocks: {found.shared_blocks}")
     _print_changes("code", list(map(_change, found.provenance)))
     _print_changes("metrics", list(map(_metric_change, found.metrics)))
 
@@ -87,7 +86,7 @@ def _print_changes(title: str, changes: list[str]) -> None:
 def _print_field(title: str, *found: str) -> None:
     """Print lines under a title to their left, nothing where there are none."""
     for number, line in enumerate(filter(None, found)):
-        typer.echo(f"{'' if number else title:{_INDENT}}{plain(line)}")
+        say(f"{'' if number else title:{_INDENT}}{line}")
 
 
 def _input(given: Input) -> str:

@@ -8,7 +8,7 @@ import typer
 
 from impart_core import __version__
 from impart_core.base.errors import ImpartError
-from impart_flows.cli.output import errors, print_json
+from impart_flows.cli.output import errors, print_error, print_json
 from impart_flows.cli.verbs import LazyGroup
 
 app = typer.Typer(
@@ -54,7 +54,7 @@ def run(arguments: list[str]) -> int:
     try:
         code = int(app(arguments, prog_name="impart", standalone_mode=False) or 0)
     except ImpartError as error:
-        errors.print(f"error: {error}", markup=False)
+        print_error(error)
         return _fail(error, str(error), arguments)
     except _UsageError as error:
         error.show()
@@ -62,7 +62,7 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     if code == INTERRUPTED:  # Typer turns Ctrl-C into this code
-        errors.print("Stopped. Finished blocks are kept; run the same command again to go on.", markup=False)
+        errors.print("Stopped. Finished blocks are kept; run the same command again to go on.")
     return code
 
 

@@ -1,14 +1,12 @@
 """Verbs that make a delta: compress and quantize."""
 
-import typer
-
 from impart_core.engine.compress import CompressReport
 from impart_core.engine.preflight import Checked, check_compress
 from impart_core.engine.quantize import quantize_request
 from impart_core.engine.requests import CompressRequest, QuantizeRequest, absolute
 from impart_flows.cli import options as opt
 from impart_flows.cli.flags import from_flags
-from impart_flows.cli.output import human_bytes, progress, ratio, show, warn_of_faults
+from impart_flows.cli.output import human_bytes, progress, ratio, say, show, warn_of_faults
 from impart_flows.compress import run_compress
 from impart_flows.embedded import prefect_server
 
@@ -51,18 +49,18 @@ def _run(request: CompressRequest, checked: Checked, json: bool) -> None:
 
 def _print_report(report: CompressReport) -> None:
     reused = f", {report.cached_blocks} reused" if report.cached_blocks else ""
-    typer.echo(f"artifact       {report.artifact}" + (f" ({report.name})" if report.name else ""))
-    typer.echo(f"cr_projection  {ratio(report.cr_projection)}   (projections, against 16 bits)")
-    typer.echo(f"cr_model       {ratio(report.cr_model)}   (every byte, against the fine-tuned checkpoint)")
-    typer.echo(f"bytes          {report.bytes:,} in {report.blocks} blocks{reused}")
+    say(f"artifact       {report.artifact}" + (f" ({report.name})" if report.name else ""))
+    say(f"cr_projection  {ratio(report.cr_projection)}   (projections, against 16 bits)")
+    say(f"cr_model       {ratio(report.cr_model)}   (every byte, against the fine-tuned checkpoint)")
+    say(f"bytes          {report.bytes:,} in {report.blocks} blocks{reused}")
     if report.saved_bytes:
-        typer.echo(f"lossless       {report.saved_bytes:,} bytes saved by the entropy coder")
+        say(f"lossless       {report.saved_bytes:,} bytes saved by the entropy coder")
     if report.decompositions or report.reused_factors:
         fallbacks = f", {report.fallbacks} fallbacks" if report.fallbacks else ""
-        typer.echo(f"decomposed     {report.decompositions} matrices{fallbacks}; {report.reused_factors} reused")
+        say(f"decomposed     {report.decompositions} matrices{fallbacks}; {report.reused_factors} reused")
     for again in report.retried:
-        typer.echo(f"retried        {again.what}, {again.times}×: {again.why}")
+        say(f"retried        {again.what}, {again.times}×: {again.why}")
     if report.events_sent or report.events_lost:
         lost = f", {report.events_lost} lost: the receiver did not take them" if report.events_lost else ""
-        typer.echo(f"events         {report.events_sent} sent{lost}")
-    typer.echo(f"took           {report.seconds:.1f} s, peak memory {human_bytes(report.peak_rss_bytes)}")
+        say(f"events         {report.events_sent} sent{lost}")
+    say(f"took           {report.seconds:.1f} s, peak memory {human_bytes(report.peak_rss_bytes)}")

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import typer
-
 from impart_core.artifacts.block import BlockContent
 from impart_core.artifacts.delta import Delta, DeltaContent, open_delta
 from impart_core.artifacts.factors import FactorsContent
@@ -11,7 +9,7 @@ from impart_core.store.manifest import Manifest
 from impart_core.store.names import resolve
 from impart_core.store.store import Store
 from impart_flows.cli import options as opt
-from impart_flows.cli.output import print_json, print_table, ratio
+from impart_flows.cli.output import print_json, print_table, ratio, say
 
 
 def inspect(ref: opt.Ref, store: opt.StoreOption = None, json: opt.JsonOption = False) -> None:
@@ -44,9 +42,10 @@ def _print_delta(delta: Delta) -> None:
     rows.append(["(delta)", delta.manifest.id[:12], "", "", f"{described['own_bytes']:,}"])
     print_table(["block", "artifact", "tensors", "bytes of codes", "bytes on disk"], rows)
     _print_quantized(delta)
-    typer.echo(f"\ncr_projection  {ratio(delta.content.cr_projection)}")
-    typer.echo(f"cr_model       {ratio(delta.cr_model)}")
-    typer.echo(f"bytes          {delta.bytes:,}")
+    say()
+    say(f"cr_projection  {ratio(delta.content.cr_projection)}")
+    say(f"cr_model       {ratio(delta.cr_model)}")
+    say(f"bytes          {delta.bytes:,}")
 
 
 def _print_quantized(delta: Delta) -> None:
@@ -68,10 +67,10 @@ def _print_quantized(delta: Delta) -> None:
     sums = [sum(one.parts[part] for _, one in found) for part in parts]
     packed = sum(one.packed for _, one in found)
     rows.append([f"({len(found)} tensors)", "", "", *(f"{size:,}" for size in sums), f"{packed:,}"])
-    typer.echo("")
+    say()
     print_table(["tensor", "bits x vectors", "group", *parts, "codes packed"], rows)
     saved = packed - sums[parts.index("codes")]
-    typer.echo(f"lossless stage  {saved:,} bytes saved, {saved / packed:.1%} of the packed codes")
+    say(f"lossless stage  {saved:,} bytes saved, {saved / packed:.1%} of the packed codes")
 
 
 def _print_factors(manifest: Manifest, content: FactorsContent) -> None:
@@ -99,12 +98,12 @@ def _print_factors(manifest: Manifest, content: FactorsContent) -> None:
 def _print_manifest(manifest: Manifest, settings: str | None = None) -> None:
     made = manifest.provenance
     settings = settings or ", ".join(f"{key}={_short(value)}" for key, value in manifest.recipe.config.items())
-    typer.echo(f"artifact  {manifest.id}")
-    typer.echo(f"made by   {manifest.recipe.operation} ({settings})")
-    typer.echo(f"with      impart {made.code_version}, {made.system}, by {made.user} at {made.started}")
+    say(f"artifact  {manifest.id}")
+    say(f"made by   {manifest.recipe.operation} ({settings})")
+    say(f"with      impart {made.code_version}, {made.system}, by {made.user} at {made.started}")
     for entry in manifest.files:
-        typer.echo(f"file      {entry.path}  {entry.size:,} bytes")
-    typer.echo("")
+        say(f"file      {entry.path}  {entry.size:,} bytes")
+    say()
 
 
 def _short(value: object) -> str:

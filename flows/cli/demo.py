@@ -10,7 +10,7 @@ from impart_core.base.files import disk_errors
 from impart_core.base.numerics import resolve_device
 from impart_core.store.store import Store, default_store_url
 from impart_flows.cli import options as opt
-from impart_flows.cli.output import print_table, progress, ratio, show
+from impart_flows.cli.output import print_table, progress, ratio, say, show
 from impart_flows.demo import DemoReport, DemoRow, flow_of
 from impart_flows.embedded import prefect_server
 from impart_flows.picture import draw
@@ -49,12 +49,13 @@ def _print_report(report: DemoReport, out: Path) -> None:
     columns = ["task", "model", "exact match", "answer loss", "bytes", "cr_projection", "cr_model"]
     print_table(columns, [_cells(row) for row in report.rows])
     reused, total = report.evaluations_reused, report.evaluations
-    typer.echo(
-        f"\nExact match and answer loss (nats a token) on {report.items} test items each, ± standard error.\n"
+    say()
+    say(f"Exact match and answer loss (nats a token) on {report.items} test items each, ± standard error.")
+    say(
         f"Reused from {report.store}: {report.compressions_reused} of {report.compressions} compressions, "
-        f"{reused} of {total} evaluations. Took {report.seconds:.1f} s.\n"
-        f"Picture: {out / 'demo.png'}   Figures: {out / 'demo.json'}"
+        f"{reused} of {total} evaluations. Took {report.seconds:.1f} s."
     )
+    say(f"Picture: {out / 'demo.png'}   Figures: {out / 'demo.json'}")
 
 
 def _cells(row: DemoRow) -> list[str]:

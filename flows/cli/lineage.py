@@ -12,7 +12,7 @@ from impart_core.lineage.graph import lineage_of
 from impart_core.store.names import resolve
 from impart_core.store.store import Store
 from impart_flows.cli import options as opt
-from impart_flows.cli.output import print_json
+from impart_flows.cli.output import print_json, say
 
 Blocks = Annotated[bool, typer.Option("--blocks", help="Show every block and its factors, instead of their number.")]
 Format = Annotated[
@@ -52,8 +52,9 @@ def lineage(
         if json:
             print_json({"artifact": found.focus, "format": form, "out": str(target), **counts})
         else:
-            typer.echo(f"{target}  {counts['nodes']} nodes, {counts['edges']} edges")
+            say(f"{target}  {counts['nodes']} nodes, {counts['edges']} edges")
     elif json:
         print_json({"artifact": found.focus, "format": form, "drawing": drawing, **counts})
     else:
-        typer.echo(drawing, nl=False)
+        for line in drawing.splitlines():
+            say(line)

@@ -7,7 +7,7 @@ import typer
 
 from impart_core.methods import METHODS, QUANTIZING
 from impart_flows.cli import options as opt
-from impart_flows.cli.output import print_json, print_lines
+from impart_flows.cli.output import print_json, print_lines, say
 
 Name = Annotated[str | None, typer.Argument(help="A method, to list its options; all methods when left out.")]
 
@@ -25,7 +25,8 @@ def methods(name: Name = None, json: opt.JsonOption = False) -> None:
             print_json({"methods": summaries, "quantize": QUANTIZING})
         else:
             print_lines(summaries)
-            typer.echo(f"\n`impart quantize` takes {', '.join(QUANTIZING)}.")
+            say()
+            say(f"`impart quantize` takes {', '.join(QUANTIZING)}.")
         return
     method = METHODS.get(name)
     fields = method.options_model.model_fields
@@ -34,7 +35,8 @@ def methods(name: Name = None, json: opt.JsonOption = False) -> None:
         options = {key: {"default": defaults[key], "description": field.description} for key, field in fields.items()}
         print_json({"method": name, "summary": method.summary, "options": options})
         return
-    typer.echo(f"{name}: {method.summary}\n")
+    say(f"{name}: {method.summary}")
+    say()
     print_lines({f"{key}={dumps(defaults[key])}": field.description for key, field in fields.items()})
     if not fields:
-        typer.echo("It has no options.")
+        say("It has no options.")

@@ -8,7 +8,7 @@ from impart_core.store import names as refs
 from impart_core.store.names import Move
 from impart_core.store.store import Store
 from impart_flows.cli import options as opt
-from impart_flows.cli.output import print_json, print_table
+from impart_flows.cli.output import print_json, print_table, say
 
 Name = Annotated[str, typer.Argument(help="A name, with or without a label (math-13b, math-13b@prod).")]
 Number = Annotated[int | None, typer.Option(help="The move to go back to. [default: the one before the last]")]
@@ -58,4 +58,4 @@ def _print_move(name: str, move: Move, json: bool) -> None:
     if json:
         print_json({"name": name, **move.model_dump(mode="json")})
         return
-    typer.echo(f"{name} is {move.id[:12]} (move {move.number}, {move.why or 'named'}, by {move.by} at {move.moved})")
+    say(f"{name} is {move.id[:12]} (move {move.number}, {move.why or 'named'}, by {move.by} at {move.moved})")

@@ -12,13 +12,38 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from impart_core.base.errors import MismatchError
 from impart_core.base.settings import Frozen
+from impart_core.base.text import visible, visible_json, without_secrets
 from impart_core.base.units import human_bytes as human_bytes
 
 _SECONDS_BETWEEN_LINES = 2.0
 
 ReportT = TypeVar("ReportT", bound=Frozen)
-errors = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+class _Stderr(Console):
+    """Standard error for people; what may come from anywhere is printed as `visible` text."""
+
+    def print(self, *objects: Any, **settings: Any) -> None:
+        """Print objects, text among them without markup."""
+        shown = (visible(one) if isinstance(one, str) else one for one in objects)
+        super().print(*shown, **{"markup": False, **settings})
+
+
+errors = _Stderr(stderr=True, soft_wrap=True, highlight=False)
+
+
+def say(text: str = "") -> None:
+    """Print one line on standard output, in which nothing can steer the terminal."""
+    typer.echo(visible(text))
+
+
+def print_error(error: Exception) -> None:
+    """Print an error's sentence; only the lines of a list of mismatches, which are ours, stay lines."""
+    text = without_secrets(f"error: {error}")
+    for line in text.split("\n") if isinstance(error, MismatchError) else [text]:
+        errors.print(line)
 
 
 def show(report: ReportT, json: bool, print_text: Callable[[ReportT], None]) -> None:
@@ -31,16 +56,16 @@ def show(report: ReportT, json: bool, print_text: Callable[[ReportT], None]) -> 
 
 def print_json(value: Any) -> None:
     """Print one JSON object, alone on standard output."""
-    typer.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    typer.echo(visible_json(json.dumps(value, ensure_ascii=False, allow_nan=False)))
 
 
 def print_table(columns: list[str], rows: list[list[str]], title: str | None = None) -> None:
     """Print a table on standard output: the first column to the left, the others to the right."""
-    table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    table = Table(title=title and visible(title), title_justify="left", header_style="bold", box=None, pad_edge=False)
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+        table.add_column(visible(column), justify="left" if number == 0 else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(visible, row))
     width = None if sys.stdout.isatty() else 160
     Console(width=width, highlight=False, markup=False).print(table)
 
@@ -49,18 +74,17 @@ def print_lines(texts: Mapping[str, str | None]) -> None:
     """Print a line each: the key, and its text in a column of its own."""
     width = max(map(len, texts), default=0)
     for key, text in texts.items():
-        typer.echo(f"{key:{width}}  {text or ''}".rstrip())
+        say(f"{key:{width}}  {text or ''}".rstrip())
 
 
 def warn_of_faults(remade: Iterable[str], changed: Iterable[str]) -> None:
     """Say on standard error what had to be made anew, and what came out otherwise than before."""
     for fault in remade:
-        errors.print(f"warning: {fault.partition('. Compress with')[0].rstrip('.')}. It was made anew.", markup=False)
+        errors.print(f"warning: {fault.partition('. Compress with')[0].rstrip('.')}. It was made anew.")
     for artifact in changed:
         errors.print(
             f"warning: {artifact[:12]} came out otherwise than the one that was published. The store holds the new "
-            "one; what else was made with the former can be checked with `impart verify`.",
-            markup=False,
+            "one; what else was made with the former can be checked with `impart verify`."
         )
 
 
@@ -88,7 +112,7 @@ class Reporter:
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[what]}"),
+            TextColumn("{task.fields[what]}", markup=False),
             console=errors,
             disable=not bars,
         )
@@ -100,7 +124,7 @@ class Reporter:
         if self._bars:
             if stage not in self._tasks or done == 0:
                 self._tasks[stage] = self.display.add_task(stage, total=total, what="")
-            self.display.update(self._tasks[stage], completed=done, total=total, what=what)
+            self.display.update(self._tasks[stage], completed=done, total=total, what=visible(what))
         elif not self._quiet:
             self._print_line(stage, done, total, what)
 
@@ -109,4 +133,4 @@ class Reporter:
         now = time.monotonic()
         if done == total or (done and now - self._printed >= _SECONDS_BETWEEN_LINES):
             self._printed = now
-            errors.print(f"{stage} {done}/{total} {what} ({now - self._started:.1f} s)", markup=False)
+            errors.print(f"{stage} {done}/{total} {what} ({now - self._started:.1f} s)")

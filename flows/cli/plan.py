@@ -1,14 +1,12 @@
 """The verb `plan`: what a compression would take."""
 
-import typer
-
 from impart_core.base.numerics import default_workers
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.engine.plan import Plan, make_plan
 from impart_core.engine.requests import PlanRequest
 from impart_flows.cli import options as opt
 from impart_flows.cli.flags import from_flags
-from impart_flows.cli.output import human_bytes, print_table, ratio, show
+from impart_flows.cli.output import human_bytes, print_table, ratio, say, show
 
 
 @from_flags(PlanRequest, without=("seed",))
@@ -29,10 +27,12 @@ def _print_plan(plan: Plan, exact: bool) -> None:
         for block in plan.blocks
     ]
     print_table(["block", "tensors", "projections", "their codes", "the rest", "peak memory"], rows)
-    typer.echo(f"\ncr_projection  at least {ratio(plan.cr_projection)}" if exact else "")
-    typer.echo(f"cr_model       about {ratio(plan.cr_model)} or better   ({human_bytes(plan.bytes)})")
+    say()
+    if exact:
+        say(f"cr_projection  at least {ratio(plan.cr_projection)}")
+    say(f"cr_model       about {ratio(plan.cr_model)} or better   ({human_bytes(plan.bytes)})")
     if plan.factors_bytes:
-        typer.echo(f"factors        at most {human_bytes(plan.factors_bytes)} beside it, unless --no-keep-factors")
-    typer.echo(f"peak memory    about {human_bytes(plan.peak_bytes)} above the idle process, {plan.workers} workers")
+        say(f"factors        at most {human_bytes(plan.factors_bytes)} beside it, unless --no-keep-factors")
+    say(f"peak memory    about {human_bytes(plan.peak_bytes)} above the idle process, {plan.workers} workers")
     if plan.calibration_bytes:
-        typer.echo(f"calibration    about {human_bytes(plan.calibration_bytes)} more, one layer at a time")
+        say(f"calibration    about {human_bytes(plan.calibration_bytes)} more, one layer at a time")

@@ -2,15 +2,13 @@
 
 from pathlib import Path
 
-import typer
-
 from impart_core.base.settings import Frozen
 from impart_core.share.hub import prepare_folder, require_repo, upload
 from impart_core.store.names import resolve
 from impart_core.store.store import Store
 from impart_flows.cli import options as opt
 from impart_flows.cli.flags import from_flags
-from impart_flows.cli.output import print_json, progress
+from impart_flows.cli.output import print_json, progress, say
 from impart_flows.cli.remaining import by_bytes, print_transfer
 
 
@@ -45,5 +43,5 @@ def push_hub(request: PushRequest, json: opt.JsonOption = False) -> None:
         print_json({**found, **report.model_dump(mode="json", include={"copied", "skipped", "names", "seconds"})})
         return
     print_transfer(report)
-    typer.echo(f"folder   {request.out}")
-    typer.echo(f"hub      {address or f'not uploaded; add --upload to create {request.repo}'}")
+    say(f"folder   {request.out}")
+    say(f"hub      {address or f'not uploaded; add --upload to create {request.repo}'}")

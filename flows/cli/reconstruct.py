@@ -1,13 +1,11 @@
 """The verb `reconstruct`: base + delta → a model folder."""
 
-import typer
-
 from impart_core.engine.reconstruct import Reconstruction
 from impart_core.engine.reconstruct import reconstruct as rebuild
 from impart_core.engine.requests import ReconstructRequest
 from impart_flows.cli import options as opt
 from impart_flows.cli.flags import from_flags
-from impart_flows.cli.output import human_bytes, progress, show
+from impart_flows.cli.output import human_bytes, progress, say, show
 
 
 @from_flags(ReconstructRequest, base=opt.BASE_OF_DELTA)
@@ -23,5 +21,5 @@ def reconstruct(request: ReconstructRequest, json: opt.JsonOption = False) -> No
 
 def _print_report(made: Reconstruction) -> None:
     for one in made.retried:
-        typer.echo(f"retried {one.what}, {one.times}×: {one.why}")
-    typer.echo(f"{made.out}  {human_bytes(made.bytes)} of weights in {made.seconds:.1f} s")
+        say(f"retried {one.what}, {one.times}×: {one.why}")
+    say(f"{made.out}  {human_bytes(made.bytes)} of weights in {made.seconds:.1f} s")

@@ -3,10 +3,8 @@
 import time
 from collections.abc import Callable
 
-import typer
-
 from impart_core.share.transfer import Tally, TransferReport
-from impart_flows.cli.output import Reporter, human_bytes
+from impart_flows.cli.output import Reporter, human_bytes, say
 
 
 def by_bytes(reporter: Reporter, stage: str) -> Callable[[int, int, int, int], None]:
@@ -25,13 +23,13 @@ def by_bytes(reporter: Reporter, stage: str) -> Callable[[int, int, int, int], N
 
 def print_transfer(report: TransferReport) -> None:
     """Print what was copied and what was there."""
-    typer.echo(f"copied   {_told(report.copied)}")
-    typer.echo(f"skipped  {_told(report.skipped)}")
+    say(f"copied   {_told(report.copied)}")
+    say(f"skipped  {_told(report.skipped)}")
     if report.otherwise:
-        typer.echo(f"kept     {len(report.otherwise)} of these as they were made there, with other bytes")
+        say(f"kept     {len(report.otherwise)} of these as they were made there, with other bytes")
     if report.names:
-        typer.echo(f"names    {', '.join(sorted(report.names))}")
-    typer.echo(f"took     {report.seconds:.1f} s")
+        say(f"names    {', '.join(sorted(report.names))}")
+    say(f"took     {report.seconds:.1f} s")
 
 
 def _told(tally: Tally) -> str:

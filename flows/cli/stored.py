@@ -11,7 +11,7 @@ from impart_core.store.store import Store
 from impart_core.store.verify import VerifyReport, verify_store
 from impart_core.store.verify import verify as verify_artifact
 from impart_flows.cli import options as opt
-from impart_flows.cli.output import human_bytes, print_json, print_table, progress
+from impart_flows.cli.output import human_bytes, print_json, print_table, progress, say
 from impart_flows.cli.remaining import by_bytes
 
 OptionalRef = Annotated[str | None, typer.Argument(help=opt.ARTIFACT)]
@@ -29,7 +29,7 @@ def list_artifacts(store: opt.StoreOption = None, json: opt.JsonOption = False) 
         print_json({"store": opened.url, "artifacts": [entry.model_dump(mode="json") for entry in entries]})
         return
     if not entries:
-        typer.echo(f"The store {opened.url} holds no artifacts yet.")
+        say(f"The store {opened.url} holds no artifacts yet.")
         return
     rows = [
         [", ".join(one.names) or "—", one.id[:12], one.kind, one.summary, human_bytes(one.bytes), one.started]
@@ -67,8 +67,8 @@ def verify(
 
 def _print_report(what: str, report: VerifyReport) -> None:
     for fault in report.faults:
-        typer.echo(f"fault: {fault}")
+        say(f"fault: {fault}")
     state = f"{len(report.faults)} faults" if report.faults else "whole"
-    typer.echo(f"{what} is {state}: {report.artifacts} artifacts, {report.files} files, {report.bytes:,} bytes")
+    say(f"{what} is {state}: {report.artifacts} artifacts, {report.files} files, {report.bytes:,} bytes")
     if report.leftovers:
-        typer.echo(f"{report.leftovers} leftovers beside them, {human_bytes(report.leftover_bytes)}")
+        say(f"{report.leftovers} leftovers beside them, {human_bytes(report.leftover_bytes)}")

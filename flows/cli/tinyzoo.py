@@ -6,7 +6,7 @@ import typer
 
 from impart_core import tinyzoo
 from impart_flows.cli import options as opt
-from impart_flows.cli.output import print_json
+from impart_flows.cli.output import print_json, say
 
 Name = Annotated[str | None, typer.Argument(help="base, math, code or chat; all of them when left out.")]
 
@@ -17,4 +17,4 @@ def path(name: Name = None, json: opt.JsonOption = False) -> None:
     Example: impart tinyzoo path math
     """
     folder = str(tinyzoo.path(name))
-    print_json({"path": folder}) if json else typer.echo(folder)
+    print_json({"path": folder}) if json else say(str(folder))

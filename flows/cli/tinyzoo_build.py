@@ -8,7 +8,7 @@ import typer
 from impart_core import tinyzoo
 from impart_core.tinyzoo import recipe
 from impart_flows.cli import options as opt
-from impart_flows.cli.output import errors, print_json
+from impart_flows.cli.output import errors, print_json, say
 
 Out = Annotated[Path, typer.Option(help="The folder to make.")]
 Train = Annotated[bool, typer.Option(help="Train the models again from nothing (about 45 minutes on two cores).")]
@@ -21,8 +21,8 @@ def build(out: Out, train: Train = False, seed: Seed = 0, json: opt.JsonOption =
     Example: impart tinyzoo build --out zoo
     """
     if train:
-        recipe.train(out, seed=seed, log=lambda line: errors.print(line, markup=False))
+        recipe.train(out, seed=seed, log=lambda line: errors.print(line))
     else:
         tinyzoo.build(out)
     folder = str(out.absolute())
-    print_json({"path": folder, "trained": train}) if json else typer.echo(folder)
+    print_json({"path": folder, "trained": train}) if json else say(str(folder))

@@ -10,7 +10,7 @@ from impart_core.base.errors import ConfigError
 from impart_core.store.gc import GcReport, collect
 from impart_core.store.store import Store
 from impart_flows.cli import options as opt
-from impart_flows.cli.output import human_bytes, print_table, show
+from impart_flows.cli.output import human_bytes, print_table, say, show
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 Grace = Annotated[str, typer.Option(help="Keep what is younger: a number and s, m, h, d or w.")]
@@ -50,14 +50,14 @@ def _print_report(report: GcReport) -> None:
         print_table(["kind", "artifacts", "which"], rows)
     count = sum(map(len, report.artifacts.values()))
     done = "deleted" if report.deleted else "would go"
-    typer.echo(
+    say(
         f"{count} artifacts, {report.leftovers} leftover objects and {report.uploads} unfinished uploads {done}: "
         f"{human_bytes(report.bytes)}. {report.kept} artifacts stay."
     )
     if not report.complete:
-        typer.echo("Not all of it yet: run it again.")
+        say("Not all of it yet: run it again.")
     if not report.deleted and (count or report.leftovers or report.uploads):
-        typer.echo("Nothing was deleted. Use --delete to do it.")
+        say("Nothing was deleted. Use --delete to do it.")
 
 
 def _duration(text: str) -> timedelta:

@@ -17,7 +17,7 @@ from impart_core.checkpoint.pairing import Pairs
 from impart_core.codec.format import CODES_FILE, FORMAT_VERSION, BlockFile, EncodedTensor, write_block
 from impart_core.codec.parts import Codes
 from impart_core.methods import METHODS
-from impart_core.methods.decode import decode_delta, decode_stack
+from impart_core.methods.decode import check_delta, check_stack
 from impart_core.quantization.streams import describe_streams
 from impart_core.store.manifest import Manifest, NamedContent, register
 from impart_core.store.provenance import Stopwatch
@@ -207,10 +207,9 @@ def _check_codes(file: BlockFile, content: BlockContent) -> None:
         if file.code_bytes([name]) != entry.bytes:
             raise CorruptArtifactError(f"{file.path}: the codes of {name!r} are not as long as its manifest says.")
         if header.is_stack:
-            for _ in decode_stack(file, name):
-                pass
+            check_stack(file, name)
         else:
-            decode_delta(name, header, file.codes(name))
+            check_delta(name, header, file.codes(name))
     codes = file.code_bytes([name for name, header in file.headers.items() if header.role is Role.PROJECTION])
     if codes != content.projection_bytes:
         raise CorruptArtifactError(

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 
 from impart_core.base.errors import MismatchError
+from impart_core.base.text import visible
 from impart_core.checkpoint.index import Checkpoint
 from impart_core.checkpoint.layout import Role, in_layer, role_of
 from impart_core.checkpoint.pairing import Pair, pair_tensors
@@ -28,7 +29,7 @@ def preflight(base: Checkpoint, finetuned: Checkpoint) -> dict[str, Pair]:
         return pairs
     found = [*_differing(base, finetuned, _TOLD_KEYS), *found]
     lines = Counter(_NUMBER.sub("*", line) for line in found)
-    listed = "\n".join(f"  - {line}" + (f" ({n} times)" if n > 1 else "") for line, n in lines.items())
+    listed = "\n".join(f"  - {visible(line)}" + (f" ({n} times)" if n > 1 else "") for line, n in lines.items())
     raise MismatchError(
         f"The fine-tuned checkpoint {finetuned.location} does not fit the base {base.location} "
         f"({len(found)} mismatches):\n{listed}\nGive the base that it was fine-tuned from."

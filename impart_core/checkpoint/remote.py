@@ -13,7 +13,7 @@ from impart_core.checkpoint.local import local_folder
 from impart_core.checkpoint.source import Folder, SourceFile, no_folder
 from impart_core.checkpoint.spool import keep, read_kept
 from impart_core.storage.failures import Side, explain, explained
-from impart_core.storage.open import extras_of, open_url
+from impart_core.storage.open import open_url, require_plain_url
 
 # The largest range asked for at once: it is in memory twice, and asked for again as a whole when it fails.
 _LARGEST_RANGE = 32 << 20
@@ -81,7 +81,7 @@ def url_folder(url: str) -> Folder:
         CheckpointError: the URL is malformed or of an unknown protocol, or the folder cannot be listed.
         ConfigError: IMPART_STORE_OPTIONS is malformed.
     """
-    _require_plain(url)
+    require_plain_url(url, "checkpoint", CheckpointError)
     try:
         fs, root = open_url(url)
     except (ValueError, ImportError, TypeError) as error:
@@ -118,16 +118,3 @@ def _entry(fs: Any, location: str, name: str, info: Mapping[str, Any]) -> UrlFil
 
 def _name(info: Mapping[str, Any]) -> str:
     return str(info["name"]).rstrip("/").rpartition("/")[2]
-
-
-def _require_plain(url: str) -> None:
-    """Refuse a URL that carries more than a place: what it carries would end in logs and lists of runs."""
-    try:
-        extras = extras_of(url)
-    except ValueError as error:
-        raise CheckpointError(f"The checkpoint {url!r} is not a URL: {error}.") from error
-    if extras:
-        raise CheckpointError(
-            f"The checkpoint's {url.partition('://')[0]}:// URL carries {extras}. Give the folder alone; "
-            "credentials come from the environment (AWS_PROFILE and its like, or IMPART_STORE_OPTIONS)."
-        )

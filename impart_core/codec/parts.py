@@ -5,11 +5,30 @@ import torch
 from impart_core.base.errors import CorruptArtifactError
 
 Codes = dict[str, torch.Tensor]
+_FLOAT_BYTES = 4
+_ALWAYS_DECODED = 1 << 28  # bytes: any machine has as many
+_MOST_TIMES = 1 << 13  # 4,096 times smaller than 16 bits
 
 
 def nbytes(codes: Codes) -> int:
     """Return the bytes of all parts."""
     return sum(code.numel() * code.element_size() for code in codes.values())
+
+
+def require_proportion(codes: Codes, name: str, entries: int) -> None:
+    """Refuse codes that would decode to far more than they store, before memory is taken for it.
+
+    Where nothing is stored nothing is written either: such zeros take no memory.
+
+    Raises:
+        CorruptArtifactError: they would.
+    """
+    stored, decoded = nbytes(codes), _FLOAT_BYTES * entries
+    if stored and decoded > max(_ALWAYS_DECODED, _MOST_TIMES * stored):
+        raise CorruptArtifactError(
+            f"The {stored:,} bytes stored of {name!r} would decode to {decoded:,}, more than any compression stores "
+            "in so few. They were not decoded."
+        )
 
 
 def read_part(codes: Codes, name: str, part: str, dtype: torch.dtype, *shape: int | None) -> torch.Tensor:

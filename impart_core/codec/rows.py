@@ -34,10 +34,16 @@ def decode_rows(codes: dict[str, torch.Tensor], name: str, shape: tuple[int, ...
     Raises:
         CorruptArtifactError: rows that the tensor does not have, or out of order, or not as many values as rows.
     """
+    rows, values = read_rows(codes, name, shape)
+    delta = torch.zeros(shape, dtype=torch.float32)
+    delta[rows] = values.float()
+    return delta
+
+
+def read_rows(codes: dict[str, torch.Tensor], name: str, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the numbers of the changed rows, int64, (k,), and their values, (k, n); errors as in `decode_rows`."""
     rows, values = read_part(codes, name, "rows", torch.int32, None).long(), codes["values"]
     ends = torch.cat([torch.tensor([-1]), rows, torch.tensor(shape[:1])])
     if not bool((ends.diff() > 0).all()) or values.shape != (len(rows), *shape[1:]):
         raise CorruptArtifactError(f"The rows stored of {name!r} do not fit its shape {list(shape)}.")
-    delta = torch.zeros(shape, dtype=torch.float32)
-    delta[rows] = values.float()
-    return delta
+    return rows, values

@@ -21,6 +21,7 @@ from impart_core.engine.references import EvaluationJob, EvaluationResult, Run
 from impart_core.engine.requests import EvaluateRequest
 from impart_core.evaluation.harness import Evaluator, check_request
 from impart_core.evaluation.result import Evaluation
+from impart_core.storage.open import require_plain_url
 from impart_core.store.catalog import entry_of, note
 from impart_core.store.manifest import Manifest
 from impart_core.store.names import resolve
@@ -40,6 +41,8 @@ class Measurable:
 def check_evaluate(request: EvaluateRequest) -> Measurable:
     """Check a request without loading a model; raise an `ImpartError` that says what to change."""
     resolve_device(request.device)
+    if "://" in request.model:
+        require_plain_url(request.model, "model", CheckpointError)
     if request.base is None and is_remote(request.model):
         raise CheckpointError(
             f"{request.model} is no folder of this machine, and only folders can be evaluated. "

@@ -3,7 +3,6 @@
 Nothing here depends on OpenLineage's library, or on whether a receiver is configured.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -12,12 +11,10 @@ from typing import Literal
 from urllib.parse import unquote
 from uuid import UUID, uuid5
 
+from impart_core.base.text import without_secrets
 from impart_core.checkpoint.location import is_remote
 from impart_core.store.catalog import CatalogEntry
 
-_USER = re.compile(r"(?<![\w+.-])(?P<scheme>[\w+.-]+)://(?P<user>[^/\s]*)@")
-_QUERY = re.compile(r"(://[^\s?]*)\?\S+")
-_CONTAINER_BEFORE_AT = ("abfs", "wasb")  # Azure's URLs name a container where others name a user
 _LONGEST_ERROR = 2000
 
 
@@ -63,16 +60,6 @@ def public_url(location: str) -> str:
     if "://" not in location or location.startswith("file://"):
         return Path(location.removeprefix("file://")).expanduser().absolute().as_uri()
     return without_secrets(location).rstrip("/")
-
-
-def without_secrets(text: str) -> str:
-    """Return a text with user, password and query taken out of every URL in it."""
-    return _QUERY.sub(r"\1", _USER.sub(_kept_user, text))
-
-
-def _kept_user(found: re.Match[str]) -> str:
-    names_container = found["scheme"].startswith(_CONTAINER_BEFORE_AT) and ":" not in found["user"]
-    return found[0] if names_container else f"{found['scheme']}://"
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from impart_core.base.errors import ArtifactNotFoundError, CorruptArtifactError
 from impart_core.base.settings import Frozen
+from impart_core.base.text import without_secrets
 from impart_core.store.catalog import CatalogEntry, reach, scan
 from impart_core.store.manifest import kind_of
 from impart_core.store.names import names_by_id
@@ -212,5 +213,5 @@ def _location(store: Store, children: Iterable[CatalogEntry], checkpoint: str) -
             continue
         for role, known in entry.checkpoints.items():
             if known == checkpoint and role in sources:
-                return sources[role]
+                return without_secrets(sources[role])
     return ""

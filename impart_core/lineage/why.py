@@ -8,6 +8,7 @@ from pydantic import Field
 from impart_core.artifacts.evaluation import EvaluationContent
 from impart_core.base.errors import ArtifactNotFoundError, CorruptArtifactError
 from impart_core.base.settings import Frozen
+from impart_core.base.text import without_secrets
 from impart_core.store.catalog import entry_of
 from impart_core.store.manifest import Manifest, Measured
 from impart_core.store.names import names_by_id
@@ -75,7 +76,7 @@ def explain(store: Store, artifact_id: str) -> Account:
         ArtifactNotFoundError: it does not exist.
         CorruptArtifactError: its manifest is damaged.
     """
-    manifest = store.manifest(artifact_id)
+    manifest = _without_secrets(store.manifest(artifact_id))
     content, entry, config = manifest.content, entry_of(manifest), dict(flatten(manifest.recipe.config))
     return Account(
         artifact=manifest.id,
@@ -92,6 +93,12 @@ def explain(store: Store, artifact_id: str) -> Account:
         items=content.items if isinstance(content, EvaluationContent) else {},
         provenance=manifest.provenance,
     )
+
+
+def _without_secrets(manifest: Manifest) -> Manifest:
+    """Return a manifest whose places hold no credentials, as those that were recorded by an older program may."""
+    sources = {role: without_secrets(place) for role, place in manifest.provenance.sources.items()}
+    return manifest.model_copy(update={"provenance": manifest.provenance.model_copy(update={"sources": sources})})
 
 
 def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,5 +1,6 @@
 """What every method offers, how a tensor is to be coded by one, and what it is given of a projection."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
 from impart_core.base.errors import ConfigError
 from impart_core.base.registry import Registry
 from impart_core.base.settings import Accounting, Frozen, MethodOptions, nearest
-from impart_core.codec.parts import Codes
+from impart_core.codec.parts import Codes, require_proportion
 from impart_core.delta.factors import Factors
 from impart_core.delta.svd import decompose
 from impart_core.quantization.curvature import Inputs
@@ -94,6 +95,15 @@ class Method(ABC):
             raise ConfigError(f"Decoding takes codes by part, as `encode` returns them, not a {type(codes).__name__}.")
         return self.decode_codes(codes, name, shape, seed)
 
+    def check_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> None:
+        """Check that codes decode, in no more memory than what is stored may stand for; arguments as for `decode`.
+
+        Raises:
+            CorruptArtifactError: they do not, or would decode to far more than they store.
+        """
+        require_proportion(codes, name, math.prod(shape))
+        self.decode_codes(codes, name, shape, seed)
+
     @abstractmethod
     def encode_projection(self, projection: Projection, coding: "Coding") -> Codes:
         """Encode; see `encode`."""
@@ -132,6 +142,27 @@ class Method(ABC):
         Whole triplets are fewer than thinned ones in the same room.
         """
         return coding.cr
+
+
+class FactorMethod(Method):
+    """A method that codes factors of a delta, whose product need not be made to check them."""
+
+    @abstractmethod
+    def decode_factors(
+        self, codes: Codes, name: str, shape: tuple[int, int], seed: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the factors, (K, m) and (K, n), float32, the delta being Σ_k u_k v_kᵀ; see `Method.decode`."""
+
+    def decode_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:
+        """Return Σ_k u_k v_kᵀ; see `Method.decode`."""
+        u, v = self.decode_factors(codes, name, shape, seed)
+        return u.T @ v
+
+    def check_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> None:
+        """Check that the factors decode; see `Method`."""
+        pairs = codes["sigma"].numel() if "sigma" in codes else 0
+        require_proportion(codes, name, pairs * sum(shape))
+        self.decode_factors(codes, name, shape, seed)
 
 
 METHODS: Registry[Method] = Registry("method")

@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 
 from impart_core.base.errors import CorruptArtifactError
 from impart_core.checkpoint.header import DTYPES
 from impart_core.codec.format import ADDED, KEEP, OMITTED, ROWS, VALUE, BlockFile, TensorHeader
-from impart_core.codec.rows import decode_rows
+from impart_core.codec.parts import Codes
+from impart_core.codec.rows import decode_rows, read_rows
 from impart_core.methods.base import METHODS
 
 _MOST_ENTRIES = 1 << 34  # of a matrix or vector: far above any model's, and 64 GiB once it is decoded
@@ -27,21 +29,40 @@ def decode_delta(name: str, header: TensorHeader, codes: Mapping[str, torch.Tens
         CorruptArtifactError: the codes do not fit the tensor's shape.
         UnknownNameError: the method is not known to this program.
     """
-    if header.method == VALUE:
-        return None
-    own = {part: code for part, code in codes.items() if part != ADDED}
-    try:
-        shape = delta_shape(header, codes)
-        if header.method == OMITTED:
+    with _read_codes(name, header, codes) as (own, shape):
+        if header.method in (VALUE, OMITTED):
             return None
-        if math.prod(shape) > _MOST_ENTRIES:
-            raise ValueError(f"no tensor has the shape {list(shape)}")
         if header.method == KEEP:
             return own["delta"].float().reshape(shape)
         if header.method == ROWS:
             return decode_rows(own, name, shape)
         rows, columns = shape
         return METHODS.get(header.method).decode(own, name, (rows, columns), header.seed)
+
+
+def check_delta(name: str, header: TensorHeader, codes: Mapping[str, torch.Tensor]) -> None:
+    """Check that a tensor's codes decode, without the memory that its delta takes; arguments and errors as above."""
+    with _read_codes(name, header, codes) as (own, shape):
+        if header.method == KEEP:
+            own["delta"].reshape(shape)
+        elif header.method == ROWS:
+            read_rows(own, name, shape)
+        elif header.method not in (VALUE, OMITTED):
+            rows, columns = shape
+            METHODS.get(header.method).check_codes(own, name, (rows, columns), header.seed)
+
+
+@contextmanager
+def _read_codes(
+    name: str, header: TensorHeader, codes: Mapping[str, torch.Tensor]
+) -> Iterator[tuple[Codes, tuple[int, ...]]]:
+    """Give a tensor's own codes and its shape without added rows; what does not fit becomes a sentence."""
+    try:
+        own = {part: code for part, code in codes.items() if part != ADDED}
+        shape = header.shape if header.method == VALUE else delta_shape(header, codes)
+        if header.method not in (VALUE, OMITTED) and math.prod(shape) > _MOST_ENTRIES:
+            raise ValueError(f"no tensor has the shape {list(shape)}")
+        yield own, shape
     except (RuntimeError, ValueError, KeyError, IndexError, TypeError, OverflowError, MemoryError) as error:
         raise CorruptArtifactError(f"The codes of {name!r} do not fit its header: {error}") from error
 
@@ -63,6 +84,19 @@ def delta_shape(header: TensorHeader, codes: Mapping[str, torch.Tensor]) -> tupl
 
 def decode_stack(file: BlockFile, name: str) -> Iterator[torch.Tensor | None]:
     """Give the delta of each matrix of a stack in turn, float32, or None where it is zero; errors as for one."""
+    for one, matrix, codes in _matrices(file, name):
+        yield decode_delta(one, matrix, codes) if codes else None
+
+
+def check_stack(file: BlockFile, name: str) -> None:
+    """Check that the codes of each matrix of a stack decode, as `check_delta` does; errors as for one."""
+    for one, matrix, codes in _matrices(file, name):
+        if codes:
+            check_delta(one, matrix, codes)
+
+
+def _matrices(file: BlockFile, name: str) -> Iterator[tuple[str, TensorHeader, Codes]]:
+    """Give each matrix of a stack in turn: its name, header and codes."""
     header = file.headers[name]
     if header.shape[0] > _MOST_MATRICES:
         raise CorruptArtifactError(f"{file.path} says that {name!r} is a stack of {header.shape[0]:,} matrices.")
@@ -71,6 +105,6 @@ def decode_stack(file: BlockFile, name: str) -> Iterator[torch.Tensor | None]:
     for index in range(header.shape[0]):
         codes = file.codes(name, f"{index}.") if str(index) in coded else {}
         read += len(codes)
-        yield decode_delta(f"{name}[{index}]", matrix, codes) if codes else None
+        yield f"{name}[{index}]", matrix, codes
     if read != len(header.parts):
         raise CorruptArtifactError(f"{file.path} has codes of {name!r} that belong to none of its matrices.")

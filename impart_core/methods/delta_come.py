@@ -13,14 +13,14 @@ from impart_core.base.settings import MethodOptions
 from impart_core.codec.parts import Codes, read_part
 from impart_core.delta.budget import budget_bytes, kept_fraction
 from impart_core.delta.svd import numerical_rank
-from impart_core.methods.base import METHODS, Calibration, Coding, Method, Projection
+from impart_core.methods.base import METHODS, Calibration, Coding, FactorMethod, Projection
 from impart_core.quantization.cost import most_fitting, paper_sparsity
 from impart_core.quantization.options import LadderOptions
 from impart_core.quantization.streams import require_plausible
 from impart_core.quantization.vectors import SIGMA, SIGMA_BYTES, decode_vectors, encode_vectors, vectors_bytes
 
 
-class DeltaCome(Method):
+class DeltaCome(FactorMethod):
     """The method.
 
     Codes of one projection, K vectors kept: `sigma` bfloat16 (K,), and U and V as codes; see `quantize.streams`.
@@ -80,8 +80,14 @@ class DeltaCome(Method):
         budget = budget_bytes(m, n, coding.cr)
         return options.within(budget, encode, budget / options.entries_share)
 
-    def decode_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:  # noqa: ARG002
-        """Return Σ_k σ_k u_k v_kᵀ; see `Method.decode`."""
+    def decode_factors(
+        self,
+        codes: Codes,
+        name: str,
+        shape: tuple[int, int],
+        seed: int,  # noqa: ARG002
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return σ_k u_k and v_k; see `FactorMethod`."""
         m, n = shape
         sigma = read_part(codes, name, "sigma", SIGMA, None)
         if len(sigma) > min(shape):

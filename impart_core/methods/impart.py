@@ -38,7 +38,7 @@ from impart_core.delta.budget import (
     vector_fraction,
 )
 from impart_core.delta.svd import numerical_rank
-from impart_core.methods.base import METHODS, Coding, Method, Projection
+from impart_core.methods.base import METHODS, Coding, FactorMethod, Projection
 
 USUAL_BETA, USUAL_C = 0.6, 1.0  # the edge of the paper's grid where the most vector pairs are kept
 
@@ -170,7 +170,7 @@ def pairs_to_fit(kept: int, m: int, n: int, budget: int) -> int:
     return max(kept, budget // pair_bytes(m, n) + 1)
 
 
-class Impart(Method):
+class Impart(FactorMethod):
     """The method.
 
     Codes of one projection, K pairs kept: `sigma` float32 (K,); `keep` uint16 (K,), code c standing for the
@@ -242,8 +242,10 @@ class Impart(Method):
             "v": select_kept(factors.v[:pairs], words.v, keep),
         }
 
-    def decode_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:
-        """Return Σ_k σ_k û_k v̂_kᵀ, with û and v̂ rescaled by 1/(1 − p_k); see `Method.decode`."""
+    def decode_factors(
+        self, codes: Codes, name: str, shape: tuple[int, int], seed: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return σ_k û_k and v̂_k, both rescaled by 1/(1 − p_k); see `FactorMethod`."""
         keep = read_part(codes, name, "keep", torch.uint16, None).numpy()
         sigma = read_part(codes, name, "sigma", torch.float32, None)
         if len(sigma) != len(keep) or len(keep) > min(shape):
@@ -252,7 +254,7 @@ class Impart(Method):
         sides = zip("uv", shape, strict=True)
         values = {role: read_part(codes, name, role, torch.float16, None) for role in "uv"}
         u, v = (scale * _scatter(values[role], seed, name, role, size, keep) for role, size in sides)
-        return (u * sigma[:, None]).T @ v
+        return u * sigma[:, None], v
 
 
 def _options(coding: Coding) -> ImpartOptions:

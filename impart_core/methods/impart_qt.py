@@ -15,7 +15,7 @@ from impart_core.codec.parts import Codes, read_part
 from impart_core.delta.budget import budget_bytes, candidate_pairs, kept_fraction, vector_fraction
 from impart_core.delta.factors import Factors
 from impart_core.delta.svd import numerical_rank
-from impart_core.methods.base import METHODS, Calibration, Coding, Method, Projection
+from impart_core.methods.base import METHODS, Calibration, Coding, FactorMethod, Projection
 from impart_core.methods.impart import (
     FloatArray,
     ImpartOptions,
@@ -45,7 +45,7 @@ class ImpartQtOptions(LadderOptions, ImpartOptions):
     c: float = Field(default=0.5, ge=0.0, description=ImpartOptions.model_fields["c"].description)
 
 
-class ImpartQt(Method):
+class ImpartQt(FactorMethod):
     """The method.
 
     Codes of one projection, K pairs kept: `sigma` bfloat16 (K,), as ImPart has it; `keep` uint8 (K,), code c standing
@@ -131,8 +131,10 @@ class ImpartQt(Method):
         )
         return {"sigma": stored, "keep": torch.from_numpy((keep // _STEP).astype(np.uint8)), **parts}
 
-    def decode_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:
-        """Return Σ_k σ_k û_k v̂_kᵀ, with û and v̂ rescaled by 1/(1 − p_k); see `Method.decode`."""
+    def decode_factors(
+        self, codes: Codes, name: str, shape: tuple[int, int], seed: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return σ_k û_k and v̂_k, both rescaled by 1/(1 − p_k); see `FactorMethod`."""
         keep = _whole_steps(read_part(codes, name, "keep", torch.uint8, None).numpy())
         sigma = read_part(codes, name, "sigma", SIGMA, len(keep))
         if len(keep) > min(shape):

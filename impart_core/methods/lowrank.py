@@ -8,13 +8,13 @@ from impart_core.base.settings import MethodOptions
 from impart_core.codec.parts import Codes, read_part
 from impart_core.delta.budget import BYTES_PER_VALUE, budget_bytes, kept_fraction
 from impart_core.delta.svd import numerical_rank
-from impart_core.methods.base import METHODS, Coding, Method, Projection
+from impart_core.methods.base import METHODS, Coding, FactorMethod, Projection
 
 _SIGMA_BYTES = 4
 _ROUNDING = 1e-9  # far above the rounding of r·d, far below one triplet
 
 
-class LowRank(Method):
+class LowRank(FactorMethod):
     """The method.
 
     Codes of one projection, k triplets kept: `sigma` float32 (k,); `u` float16 (k, m) and `v` float16 (k, n), the
@@ -54,13 +54,19 @@ class LowRank(Method):
             "v": factors.v[:kept].cpu().half(),
         }
 
-    def decode_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:  # noqa: ARG002
-        """Return Σ_k σ_k u_k v_kᵀ; see `Method.decode`."""
+    def decode_factors(
+        self,
+        codes: Codes,
+        name: str,
+        shape: tuple[int, int],
+        seed: int,  # noqa: ARG002
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return σ_k u_k and v_k; see `FactorMethod`."""
         m, n = shape
         sigma = read_part(codes, name, "sigma", torch.float32, None)
         u = read_part(codes, name, "u", torch.float16, len(sigma), m)
         v = read_part(codes, name, "v", torch.float16, len(sigma), n)
-        return (u.float() * sigma[:, None]).T @ v.float()
+        return u.float() * sigma[:, None], v.float()
 
 
 def _triplet_bytes(m: int, n: int) -> int:

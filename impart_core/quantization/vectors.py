@@ -73,11 +73,11 @@ def encode_vectors(
 
 def decode_vectors(
     codes: Codes, name: str, weights: torch.Tensor, masks: tuple[torch.Tensor, torch.Tensor]
-) -> torch.Tensor:
-    """Return Σ_k w_k û_k v̂_kᵀ, float32, (m, n); arguments as for `encode_vectors`.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return w_k û_k and v̂_k, float32, (K, m) and (K, n); arguments as for `encode_vectors`.
 
     Raises:
         CorruptArtifactError: the parts are not of such factors.
     """
     u, v = unpack_matrices(codes, name, masks)
-    return (u * weights[:, None]).T @ v
+    return u * weights[:, None], v

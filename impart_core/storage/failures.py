@@ -18,6 +18,7 @@ from impart_core.base.errors import (
     StoreUnreachableError,
     UnreachableError,
 )
+from impart_core.base.text import without_secrets
 
 # Failures of clients that need not be installed (botocore, aiohttp, httpx), known by the names of their bases.
 _NETWORK = {
@@ -166,7 +167,7 @@ def explain(error: Exception, side: Side, where: object) -> ImpartError:
     if side is Side.STORE and trouble in (Trouble.OTHER, Trouble.ABSENT) and of_place:
         return StoreError(f"Cannot write to the store {where}: {getattr(error, 'strerror', '')}. Choose another place.")
     kind, sentence = table.get(trouble, table[Trouble.OTHER])
-    why = (" ".join(str(error).split()) or type(error).__name__)[:_LONGEST_REASON].rstrip(".")
+    why = (without_secrets(" ".join(str(error).split())) or type(error).__name__)[:_LONGEST_REASON].rstrip(".")
     return kind(sentence.format(where=where, why=why))
 
 

@@ -2,15 +2,18 @@
 
 import json
 import os
+import re
 from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
 import fsspec
 
-from impart_core.base.errors import ConfigError
+from impart_core.base.errors import ConfigError, ImpartError
+from impart_core.base.text import names_container
 from impart_core.storage.failures import Trouble, trouble_of
 
+_LINK = re.compile(r"(?P<scheme>[\w+.-]*)://(?P<user>[^/]*)@")
 OPTIONS_VARIABLE = "IMPART_STORE_OPTIONS"
 
 # A server that stalls is given up early: what is worth trying again is tried again by s3fs and by the pipeline, so
@@ -76,12 +79,27 @@ def _retry_what_passes() -> None:
     core.set_custom_error_handler(lambda error: before(error) or trouble_of(error) is Trouble.PASSING)
 
 
-def extras_of(url: str) -> str | None:
-    """Return what a URL carries more than a place, in a few words, or None: it would end in logs and lists of runs.
+def require_plain_url(url: str, whose: str, kind: type[ImpartError]) -> None:
+    """Refuse a URL that carries more than a place: it would end in manifests, logs and lists of runs.
+
+    Args:
+        url: the URL; each link of a chain (`simplecache::http://…`) is looked at.
+        whose: what lies there, for the sentence ("checkpoint").
+        kind: the error to raise.
 
     Raises:
-        ValueError: it is not a URL.
+        ImpartError: of this kind. The message does not repeat the URL, for it may hold a secret.
     """
-    parts = urlsplit(url)
-    extra = parts.password is not None or parts.query or parts.fragment
-    return "a password, a query or a fragment" if extra else None
+    try:
+        for link in url.split("::"):
+            urlsplit(link)
+    except ValueError:
+        raise kind(f"The {whose}'s address is not a valid URL. Give a folder or a URL such as s3://…") from None
+    users = [found for found in _LINK.finditer(url) if not names_container(found["scheme"], found["user"])]
+    if users or "?" in url or "#" in url:
+        scheme = url.partition("://")[0].rpartition("::")[2]
+        raise kind(
+            f"The {whose}'s {scheme if scheme.isalnum() else ''}:// URL carries a password, a user name, a query or "
+            "a fragment. Give the place alone; credentials come from the environment (AWS_PROFILE and its like, or "
+            f"{OPTIONS_VARIABLE})."
+        )

@@ -25,7 +25,7 @@ from impart_core.base.files import scratch_folder
 from impart_core.storage.failures import Side, explain
 from impart_core.storage.folder import FolderObjects
 from impart_core.storage.objects import PROBES, Objects
-from impart_core.storage.open import extras_of, open_url
+from impart_core.storage.open import open_url, require_plain_url
 from impart_core.storage.s3 import RemoteObjects, S3Objects
 from impart_core.store.kept import take
 from impart_core.store.manifest import MANIFEST, Content, FileEntry, Manifest, parse_manifest
@@ -251,12 +251,8 @@ class Store:
 
 def _open_objects(url: str) -> Objects:
     try:
-        extras = extras_of(url) if "://" in url else None
-        if extras:
-            raise StoreError(
-                f"The store's {url.partition('://')[0]}:// URL carries {extras}. Give the place alone; credentials "
-                "come from the environment (AWS_PROFILE and its like, or IMPART_STORE_OPTIONS)."
-            )
+        if "://" in url:
+            require_plain_url(url, "store", StoreError)
         fs, root = open_url(url)
     except (ValueError, ImportError, TypeError) as error:
         raise StoreError(

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,13 +12,16 @@ import pytest
 import torch
 
 from impart_core.apply.dense import reconstruct
-from impart_core.base.errors import CheckpointError, ConfigError, UnreachableError
+from impart_core.base.errors import CheckpointError, ConfigError, ImpartError, UnreachableError
 from impart_core.checkpoint import remote
 from impart_core.checkpoint.digest import cache_folder, carried_digests, tensor_digests
 from impart_core.checkpoint.header import read_header
 from impart_core.checkpoint.index import SINGLE, open_checkpoint
 from impart_core.checkpoint.reader import read_tensor
 from impart_core.checkpoint.remote import url_folder
+from impart_core.engine.evaluate import check_evaluate
+from impart_core.engine.requests import EvaluateRequest
+from impart_core.storage.open import require_plain_url
 from impart_core.store.store import Store
 from tests.impart_core.checkpoint.remotes import CountingFileSystem, bytes_read, upload
 from tests.impart_core.pipeline import compress, config_of
@@ -159,7 +162,7 @@ def test_a_connection_that_fails_is_told_as_such(url: str, monkeypatch: pytest.M
         ("counting://model/config.json", "folder counting://model/config.json is a file"),
         ("counting://outer", r"counting://outer has no config.json \(it holds model\)"),
         ("nope://model", "'nope://model' cannot be opened: Protocol not known"),
-        ("http://[::1/model", "not a URL"),
+        ("http://[::1/model", "not a valid URL"),
     ],
 )
 def test_a_url_that_leads_nowhere_is_a_sentence(name: str, why: str, folder: Path, url: str) -> None:
@@ -168,11 +171,34 @@ def test_a_url_that_leads_nowhere_is_a_sentence(name: str, why: str, folder: Pat
         open_checkpoint(name)
 
 
-@pytest.mark.parametrize("place", ["s3://key:hunter2@bucket/x", "https://host/x?sig=hunter2", "memory://x#hunter2"])
-def test_a_url_that_carries_more_than_a_place_is_refused_and_not_repeated(place: str) -> None:
-    with pytest.raises(CheckpointError, match="credentials come from the environment") as caught:
-        url_folder(place)
-    assert "hunter2" not in str(caught.value)
+@pytest.mark.parametrize(
+    "place",
+    [
+        "s3://key:hunter2@bucket/x",
+        "https://host/x?sig=hunter2",
+        "memory://x#hunter2",
+        "http://hunter2@host/x",
+        "simplecache::http://me:hunter2@host/x",
+        "zip://model::simplecache::https://hunter2@host/x.zip",
+        "zip://model::https://host/x.zip?X-Amz-Signature=hunter2",
+        "abfs://container:hunter2@account/x",
+        "http://[hunter2@host/x",
+    ],
+)
+def test_a_url_that_carries_more_than_a_place_is_refused_and_not_repeated(place: str, tmp_path: Path) -> None:
+    requests: tuple[Callable[[], object], ...] = (
+        lambda: open_checkpoint(place),
+        lambda: Store(place),
+        lambda: check_evaluate(EvaluateRequest(model=place, tasks=("tinyzoo_math",), store=str(tmp_path))),
+    )
+    for request in requests:
+        with pytest.raises(ImpartError, match=r"credentials come from the environment|is not a valid URL") as caught:
+            request()
+        assert "hunter2" not in str(caught.value)
+
+
+def test_a_container_before_the_at_is_no_user() -> None:
+    require_plain_url("abfs://container@account.dfs.core.windows.net/x", "checkpoint", CheckpointError)
 
 
 def test_malformed_options_are_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

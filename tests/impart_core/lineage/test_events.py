@@ -12,8 +12,6 @@ from impart_core.lineage.events import (
     checkpoint_dataset,
     end_of,
     events_of,
-    public_url,
-    without_secrets,
 )
 from impart_core.store.catalog import CatalogEntry
 
@@ -47,21 +45,6 @@ def test_an_artifact_is_named_by_its_store_and_id(tmp_path: Path, monkeypatch: p
     assert artifact_dataset("s3://bucket/store/", "ab", "delta") == Dataset(
         "s3://bucket/store", "artifacts/ab", kind="delta"
     )
-
-
-@pytest.mark.parametrize(
-    ("text", "clean"),
-    [
-        ("ftp://me:secret@host/a is gone", "ftp://host/a is gone"),
-        ("https://TOKEN@host/a?sig=secret is gone", "https://host/a is gone"),
-        ("abfs://key:secret@host/a", "abfs://host/a"),
-        ("simplecache::ftp://me:secret@host/a", "simplecache::ftp://host/a"),
-        ("Is there a folder? name@home", "Is there a folder? name@home"),
-    ],
-)
-def test_secrets_in_urls_are_left_out(text: str, clean: str) -> None:
-    assert without_secrets(text) == clean
-    assert "secret" not in public_url(text)
 
 
 def test_an_artifact_starts_and_ends_once_from_its_parents_and_the_checkpoints() -> None:

@@ -28,6 +28,12 @@ def options_of(ladder: str = "8x2,3x4,2", **settings_: object) -> LadderOptions:
     return LadderOptions(ladder=ladder, group_size=32, **settings_)
 
 
+def product(codes: Codes, name: str, weights: torch.Tensor, masks: Masks) -> torch.Tensor:
+    """Return the matrix that codes decode to, (m, n)."""
+    u, v = decode_vectors(codes, name, weights, masks)
+    return u.T @ v
+
+
 def sides_of(m: int, n: int, count: int, keep: float = 1.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Masks]:
     """Return the leading vectors of a delta as rows, their weights, and masks that keep so much of them."""
     factors = decompose(decaying_delta(m, n), "w")
@@ -53,7 +59,7 @@ def test_bytes_are_exactly_those_counted_before_the_lossless_stage(
     kept = [mask.sum(dim=1).numpy().astype(np.int64) for mask in masks]
     counted = vectors_bytes(kept[0], kept[1], options)
     assert nbytes(codes) == counted or (lossless and nbytes(codes) < counted)
-    assert decode_vectors(codes, "w", weights, masks).shape == (m, n)
+    assert product(codes, "w", weights, masks).shape == (m, n)
 
 
 @pytest.mark.parametrize("keep", [0.4, 1.0])
@@ -63,7 +69,7 @@ def test_what_is_decoded_is_the_weighted_sum_of_the_stored_pairs(keep: float, lo
     codes = encode_vectors(u, v, weights, masks, None, "w", options_of(lossless=lossless))
     stored = [values.double() for values in unpack_matrices(codes, "w", masks)]
     expected = sum(w * torch.outer(a, b) for w, a, b in zip(weights.double(), *stored, strict=True))
-    found = decode_vectors(codes, "w", weights, masks)
+    found = product(codes, "w", weights, masks)
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5 * float(found.abs().max()))
     for values, vectors, mask in zip(stored, (u, v), masks, strict=True):
         assert not values[~mask].any()
@@ -88,13 +94,13 @@ def test_inputs_of_rows_are_the_transposed_problem(solver: str, keep: float) -> 
     of_rows = encode_vectors(u, v, weights, masks, Inputs(hessian, of_rows=True), "w", options)
     turned = (masks[1], masks[0])
     of_columns = encode_vectors(v, u, weights, turned, Inputs(hessian), "w", options)
-    found = decode_vectors(of_rows, "w", weights, masks)
-    expected = decode_vectors(of_columns, "w", weights, turned).T
+    found = product(of_rows, "w", weights, masks)
+    expected = product(of_columns, "w", weights, turned).T
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6 * float(expected.abs().max()))  # a sum's order
 
 
 def error_of(codes: Codes, weights: torch.Tensor, masks: Masks, whole: torch.Tensor, inputs: Inputs) -> float:
-    change = whole - decode_vectors(codes, "w", weights, masks)
+    change = whole - product(codes, "w", weights, masks)
     return output_error(change.T if inputs.of_rows else change, torch.zeros(1), inputs.hessian)
 
 
@@ -137,4 +143,4 @@ def test_parts_of_other_factors_are_refused_by_name() -> None:
     codes = encode_vectors(u, v, weights, masks, None, "w", options_of())
     for other in ((masks[0][:9], masks[1][:9]), (masks[1], masks[0]), (~masks[0], masks[1])):
         with pytest.raises(CorruptArtifactError, match=r"'layer\.w'"):
-            decode_vectors(codes, "layer.w", weights[: len(other[0])], other)
+            product(codes, "layer.w", weights[: len(other[0])], other)
