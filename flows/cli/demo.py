@@ -10,7 +10,7 @@ from impart_core.base.files import disk_errors
 from impart_core.base.numerics import resolve_device
 from impart_core.store.store import Store, default_store_url
 from impart_flows.cli import options as opt
-from impart_flows.cli.output import print_table, progress, ratio, say, show
+from impart_flows.cli.output import human_seconds, print_table, progress, ratio, say, show
 from impart_flows.demo import DemoReport, DemoRow, flow_of
 from impart_flows.embedded import prefect_server
 from impart_flows.picture import draw
@@ -53,7 +53,7 @@ def _print_report(report: DemoReport, out: Path) -> None:
     say(f"Exact match and answer loss (nats a token) on {report.items} test items each, ± standard error.")
     say(
         f"Reused from {report.store}: {report.compressions_reused} of {report.compressions} compressions, "
-        f"{reused} of {total} evaluations. Took {report.seconds:.1f} s."
+        f"{reused} of {total} evaluations. Took {human_seconds(report.seconds)}."
     )
     say(f"Picture: {out / 'demo.png'}   Figures: {out / 'demo.json'}")
 

@@ -71,14 +71,12 @@ def _sentence_of(error: BaseException, arguments: list[str]) -> str:
             f"Install it with `pip install '{_DISTRIBUTION}[{extra}]'`."
         )
     reason = " ".join(str(error).split())[:_LONGEST_REASON].rstrip(".")
-    during = "".join(f" during {note}" for note in getattr(error, "__notes__", ())[:1])
+    step = "".join(f" (last step: {note})" for note in getattr(error, "__notes__", ())[:1])
     kept = _keep_traceback(error)
-    where = (
-        f"The traceback is in {kept}" if kept else "Its traceback could not be kept, as no folder for it is writable"
-    )
+    where = f"the traceback is in {kept}" if kept else "no folder for a file with the traceback can be written"
     return (
-        f"{verb} failed{during} in a way that it has no advice for: {type(error).__name__}"
-        f"{f': {reason}' if reason else ''}. {where}. What was published is kept."
+        f"{verb} failed{step}: {type(error).__name__}{f': {reason}' if reason else ''}. This is an error that impart "
+        f"has no advice for; {where}. What was published is kept."
     )
 
 

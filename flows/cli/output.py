@@ -15,6 +15,7 @@ from rich.table import Table
 from impart_core.base.settings import Frozen
 from impart_core.base.text import visible, visible_json
 from impart_core.base.units import human_bytes as human_bytes
+from impart_core.base.units import human_seconds as human_seconds
 
 _SECONDS_BETWEEN_LINES = 2.0
 

@@ -5,7 +5,7 @@ from impart_core.engine.reconstruct import reconstruct as rebuild
 from impart_core.engine.requests import ReconstructRequest
 from impart_flows.cli import options as opt
 from impart_flows.cli.flags import from_flags
-from impart_flows.cli.output import human_bytes, progress, say, show
+from impart_flows.cli.output import human_bytes, human_seconds, progress, say, show
 
 
 @from_flags(ReconstructRequest, base=opt.BASE_OF_DELTA)
@@ -22,4 +22,4 @@ def reconstruct(request: ReconstructRequest, json: opt.JsonOption = False) -> No
 def _print_report(made: Reconstruction) -> None:
     for one in made.retried:
         say(f"retried {one.what}, {one.times}×: {one.why}")
-    say(f"{made.out}  {human_bytes(made.bytes)} of weights in {made.seconds:.1f} s")
+    say(f"{made.out}  {human_bytes(made.bytes)} of weights in {human_seconds(made.seconds)}")
