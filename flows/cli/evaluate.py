@@ -12,11 +12,14 @@ from impart_flows.cli.output import print_json, print_table, progress, warn_of_f
 from impart_flows.embedded import prefect_server
 from impart_flows.evaluate import run_evaluate
 
-_BASE = typer.Option(help="Measure a delta: rebuilt from this base in scratch. Folder, Hub id or fsspec URL.")
+_BASE = typer.Option(help="Measure a delta, rebuilt on this base.")
 Refresh = Annotated[bool, typer.Option("--refresh", help="Measure again, whatever is there.")]
 
 
-@from_flags(EvaluateRequest, without=("refresh_from",), base=_BASE)
+_SEED = typer.Option("--seed", help="Seed of all draws.")
+
+
+@from_flags(EvaluateRequest, without=("refresh_from",), base=_BASE, seed=_SEED)
 def evaluate(request: EvaluateRequest, refresh: Refresh = False, json: opt.JsonOption = False) -> None:
     """Measure a model with lm-evaluation-harness; finished measurements are reused from the store.
 

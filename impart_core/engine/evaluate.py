@@ -15,11 +15,13 @@ from impart_core.base.files import scratch_folder
 from impart_core.base.numerics import resolve_device
 from impart_core.base.retry import GPU, patiently, recording
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
-from impart_core.checkpoint.location import is_remote
+from impart_core.checkpoint.writer import folder_of
 from impart_core.engine.executor import Executor, Progress, stage
 from impart_core.engine.references import EvaluationJob, EvaluationResult, Run
 from impart_core.engine.requests import EvaluateRequest
+from impart_core.evaluation.catalogue import named_tasks
 from impart_core.evaluation.harness import Evaluator, check_request
+from impart_core.evaluation.options import MeasureOptions
 from impart_core.evaluation.result import Evaluation
 from impart_core.storage.open import require_plain_url
 from impart_core.store.catalog import entry_of, note
@@ -32,10 +34,19 @@ from impart_core.store.store import Store
 
 @dataclass(frozen=True)
 class Measurable:
-    """A model that can be measured: its folder or the delta's artifact id, and the base of a delta, opened."""
+    """A model that can be measured, and on what.
+
+    Attributes:
+        model: its folder, Hub id or URL, or the delta's artifact id.
+        base: the base of a delta, opened.
+        tasks: lm-eval's names of the tasks.
+        measuring: how it is measured, with the folders of all tasks.
+    """
 
     model: str
-    base: Checkpoint | None = None
+    base: Checkpoint | None
+    tasks: tuple[str, ...]
+    measuring: MeasureOptions
 
 
 def check_evaluate(request: EvaluateRequest) -> Measurable:
@@ -43,20 +54,16 @@ def check_evaluate(request: EvaluateRequest) -> Measurable:
     resolve_device(request.device)
     if "://" in request.model:
         require_plain_url(request.model, "model", CheckpointError)
-    if request.base is None and is_remote(request.model):
-        raise CheckpointError(
-            f"{request.model} is no folder of this machine, and only folders can be evaluated. "
-            "Download the model (`hf download`, `aws s3 cp --recursive`) and give its folder."
-        )
-    check_request(request.tasks, request.limit)
+    tasks, measuring = named_tasks(request.tasks, request.measuring)
+    check_request(tasks, request.limit, measuring, request.code)
     store = Store(request.store)
     store.require_writable()
     if request.base is None:
         open_checkpoint(request.model)
-        return Measurable(request.model)
+        return Measurable(request.model, None, tasks, measuring)
     delta, base = open_delta(store, resolve(store, request.model)), open_checkpoint(request.base).with_files_at_hand()
     require_base(delta, base)
-    return Measurable(delta.manifest.id, base)
+    return Measurable(delta.manifest.id, base, tasks, measuring)
 
 
 def evaluate(
@@ -86,9 +93,11 @@ def evaluate(
             label=Path(request.model).name,
             model=checked.model,
             base=checked.base,
-            tasks=request.tasks,
+            tasks=checked.tasks,
+            measuring=checked.measuring,
             split=request.split,
             limit=request.limit,
+            code=request.code,
         )
         return evaluate_all([job], executor, progress)
 
@@ -120,7 +129,8 @@ def evaluate_model(job: EvaluationJob) -> tuple[EvaluationResult, ...]:
 
         @cache
         def evaluator() -> Evaluator:
-            return Evaluator(_folder_of(model, job, stack), str(resolve_device(job.run.device)))
+            device = str(resolve_device(job.run.device))
+            return Evaluator(_folder_of(model, job, stack), device, job.measuring, job.code)
 
         return tuple(_measure(job, model, task, store, evaluator) for task in job.tasks)
 
@@ -129,7 +139,7 @@ def _measure(
     job: EvaluationJob, model: Checkpoint | Delta, task: str, store: Store, evaluator: Callable[[], Evaluator]
 ) -> EvaluationResult:
     watch = job.run.watch(**({"base": job.base.location} if job.base else {"checkpoint": job.model}))
-    recipe = evaluation_recipe(model, task, job.split, job.limit)
+    recipe = evaluation_recipe(model, task, job.split, job.limit, job.measuring)
     reuse = Reuse(job.run.trust.reread, job.run.trust.refresh_from is not None)
     parents = [model.manifest.id] if isinstance(model, Delta) else []
 
@@ -150,9 +160,9 @@ def _measure(
 
 
 def _folder_of(model: Checkpoint | Delta, job: EvaluationJob, stack: ExitStack) -> Path:
-    """Return a model's folder; a delta is rebuilt into one that is gone once the stack is closed."""
+    """Return a model's folder; one for a delta or a remote model is gone once the stack is closed."""
     if isinstance(model, Checkpoint):
-        return Path(model.location)
+        return stack.enter_context(folder_of(model))
     assert job.base is not None
     folder = stack.enter_context(scratch_folder()) / "model"
     reconstruct(model, job.base, folder)

@@ -32,6 +32,7 @@ from impart_core.engine.requests import (
     Trust,
     absolute,
 )
+from impart_core.evaluation.options import MeasureOptions
 from impart_core.evaluation.result import Split
 from impart_core.store.names import resolve
 from impart_core.store.provenance import Stopwatch
@@ -73,6 +74,16 @@ class QuantizeKeywords(RunKeywords, total=False):
     options: Mapping[str, Any]
     base: str
     finetuned: str
+
+
+class EvaluateKeywords(TypedDict, total=False):
+    """What an evaluation is asked for besides; see `EvaluateRequest`."""
+
+    split: Split
+    limit: int | None
+    run_code: bool
+    run_code_without_sandbox: bool
+    device: str
 
 
 def compress(
@@ -164,19 +175,19 @@ def evaluate(
     tasks: str | Sequence[str],
     *,
     base: Place | None = None,
-    split: Split = "test",
-    limit: int | None = None,
+    options: MeasureOptions | Mapping[str, Any] | None = None,
     store: Place | Store | None = None,
+    **keywords: Unpack[EvaluateKeywords],
 ) -> dict[str, EvaluationResult]:
     """Measure a model with lm-evaluation-harness; what was measured before is taken from the store.
 
     Args:
-        model: a checkpoint's folder, or a delta, or its name or id where `base` is given.
-        tasks: lm-eval task names.
+        model: a checkpoint's folder, Hub id or URL; or a delta, or its name or id where `base` is given.
+        tasks: lm-eval task names, or paths of YAML files.
         base: the checkpoint that a delta was made against.
-        split: which split of each task.
-        limit: only so many items of each; None: all.
+        options: how lm-eval measures it, such as `{"num_fewshot": 5}`; see `MeasureOptions`.
         store: as for `reconstruct`.
+        keywords: what is measured of each task, and whether code is run; see `EvaluateKeywords`.
 
     Returns:
         What was measured, by task.
@@ -191,9 +202,9 @@ def evaluate(
         model=name,
         base=None if base is None else absolute(base),
         tasks=(tasks,) if isinstance(tasks, str) else tuple(tasks),
-        split=split,
-        limit=limit,
+        measuring=options if isinstance(options, MeasureOptions) else MeasureOptions(**(options or {})),
         store=model.store.url if isinstance(model, Delta) else _store(store).url,
+        **keywords,
     )
     with ThreadExecutor(1) as executor:
         return {result.task: result for result in evaluating.evaluate(request, executor)}

@@ -19,6 +19,7 @@ from impart_core.checkpoint.header import read_header
 from impart_core.checkpoint.index import SINGLE, open_checkpoint
 from impart_core.checkpoint.reader import read_tensor
 from impart_core.checkpoint.remote import url_folder
+from impart_core.checkpoint.writer import folder_of
 from impart_core.engine.evaluate import check_evaluate
 from impart_core.engine.requests import EvaluateRequest
 from impart_core.storage.open import require_plain_url
@@ -245,3 +246,12 @@ def test_a_place_that_serves_whole_files_only_is_refused(plain_http: str) -> Non
     assert file is not None
     with pytest.raises(CheckpointError, match="cannot be read in parts: 65,536 bytes were asked for"):
         read_header(file)
+
+
+def test_a_remote_checkpoint_is_copied_into_a_folder_that_is_gone_afterwards(folder: Path, url: str) -> None:
+    with folder_of(open_checkpoint(url)) as copy:
+        assert tensor_digests(open_checkpoint(copy)) == tensor_digests(open_checkpoint(folder))
+        assert (copy / "config.json").read_bytes() == (folder / "config.json").read_bytes()
+    assert not copy.exists()
+    with folder_of(open_checkpoint(folder)) as own:
+        assert own == folder
