@@ -1,5 +1,6 @@
 """The verb `demo`: the main job on the tiny zoo, from nothing to a table and a picture."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -34,6 +35,7 @@ def demo(
     if limit is not None and limit < 1:
         raise ConfigError(f"The limit is {limit}; it must be at least 1 item.")
     resolve_device(device)
+    import_module("matplotlib")  # where it is missing, that is told before the work
     url = store or default_store_url()
     Store(url).require_writable()
     with progress(quiet=json) as reporter, prefect_server(reporter):
