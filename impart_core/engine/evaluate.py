@@ -7,18 +7,25 @@ from functools import cache
 from pathlib import Path
 
 from impart_core.apply.dense import reconstruct
-from impart_core.apply.reader import require_base
 from impart_core.artifacts.delta import Delta, open_delta
 from impart_core.artifacts.evaluation import EvaluationContent, evaluation_recipe, publish_evaluation
-from impart_core.base.errors import CheckpointError
+from impart_core.base.errors import (
+    ArtifactNotFoundError,
+    CheckpointError,
+    StoreError,
+    StoreUnreachableError,
+    UnknownNameError,
+)
 from impart_core.base.files import scratch_folder
 from impart_core.base.numerics import resolve_device
 from impart_core.base.retry import GPU, patiently, recording
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
+from impart_core.checkpoint.location import is_remote
 from impart_core.checkpoint.writer import folder_of
+from impart_core.engine.bases import base_of
 from impart_core.engine.executor import Executor, Progress, stage
 from impart_core.engine.references import EvaluationJob, EvaluationResult, Run
-from impart_core.engine.requests import EvaluateRequest
+from impart_core.engine.requests import EvaluateRequest, absolute
 from impart_core.evaluation.catalogue import named_tasks
 from impart_core.evaluation.harness import Evaluator, check_request
 from impart_core.evaluation.options import MeasureOptions
@@ -57,13 +64,36 @@ def check_evaluate(request: EvaluateRequest) -> Measurable:
     tasks, measuring = named_tasks(request.tasks, request.measuring)
     check_request(tasks, request.limit, measuring, request.code)
     store = Store(request.store)
-    store.require_writable()
-    if request.base is None:
+    _require_writable(request)
+    delta = _delta_of(request, store)
+    if delta is None:
         open_checkpoint(request.model)
-        return Measurable(request.model, None, tasks, measuring)
-    delta, base = open_delta(store, resolve(store, request.model)), open_checkpoint(request.base).with_files_at_hand()
-    require_base(delta, base)
-    return Measurable(delta.manifest.id, base, tasks, measuring)
+        return Measurable(absolute(request.model), None, tasks, measuring)
+    return Measurable(delta.manifest.id, base_of(delta, request.base), tasks, measuring)
+
+
+def _require_writable(request: EvaluateRequest) -> None:
+    try:
+        Store(request.results_store or request.store).require_writable()
+    except StoreError as error:
+        if request.results_store or isinstance(error, StoreUnreachableError):
+            raise
+        raise type(error)(f"{error} Results can be written to another store: --results-store.") from error
+
+
+def _delta_of(request: EvaluateRequest, store: Store) -> Delta | None:
+    """Return the delta that is to be measured, None where the model is a checkpoint."""
+    if request.base is None and (is_remote(request.model) or Path(request.model).expanduser().exists()):
+        return None
+    try:
+        artifact = resolve(store, request.model)
+    except (ArtifactNotFoundError, UnknownNameError) as error:
+        if request.base is not None:
+            raise
+        raise CheckpointError(
+            f"{request.model} does not exist, and no delta has this name or id. {error}"
+        ) from error
+    return open_delta(store, artifact)
 
 
 def evaluate(
@@ -89,7 +119,7 @@ def evaluate(
     with recording():
         checked = checked or patiently("check the request", lambda: check_evaluate(request))
         job = EvaluationJob(
-            run=Run(request.store, request.device, request.trust, id=run_id),
+            run=Run(request.results_store or request.store, request.device, request.trust, id=run_id),
             label=Path(request.model).name,
             model=checked.model,
             base=checked.base,
@@ -98,6 +128,7 @@ def evaluate(
             split=request.split,
             limit=request.limit,
             code=request.code,
+            source=request.store if request.results_store else None,
         )
         return evaluate_all([job], executor, progress)
 
@@ -124,7 +155,8 @@ def evaluate_model(job: EvaluationJob) -> tuple[EvaluationResult, ...]:
     A delta is rebuilt into scratch, and the model loaded, for the first task whose metrics are not there.
     """
     store = job.run.open_store()
-    model = open_delta(store, job.model) if job.base else open_checkpoint(job.model)
+    source = Store(job.source) if job.source else store
+    model = open_delta(source, job.model) if job.base else open_checkpoint(job.model)
     with ExitStack() as stack:
 
         @cache
@@ -132,13 +164,20 @@ def evaluate_model(job: EvaluationJob) -> tuple[EvaluationResult, ...]:
             device = str(resolve_device(job.run.device))
             return Evaluator(_folder_of(model, job, stack), device, job.measuring, job.code)
 
-        return tuple(_measure(job, model, task, store, evaluator) for task in job.tasks)
+        return tuple(_measure(job, model, task, (store, source), evaluator) for task in job.tasks)
 
 
 def _measure(
-    job: EvaluationJob, model: Checkpoint | Delta, task: str, store: Store, evaluator: Callable[[], Evaluator]
+    job: EvaluationJob,
+    model: Checkpoint | Delta,
+    task: str,
+    stores: tuple[Store, Store],
+    evaluator: Callable[[], Evaluator],
 ) -> EvaluationResult:
-    watch = job.run.watch(**({"base": job.base.location} if job.base else {"checkpoint": job.model}))
+    """Measure a model on one task, unless the store of the results or that of the delta holds the metrics already."""
+    store, source = stores
+    elsewhere = {"delta": source.url} if job.source else {}
+    watch = job.run.watch(**({"base": job.base.location, **elsewhere} if job.base else {"checkpoint": job.model}))
     recipe = evaluation_recipe(model, task, job.split, job.limit, job.measuring)
     reuse = Reuse(job.run.trust.reread, job.run.trust.refresh_from is not None)
     parents = [model.manifest.id] if isinstance(model, Delta) else []
@@ -153,7 +192,11 @@ def _measure(
         measured = evaluator().measure([task], split=job.split, limit=job.limit)
         return patiently(f"publish {job.label} on {task}", lambda: publish(measured))
 
-    outcome = made_or_found(store, recipe.id, make, kind=EvaluationContent, reuse=reuse)
+    def make_unless_there() -> Manifest:
+        found = source.examine(recipe.id, reread=reuse.reread, kind=EvaluationContent) if job.source else None
+        return found.manifest if found and found.manifest and not reuse.replace else make()
+
+    outcome = made_or_found(store, recipe.id, make_unless_there, kind=EvaluationContent, reuse=reuse)
     content = outcome.manifest.content
     assert isinstance(content, EvaluationContent)
     return EvaluationResult.of(outcome, watch, task=task, metrics=content.metrics, items=content.items)
