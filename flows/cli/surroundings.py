@@ -1,6 +1,7 @@
 """The environment that libraries read when they are imported: what they print, send, proxy, and where they write."""
 
 import atexit
+import logging
 import os
 import shutil
 import tempfile
@@ -25,6 +26,8 @@ def prepare() -> None:
     """Set what the user has not set, for this process and its children."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
+    # What Prefect logs while it is imported, tracebacks among it, is before its own settings of the console hold.
+    logging.getLogger("prefect").addHandler(logging.NullHandler())
     spare_loopback(os.environ)
     if temporary := give_prefect_a_home(os.environ):
         atexit.register(shutil.rmtree, temporary, ignore_errors=True)

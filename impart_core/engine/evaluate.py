@@ -90,9 +90,7 @@ def _delta_of(request: EvaluateRequest, store: Store) -> Delta | None:
     except (ArtifactNotFoundError, UnknownNameError) as error:
         if request.base is not None:
             raise
-        raise CheckpointError(
-            f"{request.model} does not exist, and no delta has this name or id. {error}"
-        ) from error
+        raise CheckpointError(f"{request.model} does not exist, and no delta has this name or id. {error}") from error
     return open_delta(store, artifact)
 
 

@@ -56,13 +56,16 @@ def misfit(model: Any) -> str:
 
 
 def hush() -> None:
-    """Turn off lm-eval's remarks and progress bars for this process; calling it again changes nothing."""
+    """Turn off the remarks and progress bars of lm-eval and of what it uses; calling it again changes nothing."""
+    import datasets
     import lm_eval.api.model
     import lm_eval.api.task
     import lm_eval.models.huggingface
     from transformers.utils import logging as transformers_logging
 
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    for name in ("lm_eval", "datasets", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
     for module in (lm_eval.api.model, lm_eval.api.task, lm_eval.models.huggingface):
         module.tqdm = _no_bar

@@ -95,7 +95,7 @@ def run_without(absent: set[str], *arguments: str) -> "subprocess.CompletedProce
         ("typer", ["--help"], "flows"),
         ("rich", ["ls"], "flows"),
         ("prefect", ["compress", "a", "b", "--cr", "4"], "flows"),
-        ("matplotlib", ["demo"], "flows"),
+        ("matplotlib", ["demo", "--out", "/nowhere"], "flows"),
     ],
 )
 def test_a_missing_extra_is_named(absent: str, arguments: list[str], extra: str) -> None:
