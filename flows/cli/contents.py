@@ -5,6 +5,7 @@ from typing import Any
 from impart_core.artifacts.block import BlockContent
 from impart_core.artifacts.delta import Delta, DeltaContent, open_delta
 from impart_core.artifacts.factors import FactorsContent
+from impart_core.checkpoint.carried import is_code
 from impart_core.store.manifest import Manifest
 from impart_core.store.names import resolve
 from impart_core.store.store import Store
@@ -102,7 +103,8 @@ def _print_manifest(manifest: Manifest, settings: str | None = None) -> None:
     say(f"made by   {manifest.recipe.operation} ({settings})")
     say(f"with      impart {made.code_version}, {made.system}, by {made.user} at {made.started}")
     for entry in manifest.files:
-        say(f"file      {entry.path}  {entry.size:,} bytes")
+        code = "  code, never run by impart" if is_code(entry.name) else ""
+        say(f"file      {entry.path}  {entry.size:,} bytes{code}")
     say()
 
 

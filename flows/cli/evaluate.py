@@ -9,11 +9,11 @@ from impart_core.engine.evaluate import check_evaluate
 from impart_core.engine.requests import EvaluateRequest, absolute
 from impart_flows.cli import options as opt
 from impart_flows.cli.flags import from_flags
-from impart_flows.cli.output import print_json, print_table, progress, warn_of_faults
+from impart_flows.cli.output import print_json, print_table, progress, warn, warn_of_faults
 from impart_flows.embedded import prefect_server
 from impart_flows.evaluate import run_evaluate
 
-_BASE = typer.Option(show_default="where it lay", help="The base of a delta.")
+_BASE = typer.Option(show_default="where it lay", help="The base of a delta or a PEFT adapter.")
 Refresh = Annotated[bool, typer.Option("--refresh", help="Measure again, whatever is there.")]
 
 
@@ -32,6 +32,7 @@ def evaluate(request: EvaluateRequest, refresh: Refresh = False, json: opt.JsonO
         places["model"] = absolute(request.model)
     request = request.model_copy(update={**places, "trust": trust})
     model = check_evaluate(request)
+    warn(model.merged.notes if model.merged else ())
     with progress(quiet=json) as reporter, prefect_server(reporter):
         results = run_evaluate(request, model, reporter)
     warn_of_faults(

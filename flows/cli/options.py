@@ -40,6 +40,7 @@ FLAGS: dict[str, Any] = {
     "run_code_without_sandbox": typer.Option("--run-code-without-sandbox", help="Let them run it without one."),
     "out": typer.Option(help="The folder to make."),
     "overwrite": typer.Option(help="Replace OUT when it holds files."),
+    "with_code": typer.Option(help="Write the Python files that the delta brings, too."),
     "max_shard_bytes": typer.Option(help="Largest weights file, in bytes."),
     "to": typer.Option("--to", help="The store to copy to. Folder or fsspec URL."),
     "source_store": typer.Option("--from", help="The store to copy from. Folder or fsspec URL."),

@@ -5,7 +5,8 @@ from pathlib import Path
 from impart_core.apply.reader import require_base
 from impart_core.artifacts.delta import Delta
 from impart_core.base.errors import CheckpointError, ConfigError, UnreachableError, WrongBaseError
-from impart_core.checkpoint.index import Checkpoint, open_checkpoint
+from impart_core.checkpoint.index import Checkpoint
+from impart_core.engine.preflight import open_side
 from impart_core.engine.requests import absolute
 
 
@@ -38,6 +39,6 @@ def base_of(delta: Delta, place: str | Path | None = None) -> Checkpoint:
 
 
 def _opened(delta: Delta, place: str) -> Checkpoint:
-    checkpoint = open_checkpoint(place).with_files_at_hand()
+    checkpoint = open_side(place)
     require_base(delta, checkpoint)
     return checkpoint

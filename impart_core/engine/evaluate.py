@@ -12,6 +12,7 @@ from impart_core.artifacts.evaluation import EvaluationContent, evaluation_recip
 from impart_core.base.errors import (
     ArtifactNotFoundError,
     CheckpointError,
+    ConfigError,
     StoreError,
     StoreUnreachableError,
     UnknownNameError,
@@ -19,11 +20,13 @@ from impart_core.base.errors import (
 from impart_core.base.files import scratch_folder
 from impart_core.base.numerics import resolve_device
 from impart_core.base.retry import GPU, patiently, recording
+from impart_core.checkpoint.adapter import ADAPTER_CONFIG
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
 from impart_core.checkpoint.location import is_remote
 from impart_core.checkpoint.writer import folder_of
 from impart_core.engine.bases import base_of
 from impart_core.engine.executor import Executor, Progress, stage
+from impart_core.engine.preflight import open_side
 from impart_core.engine.references import EvaluationJob, EvaluationResult, Run
 from impart_core.engine.requests import EvaluateRequest, absolute
 from impart_core.evaluation.catalogue import named_tasks
@@ -48,12 +51,14 @@ class Measurable:
         base: the base of a delta, opened.
         tasks: lm-eval's names of the tasks.
         measuring: how it is measured, with the folders of all tasks.
+        merged: an adapter, merged into its base; None where the model is a whole one or a delta.
     """
 
     model: str
     base: Checkpoint | None
     tasks: tuple[str, ...]
     measuring: MeasureOptions
+    merged: Checkpoint | None = None
 
 
 def check_evaluate(request: EvaluateRequest) -> Measurable:
@@ -66,10 +71,16 @@ def check_evaluate(request: EvaluateRequest) -> Measurable:
     store = Store(request.store)
     _require_writable(request)
     delta = _delta_of(request, store)
-    if delta is None:
-        open_checkpoint(request.model)
-        return Measurable(absolute(request.model), None, tasks, measuring)
-    return Measurable(delta.manifest.id, base_of(delta, request.base), tasks, measuring)
+    if delta is not None:
+        return Measurable(delta.manifest.id, base_of(delta, request.base), tasks, measuring)
+    place = absolute(request.model)
+    if request.base is None:
+        opened = open_checkpoint(place)
+        return Measurable(place, None, tasks, measuring, opened if opened.adapter else None)
+    merged = open_side(place, open_side(request.base))
+    if merged.adapter is None:
+        raise ConfigError(f"{place} is a whole model, which needs no base. Leave out --base.")
+    return Measurable(place, None, tasks, measuring, merged)
 
 
 def _require_writable(request: EvaluateRequest) -> None:
@@ -82,8 +93,10 @@ def _require_writable(request: EvaluateRequest) -> None:
 
 
 def _delta_of(request: EvaluateRequest, store: Store) -> Delta | None:
-    """Return the delta that is to be measured, None where the model is a checkpoint."""
+    """Return the delta that is to be measured, None where the model is a checkpoint or an adapter."""
     if request.base is None and (is_remote(request.model) or Path(request.model).expanduser().exists()):
+        return None
+    if request.base is not None and _is_place(request.model):
         return None
     try:
         artifact = resolve(store, request.model)
@@ -92,6 +105,11 @@ def _delta_of(request: EvaluateRequest, store: Store) -> Delta | None:
             raise
         raise CheckpointError(f"{request.model} does not exist, and no delta has this name or id. {error}") from error
     return open_delta(store, artifact)
+
+
+def _is_place(model: str) -> bool:
+    """Return whether a model beside a base is the place of an adapter: names and ids of deltas have no slash."""
+    return "/" in model or (Path(model) / ADAPTER_CONFIG).is_file()
 
 
 def evaluate(
@@ -121,6 +139,7 @@ def evaluate(
             label=Path(request.model).name,
             model=checked.model,
             base=checked.base,
+            merged=checked.merged,
             tasks=checked.tasks,
             measuring=checked.measuring,
             split=request.split,
@@ -154,7 +173,7 @@ def evaluate_model(job: EvaluationJob) -> tuple[EvaluationResult, ...]:
     """
     store = job.run.open_store()
     source = Store(job.source) if job.source else store
-    model = open_delta(source, job.model) if job.base else open_checkpoint(job.model)
+    model = job.merged or (open_delta(source, job.model) if job.base else open_checkpoint(job.model))
     with ExitStack() as stack:
 
         @cache

@@ -1,5 +1,6 @@
 """The library's own verbs, each in one line with defaults: what `import impart_core as impart` gives."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -36,6 +37,8 @@ from impart_core.evaluation.result import Split
 from impart_core.store.names import resolve
 from impart_core.store.provenance import Stopwatch
 from impart_core.store.store import Store, default_store_url
+
+logger = logging.getLogger(__name__)
 
 Place = str | Path
 Ref = str | Delta
@@ -147,6 +150,7 @@ def reconstruct(
     *,
     store: Place | Store | None = None,
     overwrite: bool = False,
+    with_code: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Rebuild a fine-tuned checkpoint as a Hugging Face folder, and return the folder.
@@ -157,6 +161,7 @@ def reconstruct(
         out: the folder to make.
         store: where it is looked for by name; None: IMPART_STORE, else the user's own.
         overwrite: whether `out` may be replaced when it holds files.
+        with_code: whether Python code that the delta brings is written too; see `Delta.code`.
         progress: called with tensors done and their number.
 
     Raises:
@@ -164,7 +169,12 @@ def reconstruct(
     """
     delta = open_delta(ref, store)
     request = ReconstructRequest(
-        ref=delta.manifest.id, base=absolute(base), out=Path(out), store=delta.store.url, overwrite=overwrite
+        ref=delta.manifest.id,
+        base=absolute(base),
+        out=Path(out),
+        store=delta.store.url,
+        overwrite=overwrite,
+        with_code=with_code,
     )
     return rebuilding.reconstruct(request, progress).out
 
@@ -181,9 +191,10 @@ def evaluate(
     """Measure a model with lm-evaluation-harness; what was measured before is taken from the store.
 
     Args:
-        model: a checkpoint's folder, Hub id or URL; or a delta, or its name or id.
+        model: a checkpoint's folder, Hub id or URL; or a delta, or its name or id; or an adapter's place.
         tasks: lm-eval task names, or paths of YAML files.
-        base: the checkpoint that a delta was made against; None: where that lay.
+        base: the checkpoint that a delta was made against, or that an adapter was trained on; None: where that of a
+            delta lay.
         options: how lm-eval measures it, such as `{"num_fewshot": 5}`; see `MeasureOptions`.
         store: as for `reconstruct`.
         keywords: what is measured of each task, and whether code is run; see `EvaluateKeywords`.
@@ -276,4 +287,6 @@ def _run(given: dict[str, Any], known: Any) -> dict[str, Any]:
 def _compress(request: CompressRequest, checked: Checked | None, progress: Progress | None) -> Delta:
     with ThreadExecutor(request.workers) as executor:
         done = compressing.compress(request, executor, checked=checked, progress=progress)
+    for note in done.report.notes:
+        logger.warning("%s", note)
     return deltas.open_delta(Store(request.store), done.report.artifact)

@@ -165,6 +165,7 @@ class EvaluationJob:
         label: what people call the model; no part of any id.
         model: the checkpoint's folder, or the delta's artifact id.
         base: the base where `model` is a delta, else None.
+        merged: the model where `model` is an adapter's place: that adapter merged into its base.
         tasks: lm-eval task names.
         split: which split of each task.
         limit: number of items of each; None for all.
@@ -183,6 +184,7 @@ class EvaluationJob:
     code: RunCode = "never"
     measuring: MeasureOptions = field(default_factory=MeasureOptions)
     source: str | None = None
+    merged: Checkpoint | None = None
 
 
 class Made(Frozen):

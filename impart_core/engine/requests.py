@@ -110,6 +110,7 @@ class ReconstructRequest(Frozen):
         out: the folder to make.
         store: the store's URL.
         overwrite: whether `out` may be replaced when it holds files.
+        with_code: whether Python code that the delta brings is written too.
         max_shard_bytes: largest size of one weights file.
     """
 
@@ -118,6 +119,7 @@ class ReconstructRequest(Frozen):
     out: Path
     store: str = Field(default_factory=default_store_url)
     overwrite: bool = False
+    with_code: bool = False
     max_shard_bytes: int = Field(default=DEFAULT_SHARD_BYTES, ge=1)
 
 
@@ -125,8 +127,9 @@ class EvaluateRequest(Frozen):
     """A model to measure.
 
     Attributes:
-        model: a checkpoint's folder, Hub id or URL, or a delta's name or id.
-        base: the base of a delta, which is rebuilt on that in scratch; None: where that lay when the delta was made.
+        model: a checkpoint's folder, Hub id or URL; a delta's name or id; or an adapter's place.
+        base: the base of a delta or an adapter, from both of which the model is made in scratch; None: where that of a
+            delta lay when it was made.
         tasks: lm-eval task names, or paths of YAML files.
         split: which split of each task.
         limit: only so many items of each; None: all.

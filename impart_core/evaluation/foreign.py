@@ -3,9 +3,8 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import torch
-
 from impart_core.base.errors import EvaluationError, ImpartError
+from impart_core.base.numerics import is_out_of_device_memory
 
 _LONGEST_REASON = 300
 
@@ -23,9 +22,11 @@ def explained_failures(doing: str, advice: Callable[[], str]) -> Iterator[None]:
     """
     try:
         yield
-    except (ImpartError, torch.OutOfMemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
+    except (ImpartError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # a panic of a library in Rust is no Exception
+        if is_out_of_device_memory(error):
+            raise
         reason = " ".join(str(error).split())[:_LONGEST_REASON].rstrip(".")
         told = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
         need = " Install the package that it asks for." if isinstance(error, ImportError) else ""

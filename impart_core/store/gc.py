@@ -109,8 +109,10 @@ def collect(
         delete: whether to delete; else nothing is changed.
 
     Raises:
+        ArtifactNotFoundError: nothing lies at the store's place.
         CorruptArtifactError: something that is kept is damaged, so that it is not known what it needs.
     """
+    store.require_there()
     look = _look(store, grace)
     found = _mark(store, look, history)
     if not delete:

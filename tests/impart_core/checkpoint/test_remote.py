@@ -16,9 +16,10 @@ from impart_core.base.errors import CheckpointError, ConfigError, ImpartError, U
 from impart_core.checkpoint import remote
 from impart_core.checkpoint.digest import cache_folder, carried_digests, tensor_digests
 from impart_core.checkpoint.header import read_header
-from impart_core.checkpoint.index import SINGLE, open_checkpoint
+from impart_core.checkpoint.index import open_checkpoint
 from impart_core.checkpoint.reader import read_tensor
 from impart_core.checkpoint.remote import url_folder
+from impart_core.checkpoint.weights import SINGLE
 from impart_core.checkpoint.writer import folder_of
 from impart_core.engine.evaluate import check_evaluate
 from impart_core.engine.requests import EvaluateRequest
