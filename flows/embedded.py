@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,10 +45,12 @@ def prefect_server(progress: Progress | None = None) -> Iterator[str]:
     """Give the URL of the configured Prefect API, or of an embedded server that runs as long as the block.
 
     Raises:
-        ServerError: the configured server does not answer, or the embedded one does not start.
+        ServerError: the configured server does not answer, or the embedded one does not start, or no client of one
+            can be made here.
     """
     from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
+    _require_client()
     configured = PREFECT_API_URL.value()
     if configured:
         if not _healthy(configured, _PATIENCE_SECONDS):
@@ -67,6 +70,7 @@ def prefect_server(progress: Progress | None = None) -> Iterator[str]:
 
 @contextmanager
 def _embedded(report: Progress) -> Iterator[str]:
+    _require_home()
     # The port is bound here and listened on there: nobody else can have taken it when the server gets so far.
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
@@ -94,6 +98,36 @@ def _embedded(report: Progress) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
+
+
+def _require_client() -> None:
+    """Make a client as Prefect makes its own, by what the environment says of proxies and certificates."""
+    import httpx
+
+    try:
+        httpx.Client().close()
+    except Exception as error:  # a package for SOCKS, a scheme, a file of certificates: each with an error of its own
+        raise ServerError(
+            f"A Prefect server cannot be talked to as this environment says: {str(error).rstrip('.')}. Check "
+            "ALL_PROXY, HTTP_PROXY, HTTPS_PROXY and SSL_CERT_FILE, or unset them for this command. A SOCKS proxy needs "
+            "`pip install socksio`."
+        ) from error
+
+
+def _require_home() -> None:
+    """Make the folder that the server keeps its database in."""
+    from prefect.settings import PREFECT_HOME
+
+    home = PREFECT_HOME.value()
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home):
+            pass
+    except OSError as error:
+        raise ServerError(
+            f"Prefect cannot keep its files in {home}: {error.strerror}. Set PREFECT_HOME to a folder that can be "
+            "written, or unset it."
+        ) from error
 
 
 def _send_queued() -> None:

@@ -30,9 +30,10 @@ def flow_of(checked: Measurable | None = None, progress: Progress | None = None)
             results = evaluate_model(
                 request, PrefectExecutor(), checked=checked, progress=progress, run_id=str(flow_run.id or "")
             )
+            source = request.base or (checked.base.location if checked and checked.base else request.model)
             for result in results:
                 made = [] if result.cached else [result.id]
-                run.tell([result.entry], [request.base or request.model], request.store, made)
+                run.tell([result.entry], [source], request.results_store or request.store, made)
         how = {"split": request.split, **request.measuring.of_recipe()}
         show_evaluation(Path(request.model).name, results, how)
         return results

@@ -10,7 +10,7 @@ from impart_core.lineage.why import Account, Input, explain
 from impart_core.store.names import resolve
 from impart_core.store.store import Store
 from impart_flows.cli import options as opt
-from impart_flows.cli.output import human_bytes, say, show
+from impart_flows.cli.output import human_bytes, human_seconds, say, show
 
 _MOST_CHANGES = 20  # of one section as text; --json has them all
 _INDENT = 12
@@ -61,7 +61,7 @@ def _print_account(account: Account) -> None:
     _print_field("code", f"impart {made.code_version}, sources {made.code_digest[:12] or 'not recorded'}")
     _print_field("with", made.system, libraries)
     _print_field("when", f"{made.started}, by {made.user}")
-    _print_field("took", f"{made.seconds:.1f} s, peak memory {human_bytes(made.peak_rss_bytes)}")
+    _print_field("took", f"{human_seconds(made.seconds)}, peak memory {human_bytes(made.peak_rss_bytes)}")
     _print_field("run", made.run)
 
 

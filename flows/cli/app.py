@@ -1,14 +1,12 @@
-"""The application: how it is entered, and how errors leave it (a sentence on standard error, exit code 2)."""
+"""The application: its verbs, and how a command ends."""
 
-import os
-import sys
 from typing import Annotated, cast
 
 import typer
 
 from impart_core import __version__
-from impart_core.base.errors import ImpartError
-from impart_flows.cli.output import errors, print_error, print_json
+from impart_flows.cli import interrupt
+from impart_flows.cli.failure import report, report_interrupt, report_object
 from impart_flows.cli.verbs import LazyGroup
 
 app = typer.Typer(
@@ -21,7 +19,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-WRONG_REQUEST, INTERRUPTED = 2, 130
 # Typer brings its own copy of click, or uses the installed one, depending on its version. Both derive from this.
 _UsageError = cast(
     type[typer.BadParameter], next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -43,44 +40,18 @@ def impart(
     """Keep a zoo of fine-tuned language models small: each fine-tune as a tiny delta against its base."""
 
 
-def main() -> None:
-    """Run the command line and exit: 0 done, 1 a fault was found, 2 the request is wrong, 130 Ctrl-C."""
-    _quiet_libraries()
-    sys.exit(run(sys.argv[1:]))
-
-
 def run(arguments: list[str]) -> int:
-    """Run one command and return its exit code."""
+    """Run one command and return its exit code: the one boundary that no error passes."""
     try:
         code = int(app(arguments, prog_name="impart", standalone_mode=False) or 0)
-    except ImpartError as error:
-        print_error(error)
-        return _fail(error, str(error), arguments)
     except _UsageError as error:
         error.show()
-        return _fail(error, error.format_message(), arguments)
-    except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
-    if code == INTERRUPTED:  # Typer turns Ctrl-C into this code
-        errors.print("Stopped. Finished blocks are kept; run the same command again to go on.")
-    return code
-
-
-def _fail(error: Exception, message: str, arguments: list[str]) -> int:
-    if "--json" in arguments:
-        print_json({"error": {"type": type(error).__name__, "message": message}})
-    return WRONG_REQUEST
-
-
-def _quiet_libraries() -> None:
-    """Set what libraries print and send, unless the user has set it."""
-    for name, value in {
-        "PREFECT_LOGGING_LEVEL": "WARNING",
-        # A failed task is told once, as a sentence of ours; its traceback stays in the run's page.
-        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }.items():
-        os.environ.setdefault(name, value)
+        return report_object(type(error).__name__, error.format_message(), arguments)
+    except typer.Abort:
+        code = interrupt.INTERRUPTED
+    except SystemExit as error:
+        return 0 if error.code in (0, None) else report(error, arguments)
+    except BaseException as error:  # a panic of a library in Rust is no Exception
+        return report(error, arguments)
+    # Typer turns Ctrl-C into this code; a library may swallow it.
+    return report_interrupt(arguments) if code == interrupt.INTERRUPTED else code

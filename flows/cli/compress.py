@@ -6,7 +6,17 @@ from impart_core.engine.quantize import quantize_request
 from impart_core.engine.requests import CompressRequest, QuantizeRequest, absolute
 from impart_flows.cli import options as opt
 from impart_flows.cli.flags import from_flags
-from impart_flows.cli.output import human_bytes, progress, ratio, say, shortened, show, warn, warn_of_faults
+from impart_flows.cli.output import (
+    human_bytes,
+    human_seconds,
+    progress,
+    ratio,
+    say,
+    shortened,
+    show,
+    warn,
+    warn_of_faults,
+)
 from impart_flows.compress import run_compress
 from impart_flows.embedded import prefect_server
 
@@ -68,4 +78,4 @@ def _print_report(report: CompressReport) -> None:
     if report.events_sent or report.events_lost:
         lost = f", {report.events_lost} lost: the receiver did not take them" if report.events_lost else ""
         say(f"events         {report.events_sent} sent{lost}")
-    say(f"took           {report.seconds:.1f} s, peak memory {human_bytes(report.peak_rss_bytes)}")
+    say(f"took           {human_seconds(report.seconds)}, peak memory {human_bytes(report.peak_rss_bytes)}")

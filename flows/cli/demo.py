@@ -1,5 +1,6 @@
 """The verb `demo`: the main job on the tiny zoo, from nothing to a table and a picture."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ from impart_core.base.files import disk_errors
 from impart_core.base.numerics import resolve_device
 from impart_core.store.store import Store, default_store_url
 from impart_flows.cli import options as opt
-from impart_flows.cli.output import print_table, progress, ratio, say, show
+from impart_flows.cli.output import human_seconds, print_table, progress, ratio, say, show
 from impart_flows.demo import DemoReport, DemoRow, flow_of
 from impart_flows.embedded import prefect_server
 from impart_flows.picture import draw
@@ -34,6 +35,7 @@ def demo(
     if limit is not None and limit < 1:
         raise ConfigError(f"The limit is {limit}; it must be at least 1 item.")
     resolve_device(device)
+    import_module("matplotlib")  # where it is missing, that is told before the work
     url = store or default_store_url()
     Store(url).require_writable()
     with progress(quiet=json) as reporter, prefect_server(reporter):
@@ -53,7 +55,7 @@ def _print_report(report: DemoReport, out: Path) -> None:
     say(f"Exact match and answer loss (nats a token) on {report.items} test items each, ± standard error.")
     say(
         f"Reused from {report.store}: {report.compressions_reused} of {report.compressions} compressions, "
-        f"{reused} of {total} evaluations. Took {report.seconds:.1f} s."
+        f"{reused} of {total} evaluations. Took {human_seconds(report.seconds)}."
     )
     say(f"Picture: {out / 'demo.png'}   Figures: {out / 'demo.json'}")
 

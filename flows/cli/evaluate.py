@@ -1,5 +1,6 @@
 """The verb `evaluate`: a model folder, or a delta beside its base → metrics."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,7 +13,7 @@ from impart_flows.cli.output import print_json, print_table, progress, warn, war
 from impart_flows.embedded import prefect_server
 from impart_flows.evaluate import run_evaluate
 
-_BASE = typer.Option(help="Measure a delta or a PEFT adapter, on this base.")
+_BASE = typer.Option(show_default="where it lay", help="The base of a delta or a PEFT adapter.")
 Refresh = Annotated[bool, typer.Option("--refresh", help="Measure again, whatever is there.")]
 
 
@@ -26,7 +27,9 @@ def evaluate(request: EvaluateRequest, refresh: Refresh = False, json: opt.JsonO
     Example: impart evaluate math@cr16 --base BASE --tasks tinyzoo_math --limit 50
     """
     trust = request.trust.model_copy(update={"refresh_from": "digest" if refresh else None})
-    places = {"model": absolute(request.model)} if request.base is None else {"base": absolute(request.base)}
+    places = {} if request.base is None else {"base": absolute(request.base)}
+    if request.base is None and Path(request.model).expanduser().exists():
+        places["model"] = absolute(request.model)
     request = request.model_copy(update={**places, "trust": trust})
     model = check_evaluate(request)
     warn(model.merged.notes if model.merged else ())

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from impart_core.base.errors import ArtifactNotFoundError, ConfigError, UnknownNameError
 from impart_core.store import names as refs
 from impart_core.store.names import Move
 from impart_core.store.store import Store
@@ -11,7 +12,7 @@ from impart_flows.cli import options as opt
 from impart_flows.cli.output import print_json, print_table, say
 
 Name = Annotated[str, typer.Argument(help="A name, with or without a label (math-13b, math-13b@prod).")]
-Number = Annotated[int | None, typer.Option(help="The move to go back to. [default: the one before the last]")]
+Number = Annotated[int | None, typer.Option(help="The move to go back to. [default: the one before that in force]")]
 
 
 def tag(ref: opt.Ref, name: Name, store: opt.StoreOption = None, json: opt.JsonOption = False) -> None:
@@ -22,7 +23,16 @@ def tag(ref: opt.Ref, name: Name, store: opt.StoreOption = None, json: opt.JsonO
     Example: impart tag math@cr16 math@prod
     """
     opened = Store(store)
-    _print_move(name, refs.tag(opened, name, refs.resolve(opened, ref)), json)
+    try:
+        move = refs.tag(opened, name, refs.resolve(opened, ref))
+    except (ArtifactNotFoundError, UnknownNameError, ConfigError) as error:
+        if not refs.is_artifact(opened, name):
+            raise
+        raise ConfigError(
+            f"{str(error).rstrip('.')}. But {name!r} is an artifact: the artifact comes first, then its new name. "
+            f"Did you mean `impart tag {name} {ref}`?"
+        ) from error
+    _print_move(name, move, json)
 
 
 def history(name: Name, store: opt.StoreOption = None, json: opt.JsonOption = False) -> None:
@@ -46,8 +56,9 @@ def history(name: Name, store: opt.StoreOption = None, json: opt.JsonOption = Fa
 def rollback(name: Name, to: Number = None, store: opt.StoreOption = None, json: opt.JsonOption = False) -> None:
     """Point a name to an artifact that it pointed to before.
 
-    History is not rewritten: the rollback is one more move, so that a second rollback without --to undoes the
-    first. Nothing happens when someone else moves the name at the same time, or when the artifact is gone.
+    History is not rewritten: the rollback is one more move. A second rollback goes further back; `--to` goes to any
+    move, one that was rolled back too. Nothing happens when someone else moves the name at the same time, or when
+    the artifact is gone.
 
     Example: impart rollback math@prod
     """

@@ -23,7 +23,7 @@ FLAGS: dict[str, Any] = {
     "finetuned": typer.Argument(help="The checkpoint fine-tuned from it, likewise."),
     "ref": typer.Argument(help=ARTIFACT),
     "refs": typer.Argument(metavar="REF", help="Artifacts: names, ids, or the beginnings of ids."),
-    "model": typer.Argument(help="A model: folder, Hub id or URL; with --base, a delta."),
+    "model": typer.Argument(help="A model: folder, Hub id or URL; or a delta, by name or id."),
     "tasks": typer.Option(help="lm-eval tasks or YAML files, with commas; built in: tinyzoo_math, _code, _chat."),
     "split": typer.Option(help="validation or test."),
     "limit": typer.Option(help="Only this many items of each task."),
@@ -63,6 +63,7 @@ FLAGS: dict[str, Any] = {
     "factors_for": typer.Option(show_default="4, at usual settings", help="Lowest ratio that decompositions serve."),
     "keep_factors": typer.Option(show_default=False, help="Publish decompositions, for other requests."),
     "store": _STORE,
+    "results_store": typer.Option(help="Write metrics here, and only read STORE. Folder or URL."),
     "name": typer.Option(help="Name for the artifact (wizardmath-13b@prod)."),
     "source": typer.Option(
         "--calibration",

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from impart_core.base.errors import IncompleteError, MismatchError
-from impart_core.base.text import visible, visible_json, without_secrets
+from impart_core.base.text import visible, visible_json
 from impart_core.base.units import human_bytes as human_bytes
+from impart_core.base.units import human_seconds as human_seconds
 
 if TYPE_CHECKING:  # settings take as long to load as all the rest
     from impart_core.base.settings import Frozen
@@ -39,13 +39,6 @@ errors = _Stderr(stderr=True, soft_wrap=True, highlight=False)
 def say(text: str = "") -> None:
     """Print one line on standard output, in which nothing can steer the terminal."""
     typer.echo(visible(text))
-
-
-def print_error(error: Exception) -> None:
-    """Print an error's sentence; only the lines of the lists that we make stay lines."""
-    text = without_secrets(f"error: {error}")
-    for line in text.split("\n") if isinstance(error, MismatchError | IncompleteError) else [text]:
-        errors.print(line)
 
 
 def show(report: ReportT, json: bool, print_text: Callable[[ReportT], None]) -> None:
@@ -112,7 +105,11 @@ def progress(quiet: bool = False) -> Iterator["Reporter"]:
     """Give a progress listener: bars on a terminal, a line a step elsewhere, nothing when quiet."""
     reporter = Reporter(bars=errors.is_terminal and not quiet, quiet=quiet)
     with reporter.display:
-        yield reporter
+        try:
+            yield reporter
+        except Exception as error:
+            error.add_note(reporter.last)
+            raise
 
 
 class Reporter:
@@ -120,6 +117,7 @@ class Reporter:
 
     def __init__(self, bars: bool, quiet: bool) -> None:
         """Make a listener that shows bars, or lines, or nothing."""
+        self.last = "the preparations"  # what was done last, in a few words
         self._bars, self._quiet = bars, quiet
         self.display = Progress(
             TextColumn("{task.description}"),
@@ -135,6 +133,7 @@ class Reporter:
 
     def __call__(self, stage: str, done: int, total: int, what: str) -> None:
         """Show that `done` of `total` pieces of a stage are finished."""
+        self.last = " ".join(filter(None, (f"{stage}, {done} of {total} done", what)))
         if self._bars:
             if stage not in self._tasks or done == 0:
                 self._tasks[stage] = self.display.add_task(stage, total=total, what="")

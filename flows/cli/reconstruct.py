@@ -5,7 +5,7 @@ from impart_core.engine.reconstruct import reconstruct as rebuild
 from impart_core.engine.requests import ReconstructRequest
 from impart_flows.cli import options as opt
 from impart_flows.cli.flags import from_flags
-from impart_flows.cli.output import human_bytes, progress, say, shortened, show
+from impart_flows.cli.output import human_bytes, human_seconds, progress, say, shortened, show
 
 
 @from_flags(ReconstructRequest, base=opt.BASE_OF_DELTA)
@@ -26,7 +26,7 @@ def _print_report(made: Reconstruction) -> None:
         _tell_of_code(made.code, made.code_written)
     if made.code_elsewhere:
         say(f"code    of {shortened(made.code_elsewhere)} on the Hub runs where it is loaded with trust_remote_code")
-    say(f"{made.out}  {human_bytes(made.bytes)} of weights in {made.seconds:.1f} s")
+    say(f"{made.out}  {human_bytes(made.bytes)} of weights in {human_seconds(made.seconds)}")
 
 
 def _tell_of_code(code: tuple[str, ...], written: bool) -> None:

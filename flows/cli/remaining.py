@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from impart_core.share.transfer import Tally, TransferReport
-from impart_flows.cli.output import Reporter, human_bytes, say
+from impart_flows.cli.output import Reporter, human_bytes, human_seconds, say
 
 
 def by_bytes(reporter: Reporter, stage: str) -> Callable[[int, int, int, int], None]:
@@ -29,7 +29,7 @@ def print_transfer(report: TransferReport) -> None:
         say(f"kept     {len(report.otherwise)} of these as they were made there, with other bytes")
     if report.names:
         say(f"names    {', '.join(sorted(report.names))}")
-    say(f"took     {report.seconds:.1f} s")
+    say(f"took     {human_seconds(report.seconds)}")
 
 
 def _told(tally: Tally) -> str:

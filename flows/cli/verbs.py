@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from impart_flows.cli import interrupt
+
 
 class Verb(NamedTuple):
     """A verb: module of `impart_flows.cli`, function in it, help in one line, and the panel that lists it.
@@ -65,7 +67,10 @@ class LazyGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """Find the verb that was typed, with its module imported."""
         name, found, rest = super().resolve_command(ctx, args)
-        return name, found if name is None or name in VERBS else load(str(self.name), name), rest
+        if name is not None and name not in VERBS:
+            found = load(str(self.name), name)
+            interrupt.begin()
+        return name, found, rest
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 - Typer's signature
         """List the verbs, panel by panel."""

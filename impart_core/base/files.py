@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from impart_core.base.errors import StoreError, StoreFullError
+from impart_core.base.errors import ImpartError, StoreError, StoreFullError
+from impart_core.base.retry import is_transient
 
 _CHUNK = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.EEXIST, errno.EISDIR)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def write_atomically(target: Path, data: bytes, *, place: Callable[[Path, Path], None] = os.replace) -> None:
@@ -49,7 +50,7 @@ def copy_hashed(source: Path, target: Path) -> str:
 
 @contextmanager
 def disk_errors(where: object) -> Iterator[None]:
-    """Turn operating-system errors while writing to `where` into sentences.
+    """Turn operating-system errors while writing to `where` into sentences; what may pass by itself stays as it is.
 
     Raises:
         StoreFullError: there is no space left, or a quota is used up.
@@ -57,17 +58,20 @@ def disk_errors(where: object) -> Iterator[None]:
     """
     try:
         yield
+    except ImpartError:
+        raise
     except OSError as error:
         if error.errno in _FULL:
             raise StoreFullError(
                 f"No space left while writing to {where}. Nothing half-written was published; free some space "
                 "and run the same command again: finished blocks are kept."
             ) from error
-        if error.errno in _REFUSED:
-            raise StoreError(
-                f"Cannot write to {where}: {error.strerror}. Choose another place or change its permissions."
-            ) from error
-        raise
+        if is_transient(error):
+            raise
+        advice = " or change its permissions" if error.errno in _FORBIDDEN else ""
+        raise StoreError(
+            f"Cannot write to {where}: {error.strerror or error}. Choose another place{advice}."
+        ) from error
 
 
 @contextmanager

@@ -8,11 +8,11 @@ from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
-from impart_core.base.errors import CheckpointError
+from impart_core.base.errors import CheckpointError, ImpartError
 from impart_core.checkpoint.local import local_folder
 from impart_core.checkpoint.source import Folder, SourceFile, no_folder
 from impart_core.checkpoint.spool import keep, read_kept
-from impart_core.storage.failures import Side, explained
+from impart_core.storage.failures import Side, explain, explained
 from impart_core.storage.open import open_url, require_plain_url
 
 # The largest range asked for at once: it is in memory twice, and asked for again as a whole when it fails.
@@ -89,6 +89,10 @@ def url_folder(url: str) -> Folder:
         raise CheckpointError(
             f"The checkpoint {url!r} cannot be opened: {error}. Give a folder, a Hub id or an fsspec URL such as s3://…"
         ) from error
+    except ImpartError:
+        raise
+    except Exception as error:  # some file systems connect, or read an archive, when they are opened
+        raise explain(error, Side.CHECKPOINT, f"The checkpoint {url}") from error
     if isinstance(fs, LocalFileSystem):
         return local_folder(Path(root))
     location = url.rstrip("/")

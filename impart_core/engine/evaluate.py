@@ -7,16 +7,24 @@ from functools import cache
 from pathlib import Path
 
 from impart_core.apply.dense import reconstruct
-from impart_core.apply.reader import require_base
 from impart_core.artifacts.delta import Delta, open_delta
 from impart_core.artifacts.evaluation import EvaluationContent, evaluation_recipe, publish_evaluation
-from impart_core.base.errors import CheckpointError, ConfigError
+from impart_core.base.errors import (
+    ArtifactNotFoundError,
+    CheckpointError,
+    ConfigError,
+    StoreError,
+    StoreUnreachableError,
+    UnknownNameError,
+)
 from impart_core.base.files import scratch_folder
 from impart_core.base.numerics import resolve_device
 from impart_core.base.retry import GPU, patiently, recording
 from impart_core.checkpoint.adapter import ADAPTER_CONFIG
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
+from impart_core.checkpoint.location import is_remote
 from impart_core.checkpoint.writer import folder_of
+from impart_core.engine.bases import base_of
 from impart_core.engine.executor import Executor, Progress, stage
 from impart_core.engine.preflight import open_side
 from impart_core.engine.references import EvaluationJob, EvaluationResult, Run
@@ -61,19 +69,42 @@ def check_evaluate(request: EvaluateRequest) -> Measurable:
     tasks, measuring = named_tasks(request.tasks, request.measuring)
     check_request(tasks, request.limit, measuring, request.code)
     store = Store(request.store)
-    store.require_writable()
+    _require_writable(request)
+    delta = _delta_of(request, store)
+    if delta is not None:
+        return Measurable(delta.manifest.id, base_of(delta, request.base), tasks, measuring)
+    place = absolute(request.model)
     if request.base is None:
-        opened = open_checkpoint(request.model)
-        return Measurable(request.model, None, tasks, measuring, opened if opened.adapter else None)
-    if _is_place(request.model):
-        place = absolute(request.model)
-        merged = open_side(place, open_side(request.base))
-        if merged.adapter is None:
-            raise ConfigError(f"{place} is a whole model, which needs no base. Leave out --base.")
-        return Measurable(place, None, tasks, measuring, merged)
-    delta, base = open_delta(store, resolve(store, request.model)), open_side(request.base)
-    require_base(delta, base)
-    return Measurable(delta.manifest.id, base, tasks, measuring)
+        opened = open_checkpoint(place)
+        return Measurable(place, None, tasks, measuring, opened if opened.adapter else None)
+    merged = open_side(place, open_side(request.base))
+    if merged.adapter is None:
+        raise ConfigError(f"{place} is a whole model, which needs no base. Leave out --base.")
+    return Measurable(place, None, tasks, measuring, merged)
+
+
+def _require_writable(request: EvaluateRequest) -> None:
+    try:
+        Store(request.results_store or request.store).require_writable()
+    except StoreError as error:
+        if request.results_store or isinstance(error, StoreUnreachableError):
+            raise
+        raise type(error)(f"{error} Results can be written to another store: --results-store.") from error
+
+
+def _delta_of(request: EvaluateRequest, store: Store) -> Delta | None:
+    """Return the delta that is to be measured, None where the model is a checkpoint or an adapter."""
+    if request.base is None and (is_remote(request.model) or Path(request.model).expanduser().exists()):
+        return None
+    if request.base is not None and _is_place(request.model):
+        return None
+    try:
+        artifact = resolve(store, request.model)
+    except (ArtifactNotFoundError, UnknownNameError) as error:
+        if request.base is not None:
+            raise
+        raise CheckpointError(f"{request.model} does not exist, and no delta has this name or id. {error}") from error
+    return open_delta(store, artifact)
 
 
 def _is_place(model: str) -> bool:
@@ -104,7 +135,7 @@ def evaluate(
     with recording():
         checked = checked or patiently("check the request", lambda: check_evaluate(request))
         job = EvaluationJob(
-            run=Run(request.store, request.device, request.trust, id=run_id),
+            run=Run(request.results_store or request.store, request.device, request.trust, id=run_id),
             label=Path(request.model).name,
             model=checked.model,
             base=checked.base,
@@ -114,6 +145,7 @@ def evaluate(
             split=request.split,
             limit=request.limit,
             code=request.code,
+            source=request.store if request.results_store else None,
         )
         return evaluate_all([job], executor, progress)
 
@@ -140,7 +172,8 @@ def evaluate_model(job: EvaluationJob) -> tuple[EvaluationResult, ...]:
     A delta is rebuilt into scratch, and the model loaded, for the first task whose metrics are not there.
     """
     store = job.run.open_store()
-    model = job.merged or (open_delta(store, job.model) if job.base else open_checkpoint(job.model))
+    source = Store(job.source) if job.source else store
+    model = job.merged or (open_delta(source, job.model) if job.base else open_checkpoint(job.model))
     with ExitStack() as stack:
 
         @cache
@@ -148,13 +181,20 @@ def evaluate_model(job: EvaluationJob) -> tuple[EvaluationResult, ...]:
             device = str(resolve_device(job.run.device))
             return Evaluator(_folder_of(model, job, stack), device, job.measuring, job.code)
 
-        return tuple(_measure(job, model, task, store, evaluator) for task in job.tasks)
+        return tuple(_measure(job, model, task, (store, source), evaluator) for task in job.tasks)
 
 
 def _measure(
-    job: EvaluationJob, model: Checkpoint | Delta, task: str, store: Store, evaluator: Callable[[], Evaluator]
+    job: EvaluationJob,
+    model: Checkpoint | Delta,
+    task: str,
+    stores: tuple[Store, Store],
+    evaluator: Callable[[], Evaluator],
 ) -> EvaluationResult:
-    watch = job.run.watch(**({"base": job.base.location} if job.base else {"checkpoint": job.model}))
+    """Measure a model on one task, unless the store of the results or that of the delta holds the metrics already."""
+    store, source = stores
+    elsewhere = {"delta": source.url} if job.source else {}
+    watch = job.run.watch(**({"base": job.base.location, **elsewhere} if job.base else {"checkpoint": job.model}))
     recipe = evaluation_recipe(model, task, job.split, job.limit, job.measuring)
     trust = job.run.trust
     reuse = Reuse(trust.reread, trust.refresh_from is not None, trust.imported)
@@ -170,7 +210,11 @@ def _measure(
         measured = evaluator().measure([task], split=job.split, limit=job.limit)
         return patiently(f"publish {job.label} on {task}", lambda: publish(measured))
 
-    outcome = made_or_found(store, recipe.id, make, kind=EvaluationContent, reuse=reuse)
+    def make_unless_there() -> Manifest:
+        found = source.examine(recipe.id, reread=reuse.reread, kind=EvaluationContent) if job.source else None
+        return found.manifest if found and found.manifest and not reuse.replace else make()
+
+    outcome = made_or_found(store, recipe.id, make_unless_there, kind=EvaluationContent, reuse=reuse)
     content = outcome.manifest.content
     assert isinstance(content, EvaluationContent)
     return EvaluationResult.of(outcome, watch, task=task, metrics=content.metrics, items=content.items)

@@ -8,7 +8,6 @@ from typing import Any, TypedDict, Unpack
 import torch
 
 from impart_core.apply import load
-from impart_core.apply.reader import require_base
 from impart_core.artifacts import delta as deltas
 from impart_core.artifacts.calibration_text import calibration_recipe, publish_calibration
 from impart_core.artifacts.delta import Delta
@@ -17,12 +16,12 @@ from impart_core.base.numerics import resolve_device
 from impart_core.base.settings import nearest
 from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.text import PUBLISHED, CalibrationText, require_tokens
-from impart_core.checkpoint.index import Checkpoint
 from impart_core.engine import compress as compressing
 from impart_core.engine import evaluate as evaluating
 from impart_core.engine import reconstruct as rebuilding
+from impart_core.engine.bases import base_of
 from impart_core.engine.executor import Progress, ThreadExecutor
-from impart_core.engine.preflight import Checked, open_side
+from impart_core.engine.preflight import Checked
 from impart_core.engine.quantize import quantize_request
 from impart_core.engine.references import EvaluationResult
 from impart_core.engine.requests import (
@@ -194,10 +193,10 @@ def evaluate(
     """Measure a model with lm-evaluation-harness; what was measured before is taken from the store.
 
     Args:
-        model: a checkpoint's folder, Hub id or URL; or a delta, or its name or id, or an adapter's place, where `base`
-            is given.
+        model: a checkpoint's folder, Hub id or URL; or a delta, or its name or id; or an adapter's place.
         tasks: lm-eval task names, or paths of YAML files.
-        base: the checkpoint that a delta was made against, or that an adapter was trained on.
+        base: the checkpoint that a delta was made against, or that an adapter was trained on; None: where that of a
+            delta lay.
         options: how lm-eval measures it, such as `{"num_fewshot": 5}`; see `MeasureOptions`.
         store: as for `reconstruct`.
         keywords: what is measured of each task, and whether code is run; see `EvaluateKeywords`.
@@ -208,9 +207,7 @@ def evaluate(
     Raises:
         ImpartError: the request cannot be carried out; the message says what to change.
     """
-    if isinstance(model, Delta) and base is None:
-        raise ConfigError("A delta is measured on its base: give it as base=….")
-    name = model.manifest.id if isinstance(model, Delta) else str(model) if base else absolute(model)
+    name = model.manifest.id if isinstance(model, Delta) else str(absolute(model) if isinstance(model, Path) else model)
     request = EvaluateRequest(
         model=name,
         base=None if base is None else absolute(base),
@@ -251,7 +248,7 @@ def load_model(ref: Ref, base: Place | None = None, *, device: str = "auto", sto
         ImpartError: the request cannot be carried out; the message says what to change.
     """
     delta = open_delta(ref, store)
-    return load.load_model(delta, _base_of(delta, base), resolve_device(device))
+    return load.load_model(delta, base_of(delta, base), resolve_device(device))
 
 
 def load_state_dict(
@@ -259,16 +256,7 @@ def load_state_dict(
 ) -> dict[str, torch.Tensor]:
     """Return the tensors of the fine-tuned checkpoint by name, as `reconstruct` writes them; arguments as above."""
     delta = open_delta(ref, store)
-    return load.load_state_dict(delta, _base_of(delta, base))
-
-
-def _base_of(delta: Delta, base: Place | None) -> Checkpoint:
-    place = absolute(base) if base else delta.manifest.provenance.sources.get("base")
-    if not place:
-        raise ConfigError(f"The delta {delta.manifest.id[:12]} does not say where its base lay. Give it as base=….")
-    checkpoint = open_side(place)
-    require_base(delta, checkpoint)
-    return checkpoint
+    return load.load_state_dict(delta, base_of(delta, base))
 
 
 def _store(store: Place | Store | None) -> Store:

@@ -171,6 +171,7 @@ class EvaluationJob:
         limit: number of items of each; None for all.
         code: whether tasks may run code that the model writes; no part of any id.
         measuring: how lm-eval measures it.
+        source: the store that holds the delta; None: the one that the metrics go to.
     """
 
     run: Run
@@ -182,6 +183,7 @@ class EvaluationJob:
     limit: int | None = None
     code: RunCode = "never"
     measuring: MeasureOptions = field(default_factory=MeasureOptions)
+    source: str | None = None
     merged: Checkpoint | None = None
 
 

@@ -135,12 +135,14 @@ class EvaluateRequest(Frozen):
     """A model to measure.
 
     Attributes:
-        model: a checkpoint's folder, Hub id or URL; where `base` is given, a delta's name or id, or an adapter's place.
-        base: the base of a delta or an adapter; the model is made from both in scratch.
+        model: a checkpoint's folder, Hub id or URL; a delta's name or id; or an adapter's place.
+        base: the base of a delta or an adapter, from both of which the model is made in scratch; None: where that of a
+            delta lay when it was made.
         tasks: lm-eval task names, or paths of YAML files.
         split: which split of each task.
         limit: only so many items of each; None: all.
         store: the store's URL.
+        results_store: the store that the metrics go to, where that is another one: `store` is only read then.
         device: where the model runs.
         run_code: whether tasks may run code that the model writes, in a sandbox.
         run_code_without_sandbox: whether they may without one.
@@ -154,6 +156,7 @@ class EvaluateRequest(Frozen):
     split: Split = "test"
     limit: int | None = None
     store: str = Field(default_factory=default_store_url)
+    results_store: str | None = None
     device: str = "auto"
     run_code: bool = False
     run_code_without_sandbox: bool = False

@@ -10,6 +10,7 @@ from typing import Any
 from impart_core.base.errors import EvaluationError
 from impart_core.evaluation.catalogue import USUAL, check_tasks
 from impart_core.evaluation.code_tasks import check_code_tasks, code_metrics_allowed, scored_in_sandbox
+from impart_core.evaluation.foreign import explained_failures
 from impart_core.evaluation.options import MeasureOptions
 from impart_core.evaluation.result import Evaluation, Metric, RunCode, Split, TaskResult
 
@@ -46,14 +47,14 @@ class Evaluator:
         Raises:
             UnknownNameError: a task does not exist.
             EvaluationError: no tasks, a limit below 1, no such split, data or a model that cannot be loaded, code
-                that may not be run, or a metric that is not finite.
+                that may not be run, a model that fails on the text, or a metric that is not finite.
         """
         options = self._options
         check_request(tasks, limit, options, self._run_code)
         started = time.perf_counter()
         import lm_eval
 
-        from impart_core.evaluation.language_model import hush, open_model
+        from impart_core.evaluation.language_model import hush, misfit, open_model
         from impart_core.evaluation.prepared import load_tasks, split_of
 
         hush()
@@ -62,16 +63,19 @@ class Evaluator:
             with scored_in_sandbox(tasks, loaded["tasks"], options, self._run_code):
                 if self._model is None:
                     self._model = open_model(self._folder, self._device, options)
-                results: Mapping[str, Any] = lm_eval.evaluate(
-                    lm=self._model,
-                    task_dict=loaded,
-                    limit=limit,
-                    log_samples=options.log_samples,
-                    system_instruction=options.system_instruction,
-                    apply_chat_template=options.apply_chat_template,
-                    fewshot_as_multiturn=options.apply_chat_template,
-                    confirm_run_unsafe_code=self._run_code != "never",
-                )
+                with explained_failures(
+                    f"The model in {self._folder} failed on {', '.join(tasks)}", lambda: misfit(self._model)
+                ):
+                    results: Mapping[str, Any] = lm_eval.evaluate(
+                        lm=self._model,
+                        task_dict=loaded,
+                        limit=limit,
+                        log_samples=options.log_samples,
+                        system_instruction=options.system_instruction,
+                        apply_chat_template=options.apply_chat_template,
+                        fewshot_as_multiturn=options.apply_chat_template,
+                        confirm_run_unsafe_code=self._run_code != "never",
+                    )
         splits = {name: split_of(task) for name, task in loaded["tasks"].items()}
         measured = {name: _task_result(name, results, splits.get(name)) for name in results["results"]}
         seconds = round(time.perf_counter() - started, 3)

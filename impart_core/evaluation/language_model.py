@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from impart_core.base.errors import EvaluationError
+from impart_core.evaluation.foreign import explained_failures
 from impart_core.evaluation.options import MeasureOptions
 
 
@@ -30,7 +31,8 @@ def open_model(folder: Path, device: str, options: MeasureOptions) -> Any:
     if not folder.is_dir():
         raise EvaluationError(f"There is no model folder at {folder}.")
     usual = {"dtype": "float32" if device == "cpu" else "auto", "softmax_dtype": "float32"}
-    try:
+    needed = "It needs config.json, safetensors weights and tokenizer files that the installed transformers can read."
+    with explained_failures(f"The model in {folder} cannot be loaded for evaluation", lambda: needed):
         model = HFLM(
             pretrained=str(folder),
             device=device,
@@ -39,24 +41,31 @@ def open_model(folder: Path, device: str, options: MeasureOptions) -> Any:
             trust_remote_code=False,
             **{**usual, **options.model_args},
         )
-    except (OSError, ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
-        raise EvaluationError(
-            f"The model in {folder} cannot be loaded for evaluation: {error}. It needs config.json, safetensors "
-            "weights and tokenizer files."
-        ) from error
     if options.apply_chat_template and not getattr(model.tokenizer, "chat_template", None):
         raise EvaluationError(f"The tokenizer in {folder} has no chat template. Leave apply_chat_template out.")
     return model
 
 
+def misfit(model: Any) -> str:
+    """Return what of a loaded model explains that it fails on text, as a sentence; empty where nothing is known."""
+    try:
+        ids, rows = len(model.tokenizer), model.model.get_input_embeddings().weight.shape[0]
+    except Exception:  # a model may have neither
+        return ""
+    return f"Its tokenizer gives ids up to {ids - 1}, and its embedding has {rows} rows only." if ids > rows else ""
+
+
 def hush() -> None:
-    """Turn off lm-eval's remarks and progress bars for this process; calling it again changes nothing."""
+    """Turn off the remarks and progress bars of lm-eval and of what it uses; calling it again changes nothing."""
+    import datasets
     import lm_eval.api.model
     import lm_eval.api.task
     import lm_eval.models.huggingface
     from transformers.utils import logging as transformers_logging
 
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    for name in ("lm_eval", "datasets", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
     for module in (lm_eval.api.model, lm_eval.api.task, lm_eval.models.huggingface):
         module.tqdm = _no_bar

@@ -7,6 +7,7 @@ from typing import Any
 from impart_core.base.errors import EvaluationError
 from impart_core.evaluation.catalogue import LOCAL_FOLDER, only_local, task_manager
 from impart_core.evaluation.options import MeasureOptions
+from impart_core.evaluation.reach import from_cache_alone, hub_answers
 from impart_core.evaluation.result import Split
 
 
@@ -32,12 +33,19 @@ def load_tasks(names: Sequence[str], split: Split, options: MeasureOptions) -> d
     else:
         manager = task_manager(options)
     random.seed(options.seed)  # some of lm-eval's tasks shuffle answers with the global generator while they load
+    offline = not (only_local(names) or hub_answers())
     try:
-        loaded: dict[str, Any] = manager.load(list(names))
+        with from_cache_alone(offline):
+            loaded: dict[str, Any] = manager.load(list(names))
     except Exception as error:  # what a task's own code and the data set library raise has no common type
+        reason = " ".join(str(error).split()).rstrip(".")
+        advice = (
+            "The Hub cannot be reached, so that only data sets in the local cache (HF_HOME) can be used."
+            if offline
+            else "Tasks other than the zoo's own need a network connection, or their data sets in the local cache."
+        )
         raise EvaluationError(
-            f"The data of {', '.join(names)} cannot be loaded: {type(error).__name__}: {error}. Tasks other than "
-            "the zoo's own need a network connection, or their data sets in the local cache."
+            f"The data of {', '.join(names)} cannot be loaded: {type(error).__name__}: {reason}. {advice}"
         ) from error
     for name, task in loaded["tasks"].items():
         _set_up(name, task, split, options)

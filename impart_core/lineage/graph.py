@@ -4,7 +4,7 @@ Manifests are hostile input: they may point to what is gone, to themselves, or t
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from impart_core.base.errors import ArtifactNotFoundError, CorruptArtifactError
@@ -30,7 +30,7 @@ class Node(Frozen):
         started: when its making began.
         count: how many artifacts it stands for.
         of: of collapsed parts, the id of their delta.
-        roles: of a checkpoint, what it was to its children: `base`, `finetuned` or `measured`.
+        roles: of a checkpoint, what it was to its children in this lineage: `base`, `finetuned` or `measured`.
         location: of a checkpoint, where it lay when its newest child was made, if that is recorded.
     """
 
@@ -62,11 +62,17 @@ class Lineage(Frozen):
 
 @dataclass(frozen=True)
 class Graph:
-    """All nodes by id, and the ids of each one's parents and children."""
+    """All nodes by id, the ids of each one's parents and children, and each checkpoint's children with its roles."""
 
     nodes: Mapping[str, Node]
     parents: Mapping[str, tuple[str, ...]]
     children: Mapping[str, tuple[str, ...]]
+    roles: Mapping[str, Sequence[tuple[str, str]]]
+
+    def node(self, known: str, inside: Container[str]) -> Node:
+        """Return a node as it is seen among some of the others: a checkpoint's roles are those that it has there."""
+        roles = {role for child, role in self.roles.get(known, ()) if child in inside}
+        return self.nodes[known].model_copy(update={"roles": tuple(sorted(roles))})
 
 
 def lineage_of(store: Store, artifact_id: str, *, parts: bool = False) -> Lineage:
@@ -107,18 +113,18 @@ def build_graph(entries: Iterable[CatalogEntry], names: Mapping[str, Iterable[st
         )
         for entry in entries
     }
-    parents, children, roles = {}, defaultdict(list), defaultdict(set)
+    parents, children, roles = {}, defaultdict(list), defaultdict(list)
     for entry in sorted(entries, key=lambda entry: (entry.started, entry.id)):
         for role, checkpoint in entry.checkpoints.items():
-            roles[checkpoint].add("measured" if role == CHECKPOINT else role)
+            roles[checkpoint].append((entry.id, "measured" if role == CHECKPOINT else role))
         parents[entry.id] = tuple(dict.fromkeys([*entry.checkpoints.values(), *entry.parents]))
         for parent in parents[entry.id]:
             children[parent].append(entry.id)
     for known in roles:
-        nodes.setdefault(known, Node(id=known, kind=CHECKPOINT, roles=tuple(sorted(roles[known]))))
+        nodes.setdefault(known, Node(id=known, kind=CHECKPOINT))
     for known in children:
         nodes.setdefault(known, Node(id=known, kind=MISSING))
-    return Graph(nodes, parents, {parent: tuple(made) for parent, made in children.items()})
+    return Graph(nodes, parents, {parent: tuple(made) for parent, made in children.items()}, roles)
 
 
 def around(graph: Graph, focus: str, *, parts: bool = False) -> Lineage:
@@ -133,7 +139,7 @@ def around(graph: Graph, focus: str, *, parts: bool = False) -> Lineage:
     edges = [(parent, child) for child in order for parent in graph.parents.get(child, ()) if parent in inside]
     if not parts and not _part_of(graph.nodes[focus]):
         return _collapse(graph, focus, order, edges)
-    return Lineage(focus=focus, nodes=tuple(graph.nodes[node] for node in order), edges=tuple(edges))
+    return Lineage(focus=focus, nodes=tuple(graph.node(node, inside) for node in order), edges=tuple(edges))
 
 
 def _collapse(graph: Graph, focus: str, order: list[str], edges: list[tuple[str, str]]) -> Lineage:
@@ -159,7 +165,7 @@ def _collapse(graph: Graph, focus: str, order: list[str], edges: list[tuple[str,
     nodes: dict[str, Node] = {}
     for node in order:
         if node not in stand_ins:
-            nodes[node] = graph.nodes[node]
+            nodes[node] = graph.node(node, order)
         for delta, stand_in in stand_ins.get(node, {}).items():
             kind = graph.nodes[node].kind
             if stand_in not in nodes:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from impart_core.base.errors import CorruptArtifactError, StoreError
 from impart_core.base.files import copy_hashed, disk_errors, write_atomically
+from impart_core.storage.exclusive import place_exclusively
 from impart_core.storage.failures import Side, explained
 from impart_core.storage.objects import PROBES, ObjectInfo, Objects, R, is_path, require_path
 
@@ -39,12 +40,12 @@ class FolderObjects(Objects):
                 scratch.unlink(missing_ok=True)
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write a file and link it to its name, which fails where the name is taken."""
+        """Write a file and give it its name, which fails where the name is taken."""
         place = self._place(path)
 
         def write() -> bool:
             try:
-                write_atomically(place, data, place=os.link)
+                write_atomically(place, data, place=place_exclusively)
             except FileExistsError:
                 return False
             return True

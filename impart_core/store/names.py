@@ -4,6 +4,7 @@ Each entry is created under a free number or not at all, so that moves are atomi
 """
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from pydantic import ValidationError
@@ -13,6 +14,7 @@ from impart_core.base.errors import (
     ArtifactNotFoundError,
     ConfigError,
     CorruptArtifactError,
+    ImpartError,
     StoreError,
     unknown_name,
 )
@@ -24,7 +26,9 @@ from impart_core.store.store import Store
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(@[A-Za-z0-9][A-Za-z0-9._-]{0,63})?")
 _ID = re.compile(r"[0-9a-f]{6,64}")
+_SHORT_ID = re.compile(r"[0-9a-f]{1,5}")
 _ENTRY = re.compile(r"([0-9]{8}|[1-9][0-9]{8,17})\.json")  # eight digits, and more where they are needed
+_ROLLBACK = re.compile(r"rollback to ([0-9]{1,18})")
 _ATTEMPTS = 100
 _LARGEST = 64 << 10
 
@@ -155,11 +159,22 @@ def resolve(store: Store, ref: str) -> str:
             return fitting[0]
         if fitting:
             raise ConfigError(f"{ref!r} is the beginning of {len(fitting)} artifact ids. Give more digits.")
+    if _SHORT_ID.fullmatch(ref) and store.ids_from(ref):
+        raise ArtifactNotFoundError(f"{ref!r} is too short for the beginning of an id. Give at least six digits.")
     names = store.objects.names("refs")
     if names:
         raise unknown_name("artifact", ref, names)
     store.require_there()
     raise ArtifactNotFoundError(f"There is no artifact {ref!r} in the store {store.url}, and it holds no names.")
+
+
+def is_artifact(store: Store, ref: str) -> bool:
+    """Return whether a text is a name or an id, or the beginning of one id, that `resolve` takes."""
+    try:
+        resolve(store, ref)
+    except ImpartError:
+        return False
+    return True
 
 
 def tag(store: Store, name: str, artifact_id: str) -> Move:
@@ -194,22 +209,45 @@ def rollback(store: Store, name: str, to: int | None = None) -> Move:
     Args:
         store: the store.
         name: which name.
-        to: number of the move to go back to; None for the one before that in force.
+        to: number of the move to go back to; None for the one before that in force, or before that which the last
+            rollback went back to, so that each further rollback goes further back.
 
     Raises:
-        ConfigError: there is no such move, or none before that in force.
+        ConfigError: there is no such move, or none further back.
         ArtifactNotFoundError: the name is not taken, or the artifact that it would point to is gone.
         StoreError: someone else moved the name meanwhile: what is before it now is another question.
     """
     numbers = _taken(store, name)
     if to is None and len(numbers) == 1:
         raise ConfigError(f"{name!r} was moved once only: there is nothing to roll back to.")
-    wanted = numbers[-2] if to is None else to
+    wanted = _further_back(name, history(store, name)) if to is None else to
     if wanted not in numbers:
         raise ConfigError(f"{name!r} has no move {to}. Its moves are {numbers[0]} to {numbers[-1]}.")
     target = _move(store, name, wanted)
     with pin(store, [target.id]):
         return _go_back(store, name, _move(store, name, numbers[-1]), target)
+
+
+def _further_back(name: str, moves: Sequence[Move]) -> int:
+    """Return the number of the move before the one that is in force, rollbacks taken for what they went back to.
+
+    A move that was rolled back is not come back to: moves 1, 2, `rollback to 1`, 4 go back to 1 again.
+    """
+    by_number = {move.number: move for move in moves}
+
+    def origin(move: Move) -> Move:
+        while (found := _ROLLBACK.fullmatch(move.why)) and int(found[1]) < move.number and int(found[1]) in by_number:
+            move = by_number[int(found[1])]
+        return move
+
+    first = origin(moves[-1]).number
+    earlier = [move for move in moves if move.number < first]
+    if not earlier:
+        raise ConfigError(
+            f"{name!r} is back at its first move: there is nothing further back. `impart history {name}` lists its "
+            "moves; give one with --to."
+        )
+    return origin(earlier[-1]).number
 
 
 def _go_back(store: Store, name: str, current: Move, target: Move) -> Move:

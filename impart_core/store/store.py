@@ -20,8 +20,15 @@ from pathlib import Path
 import platformdirs
 from fsspec.implementations.local import LocalFileSystem
 
-from impart_core.base.errors import ArtifactNotFoundError, CorruptArtifactError, NewerArtifactError, StoreError
+from impart_core.base.errors import (
+    ArtifactNotFoundError,
+    CorruptArtifactError,
+    ImpartError,
+    NewerArtifactError,
+    StoreError,
+)
 from impart_core.base.files import scratch_folder
+from impart_core.storage.failures import Side, explain
 from impart_core.storage.folder import FolderObjects
 from impart_core.storage.objects import PROBES, Objects
 from impart_core.storage.open import open_url, require_plain_url
@@ -286,6 +293,10 @@ def _open_objects(url: str) -> Objects:
         raise StoreError(
             f"The store {url!r} cannot be opened: {error}. Give a folder or an fsspec URL such as s3://…"
         ) from error
+    except ImpartError:
+        raise
+    except Exception as error:  # some file systems connect, or read an archive, when they are opened
+        raise explain(error, Side.STORE, url) from error
     if isinstance(fs, LocalFileSystem):
         return FolderObjects(url, root)
     return (S3Objects if hasattr(fs, "call_s3") else RemoteObjects)(url, fs, root)

@@ -1,10 +1,12 @@
 """A delta measured by its name: rebuilt in scratch, its metrics kept with it, and never measured twice."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from impart_core import tinyzoo
+from tests.e2e.here import impart, told
 from tests.support import Environment, manifests, run_impart, run_json
 
 pytestmark = pytest.mark.e2e
@@ -87,3 +89,52 @@ def test_wrong_options_are_refused_before_work_starts(options: list[str], messag
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_without_a_base_the_recorded_one_is_taken_where_it_is_still_the_same(
+    environment: Environment, tmp_path: Path
+) -> None:
+    base, store = tmp_path / "base", tmp_path / "store"
+    shutil.copytree(tinyzoo.path("base"), base)
+    models = [str(base), str(tinyzoo.path("math"))]
+    run_json("compress", *models, "--cr", "4", "--name", "math", "--store", str(store), environment=environment)
+    (named,) = run_json(*evaluate(store, "math", "--base", str(base)), environment=environment)["results"]
+    (recorded,) = run_json(*evaluate(store, "math"), environment=environment)["results"]
+    assert (recorded["id"], recorded["cached"]) == (named["id"], True)
+    shutil.rmtree(base)
+    shutil.copytree(tinyzoo.path("code"), base)
+    for words in (["made against another base", str(base), "--base"], ["does not exist", str(base), "--base"]):
+        code, _, err = impart(*evaluate(store, "math"))
+        assert code == 2
+        assert all(word in err for word in words), err
+        shutil.rmtree(base, ignore_errors=True)
+    code, _, err = impart(*evaluate(store, "mth"))
+    assert code == 2
+    assert "mth does not exist" in err
+    assert "Did you mean 'math'?" in err
+
+
+def test_who_may_only_read_a_store_keeps_results_in_another(
+    store: Path, environment: Environment, tmp_path: Path
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
+    own = tmp_path / "own"
+    typed = [*evaluate(store, "math"), "--results-store", str(own), "--refresh"]
+    (result,) = run_json(*typed, environment=environment)["results"]
+    assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == before
+    assert set(manifests(own)) == {result["id"]}
+    (delta,) = manifests(store, "delta")
+    graph = told("lineage", result["id"], "--store", str(own))
+    assert {node["id"]: node["kind"] for node in graph["nodes"]} == {result["id"]: "evaluation", delta: "missing"}
+    inputs = {one["role"]: one for one in told("why", result["id"], "--store", str(own))["inputs"]}
+    assert (inputs["delta"]["id"], inputs["delta"]["location"]) == (delta, str(store))
+    again = run_json(*typed[:-1], environment=environment)["results"][0]
+    assert (again["id"], again["cached"]) == (result["id"], True)
+
+
+def test_a_store_that_cannot_be_written_says_where_results_can_go() -> None:
+    code, _, err = impart(
+        "evaluate", str(tinyzoo.path("math")), "--tasks", "tinyzoo_math", "--store", "/dev/null/store"
+    )
+    assert code == 2
+    assert "--results-store" in err

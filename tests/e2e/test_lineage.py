@@ -103,7 +103,10 @@ def test_a_name_is_moved_rolled_back_and_keeps_its_history(made: list[str], stor
         moved = told("tag", name, "tiny@prod", *place)
     assert (moved["id"], moved["number"], moved["why"]) == (made[1], 2, "tag")
     assert made[0][:12] in printed("rollback", "tiny@prod", *place)
+    assert impart("rollback", "tiny@prod", *place)[0] == 2  # nothing is further back
     assert told("rollback", "tiny@prod", "--to", "2", *place)["id"] == made[1]
+    code, _, err = impart("tag", "tiny@prod", made[0][:8], *place)
+    assert (code, f"Did you mean `impart tag {made[0][:8]} tiny@prod`?" in err) == (2, True)
     moves = told("history", "tiny@prod", *place)["moves"]
     assert [(move["number"], move["id"], move["why"]) for move in moves] == [
         (1, made[0], "tag"),
@@ -122,6 +125,7 @@ def test_a_name_is_moved_rolled_back_and_keeps_its_history(made: list[str], stor
         (["lineage", "tiny@cr4", "--format", "svg", "--out", "/"], "/ is a folder. --out takes the name of a file"),
         (["rollback", "tiny@cr4", "--to", "7"], "'tiny@cr4' has no move 7. Its moves are 1 to 1."),
         (["history", "tiny@cr44"], "Did you mean 'tiny@cr4'?"),
+        (["tag", "tiny@new", "tiny@cr4"], "Did you mean `impart tag tiny@cr4 tiny@new`?"),
     ],
 )
 @pytest.mark.usefixtures("made")

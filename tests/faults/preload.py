@@ -1,8 +1,8 @@
 """What a warm process holds in memory before commands are forked from it; see warm.py."""
 
-from impart_flows.cli.app import _quiet_libraries
+from impart_flows.cli.surroundings import prepare
 
-_quiet_libraries()  # Prefect reads its settings when it is imported
+prepare()  # Prefect reads its settings when it is imported
 
 import prefect.main  # noqa: E402, F401
 import pytest  # noqa: E402, F401

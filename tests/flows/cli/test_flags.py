@@ -72,7 +72,7 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
 
 @pytest.mark.parametrize("typed", ["rescale", "=false", ""])
 def test_what_is_no_key_and_value_is_shown_how_to_type_it(typed: str) -> None:
-    assert refusal(typed) == f"--option {typed!r} is not KEY=VALUE, such as rescale=false."
+    assert refusal(typed) == f"{typed!r} is not KEY=VALUE, such as rescale=false."
 
 
 def test_an_option_given_twice_is_refused() -> None:

@@ -8,7 +8,8 @@ import pytest
 
 import impart_flows.cli
 from impart_core.base.errors import MismatchError, StoreError
-from impart_flows.cli.output import Reporter, print_error, print_json, print_lines, print_table, say, warn_of_faults
+from impart_flows.cli.failure import report
+from impart_flows.cli.output import Reporter, print_json, print_lines, print_table, say, warn_of_faults
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\nerror: fake\r\u202eevil\x9b[/red]"
 CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -19,7 +20,7 @@ def test_hostile_text_is_seen_and_not_obeyed(capsys: pytest.CaptureFixture[str])
     print_table([HOSTILE], [[HOSTILE]], title=HOSTILE)
     print_lines({HOSTILE: HOSTILE})
     warn_of_faults([HOSTILE], [HOSTILE])
-    print_error(StoreError(HOSTILE))
+    report(StoreError(HOSTILE), [])
     for bars in (False, True):
         reporter = Reporter(bars=bars, quiet=False)
         with reporter.display:
@@ -38,14 +39,14 @@ def test_json_is_exact(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_errors_keep_our_lines_and_tell_no_secret(capsys: pytest.CaptureFixture[str]) -> None:
-    print_error(MismatchError("one:\n  - two\nthree"))
-    print_error(StoreError("ftp://me:hunter2@host/a is gone"))
+    report(MismatchError("one:\n  - two\nthree"), [])
+    report(StoreError("ftp://me:hunter2@host/a is gone"), [])
     assert capsys.readouterr().err == "error: one:\n  - two\nthree\nerror: ftp://host/a is gone\n"
 
 
 def test_all_verbs_print_through_one_boundary() -> None:
     folder = Path(impart_flows.cli.__file__).parent
     printing = re.compile(r"(?<!errors\.)\b(typer\.(echo|secho)|click\.echo|print|sys\.std(out|err)\.write)\(")
-    own = {"output.py", "app.py"}  # the boundary, and the version's own line
+    own = {"output.py", "failure.py", "app.py"}  # the boundary, how a command fails, and the version's own line
     found = {path.name for path in folder.glob("*.py") if printing.search(path.read_text())}
     assert found <= own

@@ -44,7 +44,13 @@ def test_a_full_disk_is_a_sentence_that_names_the_place(code: int) -> None:
         raise OSError(code, os.strerror(code))
 
 
-@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.EEXIST, errno.EISDIR])
+@pytest.mark.parametrize(
+    "code",
+    [
+        *(errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.EEXIST, errno.EISDIR),
+        *(errno.ENOTSUP, errno.EFBIG, errno.ENAMETOOLONG),
+    ],
+)
 def test_a_refusal_is_a_sentence_that_names_the_place_and_is_not_a_full_disk(code: int) -> None:
     with pytest.raises(StoreError, match="Cannot write to the shelf") as caught, disk_errors("the shelf"):
         raise OSError(code, os.strerror(code))

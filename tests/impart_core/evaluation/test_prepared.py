@@ -42,7 +42,7 @@ def test_a_local_task_is_set_to_its_validation_items() -> None:
 @pytest.mark.e2e
 def test_data_that_cannot_be_loaded_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.load_dataset", _no_network)
-    with pytest.raises(EvaluationError, match=r"gsm8k cannot be loaded.*network"):
+    with pytest.raises(EvaluationError, match=r"gsm8k cannot be loaded.*only data sets in the local cache"):
         load_tasks(["gsm8k"], "test", USUAL)
 
 

@@ -79,10 +79,14 @@ def test_what_was_made_from_a_delta_is_below_it_and_its_siblings_are_not() -> No
     assert (number(1), number(50)) in found.edges
 
 
-def test_a_measured_checkpoint_says_so() -> None:
+def test_a_checkpoint_is_called_what_it_is_in_this_lineage() -> None:
     evaluation = CatalogEntry(id=number(50), kind="evaluation", checkpoints={"checkpoint": TUNED})
     (node,) = (node for node in lineage([*deltas(), evaluation], number(50)).nodes if node.id == TUNED)
-    assert node.roles == ("finetuned", "measured")
+    assert node.roles == ("measured",)
+    other = CatalogEntry(id=number(60), kind="delta", checkpoints={"base": TUNED, "finetuned": number(61)})
+    roles = {node.id: node.roles for node in lineage([*deltas(), other], number(1)).nodes if node.kind == "checkpoint"}
+    assert roles == {BASE: ("base",), TUNED: ("finetuned",)}
+    assert lineage([*deltas(), other], TUNED).nodes[0].roles == ("base", "finetuned")
 
 
 def test_a_missing_parent_is_shown_as_missing() -> None:

@@ -1,16 +1,19 @@
 """Storage options from the environment, and the failures of storage clients as sentences."""
 
 import errno
+import re
 
 import aiohttp
 import botocore.exceptions
 import httpx2
 import pytest
 
-from impart_core.base.errors import CheckpointError, ConfigError, UnreachableError
+from impart_core.base.errors import CheckpointError, ConfigError, StoreError, UnreachableError
 from impart_core.base.retry import is_transient
+from impart_core.checkpoint.index import open_checkpoint
 from impart_core.storage.failures import Side, explain, explained
 from impart_core.storage.open import OPTIONS_VARIABLE, storage_options
+from impart_core.store.store import Store
 
 
 def test_options_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,3 +85,13 @@ def test_what_repeats_itself_is_a_sentence_and_not_tried_again(error: Exception,
 def test_a_sentence_of_ours_is_left_alone() -> None:
     with pytest.raises(ConfigError, match=r"^ours$"), explained(Side.CHECKPOINT, "s3://a/b"):
         raise ConfigError("ours")
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://127.0.0.1:1/x", "zip://model.zip", "tar:///nothing.tar", "blockcache::ftp://127.0.0.1:1/x"]
+)
+def test_what_fails_when_it_is_opened_is_a_sentence(url: str) -> None:
+    with pytest.raises(StoreError, match=re.escape(url)):
+        Store(url)
+    with pytest.raises(CheckpointError, match=re.escape(url)):
+        open_checkpoint(url)

@@ -1,0 +1,33 @@
+"""What transformers, tokenizers and lm-eval raise, as sentences: a model is a stranger's, and so is each one's code."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from impart_core.base.errors import EvaluationError, ImpartError
+from impart_core.base.numerics import is_out_of_device_memory
+
+_LONGEST_REASON = 300
+
+
+@contextmanager
+def explained_failures(doing: str, advice: Callable[[], str]) -> Iterator[None]:
+    """Turn whatever a library raises in the block into a sentence; lack of memory on a device stays what it is.
+
+    Args:
+        doing: what is being done, as a sentence begins: "The model in … cannot be loaded".
+        advice: returns what to do about it, as a sentence; asked for only where something went wrong.
+
+    Raises:
+        EvaluationError: a library failed.
+    """
+    try:
+        yield
+    except (ImpartError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # a panic of a library in Rust is no Exception
+        if is_out_of_device_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:_LONGEST_REASON].rstrip(".")
+        told = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+        need = " Install the package that it asks for." if isinstance(error, ImportError) else ""
+        raise EvaluationError(f"{doing}: {told}.{need} {advice()}".rstrip()) from error
