@@ -69,6 +69,7 @@ def _print_report(what: str, report: VerifyReport) -> None:
     for fault in report.faults:
         typer.echo(f"fault: {fault}")
     state = f"{len(report.faults)} faults" if report.faults else "whole"
-    typer.echo(f"{what} is {state}: {report.artifacts} artifacts, {report.files} files, {report.bytes:,} bytes")
+    names = "" if report.artifact else f", {report.names} names"
+    typer.echo(f"{what} is {state}: {report.artifacts} artifacts, {report.files} files, {report.bytes:,} bytes{names}")
     if report.leftovers:
         typer.echo(f"{report.leftovers} leftovers beside them, {human_bytes(report.leftover_bytes)}")

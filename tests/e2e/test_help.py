@@ -43,6 +43,7 @@ NAMES: dict[tuple[str, str], list[str]] = {
     ("impart", "tag"): ["math@prod", "history", "--store"],
     ("impart", "history"): ["by whom", "--store"],
     ("impart", "rollback"): ["--to", "undoes", "--store"],
+    ("impart", "untag"): ["history", "gc", "--store"],
     ("impart", "plan"): ["--cr", "--workers", "--embeddings", "--factors-for", "--option", "impart methods"],
     ("impart", "demo"): ["--out", "--limit", "--device", "--store"],
     ("tinyzoo", "build"): ["--out", "--train", "--seed"],
