@@ -183,7 +183,8 @@ def _require_whole(store: Store, logs: Mapping[str, Log], known: Mapping[str, _K
             what = "it" if top in lost else f"its part {lost[0][:12]}"
             faults.append(
                 f"{name!r} points to {top[:12]}, and {what} is lost. Compress with the same settings again to make it "
-                f"anew, or let go of it: `impart tag REF {name}` points the name elsewhere, `impart untag {name}` removes it."
+                f"anew, or let go of it: `impart tag REF {name}` points the name elsewhere, `impart untag {name}` "
+                "removes it."
             )
     if faults:
         raise CorruptArtifactError(f"Names of {store.url} dangle, and nothing was deleted. {' '.join(faults)}")
