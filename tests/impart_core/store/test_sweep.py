@@ -74,7 +74,7 @@ def test_manifests_go_from_the_top_down_and_data_after_them(store: Store, monkey
     assert store.objects.find("artifacts") == {}
 
 
-@pytest.mark.parametrize("batch", [1, 3, 100])
+@pytest.mark.parametrize("batch", [1, 100])
 def test_a_collector_that_is_killed_at_any_deletion_leaves_no_half(
     batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,7 +82,7 @@ def test_a_collector_that_is_killed_at_any_deletion_leaves_no_half(
     finished = False
     for deletions in range(100):
         store = Store(tmp_path / f"store-{deletions}")
-        delta = small_delta(store)
+        delta = small_delta(store, blocks=1)
         evaluation_of(store, {"delta": delta.id}, parents=(delta.id,))
         settle()
         left = deletions
@@ -104,7 +104,7 @@ def test_a_collector_that_is_killed_at_any_deletion_leaves_no_half(
         if finished:
             break
     assert finished
-    assert deletions == 12  # six artifacts with a manifest and a file each
+    assert deletions == 8  # four artifacts with a manifest and a file each
 
 
 def test_a_circle_that_only_a_forger_can_make_goes_too(store: Store) -> None:
@@ -164,8 +164,8 @@ def test_what_happens_after_the_last_look_ends_the_collection_before_the_next_ba
     event: Callable[[Store, Manifest, list[object]], None], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweep, "_BATCH", 1)
-    kept = small_delta(store)
-    small_delta(store, seed=1)
+    for seed in range(2):
+        small_delta(store, seed)
     settle()
     order, held = list[str](), list[object]()
 
@@ -180,7 +180,7 @@ def test_what_happens_after_the_last_look_ends_the_collection_before_the_next_ba
     report = collect(store, grace=NOW, delete=True)
     assert not report.complete
     assert len(order) == 1
-    assert len(store.ids()) == 2 * len({kept.id, *kept.parents, 1, 2}) - 1
+    assert len(store.ids()) == 9
 
 
 def test_a_clock_that_ran_on_in_suspend_ends_the_collection_in_mid_batch(
@@ -213,11 +213,8 @@ def test_what_others_name_and_pin_does_not_end_it(store: Store, monkeypatch: pyt
 
     each_deletion(store, happen, monkeypatch)
     assert collect(store, grace=NOW, delete=True).complete
-    assert set(store.ids()) == {
-        kept.id,
-        *kept.parents,
-        *(up for part in kept.parents for up in store.manifest(part).parents),
-    }
+    factors = {parent for block in kept.parents for parent in store.manifest(block).parents}
+    assert set(store.ids()) == {kept.id, *kept.parents, *factors}
 
 
 def test_what_is_discarded_is_spared_when_it_is_pinned_meanwhile(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
