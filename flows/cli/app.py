@@ -8,7 +8,7 @@ import typer
 
 from impart_core import __version__
 from impart_core.base.errors import ImpartError
-from impart_flows.cli.output import errors, print_json
+from impart_flows.cli.output import errors, print_json, print_warnings_of
 from impart_flows.cli.verbs import LazyGroup
 
 app = typer.Typer(
@@ -51,6 +51,7 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code."""
+    print_warnings_of("impart_core.store")
     try:
         code = int(app(arguments, prog_name="impart", standalone_mode=False) or 0)
     except ImpartError as error:
