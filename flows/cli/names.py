@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from impart_core.store import names as refs
-from impart_core.store.names import Move
+from impart_core.store.refs import Move
 from impart_core.store.store import Store
 from impart_flows.cli import options as opt
 from impart_flows.cli.output import print_json, print_table

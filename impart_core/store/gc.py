@@ -162,7 +162,7 @@ def _named(logs: Mapping[str, Log], history: int | None) -> set[str]:
     Raises:
         CorruptArtifactError: one of these moves is damaged.
     """
-    named, faults = set(), []
+    named, faults = set[str](), list[str]()
     for log in logs.values():
         counted = log.numbers[0 if history is None else -history :]
         named.update(move.id for move in log.moves if move.number >= counted[0])

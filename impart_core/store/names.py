@@ -136,9 +136,10 @@ def require_whole(store: Store, artifact_id: str) -> Manifest:
         ArtifactNotFoundError: there is no such artifact.
         CorruptArtifactError: something of it, or of a part, is missing or damaged.
     """
-    manifest = store.manifest(artifact_id)
-    for part in (artifact_id, *(pointer.id for pointer in manifest.content.pointers())):
-        found = store.examine(part)
+    top = store.examine(artifact_id)
+    manifest = top.manifest or store.manifest(artifact_id)
+    parts = ((pointer.id, store.examine(pointer.id)) for pointer in manifest.content.pointers())
+    for part, found in ((artifact_id, top), *parts):
         if found.manifest is None:
             lost = found.fault or f"Its part {part[:12]} is not in the store {store.url}."
             raise CorruptArtifactError(

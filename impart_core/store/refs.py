@@ -15,14 +15,15 @@ from itertools import pairwise
 from pydantic import ValidationError
 
 from impart_core.base.canonical import canonical_json, digest_of
-from impart_core.base.errors import CorruptArtifactError
+from impart_core.base.errors import CorruptArtifactError, StoreError
 from impart_core.base.settings import Frozen
 from impart_core.store.manifest import Sha256
 from impart_core.store.provenance import user_name
 from impart_core.store.store import Store
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(@[A-Za-z0-9][A-Za-z0-9._-]{0,63})?")
-_ENTRY = re.compile(r"([0-9]{8})\.json")
+_ENTRY = re.compile(r"([0-9]{8}|[1-9][0-9]{8,17})\.json")
+_LAST = 10**18 - 1
 _LARGEST = 64 << 10
 
 
@@ -135,12 +136,12 @@ def numbers_of(store: Store, name: str) -> list[int]:
 def all_numbers(store: Store) -> dict[str, list[int]]:
     """Return the numbers of every name's moves, rising, from one listing."""
     found: dict[str, list[int]] = {}
-    for path in sorted(store.objects.find("refs")):
+    for path in store.objects.find("refs"):
         _, name, file = path.split("/", 2)
         entry = _ENTRY.fullmatch(file)
         if NAME.fullmatch(name) and entry:
             found.setdefault(name, []).append(int(entry[1]))
-    return found
+    return {name: sorted(found[name]) for name in sorted(found)}
 
 
 def read_log(store: Store, name: str) -> Log:
@@ -208,7 +209,13 @@ def _gaps(store: Store, name: str, numbers: list[int]) -> dict[int, str]:
 def write_move(
     store: Store, name: str, number: int, artifact_id: str, why: str, lost: Iterable[int] = ()
 ) -> Move | None:
-    """Write a move under its number; return it, or None where another writer was first."""
+    """Write a move under its number; return it, or None where another writer was first.
+
+    Raises:
+        StoreError: there is no such number: somebody has forged the one before.
+    """
+    if number > _LAST:
+        raise StoreError(f"{name!r} has move {number - 1} and cannot be moved on. `impart untag {name}` removes it.")
     entry = RefEntry(
         id=artifact_id,
         moved=datetime.now(UTC).isoformat(timespec="seconds"),
