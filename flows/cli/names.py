@@ -11,7 +11,7 @@ from impart_flows.cli import options as opt
 from impart_flows.cli.output import print_json, print_table
 
 Name = Annotated[str, typer.Argument(help="A name, with or without a label (math-13b, math-13b@prod).")]
-Number = Annotated[int | None, typer.Option(help="The move to go back to. [default: the one before the last]")]
+Number = Annotated[int | None, typer.Option(help="The move to go back to. [default: the one before that in force]")]
 
 
 def tag(ref: opt.Ref, name: Name, store: opt.StoreOption = None, json: opt.JsonOption = False) -> None:
@@ -47,8 +47,9 @@ def history(name: Name, store: opt.StoreOption = None, json: opt.JsonOption = Fa
 def rollback(name: Name, to: Number = None, store: opt.StoreOption = None, json: opt.JsonOption = False) -> None:
     """Point a name to an artifact that it pointed to before.
 
-    History is not rewritten: the rollback is one more move, so that a second rollback without --to undoes the
-    first. Nothing happens when someone else moves the name at the same time, or when the artifact is gone.
+    History is not rewritten: the rollback is one more move. A second rollback goes further back; `--to` goes to any
+    move, one that was rolled back too. Nothing happens when someone else moves the name at the same time, or when
+    the artifact is gone.
 
     Example: impart rollback math@prod
     """

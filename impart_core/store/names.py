@@ -7,6 +7,7 @@ from impart_core.base.errors import (
     ArtifactNotFoundError,
     ConfigError,
     CorruptArtifactError,
+    ImpartError,
     StoreError,
     unknown_name,
 )
@@ -18,6 +19,7 @@ from impart_core.store.refs import (
     Move,
     all_numbers,
     current_move,
+    new_move,
     numbers_of,
     path_of,
     read_log,
@@ -29,6 +31,8 @@ from impart_core.store.store import Store
 logger = logging.getLogger(__name__)
 
 _ID = re.compile(r"[0-9a-f]{6,64}")
+_SHORT_ID = re.compile(r"[0-9a-f]{1,5}")
+_ROLLBACK = re.compile(r"rollback to ([0-9]{1,18})")
 _ATTEMPTS = 100
 
 
@@ -46,10 +50,15 @@ def require_ref_name(name: str) -> str:
     return name
 
 
-def set_ref(store: Store, name: str, artifact_id: str, why: str = "") -> Move:
+def set_ref(store: Store, name: str, artifact_id: str, why: str = "", by: str | None = None) -> Move:
     """Point a name to an artifact and return the move in force; nothing is written when it points there already.
 
-    Whether the artifact is there is the caller's to know; see `require_whole`.
+    Args:
+        store: the store.
+        name: which name.
+        artifact_id: where it is to point. Whether that is there is the caller's to know; see `require_whole`.
+        why: by what, in a few words.
+        by: who moves it; None: the user that runs this process.
 
     Raises:
         CorruptArtifactError: the name's last move is damaged.
@@ -61,7 +70,7 @@ def set_ref(store: Store, name: str, artifact_id: str, why: str = "") -> Move:
         current = current_move(store, name, numbers)
         if current and current.id == artifact_id:
             return current
-        made = write_move(store, name, (numbers[-1] if numbers else 0) + 1, artifact_id, why)
+        made = write_move(store, name, new_move((numbers[-1] if numbers else 0) + 1, artifact_id, why, by))
         if made:
             return made
     raise _moved_all_the_time(name)
@@ -123,10 +132,21 @@ def resolve(store: Store, ref: str) -> str:
             return fitting[0]
         if fitting:
             raise ConfigError(f"{ref!r} is the beginning of {len(fitting)} artifact ids. Give more digits.")
+    if _SHORT_ID.fullmatch(ref) and store.ids_from(ref):
+        raise ArtifactNotFoundError(f"{ref!r} is too short for the beginning of an id. Give at least six digits.")
     names = store.objects.names("refs")
     if names:
         raise unknown_name("artifact", ref, names)
     raise ArtifactNotFoundError(f"There is no artifact {ref!r} in the store {store.url}, and it holds no names.")
+
+
+def is_artifact(store: Store, ref: str) -> bool:
+    """Return whether a text is a name or an id, or the beginning of one id, that `resolve` takes."""
+    try:
+        resolve(store, ref)
+    except ImpartError:
+        return False
+    return True
 
 
 def require_whole(store: Store, artifact_id: str) -> Manifest:
@@ -169,7 +189,7 @@ def tag(store: Store, name: str, artifact_id: str) -> Move:
                 return log.moves[-1]
             past = f"tag, past damaged moves: {', '.join(map(str, sorted(log.damaged)))}" if log.damaged else "tag"
             number = (log.numbers[-1] if log.numbers else 0) + 1
-            made = write_move(store, name, number, artifact_id, past, lost=log.damaged)
+            made = write_move(store, name, new_move(number, artifact_id, past), lost=log.damaged)
             if made:
                 return made
     raise _moved_all_the_time(name)
@@ -221,10 +241,11 @@ def rollback(store: Store, name: str, to: int | None = None) -> Move:
     Args:
         store: the store.
         name: which name.
-        to: number of the move to go back to; None for the one before that in force.
+        to: number of the move to go back to; None for the one before that in force, or before that which the last
+            rollback went back to, so that each further rollback goes further back.
 
     Raises:
-        ConfigError: there is no such move, or none before that in force.
+        ConfigError: there is no such move, or none further back.
         ArtifactNotFoundError: the name is not taken, or the artifact that it would point to is gone.
         CorruptArtifactError: a move that matters is damaged, or that artifact is not whole.
         StoreError: someone else moved the name meanwhile: what is before it now is another question.
@@ -233,7 +254,7 @@ def rollback(store: Store, name: str, to: int | None = None) -> Move:
     numbers, moves = log.numbers, {move.number: move for move in log.moves}
     if to is None and len(numbers) == 1:
         raise ConfigError(f"{name!r} was moved once only: there is nothing to roll back to.")
-    wanted = numbers[-2] if to is None else to
+    wanted = _further_back(log) if to is None else to
     if wanted not in numbers:
         raise ConfigError(f"{name!r} has no move {to}. Its moves are {numbers[0]} to {numbers[-1]}.")
     if wanted not in moves:
@@ -243,6 +264,29 @@ def rollback(store: Store, name: str, to: int | None = None) -> Move:
         )
     with pin(store, [moves[wanted].id]):
         return _go_back(store, name, log.moves[-1], moves[wanted])
+
+
+def _further_back(log: Log) -> int:
+    """Return the number of the move before the one that is in force, rollbacks taken for what they went back to.
+
+    A move that was rolled back is not come back to: moves 1, 2, `rollback to 1`, 4 go back to 1 again.
+    """
+    by_number = {move.number: move for move in log.moves}
+
+    def origin(move: Move) -> Move:
+        while (found := _ROLLBACK.fullmatch(move.why)) and int(found[1]) < move.number and int(found[1]) in by_number:
+            move = by_number[int(found[1])]
+        return move
+
+    first = origin(log.moves[-1]).number
+    earlier = [number for number in log.numbers if number < first]
+    if not earlier:
+        raise ConfigError(
+            f"{log.name!r} is back at its first move: there is nothing further back. `impart history {log.name}` lists "
+            "its moves; give one with --to."
+        )
+    before = by_number.get(earlier[-1])
+    return origin(before).number if before else earlier[-1]
 
 
 def _go_back(store: Store, name: str, current: Move, target: Move) -> Move:
@@ -256,7 +300,7 @@ def _go_back(store: Store, name: str, current: Move, target: Move) -> Move:
         ) from error
     if current.id == target.id:
         return current
-    made = write_move(store, name, current.number + 1, target.id, f"rollback to {wanted}")
+    made = write_move(store, name, new_move(current.number + 1, target.id, f"rollback to {wanted}"))
     if made is None:
         raise StoreError(
             f"{name!r} was moved by someone else at this moment, and was not rolled back. "

@@ -206,26 +206,29 @@ def _gaps(store: Store, name: str, numbers: list[int]) -> dict[int, str]:
     }
 
 
-def write_move(
-    store: Store, name: str, number: int, artifact_id: str, why: str, lost: Iterable[int] = ()
-) -> Move | None:
+def new_move(number: int, artifact_id: str, why: str, by: str | None = None) -> Move:
+    """Return a move of now; `by` is who makes it, None the user that runs this process."""
+    moved = datetime.now(UTC).isoformat(timespec="seconds")
+    return Move(number=number, id=artifact_id, moved=moved, by=user_name() if by is None else by, why=why)
+
+
+def write_move(store: Store, name: str, move: Move, lost: Iterable[int] = ()) -> Move | None:
     """Write a move under its number; return it, or None where another writer was first.
+
+    Args:
+        store: where.
+        name: of which name.
+        move: what is written.
+        lost: numbers of earlier moves that cannot be read and are given up.
 
     Raises:
         StoreError: there is no such number: somebody has forged the one before.
     """
-    if number > _LAST:
-        raise StoreError(f"{name!r} has move {number - 1} and cannot be moved on. `impart untag {name}` removes it.")
-    entry = RefEntry(
-        id=artifact_id,
-        moved=datetime.now(UTC).isoformat(timespec="seconds"),
-        by=user_name(),
-        why=why,
-        name=name,
-        number=number,
-        lost=tuple(sorted(lost)),
-    ).sealed()
-    return entry.move(number) if store.objects.create(path_of(name, number), entry.to_json()) else None
+    if move.number > _LAST:
+        before = move.number - 1
+        raise StoreError(f"{name!r} has move {before} and cannot be moved on. `impart untag {name}` removes it.")
+    entry = RefEntry(**move.model_dump(), name=name, lost=tuple(sorted(lost))).sealed()
+    return move if store.objects.create(path_of(name, move.number), entry.to_json()) else None
 
 
 def path_of(name: str, number: int) -> str:

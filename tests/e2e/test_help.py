@@ -42,7 +42,7 @@ NAMES: dict[tuple[str, str], list[str]] = {
     ("impart", "diff"): ["equal", "--store"],
     ("impart", "tag"): ["math@prod", "history", "--store"],
     ("impart", "history"): ["by whom", "--store"],
-    ("impart", "rollback"): ["--to", "undoes", "--store"],
+    ("impart", "rollback"): ["--to", "further back", "--store"],
     ("impart", "untag"): ["history", "gc", "--store"],
     ("impart", "plan"): ["--cr", "--workers", "--embeddings", "--factors-for", "--option", "impart methods"],
     ("impart", "demo"): ["--out", "--limit", "--device", "--store"],

@@ -21,7 +21,7 @@ from impart_core.store.manifest import FileEntry, Manifest, Pointer
 from impart_core.store.names import all_refs, get_ref, set_ref
 from impart_core.store.provenance import Stopwatch
 from impart_core.store.recipe import Recipe
-from impart_core.store.refs import write_move
+from impart_core.store.refs import new_move, write_move
 from impart_core.store.store import Store
 from impart_core.store.verify import verify
 from tests.impart_core.pipeline import compress, config_of, flip, stored_path
@@ -178,7 +178,7 @@ def test_a_name_that_points_elsewhere_is_moved_on_request_only(delta: Delta, tar
 
 
 def test_a_name_that_is_not_one_is_refused_before_anything_is_copied(delta: Delta, folder: Store) -> None:
-    write_move(delta.store, "abcdef", 1, delta.manifest.id, "forged")
+    write_move(delta.store, "abcdef", new_move(1, delta.manifest.id, "forged"))
     with pytest.raises(ConfigError, match="'abcdef' cannot name an artifact"):
         send(delta, folder)
     assert objects(folder) == {}

@@ -203,11 +203,28 @@ def test_a_rollback_is_one_more_move_to_an_earlier_artifact(store: Store, tmp_pa
     assert get_ref(store, "math") == one
 
 
-def test_a_second_rollback_undoes_the_first(store: Store, tmp_path: Path) -> None:
-    one, two, _ = published(store, tmp_path)
-    for artifact in (one, two):
+def test_each_further_rollback_goes_further_back_and_never_to_what_was_rolled_back(
+    store: Store, tmp_path: Path
+) -> None:
+    one, two, three = published(store, tmp_path)
+    for artifact in (one, two, three):
         tag(store, "math", artifact)
-    assert [rollback(store, "math").id for _ in range(3)] == [one, two, one]
+    assert [rollback(store, "math").id for _ in range(2)] == [two, one]
+    with pytest.raises(ConfigError, match="back at its first move: there is nothing further back"):
+        rollback(store, "math")
+    tag(store, "math", three)  # after a new move, the one before it is what was in force
+    assert rollback(store, "math").id == one
+    assert rollback(store, "math", 3).id == three  # forwards, too
+    assert rollback(store, "math").id == two
+    whys = [move.why.removeprefix("rollback to ") for move in history(store, "math")[3:]]
+    assert whys == ["2", "1", "tag", "1", "3", "2"]
+
+
+def test_a_reason_that_leads_nowhere_or_in_a_circle_is_no_rollback(store: Store, tmp_path: Path) -> None:
+    ids = published(store, tmp_path)
+    for artifact, why in zip(ids, ["rollback to 9", f"rollback to {'9' * 5000}", "rollback to 3"], strict=True):
+        set_ref(store, "math", artifact, why)
+    assert rollback(store, "math").id == ids[1]
 
 
 def test_a_rollback_to_what_is_in_force_writes_nothing(store: Store, tmp_path: Path) -> None:

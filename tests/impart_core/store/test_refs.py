@@ -15,7 +15,7 @@ from impart_core.store.catalog import CatalogEntry, entry_of, list_entries, note
 from impart_core.store.gc import collect
 from impart_core.store.manifest import Manifest
 from impart_core.store.names import all_refs, get_ref, history, rollback, set_ref, tag, untag
-from impart_core.store.refs import path_of, read_log, write_move
+from impart_core.store.refs import new_move, path_of, read_log, write_move
 from impart_core.store.store import Store
 from impart_core.store.verify import verify_store
 from tests.impart_core.store.samples import small_delta
@@ -322,7 +322,7 @@ def test_a_name_moves_on_past_eight_digits_and_says_where_it_ends(store: Store) 
     one, two = (small_delta(store, seed).id for seed in range(2))
     for number, after in ((99_999_999, 10**8), (10**18 - 2, 10**18 - 1)):
         store.objects.delete(store.objects.find("refs"))
-        assert write_move(store, "math", number, one, "forged")
+        assert write_move(store, "math", new_move(number, one, "forged"))
         assert set_ref(store, "math", two).number == after
         assert get_ref(store, "math") == all_refs(store)["math"] == two
     with pytest.raises(StoreError, match=r"cannot be moved on\. `impart untag math` removes it"):
