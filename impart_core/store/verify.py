@@ -192,18 +192,15 @@ class _Reading:
         return len(logs)
 
     def _lost(self, artifact_id: str) -> str | None:
-        """Return what an artifact that a name points to lacks, if anything."""
+        """Return what an artifact that a name points to lacks, if anything; damaged files have been told of."""
         if artifact_id not in self._whole:
             try:
                 self.read(self._store.manifest(artifact_id))  # it was published since
             except (ArtifactNotFoundError, CorruptArtifactError):
                 return "there is nothing in the store"
         content = self._whole[artifact_id]
-        parts = content.pointers() if content else ()
-        faulty = [part.name for part in parts if not self._whole.get(part.id)]
-        if content and not faulty:
-            return None
-        return f"{', '.join(faulty[:3])} is lost or damaged" if faulty else "a file is lost or damaged"
+        lost = [part.name for part in (content.pointers() if content else ()) if part.id not in self._whole]
+        return f"{', '.join(lost[:3])} is lost" if lost else None
 
     def report(self, **what: Any) -> VerifyReport:
         """Return what was read and found, with what else there is to say of it."""
