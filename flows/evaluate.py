@@ -33,7 +33,8 @@ def flow_of(checked: Measurable | None = None, progress: Progress | None = None)
             for result in results:
                 made = [] if result.cached else [result.id]
                 run.tell([result.entry], [request.base or request.model], request.store, made)
-        show_evaluation(Path(request.model).name, results)
+        how = {"split": request.split, **request.measuring.of_recipe()}
+        show_evaluation(Path(request.model).name, results, how)
         return results
 
     return Flow(evaluate, name="evaluate", flow_run_name="evaluate {request.model}")

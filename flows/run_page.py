@@ -4,7 +4,7 @@ Prefect calls both its own notes and ours artifacts; here they are pages and art
 """
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,8 +44,9 @@ def show_compression(report: CompressReport, blocks: Sequence[Pointer], made: Co
         create_link_artifact(place, f"artifact {name}", page_key("place", name), f"Where the delta {name} lies.")
 
 
-def show_evaluation(label: str, results: Sequence[EvaluationResult]) -> None:
-    """Put an evaluation's metrics on its run's page, as a table."""
+def show_evaluation(label: str, results: Sequence[EvaluationResult], how: Mapping[str, Any]) -> None:
+    """Put an evaluation's metrics on its run's page, as a table, and how they were measured."""
+    told = "".join(f", {key} {value}" for key, value in how.items())
     rows: list[dict[str, Any]] = [
         {
             "task": task,
@@ -61,7 +62,7 @@ def show_evaluation(label: str, results: Sequence[EvaluationResult]) -> None:
         for metric, (value, error) in metrics.items()
     ]
     with _never_failing():
-        create_table_artifact(rows, page_key("evaluation", label), f"What was measured of {label}.")
+        create_table_artifact(rows, page_key("evaluation", label), f"What was measured of {label}{told}.")
 
 
 def _compression_text(report: CompressReport, blocks: Sequence[Pointer], made: Collection[str], place: str) -> str:

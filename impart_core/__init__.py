@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         quantize,
         reconstruct,
     )
+    from impart_core.evaluation.options import MeasureOptions
     from impart_core.methods.base import METHODS, Coding, Projection
     from impart_core.store.store import Store
 
@@ -30,6 +31,7 @@ _HOMES = {
     "CompressConfig": "impart_core.blocks.request",
     "Delta": "impart_core.artifacts.delta",
     "ImpartError": "impart_core.base.errors",
+    "MeasureOptions": "impart_core.evaluation.options",
     "Store": "impart_core.store.store",
 }
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "CompressConfig",
     "Delta",
     "ImpartError",
+    "MeasureOptions",
     "Projection",
     "Store",
     "compress",

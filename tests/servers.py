@@ -169,9 +169,9 @@ class _Answer(BaseHTTPRequestHandler):
         elif parts[:2] == ["api", "models"]:
             self._describe("/".join(parts[2:4]), parts[4:])
         elif parts[0] == "elsewhere":
-            self._send_range("/".join(parts[1:3]), parts[3], asked)
+            self._send_range("/".join(parts[1:3]), "/".join(parts[3:]), asked)
         else:
-            self._resolve("/".join(parts[:2]), *parts[3:5], asked)
+            self._resolve("/".join(parts[:2]), parts[3], "/".join(parts[4:]), asked)
 
     def do_POST(self) -> None:
         self.server.requests.append((self.path, None))
@@ -213,8 +213,9 @@ class _Answer(BaseHTTPRequestHandler):
         if commit is None:
             self._refuse(404, "RevisionNotFound")
         elif rest[:1] == ["tree"]:
-            files = sorted(self.server.models[repo].iterdir())
-            self._send(json.dumps([_listed(file) for file in files]).encode())
+            root = self.server.models[repo]
+            files = sorted((root / "/".join(rest[2:])).iterdir())
+            self._send(json.dumps([_listed(file, root) for file in files]).encode())
         else:
             self._send(json.dumps({"id": repo, "sha": commit}).encode())
 
@@ -254,6 +255,11 @@ class _Answer(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-def _listed(file: Path) -> dict[str, object]:
+def _listed(file: Path, root: Path) -> dict[str, object]:
     kind = "directory" if file.is_dir() else "file"
-    return {"type": kind, "path": file.name, "size": file.stat().st_size, "oid": f"{hash(file.name):040x}"}
+    return {
+        "type": kind,
+        "path": str(file.relative_to(root)),
+        "size": file.stat().st_size,
+        "oid": f"{hash(file.name):040x}",
+    }

@@ -8,7 +8,7 @@ from impart_core.engine.quantize import quantize_request
 from impart_core.engine.requests import CompressRequest, QuantizeRequest, absolute
 from impart_flows.cli import options as opt
 from impart_flows.cli.flags import from_flags
-from impart_flows.cli.output import human_bytes, progress, ratio, show, warn_of_faults
+from impart_flows.cli.output import human_bytes, progress, ratio, shortened, show, warn, warn_of_faults
 from impart_flows.compress import run_compress
 from impart_flows.embedded import prefect_server
 
@@ -45,6 +45,7 @@ def _run(request: CompressRequest, checked: Checked, json: bool) -> None:
     """Run a compression with an embedded server unless there is another, and print its report."""
     with progress(quiet=json) as reporter, prefect_server(reporter):
         report = run_compress(request, checked, reporter)
+    warn(report.notes)
     warn_of_faults(report.remade, report.changed)
     show(report, json, _print_report)
 
@@ -60,6 +61,10 @@ def _print_report(report: CompressReport) -> None:
     if report.decompositions or report.reused_factors:
         fallbacks = f", {report.fallbacks} fallbacks" if report.fallbacks else ""
         typer.echo(f"decomposed     {report.decompositions} matrices{fallbacks}; {report.reused_factors} reused")
+    if report.code:
+        typer.echo(f"code           {shortened(report.code)}: carried, never run; reconstruct --with-code writes it")
+    if report.left:
+        typer.echo(f"left behind    {shortened(report.left)}")
     for again in report.retried:
         typer.echo(f"retried        {again.what}, {again.times}×: {again.why}")
     if report.events_sent or report.events_lost:

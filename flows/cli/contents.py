@@ -7,6 +7,7 @@ import typer
 from impart_core.artifacts.block import BlockContent
 from impart_core.artifacts.delta import Delta, DeltaContent, open_delta
 from impart_core.artifacts.factors import FactorsContent
+from impart_core.checkpoint.carried import is_code
 from impart_core.store.manifest import Manifest
 from impart_core.store.names import resolve
 from impart_core.store.store import Store
@@ -103,7 +104,8 @@ def _print_manifest(manifest: Manifest, settings: str | None = None) -> None:
     typer.echo(f"made by   {manifest.recipe.operation} ({settings})")
     typer.echo(f"with      impart {made.code_version}, {made.system}, by {made.user} at {made.started}")
     for entry in manifest.files:
-        typer.echo(f"file      {entry.path}  {entry.size:,} bytes")
+        code = "  code, never run by impart" if is_code(entry.name) else ""
+        typer.echo(f"file      {entry.path}  {entry.size:,} bytes{code}")
     typer.echo("")
 
 

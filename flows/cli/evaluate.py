@@ -8,15 +8,18 @@ from impart_core.engine.evaluate import check_evaluate
 from impart_core.engine.requests import EvaluateRequest, absolute
 from impart_flows.cli import options as opt
 from impart_flows.cli.flags import from_flags
-from impart_flows.cli.output import print_json, print_table, progress, warn_of_faults
+from impart_flows.cli.output import print_json, print_table, progress, warn, warn_of_faults
 from impart_flows.embedded import prefect_server
 from impart_flows.evaluate import run_evaluate
 
-_BASE = typer.Option(help="Measure a delta: rebuilt from this base in scratch. Folder, Hub id or fsspec URL.")
+_BASE = typer.Option(help="Measure a delta or a PEFT adapter, on this base.")
 Refresh = Annotated[bool, typer.Option("--refresh", help="Measure again, whatever is there.")]
 
 
-@from_flags(EvaluateRequest, without=("refresh_from",), base=_BASE)
+_SEED = typer.Option("--seed", help="Seed of all draws.")
+
+
+@from_flags(EvaluateRequest, without=("refresh_from",), base=_BASE, seed=_SEED)
 def evaluate(request: EvaluateRequest, refresh: Refresh = False, json: opt.JsonOption = False) -> None:
     """Measure a model with lm-evaluation-harness; finished measurements are reused from the store.
 
@@ -26,6 +29,7 @@ def evaluate(request: EvaluateRequest, refresh: Refresh = False, json: opt.JsonO
     places = {"model": absolute(request.model)} if request.base is None else {"base": absolute(request.base)}
     request = request.model_copy(update={**places, "trust": trust})
     model = check_evaluate(request)
+    warn(model.merged.notes if model.merged else ())
     with progress(quiet=json) as reporter, prefect_server(reporter):
         results = run_evaluate(request, model, reporter)
     warn_of_faults(

@@ -82,7 +82,7 @@ def read_options(typed: Sequence[str] | None) -> dict[str, Any]:
     for text in typed or ():
         key, equals, value = text.partition("=")
         if not key or not equals:
-            raise ConfigError(f"--option {text!r} is not KEY=VALUE, such as rescale=false.")
+            raise ConfigError(f"{text!r} is not KEY=VALUE, such as rescale=false.")
         if key in given:
             raise ConfigError(f"Option {key!r} is given twice; give it once.")
         try:
@@ -92,12 +92,29 @@ def read_options(typed: Sequence[str] | None) -> dict[str, Any]:
     return given
 
 
+def read_pairs(typed: str | None) -> dict[str, Any]:
+    """Return values by name, from lm-eval's KEY=VALUE,KEY=VALUE or a JSON object; a value is JSON, or else text.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if typed and typed.lstrip().startswith("{"):
+        try:
+            return dict(json.loads(typed))
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{typed!r} is not a JSON object: {error}.") from error
+    return read_options([pair for pair in (typed or "").split(",") if pair])
+
+
 # Fields that are typed otherwise than their models have them: type on the command line, and what makes a value of it.
 _READERS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
     "options": (list[str] | None, read_options),
     "store": (str | None, lambda url: url or default_store_url()),
     "refs": (list[str], tuple),
     "tasks": (str, lambda text: tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))),
+    "include_path": (list[str] | None, lambda folders: tuple(folders or ())),
+    "batch_size": (str, lambda text: int(text) if text.isdecimal() else text),
+    **dict.fromkeys(("metadata", "gen_kwargs", "model_args"), (str | None, read_pairs)),
     "out": (Path, lambda folder: folder.absolute()),
 }
 

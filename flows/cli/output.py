@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -68,6 +68,12 @@ def print_lines(texts: Mapping[str, str | None]) -> None:
         typer.echo(f"{key:{width}}  {text or ''}".rstrip())
 
 
+def warn(notes: Iterable[str]) -> None:
+    """Say on standard error what whoever asked should know."""
+    for note in notes:
+        errors.print(f"warning: {note}", markup=False)
+
+
 def warn_of_faults(remade: Iterable[str], changed: Iterable[str]) -> None:
     """Say on standard error what had to be made anew, and what came out otherwise than before."""
     for fault in remade:
@@ -78,6 +84,12 @@ def warn_of_faults(remade: Iterable[str], changed: Iterable[str]) -> None:
             "one; what else was made with the former can be checked with `impart verify`.",
             markup=False,
         )
+
+
+def shortened(names: Sequence[str], most: int = 8) -> str:
+    """Return names in one line: the first ones, and how many more there are."""
+    shown = ["".join(sign if sign.isprintable() else "?" for sign in name) for name in names[:most]]
+    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def ratio(value: float | None) -> str:

@@ -3,12 +3,12 @@
 import typer
 
 from impart_core.base.numerics import default_workers
-from impart_core.checkpoint.index import open_checkpoint
 from impart_core.engine.plan import Plan, make_plan
+from impart_core.engine.preflight import open_sides
 from impart_core.engine.requests import PlanRequest
 from impart_flows.cli import options as opt
 from impart_flows.cli.flags import from_flags
-from impart_flows.cli.output import human_bytes, print_table, ratio, show
+from impart_flows.cli.output import human_bytes, print_table, ratio, show, warn
 
 
 @from_flags(PlanRequest, without=("seed",))
@@ -17,8 +17,9 @@ def plan(request: PlanRequest, json: opt.JsonOption = False) -> None:
 
     Example: impart plan BASE FINETUNED --cr 16
     """
-    checkpoints = open_checkpoint(request.base), open_checkpoint(request.finetuned)
+    checkpoints = open_sides(request.base, request.finetuned)
     found = make_plan(*checkpoints, request.config, request.workers or default_workers())
+    warn(found.notes)
     show(found, json, lambda found: _print_plan(found, request.config.accounting == "bytes"))
 
 

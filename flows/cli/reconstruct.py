@@ -7,7 +7,7 @@ from impart_core.engine.reconstruct import reconstruct as rebuild
 from impart_core.engine.requests import ReconstructRequest
 from impart_flows.cli import options as opt
 from impart_flows.cli.flags import from_flags
-from impart_flows.cli.output import human_bytes, progress, show
+from impart_flows.cli.output import human_bytes, progress, shortened, show
 
 
 @from_flags(ReconstructRequest, base=opt.BASE_OF_DELTA)
@@ -24,4 +24,19 @@ def reconstruct(request: ReconstructRequest, json: opt.JsonOption = False) -> No
 def _print_report(made: Reconstruction) -> None:
     for one in made.retried:
         typer.echo(f"retried {one.what}, {one.times}×: {one.why}")
+    if made.code:
+        _tell_of_code(made.code, made.code_written)
+    if made.code_elsewhere:
+        typer.echo(
+            f"code    of {shortened(made.code_elsewhere)} on the Hub runs where it is loaded with trust_remote_code"
+        )
     typer.echo(f"{made.out}  {human_bytes(made.bytes)} of weights in {made.seconds:.1f} s")
+
+
+def _tell_of_code(code: tuple[str, ...], written: bool) -> None:
+    """Say which code the delta brings: it runs where somebody loads the model with `trust_remote_code`."""
+    names = shortened(code)
+    if written:
+        typer.echo(f"code    {names}: written, as the delta brings it; read it before you trust it")
+    else:
+        typer.echo(f"code    {names}: left out, as only the delta brings it; --with-code writes it")

@@ -26,6 +26,7 @@ def reconstruct(
     out: Path,
     *,
     overwrite: bool = False,
+    with_code: bool = False,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     progress: Progress | None = None,
 ) -> int:
@@ -38,6 +39,7 @@ def reconstruct(
         base: the checkpoint that it was made against.
         out: the folder to make.
         overwrite: whether `out` may be replaced when it holds files.
+        with_code: whether Python code that the delta brings is written too; see `Delta.code`.
         max_shard_bytes: largest size of one weights file.
         progress: called with tensors done and their number.
 
@@ -63,5 +65,5 @@ def reconstruct(
             return reader.rebuild(name, base)
 
         write_checkpoint(scratch, specs, produce, max_shard_bytes)
-        reader.write_carried(base, scratch)
+        reader.write_carried(base, scratch, with_code=with_code)
     return sum(spec.nbytes for spec in specs)

@@ -11,8 +11,9 @@ from impart_core.artifacts.block import block_content
 from impart_core.artifacts.delta import Delta
 from impart_core.base.errors import CheckpointError, CorruptArtifactError, WrongBaseError
 from impart_core.blocks.rebuild import rebuild_tensor
+from impart_core.checkpoint.carried import is_code, may_be_carried, stored_name
 from impart_core.checkpoint.digest import file_digest, tensor_digests
-from impart_core.checkpoint.index import CARRIED, Checkpoint
+from impart_core.checkpoint.index import Checkpoint
 from impart_core.checkpoint.local import local_file
 from impart_core.codec.format import CODES_FILE, BlockFile, TensorHeader
 
@@ -25,7 +26,7 @@ class DeltaReader:
         delta: the delta.
         headers: how each tensor is stored, by name, names sorted.
         blocks: the file that holds each tensor's codes.
-        files: the configuration and tokenizer files that are the delta's own.
+        files: the delta's own files that are carried, by the names that a store gives them.
     """
 
     delta: Delta
@@ -41,8 +42,13 @@ class DeltaReader:
         """
         return rebuild_tensor(name, base, self.headers[name], self.blocks[name])
 
-    def write_carried(self, base: Checkpoint, folder: Path) -> None:
-        """Write configuration and tokenizer files: the delta's own, and the base's where they are the same.
+    def write_carried(self, base: Checkpoint, folder: Path, *, with_code: bool = False) -> None:
+        """Write the files beside the weights: the delta's own, and the base's where they are the same.
+
+        Args:
+            base: the base.
+            folder: where they are written.
+            with_code: whether code that the delta brings is among them; code of the base always is.
 
         Raises:
             CorruptArtifactError: a file is none that a delta carries, or not the recorded one.
@@ -50,17 +56,21 @@ class DeltaReader:
             WrongBaseError: its file is another.
         """
         for name, digest in sorted(self.delta.content.carried.items()):
-            if name not in CARRIED:  # weights, or code, of a stranger
+            if not may_be_carried(name):  # weights of a stranger
                 made = self.delta.manifest.id[:12]
                 raise CorruptArtifactError(f"The delta {made} brings {name!r}, which no delta carries.")
-            source = local_file(self.files[name]) if name in self.files else base.carried.get(name)
+            own = self.files.get(stored_name(name))
+            if own and is_code(name) and not with_code:
+                continue
+            source = local_file(own) if own else base.carried.get(name)
             if source is None:
                 raise CheckpointError(
                     f"{base.location} has no {name}, which the fine-tuned model shares with its base."
                 )
+            (folder / name).parent.mkdir(exist_ok=True)
             source.copy_to(folder / name)
             if file_digest(local_file(folder / name)) != digest:
-                kind = CorruptArtifactError if name in self.files else WrongBaseError
+                kind = CorruptArtifactError if own else WrongBaseError
                 raise kind(f"{name} is not the file that this delta was made with. Use the base's original {name}.")
 
 

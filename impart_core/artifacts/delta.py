@@ -5,17 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import FailFast
+from pydantic import FailFast, Field
 
 from impart_core.artifacts.block import BlockContent, block_content
 from impart_core.base.errors import ConfigError, CorruptArtifactError
 from impart_core.base.files import scratch_folder
 from impart_core.blocks.request import CompressConfig
+from impart_core.checkpoint.carried import CARRIED_NAME, is_code, stored_name
 from impart_core.checkpoint.digest import carried_digests, checkpoint_id
 from impart_core.checkpoint.index import Checkpoint
 from impart_core.codec.format import FORMAT_VERSION
 from impart_core.methods import METHODS
-from impart_core.store.manifest import MANIFEST, Content, FileName, Manifest, Pointer, Sha256, register
+from impart_core.store.manifest import MANIFEST, Content, Manifest, Pointer, Sha256, register
 from impart_core.store.provenance import Stopwatch
 from impart_core.store.publish import Reuse, publish
 from impart_core.store.recipe import Recipe
@@ -23,6 +24,7 @@ from impart_core.store.store import Store
 
 VERSIONS = {"delta": 1}  # raised whenever the same recipe gives other bytes
 Digests = Mapping[str, str]
+CarriedName = Annotated[str, Field(pattern=CARRIED_NAME)]
 
 
 @register
@@ -34,8 +36,8 @@ class DeltaContent(Content):
         base: id of the base checkpoint.
         finetuned: id of the fine-tuned checkpoint.
         finetuned_bytes: its bytes on disk.
-        carried: digests of the fine-tuned checkpoint's configuration and tokenizer files by name; those that
-            are not among this artifact's files are the base's own.
+        carried: digests of the files beside the fine-tuned checkpoint's weights by name; those that are not among
+            this artifact's files are the base's own.
         projection_bytes: bytes of all projections' codes.
         projection_dense_bytes: the 16-bit size of all projections.
         data_bytes: every byte of its blocks, manifests included, and of this artifact's files, when it was
@@ -52,7 +54,7 @@ class DeltaContent(Content):
     base: Sha256
     finetuned: Sha256
     finetuned_bytes: int
-    carried: dict[FileName, Sha256]
+    carried: dict[CarriedName, Sha256]
     projection_bytes: int
     projection_dense_bytes: int
     data_bytes: int
@@ -137,6 +139,12 @@ class Delta:
         return sum(manifest.nbytes for manifest in (self.manifest, *self.blocks))
 
     @property
+    def code(self) -> tuple[str, ...]:
+        """Names of the Python files that the fine-tune has and its base has not, or has otherwise."""
+        own = {entry.name for entry in self.manifest.files}
+        return tuple(name for name in sorted(self.content.carried) if is_code(name) and stored_name(name) in own)
+
+    @property
     def saved_bytes(self) -> int:
         """What the lossless stage made the codes of its blocks smaller by."""
         entries = (entry.quantized for block in self.blocks for entry in block_content(block).tensors.values())
@@ -186,7 +194,10 @@ def publish_delta(
     codes = sum(content.projection_bytes for content in contents)
     dense = sum(content.projection_dense_bytes for content in contents)
     with scratch_folder() as scratch:
-        files: dict[str, Path] = {name: finetuned.carried[name].on_disk(scratch) for name in own}
+        files: dict[str, Path] = {}
+        for number, name in enumerate(own):  # two in different folders may have the same name
+            (scratch / str(number)).mkdir()
+            files[stored_name(name)] = finetuned.carried[name].on_disk(scratch / str(number))
         content = DeltaContent(
             blocks=pointers,
             base=recipe.inputs["base"],

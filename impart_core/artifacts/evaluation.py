@@ -1,13 +1,16 @@
 """Evaluations: one for each model and task, so that a new task repeats no finished one."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from impart_core.artifacts.delta import Delta
 from impart_core.base.canonical import canonical_json
 from impart_core.checkpoint.digest import carried_digests, checkpoint_id, tensor_digests
 from impart_core.checkpoint.index import Checkpoint
-from impart_core.evaluation.catalogue import task_fingerprint
+from impart_core.evaluation.catalogue import USUAL, task_fingerprint
+from impart_core.evaluation.options import MeasureOptions
 from impart_core.evaluation.result import Evaluation
 from impart_core.store.manifest import Content, Manifest, Measured, register
 from impart_core.store.provenance import Stopwatch
@@ -15,7 +18,7 @@ from impart_core.store.publish import Reuse, publish
 from impart_core.store.recipe import Recipe
 from impart_core.store.store import Store
 
-RESULTS_FILE = "results.json"
+RESULTS_FILE, SAMPLES_FILE = "results.json", "samples.jsonl"
 VERSIONS = {"evaluation": 1}
 
 
@@ -33,8 +36,8 @@ class EvaluationContent(Content):
     items: dict[str, int]
 
     def summary(self, recipe: Recipe) -> str:
-        """Return the tasks and the split."""
-        return f"{', '.join(self.metrics)} ({recipe.config.get('split', 'all')})"
+        """Return the tasks, the split, and the options that are not as usual."""
+        return f"{', '.join(self.metrics)} ({how_measured(recipe)})"
 
     def checkpoints(self, recipe: Recipe) -> dict[str, str]:
         """Return the checkpoint that it measured, if it did not measure a delta."""
@@ -45,7 +48,16 @@ class EvaluationContent(Content):
         return self.metrics
 
 
-def evaluation_recipe(model: Checkpoint | Delta, task: str, split: str, limit: int | None, seed: int = 0) -> Recipe:
+def how_measured(recipe: Recipe) -> str:
+    """Return an evaluation's split, and its options that are not as usual ("test, num_fewshot 5"), for people."""
+    options, seed = recipe.config.get("options"), recipe.config.get("seed")
+    told = {**(options if isinstance(options, dict) else {}), **({"seed": seed} if seed else {})}
+    return ", ".join([str(recipe.config.get("split", "all")), *(f"{key} {value}" for key, value in told.items())])
+
+
+def evaluation_recipe(
+    model: Checkpoint | Delta, task: str, split: str, limit: int | None, options: MeasureOptions = USUAL
+) -> Recipe:
     """Return what makes an evaluation: the model by content, the task's definition, and which items.
 
     Args:
@@ -53,19 +65,21 @@ def evaluation_recipe(model: Checkpoint | Delta, task: str, split: str, limit: i
         task: lm-eval task name.
         split: which split.
         limit: number of items; None for all.
-        seed: the harness's seed.
+        options: how it is measured.
     """
     if isinstance(model, Delta):
         inputs: dict[str, object] = {"delta": model.manifest.id}
     else:
         inputs = {"checkpoint": checkpoint_id(tensor_digests(model)), "files": carried_digests(model)}
-    config = {
+    config: dict[str, object] = {
         "task": task,
-        "definition": task_fingerprint([task])[task],
+        "definition": task_fingerprint([task], options)[task],
         "split": split,
         "limit": limit,
-        "seed": seed,
+        "seed": options.seed,
     }
+    if unusual := options.of_recipe():
+        config["options"] = unusual
     return Recipe(operation="evaluate", version=VERSIONS["evaluation"], config=config, inputs=inputs)
 
 
@@ -87,5 +101,15 @@ def publish_evaluation(
         items={task: result.items for task, result in evaluation.tasks.items()},
     )
     text = canonical_json(evaluation.model_dump(mode="json"))
-    files = {RESULTS_FILE: lambda path: path.write_bytes(text)}
+    files: dict[str, Callable[[Path], object]] = {RESULTS_FILE: lambda path: path.write_bytes(text)}
+    if evaluation.samples:
+        files[SAMPLES_FILE] = lambda path: _write_samples(path, evaluation)
     return publish(store, recipe, content, files, watch, parents=tuple(parents), reuse=reuse)
+
+
+def _write_samples(path: Path, evaluation: Evaluation) -> None:
+    """Write a line of JSON for each item: its task, and lm-eval's record of it."""
+    with path.open("w", encoding="utf-8") as file:
+        for task, samples in evaluation.samples.items():
+            for sample in samples:
+                file.write(json.dumps({"task": task, **sample}, default=str, ensure_ascii=False) + "\n")

@@ -14,6 +14,7 @@ import torch
 from impart_core.base.errors import ConfigError, DeviceError
 
 _M_MMAP_THRESHOLD = -3  # malloc.h
+_NO_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUSOLVER_STATUS_ALLOC_FAILED")
 _lock = threading.Lock()
 _inside = 0
 _threads_before = 1
@@ -42,12 +43,17 @@ def one_thread_per_kernel() -> Iterator[None]:
 
 
 def resolve_device(device: str) -> torch.device:
-    """Return the torch device for `auto`, `cpu`, `cuda` or `cuda:N`.
+    """Return the torch device for `auto`, `cpu`, `cuda` or `cuda:N`, on which float32 is float32 from then on.
+
+    Products in TF32 or bfloat16, which a program may have asked torch for, keep three digits. They are turned off for
+    the process: for CUDA, cuDNN, and the CPU's kernels.
 
     Raises:
         ConfigError: another word.
         DeviceError: CUDA is asked for and is not available.
     """
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     match = re.fullmatch(r"cpu|cuda(?::([0-9]+))?", device)
@@ -89,3 +95,13 @@ def _call_glibc(name: str, *arguments: int) -> None:
 def default_workers() -> int:
     """Return the number of cores this process may use: one block at a time on each."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def is_out_of_device_memory(error: BaseException) -> bool:
+    """Return whether a device had too little memory left, which another process may give back.
+
+    Libraries of CUDA that get no workspace say so in errors of their own.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)

@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
-import torch
-
+from impart_core.base.numerics import is_out_of_device_memory
 from impart_core.base.settings import Frozen
 
 R = TypeVar("R")
@@ -123,7 +122,7 @@ def is_transient(error: BaseException) -> bool:
 
     What a device has too little memory for may go well once another process gives some back.
     """
-    if isinstance(error, (ConnectionError, TimeoutError, torch.OutOfMemoryError)):
+    if isinstance(error, (ConnectionError, TimeoutError)) or is_out_of_device_memory(error):
         return True
     return isinstance(error, OSError) and error.errno in _TRANSIENT
 

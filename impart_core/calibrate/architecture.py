@@ -4,9 +4,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-
 from impart_core.base.errors import CalibrationError, ImpartError
+from impart_core.base.numerics import is_out_of_device_memory
 from impart_core.checkpoint.index import Checkpoint
 
 ADVICE = "Use a method that needs no calibration."
@@ -74,9 +73,11 @@ def model_code(location: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ImpartError, torch.OutOfMemoryError):
+    except ImpartError:
         raise
     except Exception as error:  # the code of some hundred models, each with ways of its own to fail
+        if is_out_of_device_memory(error):
+            raise
         raise CalibrationError(
             f"The layers of {location} cannot be run one by one: transformers' code for it failed "
             f"({type(error).__name__}: {error}). {ADVICE}"

@@ -19,6 +19,7 @@ from impart_core.base.settings import Frozen
 from impart_core.checkpoint.index import Checkpoint
 from impart_core.checkpoint.layout import Block, Role
 from impart_core.checkpoint.pairing import Pair, Pairs
+from impart_core.checkpoint.writer import folder_of
 from impart_core.delta.load import Loaded, load_block
 from impart_core.methods import METHODS
 from impart_core.methods.base import Coding, Projection
@@ -82,8 +83,8 @@ def distil_scales(
     Raises:
         CalibrationError: the model or the tokens cannot be used.
     """
-    with one_thread_per_kernel():
-        teacher, student = (_load_model(finetuned).to(device) for _ in range(2))
+    with one_thread_per_kernel(), folder_of(finetuned) as folder:
+        teacher, student = (_load_model(folder, finetuned.location).to(device) for _ in range(2))
         _check_tokens(tokens, teacher)
         signed = _sign_projections(student, pairs, coding)
         if not signed:
@@ -180,20 +181,20 @@ class _Distillation:
         return sum(float(self._loss(batch)) * len(batch) for batch in batches) / len(self.held_out)
 
 
-def _load_model(checkpoint: Checkpoint) -> Any:
-    """Return a checkpoint's causal language model in float32, frozen; no code from its folder is run."""
+def _load_model(folder: Path, location: str) -> Any:
+    """Return a folder's causal language model in float32, frozen; no code from it is run."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
-    if not Path(checkpoint.location).is_dir():
+    if not folder.is_dir():
         raise CalibrationError(
-            f"{checkpoint.location} is not a folder of this machine, from which a model for calibration is loaded. "
+            f"{location} is not a folder of this machine, from which a model for calibration is loaded. "
             "Copy the checkpoint into a folder and give that."
         )
     transformers_logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            checkpoint.location,
+            folder,
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
@@ -201,7 +202,7 @@ def _load_model(checkpoint: Checkpoint) -> Any:
         )
     except (OSError, ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
         raise CalibrationError(
-            f"The model in {checkpoint.location} cannot be loaded for calibration: {error}. It must be a decoder-only "
+            f"The model in {location} cannot be loaded for calibration: {error}. It must be a decoder-only "
             "language model that transformers knows."
         ) from error
     return model.eval().requires_grad_(False)

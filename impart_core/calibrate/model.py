@@ -9,9 +9,10 @@ import torch
 from impart_core.base.errors import CalibrationError
 from impart_core.calibrate.architecture import ADVICE, model_code, model_config
 from impart_core.calibrate.layer import Call, Layer
-from impart_core.calibrate.placement import Place, fill, find_places, load, renaming, restored
+from impart_core.calibrate.placement import Place, fill, find_places, load, restored
 from impart_core.checkpoint.index import Checkpoint
 from impart_core.checkpoint.layout import OUTSIDE, group_blocks
+from impart_core.checkpoint.model import renaming
 
 
 class _Stopped(BaseException):

@@ -4,7 +4,7 @@ transformers may rename, stack, join and transpose what it loads; the experts of
 of one parameter. What it does is not restated here but observed: tensors of numbers are loaded in place of weights.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +49,7 @@ class Place:
 def load(model: Any, weights: Mapping[str, torch.Tensor], device: torch.device) -> None:
     """Put a checkpoint's tensors where the model keeps them, as `from_pretrained` does, and leave the rest.
 
-    This and `renaming` are all that is used of how transformers loads, which is no documented interface of it.
+    This and `checkpoint.model` are all that use how transformers loads, which is no documented interface of it.
 
     Args:
         model: a model of transformers.
@@ -67,17 +67,6 @@ def load(model: Any, weights: Mapping[str, torch.Tensor], device: torch.device) 
             weight_mapping=get_model_conversion_mapping(model), device_map={"": device}, dtype=torch.float32
         ),
     )
-
-
-def renaming(model: Any) -> Callable[[str], str]:
-    """Return what a tensor of the checkpoint is called in the model."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-
-    changes, names = get_model_conversion_mapping(model), model.state_dict()
-    simple = [change for change in changes if isinstance(change, WeightRenaming)]
-    others = [change for change in changes if isinstance(change, WeightConverter)]
-    return lambda name: str(rename_source_key(name, simple, others, model.base_model_prefix, names)[0])
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pydantic import Field
 from impart_core.base.errors import CalibrationError
 from impart_core.base.settings import Frozen
 from impart_core.calibrate.documents import check_source, is_one_text, read_documents
+from impart_core.checkpoint.carried import is_code
 from impart_core.checkpoint.index import Checkpoint
 
 logger = logging.getLogger(__name__)
@@ -124,7 +125,9 @@ def _open_tokenizer(finetuned: Checkpoint) -> Any:
 
     with TemporaryDirectory(prefix="impart-tokenizer-") as folder:
         for name, file in finetuned.carried.items():
-            file.copy_to(Path(folder) / name)
+            if not is_code(name):
+                (Path(folder) / name).parent.mkdir(exist_ok=True)
+                file.copy_to(Path(folder) / name)
         try:
             return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except Exception as error:  # each kind of tokenizer has its own

@@ -1,7 +1,7 @@
 """What a checkpoint is, by content: a digest for each tensor, remembered between runs.
 
-Digests are remembered by each file's address, size and stamp (modification time, ETag, blob id), so that a cached
-run reads no weights, wherever they lie.
+Digests are remembered by each file's address, size and stamp (inode and times, ETag, blob id), so that a cached run
+reads no weights, wherever they lie.
 """
 
 import contextlib
@@ -61,17 +61,26 @@ def file_digest(file: SourceFile) -> str:
 
 
 def _file_digests(file: SourceFile, infos: Iterable[TensorInfo], refresh: bool) -> dict[str, str]:
+    """Return the digests of a file's tensors; of those that a checkpoint uses, where an adapter replaces others."""
+    wanted = {info.name: info for info in infos}
     if file.stamp is None:
-        return {info.name: tensor_digest(info) for info in infos}
+        return {name: tensor_digest(info) for name, info in wanted.items()}
     stamp = [file.address, file.size, file.stamp]
     record = cache_folder() / "digests" / f"{hashlib.sha256(file.address.encode()).hexdigest()}.json"
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        remembered = json.loads(record.read_text())
-        if remembered["stamp"] == stamp and not refresh:
-            return {str(name): str(digest) for name, digest in remembered["digests"].items()}
-    digests = {info.name: tensor_digest(info) for info in infos}
+    known = {} if refresh else _remembered(record, stamp)
+    missing = {name: tensor_digest(info) for name, info in wanted.items() if name not in known}
     # A cache that cannot be written costs time, nothing else.
     with contextlib.suppress(OSError):
-        record.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(record, json.dumps({"stamp": stamp, "digests": digests}).encode())
-    return digests
+        if missing:
+            record.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(record, json.dumps({"stamp": stamp, "digests": known | missing}).encode())
+    return {name: digest for name, digest in (known | missing).items() if name in wanted}
+
+
+def _remembered(record: Path, stamp: list[object]) -> dict[str, str]:
+    """Return the digests of a file's tensors that were read before; none where it has changed since."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+        remembered = json.loads(record.read_text())
+        if remembered["stamp"] == stamp:
+            return {str(name): str(digest) for name, digest in remembered["digests"].items()}
+    return {}

@@ -5,7 +5,7 @@ Parsed as hostile input: sizes are checked against the file before anything is a
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,12 @@ DTYPES: dict[str, torch.dtype] = {
     "U32": torch.uint32,
     "U8": torch.uint8,
     "BOOL": torch.bool,
+}
+# Codes of quantised checkpoints, which are read to be decoded and never written; torch knows the last from 2.7 on.
+FLOAT8: dict[str, torch.dtype] = {
+    name: getattr(torch, dtype)
+    for name, dtype in {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu"}.items()
+    if hasattr(torch, dtype)
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -59,7 +65,7 @@ class TensorInfo:
     @property
     def torch_dtype(self) -> torch.dtype:
         """The torch dtype of the stored tensor."""
-        return DTYPES[self.dtype]
+        return (FLOAT8 if self.dtype in FLOAT8 else DTYPES)[self.dtype]
 
     @property
     def is_floating(self) -> bool:
@@ -73,8 +79,14 @@ class TensorInfo:
         return TensorInfo(f"{self.name}[{index}]", self.dtype, self.shape[1:], self.file, start, start + size)
 
 
-def read_header(file: SourceFile) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+def read_header(
+    file: SourceFile, dtypes: Mapping[str, torch.dtype] = DTYPES
+) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     """Read one safetensors file's header: one small range, and the rest of a header that is longer.
+
+    Args:
+        file: the file.
+        dtypes: those that its tensors may have, by name.
 
     Returns:
         The tensors by name, and the file's string metadata.
@@ -101,12 +113,16 @@ def read_header(file: SourceFile) -> tuple[dict[str, TensorInfo], dict[str, str]
         raise _not_safetensors(file, "its metadata is not a JSON object")
     if not all(isinstance(value, str) for value in metadata.values()):
         raise _not_safetensors(file, "its metadata holds other values than text")
-    tensors = {name: _tensor(file, name, entry, 8 + length, size) for name, entry in header.items()}
+    tensors = {name: _tensor(file, name, entry, (8 + length, size), dtypes) for name, entry in header.items()}
     _require_contiguous(file, tensors.values(), 8 + length, size)
     return tensors, metadata
 
 
-def _tensor(file: SourceFile, name: str, entry: Any, offset: int, size: int) -> TensorInfo:
+def _tensor(
+    file: SourceFile, name: str, entry: Any, span: tuple[int, int], dtypes: Mapping[str, torch.dtype]
+) -> TensorInfo:
+    """Return a tensor's place from its entry; the span is that of the tensors' bytes in the file."""
+    offset, size = span
     try:
         dtype, shape = str(entry["dtype"]), tuple(_whole(n) for n in entry["shape"])
         start, end = (offset + _whole(at) for at in entry["data_offsets"])
@@ -114,12 +130,12 @@ def _tensor(file: SourceFile, name: str, entry: Any, offset: int, size: int) -> 
             raise ValueError(f"it has {len(shape)} dimensions")
     except (KeyError, TypeError, ValueError) as error:
         raise _not_safetensors(file, f"the entry of tensor {name!r:.200} is malformed") from error
-    if dtype not in DTYPES:
+    if dtype not in dtypes:
         raise CheckpointError(
             f"Tensor {name!r:.200} in {file} has dtype {dtype!r:.50}, which is not supported. "
-            f"Supported: {', '.join(DTYPES)}. Convert the checkpoint to one of them."
+            f"Supported: {', '.join(dtypes)}. Convert the checkpoint to one of them."
         )
-    expected = math.prod(shape) * DTYPES[dtype].itemsize
+    expected = math.prod(shape) * dtypes[dtype].itemsize
     if min(shape, default=0) < 0 or start < offset or end - start != expected:
         raise _not_safetensors(file, f"the byte range of tensor {name!r:.200} does not fit its shape")
     if end > size:

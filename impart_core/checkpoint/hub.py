@@ -54,8 +54,12 @@ def parse_hub_id(text: str) -> HubId | None:
     return HubId(found["repo"], found["revision"]) if found else None
 
 
-def hub_folder(wanted: HubId) -> Folder:
+def hub_folder(wanted: HubId, inside: str | None = None) -> Folder:
     """List a model's files at one commit; the folder's location names the commit.
+
+    Args:
+        wanted: the model.
+        inside: a folder of it to list; None: its top.
 
     Raises:
         CheckpointError: the model or its revision does not exist, is gated, or the Hub does not answer.
@@ -67,13 +71,14 @@ def hub_folder(wanted: HubId) -> Folder:
 
         pinned = HubId(wanted.repo, _commit(wanted))
         entries: dict[str, HubFile | None] = {}
-        for found in HfApi().list_repo_tree(pinned.repo, revision=pinned.revision):
-            entries[found.path] = None
+        for found in HfApi().list_repo_tree(pinned.repo, inside, revision=pinned.revision):
+            name = found.path.rpartition("/")[2]
+            entries[name] = None
             if isinstance(found, RepoFile):
                 url = hf_hub_url(pinned.repo, found.path, revision=pinned.revision)
                 location = f"{pinned}/{found.path}"
-                entries[found.path] = HubFile(location, found.size, found.blob_id, pinned, url)
-        return Folder(str(pinned), dict(sorted(entries.items())))
+                entries[name] = HubFile(location, found.size, found.blob_id, pinned, url)
+        return Folder(f"{pinned}/{inside}" if inside else str(pinned), dict(sorted(entries.items())))
 
 
 def _commit(wanted: HubId) -> str:

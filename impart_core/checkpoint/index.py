@@ -2,37 +2,22 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from impart_core.base.errors import CheckpointError
-from impart_core.checkpoint.header import TensorInfo, read_header
+from impart_core.checkpoint.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, adapters_in, read_adapter
+from impart_core.checkpoint.carried import files_beside
+from impart_core.checkpoint.header import DTYPES, FLOAT8, TensorInfo, read_header
 from impart_core.checkpoint.location import open_folder
-from impart_core.checkpoint.source import Folder, SourceFile
+from impart_core.checkpoint.merging import merge, notes_on
+from impart_core.checkpoint.source import Folder, MemoryFile, SourceFile, read_json, require_small
+from impart_core.checkpoint.weights import find_weights
 
 CONFIG = "config.json"
-SINGLE = "model.safetensors"
-SHARD_INDEX = "model.safetensors.index.json"
-_MAX_JSON_BYTES = 64 << 20
-
-# Files beside the weights that a complete Hugging Face folder has and that a rebuilt one should have too.
-CARRIED = (
-    CONFIG,
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "preprocessor_config.json",
-)
+CARD = "README.md"
 
 
 @dataclass(frozen=True)
@@ -43,8 +28,12 @@ class Checkpoint:
         location: its folder, as it was given; a Hub id with the commit that is being read.
         config: the parsed config.json.
         tensors: every tensor by name, names sorted.
-        carried: the configuration, tokenizer and generation files that are present, by name.
+        carried: the files beside the weights that the model needs, by name; see `checkpoint.carried`.
         nbytes: bytes where it lies: weights, shard index and carried files.
+        card: its model card, where it has one.
+        notes: sentences on what was found that whoever uses it should know.
+        left: what lies in its folder and is not carried.
+        adapter: where the adapter lies that is merged into it; None: it is as it lies there.
     """
 
     location: str
@@ -52,6 +41,10 @@ class Checkpoint:
     tensors: Mapping[str, TensorInfo]
     carried: Mapping[str, SourceFile]
     nbytes: int
+    card: SourceFile | None = None
+    notes: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         """Make its mappings read-only."""
@@ -60,89 +53,124 @@ class Checkpoint:
 
     def __reduce__(self) -> tuple[type["Checkpoint"], tuple[Any, ...]]:
         """Pickle it with plain mappings: read-only ones cannot be."""
-        return Checkpoint, (self.location, dict(self.config), dict(self.tensors), dict(self.carried), self.nbytes)
+        values = (getattr(self, field.name) for field in fields(self))
+        return Checkpoint, tuple(dict(value) if isinstance(value, Mapping) else value for value in values)
 
     def with_files_at_hand(self) -> "Checkpoint":
         """Return the checkpoint with what is carried of it read, so that none of these files is fetched twice."""
         carried = {name: file if file.is_local else file.in_memory() for name, file in self.carried.items()}
         return replace(self, carried=carried)
 
+    def without_settings(self, keys: Iterable[str]) -> "Checkpoint":
+        """Return the checkpoint with a configuration that lacks these keys."""
+        config = {key: value for key, value in self.config.items() if key not in keys}
+        if len(config) == len(self.config):
+            return self
+        data = (json.dumps(config, indent=2) + "\n").encode()
+        file = MemoryFile(self.carried[CONFIG].location, len(data), None, data)
+        return replace(self, config=config, carried={**self.carried, CONFIG: file})
 
-def open_checkpoint(location: Path | str) -> Checkpoint:
-    """Index a Hugging Face checkpoint with single or sharded safetensors.
+
+def open_checkpoint(location: Path | str, base: Checkpoint | None = None) -> Checkpoint:
+    """Index a Hugging Face checkpoint with single or sharded safetensors, or a PEFT adapter merged into its base.
+
+    As transformers does, an adapter that lies in the folder of a whole model is merged into that model.
 
     Args:
         location: a folder, a Hub id (`org/name`, `org/name@revision`) or an fsspec URL; see `open_folder`.
+        base: what an adapter that lies alone is merged into.
 
     Raises:
-        CheckpointError: the folder, its config or its safetensors are missing or do not hold together.
+        CheckpointError: the folder, its config or its safetensors are missing or do not hold together; or it is an
+            adapter that cannot be merged, or one that lies alone and there is no base.
         UnreachableError: its place does not answer now.
     """
     folder = open_folder(location)
+    adapter = read_adapter(folder)
+    if adapter is None:
+        return _whole(folder)
+    if folder.file(CONFIG) is not None and _has_weights(folder):
+        return _merged(adapter, folder, _whole(folder))
+    if base is None:
+        called = f" (it calls it {adapter.base_name!r})" if adapter.base_name else ""
+        raise CheckpointError(
+            f"{folder.location} is a PEFT adapter, not a whole model. Give the base that it was trained on{called} "
+            "beside it, or merge the two and give that folder."
+        )
+    return _merged(adapter, folder, base)
+
+
+def _whole(folder: Folder) -> Checkpoint:
     config = folder.file(CONFIG)
     if config is None:
         inside = ", ".join(sorted(folder.entries)[:8]) or "nothing"
-        raise CheckpointError(
-            f"{folder.location} has no {CONFIG} (it holds {inside}). Give a Hugging Face model folder."
+        several = (
+            f" It holds adapters in {', '.join(found)}: give one of them." if (found := adapters_in(folder)) else ""
         )
-    _require_small(config)
+        raise CheckpointError(
+            f"{folder.location} has no {CONFIG} (it holds {inside}). Give a Hugging Face model folder.{several}"
+        )
+    require_small(config)
     if not config.is_local:
+        require_small(config)
         config = config.in_memory()
-    index = folder.file(SHARD_INDEX)
-    weight_map = None if index is None else _weight_map(folder, index)
-    files = _weight_files(folder, weight_map)
-    tensors = _tensors(files)
+    settings = read_json(config)
+    weights = find_weights(folder, settings)
+    tensors = _tensors(weights.files)
     if not tensors:
         raise CheckpointError(f"The safetensors files in {folder.location} hold no tensors.")
-    missing = sorted((weight_map or {}).keys() - tensors.keys())
+    missing = sorted(weights.listed - tensors.keys())
     if missing:
         raise CheckpointError(
-            f"{index} lists {len(missing)} tensors that no shard holds, first {missing[0]!r}. Copy the shards again."
+            f"{weights.index} lists {len(missing)} tensors that no shard holds, first {missing[0]!r}. "
+            "Copy the shards again."
         )
-    carried = {name: file for name in CARRIED if (file := folder.file(name)) is not None} | {CONFIG: config}
-    counted = [*{info.file for info in tensors.values()}, *carried.values(), *([index] if index else [])]
+    index = [weights.index] if weights.index else []
+    beside = files_beside(folder, {file.name for file in [*weights.files, *index]})
+    counted = [*weights.files, *beside.carried.values(), *index]
     return Checkpoint(
         location=folder.location,
-        config=_read_json(config),
+        config=settings,
         tensors=dict(sorted(tensors.items())),
-        carried=carried,
+        carried=beside.carried | {CONFIG: config},
         nbytes=sum(file.size for file in counted),
+        card=folder.file(CARD),
+        notes=weights.notes,
+        left=beside.left,
     )
 
 
-def _weight_files(folder: Folder, weight_map: Mapping[str, str] | None) -> list[SourceFile]:
-    names = sorted(set(weight_map.values())) if weight_map else [SINGLE]
-    found = [file for name in names if (file := folder.file(name)) is not None]
-    if found:
-        return found
-    found = [file for name, file in folder.entries.items() if file is not None and name.endswith(".safetensors")]
-    if found:
-        return sorted(found, key=str)
-    pickled = sorted(name for name in folder.entries if name.endswith((".bin", ".pt", ".pth")))
-    what = f"only {pickled[0]}, which is a pickle" if pickled else "no weights at all"
-    raise CheckpointError(
-        f"{folder.location} holds no safetensors ({what}). Checkpoints are read as safetensors only: load the model "
-        "and save it with `save_pretrained(..., safe_serialization=True)`."
+def _has_weights(folder: Folder) -> bool:
+    return any(name.endswith(".safetensors") and name != ADAPTER_WEIGHTS for name in folder.entries)
+
+
+def _merged(adapter: Adapter, folder: Folder, base: Checkpoint) -> Checkpoint:
+    """Return a base with an adapter merged into it: the base's files, but for those that lie beside the adapter."""
+    merged = merge(adapter, base.tensors, base.config)
+    carried, left = dict(base.carried), base.left
+    if folder.location != base.location:
+        beside = files_beside(folder, ())
+        carried, left = {**carried, **beside.carried, CONFIG: carried[CONFIG]}, beside.left
+    if merged.config != base.config:
+        data = (json.dumps(merged.config, indent=2, sort_keys=True) + "\n").encode()
+        carried[CONFIG] = MemoryFile(carried[CONFIG].location, len(data), None, data)
+    return Checkpoint(
+        location=folder.location,
+        config=merged.config,
+        tensors=dict(sorted(merged.tensors.items())),
+        carried=dict(sorted(carried.items())),
+        nbytes=sum(info.nbytes for info in merged.tensors.values()) + sum(file.size for file in carried.values()),
+        card=folder.file(CARD),
+        notes=(*base.notes, *notes_on(adapter, base.location)),
+        left=tuple(name for name in left if name not in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)),
+        adapter=adapter.location,
     )
-
-
-def _weight_map(folder: Folder, index: SourceFile) -> dict[str, str]:
-    weight_map = _read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index} has no weight_map. Save the checkpoint again.")
-    names = {str(name): str(file) for name, file in weight_map.items()}
-    for file in set(names.values()):
-        if Path(file).name != file:
-            raise CheckpointError(f"{index} names {file!r}, which is not a file of its own folder.")
-        if folder.file(file) is None:
-            raise CheckpointError(f"{index} names {file}, which is missing. Copy the shard there.")
-    return names
 
 
 def _tensors(files: Iterable[SourceFile]) -> dict[str, TensorInfo]:
     tensors: dict[str, TensorInfo] = {}
     for file in files:
-        found, _ = read_header(file)
+        found, _ = read_header(file, DTYPES | FLOAT8)
         for name in found.keys() & tensors.keys():
             raise CheckpointError(
                 f"Tensor {name!r} is in both {tensors[name].file} and {file}. "
@@ -150,19 +178,3 @@ def _tensors(files: Iterable[SourceFile]) -> dict[str, TensorInfo]:
             )
         tensors.update(found)
     return tensors
-
-
-def _read_json(file: SourceFile) -> dict[str, Any]:
-    _require_small(file)
-    try:
-        value = json.loads(file.read(0, file.size).decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} cannot be read as JSON: {error}.") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{file} is not a JSON object.")
-    return value
-
-
-def _require_small(file: SourceFile) -> None:
-    if file.size > _MAX_JSON_BYTES:
-        raise CheckpointError(f"{file} has {file.size:,} bytes, far more than such a file needs. Copy it again.")

@@ -91,6 +91,12 @@ def _is_of_head(name: str) -> bool:
     return bool(_HEAD.search(".".join(match["prefix"].split(".")[-2:]) if match else name))
 
 
+def layers_of(name: str) -> str | None:
+    """Return what the layers are called that a tensor lies in one of (`model.layers.`); None outside of layers."""
+    match = _LAYER.match(name)
+    return match["prefix"] if match else None
+
+
 def in_layer(name: str) -> bool:
     """Return whether a tensor lies in a layer of the model's body, which base and fine-tune share."""
     return bool(_LAYER.match(name)) and not _is_of_head(name.lower())

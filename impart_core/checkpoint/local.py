@@ -4,6 +4,8 @@ Files are read with plain reads into the reader's own memory. Mapped files would
 pages that were touched stay in the process's resident memory until the map is closed.
 """
 
+import os
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +13,13 @@ from pathlib import Path
 from impart_core.base.errors import CheckpointError
 from impart_core.checkpoint.source import Folder, SourceFile, no_folder
 
+# Where the Hub's own cache keeps what the files of its snapshots are links to.
+_HUB_BLOB = re.compile(r"/models--[^/]+/blobs/[0-9a-f]{40,64}$")
+
 
 @dataclass(frozen=True)
 class LocalFile(SourceFile):
-    """A file of this machine; its stamp is its modification time in nanoseconds."""
+    """A file of this machine."""
 
     path: Path
     is_local = True
@@ -51,7 +56,7 @@ def local_file(path: Path) -> LocalFile:
         found = path.stat()
     except OSError as error:
         raise _unreadable(path, error) from error
-    return LocalFile(str(path), found.st_size, found.st_mtime_ns, path)
+    return LocalFile(str(path), found.st_size, _stamp(found), path)
 
 
 def local_folder(path: Path) -> Folder:
@@ -69,12 +74,26 @@ def local_folder(path: Path) -> Folder:
     return Folder(str(path), entries)
 
 
+def leads_outside(path: Path, folder: Path) -> bool:
+    """Return whether a path leads by links out of its folder, other than to the Hub cache's own copy of a file."""
+    real = path.resolve()
+    return not real.is_relative_to(folder.resolve()) and not _HUB_BLOB.search(real.as_posix())
+
+
 def _entry(path: Path) -> LocalFile | None:
     try:
         found = path.stat()
     except OSError:  # a link that leads nowhere, or a file that was just removed
         return None
-    return LocalFile(str(path), found.st_size, found.st_mtime_ns, path) if stat.S_ISREG(found.st_mode) else None
+    return LocalFile(str(path), found.st_size, _stamp(found), path) if stat.S_ISREG(found.st_mode) else None
+
+
+def _stamp(found: os.stat_result) -> str | None:
+    """Return a file's inode, and when it was modified and changed, in nanoseconds; None where there is no inode.
+
+    The modification time alone can be set: `rsync -t`, `cp -p` and build caches leave other bytes under the same one.
+    """
+    return f"{found.st_ino}-{found.st_mtime_ns}-{found.st_ctime_ns}" if found.st_ino else None
 
 
 def _unreadable(path: Path, error: OSError) -> CheckpointError:

@@ -44,5 +44,16 @@ def open_folder(location: Path | str) -> Folder:
         raise type(error)(f"There is no folder {location}. Read as a Hub id: {error}") from error
 
 
+def open_subfolder(folder: Folder, name: str) -> Folder:
+    """List a folder in a folder that `open_folder` gave; errors as there."""
+    if folder.location.startswith(SCHEME):
+        model = parse_hub_id(folder.location)
+        assert model is not None
+        return hub_folder(model, name)
+    if "://" in folder.location:
+        return url_folder(folder.where(name))
+    return local_folder(Path(folder.location) / name)
+
+
 def _hub_id(location: str) -> HubId | None:
     return None if "://" in location or Path(location).exists() else parse_hub_id(location)

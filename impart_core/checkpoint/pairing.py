@@ -3,10 +3,12 @@
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import product
 
 from impart_core.checkpoint.header import TensorInfo
 from impart_core.checkpoint.index import Checkpoint
-from impart_core.checkpoint.layout import Role, in_layer, role_of
+from impart_core.checkpoint.layout import Role, in_layer, layers_of, role_of
+from impart_core.checkpoint.model import UnknownModelError, empty_model, renaming
 
 VOCABULARY = (Role.EMBEDDING, Role.HEAD)
 _NO_TOKENS = re.compile(r"pos|wpe|relative|type|segment")  # embeddings of places, and of kinds of input
@@ -59,7 +61,8 @@ def pair_tensors(base: Checkpoint, finetuned: Checkpoint) -> dict[str, Pair]:
     """Return the pair of every fine-tuned tensor, by its name.
 
     The names of one side may have the prefix that a model with a head puts before its body (`bert.`), and those of
-    the other lack it. The head of a fine-tune whose base ties it to the embedding is a delta against that embedding.
+    the other lack it; they may be those of a part of the base (`model.language_model.`), or those of another version
+    of transformers. The head of a fine-tune whose base ties it to the embedding is a delta against that embedding.
     A matrix outside of layers that the base lacks is new, and no projection that could be compressed. So is a head
     that the base's does not fit, as it has other labels.
     """
@@ -79,7 +82,11 @@ def pair_tensors(base: Checkpoint, finetuned: Checkpoint) -> dict[str, Pair]:
 
 
 def _renaming(base: Checkpoint, finetuned: Checkpoint) -> Callable[[str], str]:
-    """Return what a fine-tuned tensor is called in the base, where the layers of one side have a prefix more."""
+    """Return what a fine-tuned tensor is called in the base: the same where any layer's tensor is.
+
+    Else all names of one side have a prefix more; or the layers lie elsewhere in the base, which is a larger model; or
+    transformers has other names for one side's, as it had before.
+    """
     theirs, ours = ({name for name in side.tensors if in_layer(name)} for side in (finetuned, base))
     if not ours & theirs:
         for prefix in _prefixes(theirs):
@@ -88,7 +95,42 @@ def _renaming(base: Checkpoint, finetuned: Checkpoint) -> Callable[[str], str]:
         for prefix in _prefixes(ours):
             if all(prefix + name in ours for name in theirs):
                 return lambda name: prefix + name
+        return _moved(base, finetuned) or _known_to_transformers(base, finetuned) or (lambda name: name)
     return lambda name: name
+
+
+def _moved(base: Checkpoint, finetuned: Checkpoint) -> Callable[[str], str] | None:
+    """Return the renaming that moves the fine-tune's layers to where the base has such ones, if only one does."""
+    theirs = {name: info.shape for name, info in finetuned.tensors.items() if in_layer(name)}
+    found = []
+    for source, target in product(_parents(finetuned), _parents(base)):
+
+        def renamed(name: str, source: str = source, target: str = target) -> str:
+            return target + name.removeprefix(source) if name.startswith(source) else name
+
+        places = {name: base.tensors.get(renamed(name)) for name in theirs}
+        if theirs and all(info is not None and info.shape == theirs[name] for name, info in places.items()):
+            found.append(renamed)
+    return found[0] if len(found) == 1 else None
+
+
+def _parents(checkpoint: Checkpoint) -> list[str]:
+    """Return what the names of modules with layers begin with: `model.` for `model.layers.`."""
+    stacks = {stack for name in checkpoint.tensors if (stack := layers_of(name))}
+    return sorted({stack[: stack.rstrip(".").rfind(".") + 1] for stack in stacks})
+
+
+def _known_to_transformers(base: Checkpoint, finetuned: Checkpoint) -> Callable[[str], str] | None:
+    """Return the renaming by what transformers calls the tensors of both in the model, if it knows both."""
+    try:
+        ours, theirs = (renaming(empty_model(side), convert=False) for side in (base, finetuned))
+    except UnknownModelError:
+        return None
+    names: dict[str, list[str]] = {}
+    for name in base.tensors:
+        names.setdefault(ours(name), []).append(name)
+    single = {renamed: found[0] for renamed, found in names.items() if len(found) == 1}
+    return lambda name: single.get(theirs(name), name)
 
 
 def _prefixes(names: Iterable[str]) -> list[str]:

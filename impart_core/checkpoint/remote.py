@@ -17,8 +17,9 @@ from impart_core.storage.open import extras_of, open_url
 
 # The largest range asked for at once: it is in memory twice, and asked for again as a whole when it fails.
 _LARGEST_RANGE = 32 << 20
-# What filesystems tell of a file that changes with its content, the surest first.
-_STAMPS = ("ETag", "etag", "md5Hash", "mtime", "created", "LastModified")
+# What filesystems tell of a file that changes with its content, the surest first. A modification time (mtime, of SFTP
+# and HDFS) does not: whoever copies a file may set it. Where there is nothing else, files are read.
+_STAMPS = ("ETag", "etag", "md5Hash", "created", "LastModified")
 
 
 @dataclass(frozen=True)

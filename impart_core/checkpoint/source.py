@@ -1,13 +1,16 @@
 """Files of a checkpoint wherever they lie: read in byte ranges, never as a whole."""
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from impart_core.base.errors import CheckpointError
 
 CHUNK = 8 << 20
+_MAX_JSON_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class SourceFile(ABC):
 
     location: str
     size: int
-    stamp: str | int | None
+    stamp: str | None
 
     def __str__(self) -> str:
         """Return where it lies, for messages."""
@@ -118,3 +121,25 @@ class Folder:
 def no_folder(location: object, found: str) -> CheckpointError:
     """Return the error for a location that is no folder, with what was found there ("is a file")."""
     return CheckpointError(f"The checkpoint folder {location} {found}. Give the folder that holds config.json.")
+
+
+def read_json(file: SourceFile) -> dict[str, Any]:
+    """Return the object that a JSON file holds.
+
+    Raises:
+        CheckpointError: it holds something else, or far more than such a file needs.
+    """
+    require_small(file)
+    try:
+        value = json.loads(file.read(0, file.size).decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} cannot be read as JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{file} is not a JSON object.")
+    return value
+
+
+def require_small(file: SourceFile) -> None:
+    """Refuse a configuration or index of a size that none has."""
+    if file.size > _MAX_JSON_BYTES:
+        raise CheckpointError(f"{file} has {file.size:,} bytes, far more than such a file needs. Copy it again.")

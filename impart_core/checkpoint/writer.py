@@ -13,9 +13,12 @@ import numpy as np
 import torch
 
 from impart_core.base.errors import OutputExistsError
-from impart_core.base.files import disk_errors
+from impart_core.base.files import disk_errors, scratch_folder
+from impart_core.checkpoint.carried import is_code
 from impart_core.checkpoint.header import DTYPE_NAMES, DTYPES
-from impart_core.checkpoint.index import SHARD_INDEX, SINGLE
+from impart_core.checkpoint.index import Checkpoint
+from impart_core.checkpoint.reader import read_tensor
+from impart_core.checkpoint.weights import SHARD_INDEX, SINGLE
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 
@@ -122,6 +125,25 @@ def _shards(specs: Sequence[TensorSpec], max_bytes: int) -> Iterator[list[Tensor
             shard = []
         shard.append(spec)
     yield shard
+
+
+@contextmanager
+def folder_of(checkpoint: Checkpoint) -> Iterator[Path]:
+    """Give a folder that transformers loads a checkpoint from: its own, or a scratch copy of a remote or merged one.
+
+    The copy has no code of the checkpoint.
+    """
+    if checkpoint.adapter is None and Path(checkpoint.location).is_dir():
+        yield Path(checkpoint.location)
+        return
+    with scratch_folder() as folder:
+        specs = [TensorSpec(name, info.dtype, info.shape) for name, info in checkpoint.tensors.items()]
+        write_checkpoint(folder, specs, lambda name: read_tensor(checkpoint.tensors[name]))
+        for name, file in checkpoint.carried.items():
+            if not is_code(name):
+                (folder / name).parent.mkdir(exist_ok=True)
+                file.copy_to(folder / name)
+        yield folder
 
 
 def check_output_folder(out: Path, overwrite: bool = False) -> None:

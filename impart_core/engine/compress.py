@@ -9,10 +9,12 @@ from impart_core.base.errors import ArtifactNotFoundError, CorruptArtifactError,
 from impart_core.base.numerics import default_workers
 from impart_core.base.retry import Ledger, Retried, patiently, recording
 from impart_core.base.settings import Frozen
+from impart_core.checkpoint.carried import is_code
+from impart_core.checkpoint.pairing import Pairs
 from impart_core.checkpoint.spool import spooling
 from impart_core.engine.chain import quantize_layer
 from impart_core.engine.executor import Executor, Pending, Progress
-from impart_core.engine.jobs import Planned, plan_jobs
+from impart_core.engine.jobs import Digests, Planned, plan_jobs
 from impart_core.engine.preflight import Checked, check_compress
 from impart_core.engine.references import (
     DeltaJob,
@@ -51,7 +53,9 @@ class CompressReport(Frozen):
     those whose factors were there already, `saved_bytes` what the lossless stage made the codes smaller by, and
     `fallbacks` how often a quick decomposition did not hold. `remade` says
     what was wrong with each artifact that was there and had to be made again, `changed` names those that were
-    refreshed and came out otherwise, and `retried` says what was tried again and why. `events_sent` and
+    refreshed and came out otherwise, and `retried` says what was tried again and why. `notes` are sentences on the
+    checkpoints, `code` names the Python files that the delta carries, and `left` what lies beside the fine-tune's
+    weights and is not carried. `events_sent` and
     `events_lost` count OpenLineage events; both are 0 where no receiver is configured.
     """
 
@@ -70,6 +74,9 @@ class CompressReport(Frozen):
     remade: tuple[str, ...]
     changed: tuple[str, ...]
     retried: tuple[Retried, ...]
+    notes: tuple[str, ...] = ()
+    code: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
     seconds: float
     peak_rss_bytes: int
     events_sent: int = 0
@@ -153,6 +160,7 @@ class _Compression:
             workers=request.workers,
         )
         self._parts = _Parts()
+        self._notes = checked.work.notes
 
     def run(self, watch: Stopwatch, ledger: Ledger) -> Compression:
         """Run all stages, and say what they made, since when, and what was tried again."""
@@ -161,6 +169,7 @@ class _Compression:
         anew = self._run.trust.refreshes("digest")
         sides = [self._executor.submit(digest_checkpoint, side, anew) for side in (base, finetuned)]
         digests = sides[0].result(), sides[1].result()
+        self._notes += _unchanged(self._checked.work.pairs, digests)
         words = self._parts.text.id if self._parts.text else None
         recipe = patiently("read configurations", lambda: delta_recipe(base, finetuned, config, digests, words))
         job = DeltaJob(self._run, finetuned, recipe, self._request.name)
@@ -230,10 +239,21 @@ class _Compression:
             retried=ledger.retried,
             seconds=round(watch.seconds, 3),
             peak_rss_bytes=peak_rss_bytes(),
+            notes=self._notes,
+            code=tuple(filter(is_code, self._checked.finetuned.carried)),
+            left=self._checked.finetuned.left,
         )
         new = frozenset([*(part.id for part in parts if not part.cached), *([artifact] if blocks else [])])
         entries = (*(part.entry for part in parts), delta.entry)
         return Compression(report, delta.blocks, entries, new, tuple(place for _, place in self._run.sources))
+
+
+def _unchanged(pairs: Pairs, digests: Digests) -> tuple[str, ...]:
+    """Return a sentence where no tensor of the fine-tune differs from the base's."""
+    ours, theirs = digests
+    if any(pair.base is None or ours[pair.base.name] != theirs[name] for name, pair in pairs.items()):
+        return ()
+    return ("Every tensor of the fine-tuned checkpoint is the same as in the base: the delta is empty.",)
 
 
 class _Blocks:

@@ -1,5 +1,6 @@
 """The library's own verbs, each in one line with defaults: what `import impart_core as impart` gives."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -16,12 +17,12 @@ from impart_core.base.numerics import resolve_device
 from impart_core.base.settings import nearest
 from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.text import PUBLISHED, CalibrationText, require_tokens
-from impart_core.checkpoint.index import Checkpoint, open_checkpoint
+from impart_core.checkpoint.index import Checkpoint
 from impart_core.engine import compress as compressing
 from impart_core.engine import evaluate as evaluating
 from impart_core.engine import reconstruct as rebuilding
 from impart_core.engine.executor import Progress, ThreadExecutor
-from impart_core.engine.preflight import Checked
+from impart_core.engine.preflight import Checked, open_side
 from impart_core.engine.quantize import quantize_request
 from impart_core.engine.references import EvaluationResult
 from impart_core.engine.requests import (
@@ -32,10 +33,13 @@ from impart_core.engine.requests import (
     Trust,
     absolute,
 )
+from impart_core.evaluation.options import MeasureOptions
 from impart_core.evaluation.result import Split
 from impart_core.store.names import resolve
 from impart_core.store.provenance import Stopwatch
 from impart_core.store.store import Store, default_store_url
+
+logger = logging.getLogger(__name__)
 
 Place = str | Path
 Ref = str | Delta
@@ -73,6 +77,16 @@ class QuantizeKeywords(RunKeywords, total=False):
     options: Mapping[str, Any]
     base: str
     finetuned: str
+
+
+class EvaluateKeywords(TypedDict, total=False):
+    """What an evaluation is asked for besides; see `EvaluateRequest`."""
+
+    split: Split
+    limit: int | None
+    run_code: bool
+    run_code_without_sandbox: bool
+    device: str
 
 
 def compress(
@@ -137,6 +151,7 @@ def reconstruct(
     *,
     store: Place | Store | None = None,
     overwrite: bool = False,
+    with_code: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Rebuild a fine-tuned checkpoint as a Hugging Face folder, and return the folder.
@@ -147,6 +162,7 @@ def reconstruct(
         out: the folder to make.
         store: where it is looked for by name; None: IMPART_STORE, else the user's own.
         overwrite: whether `out` may be replaced when it holds files.
+        with_code: whether Python code that the delta brings is written too; see `Delta.code`.
         progress: called with tensors done and their number.
 
     Raises:
@@ -154,7 +170,12 @@ def reconstruct(
     """
     delta = open_delta(ref, store)
     request = ReconstructRequest(
-        ref=delta.manifest.id, base=absolute(base), out=Path(out), store=delta.store.url, overwrite=overwrite
+        ref=delta.manifest.id,
+        base=absolute(base),
+        out=Path(out),
+        store=delta.store.url,
+        overwrite=overwrite,
+        with_code=with_code,
     )
     return rebuilding.reconstruct(request, progress).out
 
@@ -164,19 +185,20 @@ def evaluate(
     tasks: str | Sequence[str],
     *,
     base: Place | None = None,
-    split: Split = "test",
-    limit: int | None = None,
+    options: MeasureOptions | Mapping[str, Any] | None = None,
     store: Place | Store | None = None,
+    **keywords: Unpack[EvaluateKeywords],
 ) -> dict[str, EvaluationResult]:
     """Measure a model with lm-evaluation-harness; what was measured before is taken from the store.
 
     Args:
-        model: a checkpoint's folder, or a delta, or its name or id where `base` is given.
-        tasks: lm-eval task names.
-        base: the checkpoint that a delta was made against.
-        split: which split of each task.
-        limit: only so many items of each; None: all.
+        model: a checkpoint's folder, Hub id or URL; or a delta, or its name or id, or an adapter's place, where `base`
+            is given.
+        tasks: lm-eval task names, or paths of YAML files.
+        base: the checkpoint that a delta was made against, or that an adapter was trained on.
+        options: how lm-eval measures it, such as `{"num_fewshot": 5}`; see `MeasureOptions`.
         store: as for `reconstruct`.
+        keywords: what is measured of each task, and whether code is run; see `EvaluateKeywords`.
 
     Returns:
         What was measured, by task.
@@ -191,9 +213,9 @@ def evaluate(
         model=name,
         base=None if base is None else absolute(base),
         tasks=(tasks,) if isinstance(tasks, str) else tuple(tasks),
-        split=split,
-        limit=limit,
+        measuring=options if isinstance(options, MeasureOptions) else MeasureOptions(**(options or {})),
         store=model.store.url if isinstance(model, Delta) else _store(store).url,
+        **keywords,
     )
     with ThreadExecutor(1) as executor:
         return {result.task: result for result in evaluating.evaluate(request, executor)}
@@ -242,7 +264,7 @@ def _base_of(delta: Delta, base: Place | None) -> Checkpoint:
     place = absolute(base) if base else delta.manifest.provenance.sources.get("base")
     if not place:
         raise ConfigError(f"The delta {delta.manifest.id[:12]} does not say where its base lay. Give it as base=….")
-    checkpoint = open_checkpoint(place).with_files_at_hand()
+    checkpoint = open_side(place)
     require_base(delta, checkpoint)
     return checkpoint
 
@@ -277,4 +299,6 @@ def _run(given: dict[str, Any], known: Any) -> dict[str, Any]:
 def _compress(request: CompressRequest, checked: Checked | None, progress: Progress | None) -> Delta:
     with ThreadExecutor(request.workers) as executor:
         done = compressing.compress(request, executor, checked=checked, progress=progress)
+    for note in done.report.notes:
+        logger.warning("%s", note)
     return deltas.open_delta(Store(request.store), done.report.artifact)

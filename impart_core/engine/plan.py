@@ -10,8 +10,10 @@ from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.layer import BATCH_TOKENS
 from impart_core.checkpoint.index import Checkpoint
 from impart_core.checkpoint.layout import Block, Role, group_blocks
+from impart_core.checkpoint.merge import MergedFile
 from impart_core.checkpoint.pairing import VOCABULARY, Pair, Pairs
-from impart_core.checkpoint.preflight import preflight
+from impart_core.checkpoint.preflight import preflight, require_complete
+from impart_core.checkpoint.sides import swapped
 from impart_core.methods import METHODS, Coding
 
 # Around each block: its safetensors header and its manifest. Measured on the tiny zoo, within a tenth.
@@ -59,7 +61,7 @@ class Plan(Frozen):
 
     `peak_bytes` is the working memory above the idle process with this many workers; `factors_bytes` is what the
     decompositions take in the store beside the artifact, at most. `calibration_bytes` is what a layer takes in addition
-    while it is calibrated, which one layer is at a time.
+    while it is calibrated, which one layer is at a time. `notes` are sentences on the checkpoints.
     """
 
     blocks: tuple[BlockPlan, ...]
@@ -70,14 +72,22 @@ class Plan(Frozen):
     peak_bytes: int
     factors_bytes: int
     calibration_bytes: int
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a request comes to: the pairs of tensors by name, and the blocks in which they are worked on."""
+    """What a request comes to.
+
+    Attributes:
+        pairs: the pairs of tensors by name.
+        blocks: the blocks in which they are worked on.
+        notes: sentences on the checkpoints that whoever asked should know.
+    """
 
     pairs: Pairs
     blocks: tuple[Block, ...]
+    notes: tuple[str, ...] = ()
 
 
 def check_request(base: Checkpoint, finetuned: Checkpoint, config: CompressConfig) -> Work:
@@ -86,6 +96,7 @@ def check_request(base: Checkpoint, finetuned: Checkpoint, config: CompressConfi
     Raises:
         ConfigError: settings contradict each other.
         MismatchError: the checkpoints do not fit each other.
+        CheckpointError: the fine-tuned one is incomplete.
         InfeasibleBudgetError: the ratio leaves nothing of some projection, or of any embedding and head.
     """
     pairs = preflight(base, finetuned)
@@ -103,7 +114,8 @@ def check_request(base: Checkpoint, finetuned: Checkpoint, config: CompressConfi
     _require_feasible(pairs, config)
     for pair in pairs.values():
         depth_of_pair(pair, config)  # raises where `factors_for` does not serve the request
-    return Work(pairs, tuple(group_blocks(finetuned.tensors)))
+    notes = (*base.notes, *finetuned.notes, *swapped(base, finetuned), *require_complete(finetuned, base))
+    return Work(pairs, tuple(group_blocks(finetuned.tensors)), notes)
 
 
 def make_plan(base: Checkpoint, finetuned: Checkpoint, config: CompressConfig, workers: int = 1) -> Plan:
@@ -122,6 +134,7 @@ def make_plan(base: Checkpoint, finetuned: Checkpoint, config: CompressConfig, w
         peak_bytes=sum(sorted((block.peak_bytes for block in blocks), reverse=True)[:workers]),
         factors_bytes=sum(_factors_bytes(pair, config) for pair in work.pairs.values()),
         calibration_bytes=max(_calibration_bytes(block, work.pairs, config, workers) for block in work.blocks),
+        notes=work.notes,
     )
 
 
@@ -230,7 +243,8 @@ def _working_bytes(pair: Pair, config: CompressConfig) -> int:
     stack = pair.finetuned.shape[0] if pair.is_stack else 1
     stored = (pair.finetuned.nbytes + (pair.base.nbytes if pair.base else 0)) // max(1, stack)
     numel = math.prod(pair.shape) // max(1, stack)
-    read = 2 * stored + 4 * numel
+    merging = 8 * numel if isinstance(pair.finetuned.file, MergedFile) else 0  # the base's values and what is added
+    read = 2 * stored + 4 * numel + merging
     settings = coding_of_role(pair.role, config)
     if settings is None or pair.base is None:
         return read + 8 * numel

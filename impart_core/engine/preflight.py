@@ -11,6 +11,8 @@ from impart_core.calibrate.model import decoder_layers
 from impart_core.calibrate.text import check_text
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
 from impart_core.checkpoint.location import is_remote
+from impart_core.checkpoint.plain import plain
+from impart_core.checkpoint.sides import require_different
 from impart_core.engine.plan import Work, check_request
 from impart_core.engine.requests import CompressRequest
 from impart_core.store.names import require_ref_name
@@ -36,9 +38,27 @@ class Checked:
     layers: tuple[str, ...] = ()
 
 
-def open_side(place: str) -> Checkpoint:
-    """Open one of a run's checkpoints, with the files beside its weights at hand."""
-    return open_checkpoint(place).with_files_at_hand()
+def open_side(place: str, base: Checkpoint | None = None) -> Checkpoint:
+    """Open one of a run's checkpoints as its model would have saved it, with the files beside its weights at hand.
+
+    Args:
+        place: where it lies.
+        base: what an adapter that lies alone is merged into.
+    """
+    return plain(open_checkpoint(place, base)).with_files_at_hand()
+
+
+def open_sides(base: str, finetuned: str) -> tuple[Checkpoint, Checkpoint]:
+    """Open both checkpoints of a run, the fine-tuned one perhaps as an adapter on the base.
+
+    Raises:
+        ConfigError: they are one and the same.
+        CheckpointError: one of them cannot be read.
+    """
+    opened = open_side(base)
+    sides = opened, open_side(finetuned, opened)
+    require_different(*sides)
+    return sides
 
 
 def check_compress(request: CompressRequest, opened: tuple[Checkpoint, Checkpoint] | None = None) -> Checked:
@@ -51,14 +71,14 @@ def check_compress(request: CompressRequest, opened: tuple[Checkpoint, Checkpoin
     resolve_device(request.device)
     if request.name is not None:
         require_ref_name(request.name)
-    base, finetuned = opened or (open_side(request.base), open_side(request.finetuned))
+    base, finetuned = opened or open_sides(request.base, request.finetuned)
     work = check_request(base, finetuned, request.config)
-    layers = _check_calibration(request, finetuned)
+    layers = _check_calibration(request, base, finetuned)
     Store(request.store).require_writable()
     return Checked(base, finetuned, work, request.config, layers)
 
 
-def _check_calibration(request: CompressRequest, finetuned: Checkpoint) -> tuple[str, ...]:
+def _check_calibration(request: CompressRequest, base: Checkpoint, finetuned: Checkpoint) -> tuple[str, ...]:
     """Check that there is calibration text where the method needs some, and a model that it can be run through.
 
     Returns:
@@ -79,5 +99,11 @@ def _check_calibration(request: CompressRequest, finetuned: Checkpoint) -> tuple
     if needed == "logits":
         if is_remote(request.base) or is_remote(request.finetuned):
             raise ConfigError("Distillation loads both models from folders. Download them first, or turn distil off.")
+        for side in (base, finetuned):
+            if dict(open_checkpoint(side.location).tensors) != dict(side.tensors):
+                raise ConfigError(
+                    f"Distillation loads models as they lie, and {side.location} is quantised or was saved with what "
+                    "its model was wrapped in. Save it without that first, or turn distil off."
+                )
         return ()
     return tuple(decoder_layers(finetuned))  # refuses what cannot be run layer by layer

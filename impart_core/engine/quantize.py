@@ -37,8 +37,9 @@ def quantize_request(request: QuantizeRequest) -> tuple[CompressRequest, Checked
         config=_config(delta, request),
         **{name: getattr(request, name) for name in RunRequest.model_fields},
     )
-    opened = _opened(delta, "base", compression.base), _opened(delta, "finetuned", compression.finetuned)
-    return compression, check_compress(compression, opened)
+    base = _opened(delta, "base", compression.base)
+    finetuned = _opened(delta, "finetuned", compression.finetuned, base)
+    return compression, check_compress(compression, (base, finetuned))
 
 
 def _config(delta: Delta, request: QuantizeRequest) -> CompressConfig:
@@ -66,11 +67,11 @@ def _place(delta: Delta, role: str, given: str | None) -> str:
     return place
 
 
-def _opened(delta: Delta, role: str, place: str) -> Checkpoint:
-    """Open one of a delta's checkpoints, having checked that it is the same."""
+def _opened(delta: Delta, role: str, place: str, base: Checkpoint | None = None) -> Checkpoint:
+    """Open one of a delta's checkpoints, having checked that it is the same; `base` as in `open_checkpoint`."""
     made = delta.manifest.id[:12]
     try:
-        checkpoint = open_side(place)
+        checkpoint = open_side(place, base)
     except CheckpointError as error:
         raise type(error)(f"{error} If the {role} checkpoint of {made} has moved, give it with --{role}.") from error
     if checkpoint_id(tensor_digests(checkpoint)) != getattr(delta.content, role):

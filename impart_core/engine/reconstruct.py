@@ -7,7 +7,8 @@ from impart_core.apply.dense import reconstruct as rebuild
 from impart_core.artifacts.delta import open_delta
 from impart_core.base.retry import Retried, patiently, recording
 from impart_core.base.settings import Frozen
-from impart_core.checkpoint.index import open_checkpoint
+from impart_core.checkpoint.carried import code_elsewhere
+from impart_core.engine.preflight import open_side
 from impart_core.engine.requests import ReconstructRequest
 from impart_core.store.names import resolve
 from impart_core.store.provenance import Stopwatch
@@ -15,11 +16,25 @@ from impart_core.store.store import Store
 
 
 class Reconstruction(Frozen):
-    """A checkpoint that was rebuilt: from which delta, where it lies, its weights' bytes, retries, seconds."""
+    """A checkpoint that was rebuilt.
+
+    Attributes:
+        artifact: the delta's id.
+        out: the folder.
+        bytes: of its weights.
+        code: Python files that the delta brings.
+        code_written: whether they were written, as was asked for.
+        code_elsewhere: repositories of the Hub whose code its configurations name.
+        retried: what was tried again.
+        seconds: how long it took.
+    """
 
     artifact: str
     out: Path
     bytes: int
+    code: tuple[str, ...]
+    code_written: bool
+    code_elsewhere: tuple[str, ...]
     retried: tuple[Retried, ...]
     seconds: float
 
@@ -37,7 +52,7 @@ def reconstruct(request: ReconstructRequest, progress: Callable[[int, int], None
     watch, store, out = Stopwatch(), Store(request.store), request.out.absolute()
     with recording() as ledger:
         delta = patiently("look for the delta", lambda: open_delta(store, resolve(store, request.ref)))
-        base = patiently("open the base", lambda: open_checkpoint(request.base).with_files_at_hand())
+        base = patiently("open the base", lambda: open_side(request.base))
         written = patiently(
             "reconstruct",
             lambda: rebuild(
@@ -45,6 +60,7 @@ def reconstruct(request: ReconstructRequest, progress: Callable[[int, int], None
                 base,
                 out,
                 overwrite=request.overwrite,
+                with_code=request.with_code,
                 max_shard_bytes=request.max_shard_bytes,
                 progress=progress,
             ),
@@ -53,6 +69,9 @@ def reconstruct(request: ReconstructRequest, progress: Callable[[int, int], None
         artifact=delta.manifest.id,
         out=out,
         bytes=written,
+        code=delta.code,
+        code_written=request.with_code,
+        code_elsewhere=code_elsewhere(out),
         retried=ledger.retried,
         seconds=round(watch.seconds, 3),
     )

@@ -14,7 +14,8 @@ from impart_core.checkpoint.index import Checkpoint
 from impart_core.checkpoint.layout import Block
 from impart_core.checkpoint.pairing import Pair
 from impart_core.engine.requests import Trust
-from impart_core.evaluation.result import Split
+from impart_core.evaluation.options import MeasureOptions
+from impart_core.evaluation.result import RunCode, Split
 from impart_core.store.catalog import CatalogEntry, entry_of
 from impart_core.store.manifest import Measured, Pointer
 from impart_core.store.provenance import Stopwatch
@@ -164,9 +165,12 @@ class EvaluationJob:
         label: what people call the model; no part of any id.
         model: the checkpoint's folder, or the delta's artifact id.
         base: the base where `model` is a delta, else None.
+        merged: the model where `model` is an adapter's place: that adapter merged into its base.
         tasks: lm-eval task names.
         split: which split of each task.
         limit: number of items of each; None for all.
+        code: whether tasks may run code that the model writes; no part of any id.
+        measuring: how lm-eval measures it.
     """
 
     run: Run
@@ -176,6 +180,9 @@ class EvaluationJob:
     tasks: tuple[str, ...]
     split: Split = "test"
     limit: int | None = None
+    code: RunCode = "never"
+    measuring: MeasureOptions = field(default_factory=MeasureOptions)
+    merged: Checkpoint | None = None
 
 
 class Made(Frozen):

@@ -10,7 +10,8 @@ from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.text import CalibrationText
 from impart_core.checkpoint.location import is_remote
 from impart_core.checkpoint.writer import DEFAULT_SHARD_BYTES
-from impart_core.evaluation.result import Split
+from impart_core.evaluation.options import MeasureOptions
+from impart_core.evaluation.result import RunCode, Split
 from impart_core.store.store import default_store_url
 
 STAGES = ("digest", "decompose", "sparsify", "gather")
@@ -109,6 +110,7 @@ class ReconstructRequest(Frozen):
         out: the folder to make.
         store: the store's URL.
         overwrite: whether `out` may be replaced when it holds files.
+        with_code: whether Python code that the delta brings is written too.
         max_shard_bytes: largest size of one weights file.
     """
 
@@ -117,6 +119,7 @@ class ReconstructRequest(Frozen):
     out: Path
     store: str = Field(default_factory=default_store_url)
     overwrite: bool = False
+    with_code: bool = False
     max_shard_bytes: int = Field(default=DEFAULT_SHARD_BYTES, ge=1)
 
 
@@ -124,13 +127,16 @@ class EvaluateRequest(Frozen):
     """A model to measure.
 
     Attributes:
-        model: a checkpoint's folder or, where `base` is given, a delta's name or id.
-        base: the base of a delta; it is rebuilt on that in scratch.
-        tasks: lm-eval task names.
+        model: a checkpoint's folder, Hub id or URL; where `base` is given, a delta's name or id, or an adapter's place.
+        base: the base of a delta or an adapter; the model is made from both in scratch.
+        tasks: lm-eval task names, or paths of YAML files.
         split: which split of each task.
         limit: only so many items of each; None: all.
         store: the store's URL.
         device: where the model runs.
+        run_code: whether tasks may run code that the model writes, in a sandbox.
+        run_code_without_sandbox: whether they may without one.
+        measuring: how lm-eval measures it.
         trust: how far what is there already is trusted.
     """
 
@@ -141,7 +147,17 @@ class EvaluateRequest(Frozen):
     limit: int | None = None
     store: str = Field(default_factory=default_store_url)
     device: str = "auto"
+    run_code: bool = False
+    run_code_without_sandbox: bool = False
+    measuring: MeasureOptions = MeasureOptions()
     trust: Trust = Trust()
+
+    @property
+    def code(self) -> RunCode:
+        """What the two flags come to."""
+        if self.run_code_without_sandbox:
+            return "unsandboxed"
+        return "sandboxed" if self.run_code else "never"
 
 
 def absolute(location: str | Path) -> str:

@@ -3,63 +3,105 @@
 import difflib
 import hashlib
 import json
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
+from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from impart_core.base.errors import UnknownNameError
+from impart_core.base.errors import EvaluationError, UnknownNameError
+from impart_core.evaluation.options import MeasureOptions
 
 LOCAL_TASKS = ("tinyzoo_math", "tinyzoo_code", "tinyzoo_chat")
 MEASURING_VERSION = 1  # goes up when evaluate() comes to other numbers on the same tasks
 _ZOO = Path(__file__).parents[1] / "tinyzoo"
 _MOVED = {"impart_core.base.errors": "impart_core.errors", "impart_core.base.registry": "impart_core.registry"}
 LOCAL_FOLDER = _ZOO / "lm_eval_tasks"
+USUAL = MeasureOptions()
+# What decides on a task of the user's own beside its configuration: what lies in the same folder or below.
+_SOURCES = {".py", ".yaml", ".yml", ".jinja", ".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".arrow"}
 
 
-def check_tasks(tasks: Sequence[str]) -> None:
+def named_tasks(tasks: Sequence[str], options: MeasureOptions) -> tuple[tuple[str, ...], MeasureOptions]:
+    """Return tasks by their names, where some are given by the path of their YAML file.
+
+    Args:
+        tasks: names of tasks, groups or tags, and paths of files of them.
+        options: where more tasks lie.
+
+    Returns:
+        the names, and the options with the folders of these files, all of them absolute.
+
+    Raises:
+        EvaluationError: a folder or file is missing, or lm-eval cannot read what lies there.
+    """
+    files = {task: Path(task).expanduser().absolute() for task in tasks if task.endswith((".yaml", ".yml"))}
+    folders = [Path(place).expanduser().absolute() for place in options.include_path]
+    for place in (*folders, *files.values()):
+        if not place.exists():
+            raise EvaluationError(f"There is no {place}. Give folders of tasks, and tasks by name or YAML file.")
+    folders += [file.parent for file in files.values()]
+    options = options.model_copy(update={"include_path": tuple(dict.fromkeys(map(str, folders)))})
+    by_file = {entry.yaml_path: name for name, entry in task_index(options).items()} if files else {}
+    for task, file in files.items():
+        if file not in by_file:
+            raise EvaluationError(f"{file} defines no task or group that lm-eval finds. It needs `task:` or `group:`.")
+        files[task] = Path(by_file[file])
+    return tuple(dict.fromkeys(str(files.get(task, task)) for task in tasks)), options
+
+
+def only_local(tasks: Sequence[str]) -> bool:
+    """Return whether all tasks are the zoo's own, so that lm-eval's thousands need not be listed."""
+    return set(tasks) <= set(LOCAL_TASKS)
+
+
+def check_tasks(tasks: Sequence[str], options: MeasureOptions = USUAL) -> None:
     """Check the names of evaluation tasks without loading a model or any data.
 
     Names of the zoo's own tasks are known without importing lm-eval.
 
     Args:
         tasks: names of tasks, groups or tags.
+        options: where more tasks lie.
 
     Raises:
         UnknownNameError: naming the first that does not exist, with the nearest names.
     """
     for name in tasks:
-        if name not in LOCAL_TASKS and (name.startswith("tinyzoo") or name not in lm_eval_manager().task_index):
-            raise _unknown(name)
+        if name not in LOCAL_TASKS and (name.startswith("tinyzoo") or name not in task_index(options)):
+            raise _unknown(name, options)
 
 
-def task_fingerprint(tasks: Sequence[str]) -> dict[str, str]:
+def task_fingerprint(tasks: Sequence[str], options: MeasureOptions = USUAL) -> dict[str, str]:
     """Return a digest of what each task is: it changes when the same model could get another result.
 
     Args:
         tasks: names of tasks, groups or tags.
+        options: where more tasks lie.
 
     Returns:
         A SHA-256 in hexadecimal for each name, over the version of lm-eval and of this package's measuring;
         for the zoo's own tasks also over their sources, which needs no import of lm-eval, and for the others
-        over the task's configuration, members included.
+        over the task's configuration, members included. For tasks from `include_path` it is also over what lies in
+        their folders, and the local data files that they name.
 
     Raises:
         UnknownNameError: a task does not exist.
     """
-    check_tasks(tasks)
-    return {name: _digest_of_task(name) for name in tasks}
+    check_tasks(tasks, options)
+    return {name: _digest_of_task(name, options) for name in tasks}
 
 
-def _digest_of_task(name: str) -> str:
+def _digest_of_task(name: str, options: MeasureOptions) -> str:
     """Return a digest of what a task is, and of what measures it."""
     made_of: dict[str, Any] = {"task": name, "version": MEASURING_VERSION, "lm_eval": version("lm_eval")}
     if name in LOCAL_TASKS:
         sources = _local_sources()
         made_of["sources"] = {file.relative_to(_ZOO).as_posix(): _digest(_without_moves(file)) for file in sources}
     else:
-        made_of["configs"] = _configs(name, {})
+        made_of["configs"] = members_of(name, options)
+        if own := _own_sources(made_of["configs"], options):
+            made_of["sources"] = own
     return _digest(json.dumps(made_of, sort_keys=True, default=str).encode())
 
 
@@ -76,49 +118,116 @@ def _without_moves(file: Path) -> bytes:
 
 def _local_sources() -> list[Path]:
     """List the files that decide on items, answers and checks, in a fixed order."""
-    folders = ("problems", "sandbox", "lm_eval_tasks")
+    folders = ("problems", "interpreter", "lm_eval_tasks")
     inside = [file for folder in folders for file in (_ZOO / folder).iterdir() if file.suffix in (".py", ".yaml")]
     return sorted([*inside, _ZOO / "words.py", _ZOO / "splits.py"])
 
 
+def task_manager(options: MeasureOptions = USUAL) -> Any:
+    """Return lm-eval's manager of all its tasks, the zoo's and the user's, whose names go before others.
+
+    Raises:
+        EvaluationError: lm-eval cannot read what lies at `include_path`.
+    """
+    if not options.include_path and not options.metadata:
+        return _usual_manager()
+    files = (file for place in options.include_path for file in Path(place).rglob("*") if file.suffix in _SOURCES)
+    written = tuple((str(file), file.stat().st_mtime_ns) for file in files)
+    return _manager(options.include_path, json.dumps(options.metadata, sort_keys=True), written)
+
+
+def task_index(options: MeasureOptions) -> Mapping[str, Any]:
+    """Return lm-eval's entries of tasks, groups and tags by name; errors as in `task_manager`."""
+    index: Mapping[str, Any] = task_manager(options).task_index
+    return index
+
+
 @cache
-def lm_eval_manager() -> Any:
-    """Return lm-eval's manager of all its tasks and the zoo's; reading the task files takes several seconds."""
+def _usual_manager() -> Any:
+    """Return the manager without the user's tasks; reading lm-eval's thousands of files takes several seconds."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=str(LOCAL_FOLDER))
 
 
-def _unknown(name: str) -> UnknownNameError:
+@lru_cache(maxsize=8)
+def _manager(include_path: tuple[str, ...], metadata: str, written: tuple[tuple[str, int], ...]) -> Any:  # noqa: ARG001 - so that files that were changed are read again
+    from lm_eval.tasks import TaskManager
+
+    try:
+        manager = TaskManager(
+            include_path=list(include_path), include_defaults=False, metadata=json.loads(metadata) or None
+        )
+    except Exception as error:  # a YAML file of the user's can be wrong in many ways
+        raise EvaluationError(
+            f"lm-eval cannot read the tasks in {', '.join(include_path)}: {type(error).__name__}: {error}."
+        ) from error
+    for name, entry in _usual_manager().task_index.items():
+        own = manager.task_index.setdefault(name, entry)
+        if own is not entry and own.yaml_path is entry.yaml_path is None:  # the same tag
+            own.tags.update(entry.tags)
+    return manager
+
+
+def _unknown(name: str, options: MeasureOptions) -> UnknownNameError:
     local = name.startswith("tinyzoo")
-    names = LOCAL_TASKS if local else tuple(lm_eval_manager().task_index)
+    names = LOCAL_TASKS if local else tuple(task_index(options))
     near = " or ".join(repr(found) for found in difflib.get_close_matches(name, names, n=3, cutoff=0.6))
     more = "" if local else f", and {len(names) - len(LOCAL_TASKS)} names of lm-eval, which `lm_eval ls tasks` lists"
     guess = f" Did you mean {near}?" if near else ""
     return UnknownNameError(f"Unknown evaluation task {name!r}.{guess} Known: {', '.join(LOCAL_TASKS)}{more}.")
 
 
-def _configs(name: str, seen: dict[str, Any]) -> dict[str, Any]:
-    """Collect the configurations of a task, or of all that a group or tag leads to, by name."""
-    entry = lm_eval_manager().task_index.get(name)
+def members_of(name: str, options: MeasureOptions = USUAL) -> dict[str, Any]:
+    """Return the configurations of a task of lm-eval, or of all that a group or tag leads to, by name."""
+    return _configs(name, options, {})
+
+
+def _configs(name: str, options: MeasureOptions, seen: dict[str, Any]) -> dict[str, Any]:
+    entry = task_index(options).get(name)
     if entry is None or name in seen:
         return seen
-    seen[name] = _without_place(entry.cfg)
+    seen[name] = _without_places(entry.cfg, options)
     listed = (entry.cfg or {}).get("task", [])
     members = [*entry.tags] if entry.yaml_path is None else listed if isinstance(listed, list) else []
     for member in members:
         inner = member if isinstance(member, str) else member.get("task", member.get("group"))
         if isinstance(inner, str):
-            _configs(inner, seen)
+            _configs(inner, options, seen)
     return seen
 
 
-def _without_place(value: Any) -> Any:
-    """Replace this machine's path of lm-eval's task folder, which lm-eval puts into function names."""
+def _without_places(value: Any, options: MeasureOptions) -> Any:
+    """Replace this machine's paths of task folders, which lm-eval puts into function names."""
     import lm_eval.tasks
 
-    here = str(Path(lm_eval.tasks.__file__).parent)
-    return json.loads(json.dumps(value, default=str).replace(here, "lm_eval/tasks"))
+    text = json.dumps(value, default=str).replace(str(Path(lm_eval.tasks.__file__).parent), "lm_eval/tasks")
+    for place in options.include_path:
+        text = text.replace(json.dumps(place)[1:-1], "include_path")
+    return json.loads(text)
+
+
+def _own_sources(configs: Mapping[str, Any], options: MeasureOptions) -> dict[str, str]:
+    """Return the digests of the files that tasks from `include_path` are made of, by their paths in its folders."""
+    index, folders = task_index(options), [Path(place) for place in options.include_path]
+    files: dict[str, Path] = {}
+    for name in configs:
+        place = index[name].yaml_path
+        home = next((folder for folder in folders if place and place.is_relative_to(folder)), None)
+        if home is None:
+            continue
+        near = (file for file in place.parent.rglob("*") if file.suffix in _SOURCES and file.is_file())
+        files |= {file.relative_to(home).as_posix(): file for file in near}
+        files |= _data_files(((index[name].cfg or {}).get("dataset_kwargs") or {}).get("data_files"))
+    return {name: _digest(file.read_bytes()) for name, file in sorted(files.items())}
+
+
+def _data_files(value: Any) -> dict[str, Path]:
+    """Return the files of this machine among a task's `data_files`: a path, a list of paths, or these by split."""
+    if isinstance(value, str):
+        return {f"data {value}": Path(value)} if Path(value).is_file() else {}
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return {name: file for part in parts for name, file in _data_files(part).items()}
 
 
 def _digest(data: bytes) -> str:

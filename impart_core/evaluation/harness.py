@@ -8,23 +8,28 @@ from pathlib import Path
 from typing import Any
 
 from impart_core.base.errors import EvaluationError
-from impart_core.evaluation.catalogue import check_tasks
-from impart_core.evaluation.result import Evaluation, Metric, Split, TaskResult
+from impart_core.evaluation.catalogue import USUAL, check_tasks
+from impart_core.evaluation.code_tasks import check_code_tasks, code_metrics_allowed, scored_in_sandbox
+from impart_core.evaluation.options import MeasureOptions
+from impart_core.evaluation.result import Evaluation, Metric, RunCode, Split, TaskResult
 
 
 class Evaluator:
     """Measures one model, which is loaded once, when it is first needed."""
 
-    def __init__(self, model_dir: Path, device: str = "cpu", batch_size: int = 64, seed: int = 0) -> None:
+    def __init__(
+        self, model_dir: Path, device: str = "cpu", options: MeasureOptions = USUAL, run_code: RunCode = "never"
+    ) -> None:
         """Name a model; nothing is loaded yet.
 
         Args:
             model_dir: a Hugging Face folder with a tokenizer.
             device: a torch device.
-            batch_size: sequences a forward pass.
-            seed: seed of everything that lm-eval draws.
+            options: how it is measured.
+            run_code: whether tasks may run code that the model writes, and whether in a sandbox.
         """
-        self._folder, self._device, self._batch_size, self._seed = model_dir, device, batch_size, seed
+        self._folder, self._device, self._options = model_dir, device, options
+        self._run_code = run_code
         self._model: Any = None
 
     def measure(self, tasks: Sequence[str], *, split: Split = "test", limit: int | None = None) -> Evaluation:
@@ -40,10 +45,11 @@ class Evaluator:
 
         Raises:
             UnknownNameError: a task does not exist.
-            EvaluationError: no tasks, a limit below 1, no such split, data or a model that cannot be loaded, or a
-                metric that is not finite.
+            EvaluationError: no tasks, a limit below 1, no such split, data or a model that cannot be loaded, code
+                that may not be run, or a metric that is not finite.
         """
-        check_request(tasks, limit)
+        options = self._options
+        check_request(tasks, limit, options, self._run_code)
         started = time.perf_counter()
         import lm_eval
 
@@ -51,28 +57,43 @@ class Evaluator:
         from impart_core.evaluation.prepared import load_tasks, split_of
 
         hush()
-        loaded = load_tasks(tasks, split, self._seed)
-        if self._model is None:
-            self._model = open_model(self._folder, self._device, self._batch_size)
-        results: Mapping[str, Any] = lm_eval.evaluate(lm=self._model, task_dict=loaded, limit=limit, log_samples=False)
+        with code_metrics_allowed(self._run_code):
+            loaded = load_tasks(tasks, split, options)
+            with scored_in_sandbox(tasks, loaded["tasks"], options, self._run_code):
+                if self._model is None:
+                    self._model = open_model(self._folder, self._device, options)
+                results: Mapping[str, Any] = lm_eval.evaluate(
+                    lm=self._model,
+                    task_dict=loaded,
+                    limit=limit,
+                    log_samples=options.log_samples,
+                    system_instruction=options.system_instruction,
+                    apply_chat_template=options.apply_chat_template,
+                    fewshot_as_multiturn=options.apply_chat_template,
+                    confirm_run_unsafe_code=self._run_code != "never",
+                )
         splits = {name: split_of(task) for name, task in loaded["tasks"].items()}
         measured = {name: _task_result(name, results, splits.get(name)) for name in results["results"]}
         seconds = round(time.perf_counter() - started, 3)
-        return Evaluation(tasks=measured, lm_eval_version=version("lm_eval"), seconds=seconds)
+        samples = {name: tuple(found) for name, found in results.get("samples", {}).items()}
+        return Evaluation(tasks=measured, lm_eval_version=version("lm_eval"), seconds=seconds, samples=samples)
 
 
-def check_request(tasks: Sequence[str], limit: int | None) -> None:
+def check_request(
+    tasks: Sequence[str], limit: int | None, options: MeasureOptions = USUAL, run_code: RunCode = "never"
+) -> None:
     """Check a request without loading a model or any data.
 
     Raises:
-        EvaluationError: there is no task, or the limit is below 1.
+        EvaluationError: there is no task, the limit is below 1, or a task runs code that may not be run.
         UnknownNameError: a task does not exist.
     """
     if not tasks:
         raise EvaluationError("No evaluation task was named. Name at least one, for example tinyzoo_math.")
     if limit is not None and limit < 1:
         raise EvaluationError(f"The limit is {limit} items; it must be at least 1. Leave it out to take all.")
-    check_tasks(tasks)
+    check_tasks(tasks, options)
+    check_code_tasks(tasks, run_code, options)
 
 
 def _task_result(name: str, results: Mapping[str, Any], split: Split | None) -> TaskResult:

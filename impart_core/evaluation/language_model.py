@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from impart_core.base.errors import EvaluationError
+from impart_core.evaluation.options import MeasureOptions
 
 
-def open_model(folder: Path, device: str, batch_size: int) -> Any:
+def open_model(folder: Path, device: str, options: MeasureOptions) -> Any:
     """Load a Hugging Face folder with its tokenizer.
 
     Weights are read as safetensors only, and no code from the folder is run. On a CPU all arithmetic is in
@@ -16,33 +17,36 @@ def open_model(folder: Path, device: str, batch_size: int) -> Any:
     Args:
         folder: the model folder.
         device: a torch device.
-        batch_size: sequences a forward pass.
+        options: batch size, model settings, chat template.
 
     Returns:
         lm-eval's HFLM.
 
     Raises:
-        EvaluationError: the folder is missing or cannot be loaded.
+        EvaluationError: the folder is missing or cannot be loaded, or has no chat template where one is to be used.
     """
     from lm_eval.models.huggingface import HFLM
 
     if not folder.is_dir():
         raise EvaluationError(f"There is no model folder at {folder}.")
+    usual = {"dtype": "float32" if device == "cpu" else "auto", "softmax_dtype": "float32"}
     try:
-        return HFLM(
+        model = HFLM(
             pretrained=str(folder),
             device=device,
-            batch_size=batch_size,
-            dtype="float32" if device == "cpu" else "auto",
-            softmax_dtype="float32",
+            batch_size=options.batch_size,
             use_safetensors=True,
             trust_remote_code=False,
+            **{**usual, **options.model_args},
         )
     except (OSError, ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
         raise EvaluationError(
             f"The model in {folder} cannot be loaded for evaluation: {error}. It needs config.json, safetensors "
             "weights and tokenizer files."
         ) from error
+    if options.apply_chat_template and not getattr(model.tokenizer, "chat_template", None):
+        raise EvaluationError(f"The tokenizer in {folder} has no chat template. Leave apply_chat_template out.")
+    return model
 
 
 def hush() -> None:

@@ -1,10 +1,13 @@
 """What an evaluation measured."""
 
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import Field
 
 from impart_core.base.settings import Frozen
 
 Split = Literal["validation", "test"]
+RunCode = Literal["never", "sandboxed", "unsandboxed"]  # what may become of code that a model writes
 
 
 class Metric(Frozen):
@@ -35,8 +38,10 @@ class Evaluation(Frozen):
         tasks: by task name, those inside of groups included.
         lm_eval_version: version of lm-evaluation-harness that measured them.
         seconds: wall-clock time, loading the model included.
+        samples: where asked for, lm-eval's record of each item by task: document, arguments, answers, scores.
     """
 
     tasks: dict[str, TaskResult]
     lm_eval_version: str
     seconds: float
+    samples: dict[str, tuple[dict[str, Any], ...]] = Field(default_factory=dict, exclude=True)

@@ -14,7 +14,7 @@ from impart_core.store.manifest import Manifest, Measured
 from impart_core.store.store import Store
 
 ABSENT = "absent"
-_Key = tuple[str, str, str, int | None, str]  # task, metric, split, limit, and the task's definition
+_Key = tuple[str, str, str, int | None, str]  # task, metric, split, limit, and how else it was measured
 
 
 class Change(Frozen):
@@ -182,7 +182,8 @@ def _measured(manifest: Manifest, split: str | None = None) -> dict[_Key, Measur
     limit = config.get("limit")
     how: tuple[str, int | None, str] = (split or "", None, "")
     if split is None:
-        how = (str(config.get("split", "")), limit if isinstance(limit, int) else None, str(config.get("definition")))
+        alike = str([config.get(what) for what in ("definition", "seed", "options")])
+        how = (str(config.get("split", "")), limit if isinstance(limit, int) else None, alike)
     return {(task, name, *how): metrics[name] for task, metrics in content.metrics.items() for name in metrics}
 
 

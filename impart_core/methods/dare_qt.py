@@ -45,7 +45,7 @@ class DareQt(Method):
     probability as codes; see `quantize.streams`. Where nothing fits, `keep` is empty.
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     options_model: ClassVar[type[MethodOptions]] = DareQtOptions
     summary: ClassVar[str] = "entries of the delta at random, rescaled, at 2, 4 or 8 bits; needs calibration text"
 

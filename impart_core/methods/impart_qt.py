@@ -53,7 +53,7 @@ class ImpartQt(Method):
     `quantize.streams`. What a pair costs beyond its entries counts for more than at 16 bits, so it has half the bytes.
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     options_model: ClassVar[type[MethodOptions]] = ImpartQtOptions
     summary: ClassVar[str] = "ImPart, its kept entries at 8, 3 and 2 bits by rank; needs calibration text"
 

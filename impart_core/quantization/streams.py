@@ -242,7 +242,7 @@ def _smallest(stream: _Stream) -> tuple[int, bytes]:
     centred = stream.centred()
     forms = [(PACKED, centred.packed())]
     forms.append((SQUEEZED, squeeze(forms[0][1])))
-    if stream.bits != HALF:
+    if stream.bits in (3, 4):  # else whole codes end on bytes, several of which are coded better together
         forms.append((BYTES_SQUEEZED, squeeze(centred.codes.tobytes())))
     within = [form for form in forms if len(form[1]) * MOST_SAVED >= len(forms[0][1])]
     return min(within, key=lambda form: len(form[1]))

@@ -46,8 +46,8 @@ def encode_vectors(
     """Return the stored parts of U and V.
 
     Args:
-        u: left singular vectors as rows, (K, m).
-        v: right singular vectors as rows, (K, n).
+        u: left singular vectors as rows, (K, m); they go where the inputs' Hessian lies, where there is one.
+        v: right singular vectors as rows, (K, n); likewise.
         weights: what the pairs u_k·v_kᵀ are multiplied by, float32, (K,).
         masks: which entries of u and of v are kept, bool.
         inputs: what calibration says; None: the first side is rounded to nearest, the other as for white inputs.
@@ -55,8 +55,9 @@ def encode_vectors(
         options: how.
     """
     ranges = options.ladder.spans(len(weights))
+    device = inputs.hessian.device if inputs else u.device
     sides = {
-        role: (vectors.float(), Groups(mask.to(vectors.device), ranges, options.group_size))
+        role: (vectors.to(device).float(), Groups(mask.to(device), ranges, options.group_size))
         for role, vectors, mask in zip("uv", (u, v), masks, strict=True)
     }
     first, second = "uv" if inputs and inputs.of_rows else "vu"
@@ -64,7 +65,7 @@ def encode_vectors(
     quantized = {first: quantize_matrix(*sides[first], met, name, solver=options.solver)}
     curvature = None
     if options.solver != "nearest":
-        seen = quantized[first].values() * weights.to(u.device)[:, None]
+        seen = quantized[first].values() * weights.to(device)[:, None]
         hessian = seen @ inputs.hessian @ seen.T if inputs else seen @ seen.T
         curvature = Curvature.of((hessian + hessian.T) / 2, name)
     quantized[second] = quantize_matrix(*sides[second], curvature, name, solver=options.solver, along_rows=True)

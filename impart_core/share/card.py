@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from impart_core.artifacts.delta import Delta
-from impart_core.artifacts.evaluation import EvaluationContent
+from impart_core.artifacts.evaluation import EvaluationContent, how_measured
 from impart_core.checkpoint.hub import parse_hub_id
 from impart_core.methods import METHODS
 from impart_core.store.manifest import Manifest
@@ -139,9 +139,9 @@ def _metrics(manifest: Manifest) -> list[tuple[tuple[str, ...], int, tuple[float
     content, config = manifest.content, manifest.recipe.config
     if not isinstance(content, EvaluationContent):
         return []
-    alike = tuple(str(config.get(what)) for what in ("limit", "seed", "definition"))
+    alike = tuple(str(config.get(what)) for what in ("limit", "seed", "definition", "options"))
     return [
-        ((task, str(config.get("split", "all")), *alike, metric), content.items.get(task, 0), value)
+        ((task, how_measured(manifest.recipe), *alike, metric), content.items.get(task, 0), value)
         for task, metrics in content.metrics.items()
         for metric, value in metrics.items()
     ]

@@ -92,6 +92,11 @@ class FolderObjects(Objects):
         """Return the file."""
         return self._place(path)
 
+    def exists(self) -> bool:
+        """Look for the folder."""
+        with explained(Side.STORE, self.url):
+            return self._root.exists()
+
     def names(self, prefix: str) -> list[str]:
         """List a folder."""
         return sorted(entry.name for entry in self._entries(prefix))

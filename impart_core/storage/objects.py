@@ -87,6 +87,10 @@ class Objects(ABC):
         return None
 
     @abstractmethod
+    def exists(self) -> bool:
+        """Return whether anything lies at the place itself: a folder, even if it is empty, or an object below it."""
+
+    @abstractmethod
     def names(self, prefix: str) -> list[str]:
         """Return the names directly under a prefix, sorted; an absent prefix has none."""
 

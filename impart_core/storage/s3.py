@@ -90,6 +90,14 @@ class RemoteObjects(Objects):
                 if last:
                     return digest.hexdigest()
 
+    def exists(self) -> bool:
+        """List what is directly under it."""
+        with explained(Side.STORE, self.url):
+            try:
+                return bool(self._fs.ls(self._root, detail=False))
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+
     def names(self, prefix: str) -> list[str]:
         """List what is directly under a prefix."""
         key = self._key(prefix)

@@ -153,13 +153,19 @@ def reach(starts: Iterable[str], step: Callable[[str], Iterable[str]]) -> list[s
 
 
 def list_entries(store: Store) -> list[NamedEntry]:
-    """Return the artifacts that people look for by themselves, with their names, newest last; see `Content.listed`."""
+    """Return the artifacts that people look for by themselves, with their names, newest last; see `Content.listed`.
+
+    Raises:
+        ArtifactNotFoundError: nothing lies at the store's place.
+    """
     names = names_by_id(store)
     entries = [
         NamedEntry(**entry.model_dump(), names=names.get(entry.id, ()))
         for entry in scan(store).values()
         if (kind := kind_of(entry.kind)) is None or kind.listed
     ]
+    if not entries:
+        store.require_there()
     return sorted(entries, key=lambda entry: (entry.started, entry.id))
 
 

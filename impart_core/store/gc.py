@@ -82,9 +82,11 @@ def collect(
         delete: whether to delete; else nothing is changed.
 
     Raises:
+        ArtifactNotFoundError: nothing lies at the store's place.
         CorruptArtifactError: a name dangles, or a move, a pin, or the manifest of something that is kept is damaged,
             so that it is not known what is needed.
     """
+    store.require_there()
     look, known = _look(store, grace), dict[str, _Known]()
     found = _mark(store, look, history, known)
     if not delete:

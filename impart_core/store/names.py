@@ -137,6 +137,7 @@ def resolve(store: Store, ref: str) -> str:
     names = store.objects.names("refs")
     if names:
         raise unknown_name("artifact", ref, names)
+    store.require_there()
     raise ArtifactNotFoundError(f"There is no artifact {ref!r} in the store {store.url}, and it holds no names.")
 
 
@@ -324,6 +325,7 @@ def _taken(store: Store, name: str) -> list[int]:
         names = store.objects.names("refs")
         if names:
             raise unknown_name("name", name, names)
+        store.require_there()
         raise ArtifactNotFoundError(f"The store {store.url} holds no names, so not {name!r} either.")
     return numbers
 

@@ -75,6 +75,19 @@ class Store:
                 "people who share it could lose each other's names. Use a server that honours conditional writes."
             )
 
+    def require_there(self) -> None:
+        """Refuse a place where nothing lies: for what reads and found nothing, as the place may be mistyped.
+
+        Raises:
+            ArtifactNotFoundError: nothing lies there.
+        """
+        if not self.objects.exists():
+            what = "there is no such folder" if self.objects.is_local else "nothing lies under this prefix"
+            raise ArtifactNotFoundError(
+                f"There is no store at {self.url}: {what}. Check --store and IMPART_STORE; `impart compress` makes a "
+                "store where there is none."
+            )
+
     def publish(
         self, manifest: Manifest, files: Mapping[str, Path], *, reread: bool = False, replace: bool = False
     ) -> Manifest:

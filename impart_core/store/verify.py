@@ -84,9 +84,14 @@ def verify_store(store: Store, progress: StoreProgress | None = None) -> VerifyR
     Args:
         store: which.
         progress: called with artifacts done, their number, and both in bytes of what lies under `artifacts`.
+
+    Raises:
+        ArtifactNotFoundError: nothing lies at the store's place.
     """
     reading = _Reading(store)
     objects = {path: info.size for path, info in store.objects.find("artifacts").items()}
+    if not objects:
+        store.require_there()
     ids = sorted(path.split("/")[1] for path in objects if _is_manifest(path))
     folders = dict.fromkeys(ids, 0)
     for path, size in objects.items():

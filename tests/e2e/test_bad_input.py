@@ -31,6 +31,16 @@ pytestmark = pytest.mark.e2e
 Done = subprocess.CompletedProcess[str]
 COMPRESS = "compress {base} {finetuned} --cr 4"
 
+# What `llama_shapes` gives.
+SIZES = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
 # What is typed, and what the sentence must hold. {names} stand for the folders of `places`.
 CASES: dict[str, tuple[str, list[str]]] = {
     "missing folder": ("compress {base} {missing} --cr 4", ["{missing} does not exist"]),
@@ -130,6 +140,18 @@ CASES: dict[str, tuple[str, list[str]]] = {
         ["Unknown artifact 'tinny'", "Did you mean 'tiny'?"],
     ),
     "ref in an empty store": ("verify tiny --store {empty}", ["no artifact 'tiny'", "{empty}"]),
+    "store that is not there": ("ls --store {missing}", ["There is no store at {missing}", "no such folder"]),
+    "one checkpoint as both": ("compress {base} {base} --cr 4", ["{base} is given as the base and as the fine-tuned"]),
+    "quantised": ("plan {base} {quantised} --cr 4", ["{quantised} is quantised (gptq, 4 bits)", "quantised from"]),
+    "incomplete": (
+        "plan {base} {incomplete} --cr 4",
+        [
+            "{incomplete} does not hold all",
+            "LlamaForCausalLM",
+            "random values",
+            "lm_head.weight: missing, the base has",
+        ],
+    ),
     "wrong base": (
         "reconstruct tiny --base {finetuned} --out {out} --store {published}",
         ["another base", "tensors differ", "Give the base"],
@@ -174,6 +196,11 @@ def places(tmp_path_factory: pytest.TempPathFactory, environment: Environment) -
     sharded = save_checkpoint(root / "sharded", random_tensors(llama_shapes()), max_shard_bytes=10_000)
     next(sharded.glob("model-00002-of-*")).unlink()
     (root / "file").write_bytes(b"")
+    tensors = random_tensors(llama_shapes())
+    packed = {**tensors, "model.layers.0.self_attn.q_proj.qweight": torch.zeros(4, 32, dtype=torch.int32)}
+    save_checkpoint(root / "quantised", packed, {"quantization_config": {"quant_method": "gptq", "bits": 4}})
+    del tensors["lm_head.weight"]
+    save_checkpoint(root / "incomplete", tensors, SIZES)
     _save_other_model(root / "other")
     run_json(
         "compress",
@@ -282,6 +309,15 @@ def test_an_error_is_one_object_with_json(places: dict[str, str], fresh: dict[st
         assert done.returncode == 2
         assert json.loads(done.stdout)["error"]["type"] == kind
         assert json.loads(done.stdout)["error"]["message"] in done.stderr.replace("\n", " ")
+
+
+def test_what_should_be_known_is_a_warning_and_among_the_notes(places: dict[str, str], fresh: Environment) -> None:
+    typed = ["plan", places["base"], places["finetuned"], "--cr", "4", "--json"]
+    done = run_impart(*typed, environment=fresh)
+    assert done.returncode == 0
+    (note,) = json.loads(done.stdout)["notes"]
+    assert f"It was not checked that {places['finetuned']} holds all" in note
+    assert f"warning: {note}" in done.stderr
 
 
 def test_the_highest_ratio_that_is_named_works(

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.support import (
     Environment,
     data_files,
     make_pair,
     manifests,
+    run_impart,
     run_json,
     run_together,
     save_checkpoint,
@@ -263,3 +264,23 @@ def test_verify_finds_a_fresh_artifact_whole(compressed: dict[int, dict[str, Any
     assert (report["artifacts"], report["files"]) == (4, 4)
     stored = [manifests(store)[made] for made in [report["artifact"], *block_ids(store, report["artifact"])]]
     assert report["bytes"] == sum(entry["size"] for made in stored for entry in made["files"])
+
+
+def test_what_is_left_behind_code_and_adapters_are_told(models: Pair, environment: Environment, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "base_model_name_or_path": "org/another"}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
+    lora = {f"{name}A.weight": torch.ones(2, 128), f"{name}B.weight": torch.ones(128, 2)}
+    save_file(lora, adapter / "adapter_model.safetensors")
+    (adapter / "own.py").write_text("answer = 42")
+    (adapter / "optimizer.pt").write_text("")
+    done = run_impart(*compress((models[0], adapter), 4, tmp_path / "store", "--name", "lora"), environment=environment)
+    assert done.returncode == 0
+    assert "code           own.py: carried, never run" in done.stdout
+    assert "left behind    optimizer.pt" in done.stdout
+    assert f"The adapter {adapter} is merged into {models[0]}." in done.stderr
+    assert "The adapter calls its base 'org/another'" in done.stderr
+    sources = run_json("why", "lora", "--store", str(tmp_path / "store"), environment=environment)
+    assert str(adapter) in json.dumps(sources)

@@ -52,3 +52,38 @@ def test_a_name_that_does_not_exist_is_refused(store: Path) -> None:
     done = run_impart(*evaluate(store, "maths", "--base", str(tinyzoo.path("base"))))
     assert done.returncode == 2
     assert "Did you mean 'math'?" in done.stderr
+
+
+def test_how_it_was_measured_is_told_wherever_it_is_shown(store: Path, environment: Environment) -> None:
+    base = str(tinyzoo.path("base"))
+    options = ["--gen-kwargs", "max_gen_toks=3", "--batch-size", "2", "--log-samples"]
+    (plain,) = run_json(*evaluate(store, "math", "--base", base), environment=environment)["results"]
+    (other,) = run_json(*evaluate(store, "math", "--base", base), *options, environment=environment)["results"]
+    assert other["id"] != plain["id"]
+    (again,) = run_json(*evaluate(store, "math", "--base", base), *options, environment=environment)["results"]
+    assert (again["id"], again["cached"]) == (other["id"], True)
+    listed = {entry["id"]: entry["summary"] for entry in run_json("ls", "--store", str(store))["artifacts"]}
+    assert "max_gen_toks" not in listed[plain["id"]]
+    assert listed[other["id"]] == (
+        "tinyzoo_math (test, batch_size 2, gen_kwargs {'max_gen_toks': 3}, log_samples True)"
+    )
+    changes = run_json("diff", plain["id"], other["id"], "--store", str(store))["config"]
+    assert {change["what"] for change in changes} >= {"options.batch_size", "options.gen_kwargs.max_gen_toks"}
+    (samples,) = (store / "artifacts" / other["id"]).glob("samples.*.jsonl")
+    assert len(samples.read_text().splitlines()) == ITEMS
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--gen-kwargs", "max_gen_toks"], "'max_gen_toks' is not KEY=VALUE"),
+        (["--model-args", "pretrained=x"], "'pretrained' cannot be set"),
+        (["--batch-size", "few"], "batch_size"),
+        (["--include-path", "/no/such/folder"], "There is no /no/such/folder"),
+    ],
+)
+def test_wrong_options_are_refused_before_work_starts(options: list[str], message: str, store: Path) -> None:
+    done = run_impart(*evaluate(store, str(tinyzoo.path("base"))), *options)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

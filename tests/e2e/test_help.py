@@ -46,6 +46,7 @@ NAMES: dict[tuple[str, str], list[str]] = {
     ("impart", "untag"): ["history", "gc", "--store"],
     ("impart", "plan"): ["--cr", "--workers", "--embeddings", "--factors-for", "--option", "impart methods"],
     ("impart", "demo"): ["--out", "--limit", "--device", "--store"],
+    ("impart", "selftest"): ["--device", "--size", "--quick", "Exit code 1"],
     ("tinyzoo", "build"): ["--out", "--train", "--seed"],
     ("tinyzoo", "path"): ["base, math, code or chat"],
 }

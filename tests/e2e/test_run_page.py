@@ -91,11 +91,12 @@ def test_an_evaluation_is_a_table(prefect_api: str) -> None:
 
     @flow(name="shows")
     def shows() -> None:
-        run_page.show_evaluation("Math.v2", [result])
+        run_page.show_evaluation("Math.v2", [result], {"split": "test", "num_fewshot": 2})
 
     shows()
     (page,) = pages("evaluation-math-v2")
     assert page["type"] == "table"
+    assert page["description"] == "What was measured of Math.v2, split test, num_fewshot 2."
     common = {"task": "sums", "items": 8, "artifact": "ab" * 32, "from": "reused"}
     assert json.loads(page["data"]) == [
         {**common, "metric": "exact_match", "value": 0.5, "standard error": 0.1},

@@ -1,5 +1,6 @@
 """Files of strangers: each parses to what it says, or is refused with a sentence; quickly, and in little memory."""
 
+import re
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -226,11 +227,12 @@ def test_refs(published: Store, record_property: Record) -> None:
 def test_a_delta_brings_no_files_but_those_that_deltas_carry(published: Store, tmp_path: Path) -> None:
     delta = open_delta(published, resolve(published, "tiny"))
     base = open_checkpoint(Path(published.url).parent / "base")
-    for name in ("model.safetensors", "pytorch_model.bin", "modeling_llama.py"):
+    names = ("model.safetensors", "pytorch_model.bin", "adapter_config.json", "model.safetensors.index.json")
+    for name in (*names, "1_Pooling/pytorch_model.bin", "../config.json", "a/b/config.json", "/config.json"):
         content = delta.content.model_copy(update={"carried": {name: "0" * 64}})
-        with pytest.raises(CorruptArtifactError, match=name):
-            reconstruct(replace(delta, content=content), base, tmp_path / name)
-        assert not (tmp_path / name).exists()
+        with pytest.raises(CorruptArtifactError, match=re.escape(repr(name))):
+            reconstruct(replace(delta, content=content), base, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("inputs", [{}, {"base": None}, {"base": ["w"]}])

@@ -163,7 +163,7 @@ def draw(rng: Random) -> Item:
 
 
 def check(spec: Mapping[str, Any], text: str) -> bool:
-    """Execute an expression on every test of an item, in a restricted child process.
+    """Interpret an expression on every test of an item.
 
     Args:
         spec: the `tests` of the item.
@@ -172,7 +172,7 @@ def check(spec: Mapping[str, Any], text: str) -> bool:
     Returns:
         True when the expression gives the expected value, of the expected type, for each x.
     """
-    from impart_core.tinyzoo.sandbox import evaluate_expression
+    from impart_core.tinyzoo.interpreter import evaluate_expression
 
     values = evaluate_expression(text.strip().split("\n")[0], [test[0] for test in spec["tests"]])
     expected = [test[1] for test in spec["tests"]]

@@ -1,5 +1,6 @@
 """Pairs at the edge of what checkpoints hold: nothing changed, or one direction; files of nothing; no numbers."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from impart_core.apply.dense import reconstruct
 from impart_core.artifacts.block import BlockContent
 from impart_core.artifacts.delta import Delta
 from impart_core.base.errors import CheckpointError, TensorValueError
-from impart_core.checkpoint.index import SHARD_INDEX, open_checkpoint
+from impart_core.checkpoint.index import open_checkpoint
+from impart_core.checkpoint.weights import SHARD_INDEX
 from impart_core.checkpoint.writer import write_safetensors
 from impart_core.methods import METHODS
 from impart_core.store.store import Store
@@ -116,12 +118,15 @@ def test_how_either_side_is_sharded_makes_no_difference(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("indexed", [True, False])
 def test_a_shard_of_no_tensors_beside_others_is_nothing(indexed: bool, tmp_path: Path) -> None:
-    folder = save_checkpoint(tmp_path / "tuned", TUNED, max_shard_bytes=9_000)
-    write_safetensors(folder / "model-00000-of-00009.safetensors", [], TUNED.__getitem__, {})
-    if not indexed:
-        (folder / SHARD_INDEX).unlink()
+    folder = save_checkpoint(tmp_path / "tuned", TUNED)
+    one, two = (folder / f"model-0000{number}-of-00002.safetensors" for number in (1, 2))
+    (folder / "model.safetensors").rename(one)
+    write_safetensors(two, [], TUNED.__getitem__, {})
+    if indexed:
+        (folder / SHARD_INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(TUNED, one.name)}))
     assert set(open_checkpoint(folder).tensors) == set(TUNED)
-    delta = compress(Store(tmp_path / "store"), folder, folder, config_of(4))
+    base = save_checkpoint(tmp_path / "base", TUNED)
+    delta = compress(Store(tmp_path / "store"), base, folder, config_of(4))
     assert set(stored_bytes(delta).values()) == {0}
 
 

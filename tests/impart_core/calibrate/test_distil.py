@@ -21,6 +21,7 @@ from impart_core.methods.base import Projection
 from impart_core.tinyzoo.tokenizer import PAD, vocabulary
 from impart_core.tinyzoo.training import task_batches
 from tests.impart_core.pipeline import config_of
+from tests.pretend_device import PRETEND
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -38,6 +39,7 @@ def distil(
     config: CompressConfig,
     tokens: torch.Tensor,
     progress: Callable[[int, int], None] | None = None,
+    device: str | torch.device = "cpu",
     **options: Any,
 ) -> Scales:
     base, finetuned = map(open_checkpoint, folders)
@@ -48,7 +50,7 @@ def distil(
         config,
         tokens,
         options=DistilOptions(**{"steps": 4, "rate": 0.1, **options}),
-        device=torch.device("cpu"),
+        device=torch.device(device),
         progress=progress,
     )
 
@@ -242,3 +244,15 @@ def test_on_the_tiny_zoo_ten_steps_take_a_quarter_off_the_logit_error() -> None:
     config = bitdelta(16)
     scales = distil(zoo, config, tokens, steps=10)
     assert logit_error(zoo, config, tokens, scales) < 0.75 * logit_error(zoo, config, tokens, {})
+
+
+@pytest.mark.parametrize("per_row", [False, True])
+def test_a_device_gives_the_same_scales(per_row: bool, folders: tuple[Path, Path], tokens: torch.Tensor) -> None:
+    here = distil(folders, bitdelta(per_row=per_row), tokens)
+    # The engine of gradients would run a thread for the device, in which Python code cannot end.
+    with torch.autograd.set_multithreading_enabled(False):
+        there = distil(folders, bitdelta(per_row=per_row), tokens, device=PRETEND)
+    assert here.keys() == there.keys()
+    for name, scales in here.items():
+        assert there[name].device.type == "cpu"
+        torch.testing.assert_close(there[name], scales, rtol=1e-5, atol=0)  # gradients are summed in another order

@@ -101,3 +101,5 @@ def test_a_failure_of_a_models_code_is_a_sentence_and_lack_of_memory_is_not() ->
         _ = 1 // 0
     with pytest.raises(torch.OutOfMemoryError), model_code("somewhere"):
         raise torch.OutOfMemoryError("full")
+    with pytest.raises(RuntimeError, match="ALLOC_FAILED"), model_code("somewhere"):
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")

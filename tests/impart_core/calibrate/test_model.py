@@ -18,10 +18,11 @@ from impart_core.calibrate.architecture import check_calibratable
 from impart_core.calibrate.layer import Batch, Layer
 from impart_core.calibrate.model import CausalModel
 from impart_core.calibrate.watch import Watch
-from impart_core.checkpoint.index import CONFIG, SINGLE, Checkpoint, open_checkpoint
+from impart_core.checkpoint.index import CONFIG, Checkpoint, open_checkpoint
 from impart_core.checkpoint.layout import Role, group_blocks
 from impart_core.checkpoint.pairing import pair_tensors
 from impart_core.checkpoint.reader import read_tensor
+from impart_core.checkpoint.weights import SINGLE
 from tests.architectures import ARCHITECTURES, load_whole, save_pair
 
 pytestmark = pytest.mark.usefixtures("one_thread")

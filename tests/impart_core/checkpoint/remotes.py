@@ -35,8 +35,8 @@ fsspec.register_implementation("counting", CountingFileSystem, clobber=True)
 def upload(folder: Path, name: str) -> str:
     """Copy a folder into the counting filesystem, forget what was read, and return its URL."""
     fs = fsspec.filesystem("counting")
-    for file in folder.iterdir():
-        fs.pipe_file(f"/{name}/{file.name}", file.read_bytes())
+    for file in (path for path in folder.rglob("*") if path.is_file()):
+        fs.pipe_file(f"/{name}/{file.relative_to(folder)}", file.read_bytes())
     CountingFileSystem.ranges.clear()
     return f"counting://{name}"
 

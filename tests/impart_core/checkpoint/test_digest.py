@@ -1,14 +1,17 @@
 """Digests of checkpoints: of content, remembered between runs, and never wrongly."""
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from impart_core.checkpoint import digest as digests_module
 from impart_core.checkpoint.digest import cache_folder, carried_digests, checkpoint_id, tensor_digests
-from impart_core.checkpoint.index import SINGLE, open_checkpoint
+from impart_core.checkpoint.index import open_checkpoint
 from impart_core.checkpoint.reader import tensor_digest
+from impart_core.checkpoint.weights import SINGLE
 from tests.support import llama_shapes, random_tensors, save_checkpoint
 
 TENSORS = random_tensors(llama_shapes(layers=1))
@@ -40,6 +43,47 @@ def test_a_second_look_reads_no_weights(tmp_path: Path) -> None:
     file.write_bytes(data)
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as if nothing had been written: only a read would tell
     assert tensor_digests(checkpoint) == first
+
+
+def written_in_place(file: Path, data: bytes) -> None:  # rsync --inplace -t
+    file.write_bytes(data)
+
+
+def moved_over(file: Path, data: bytes) -> None:  # rsync -t, cp -p, a build cache
+    other = file.with_name("other")
+    other.write_bytes(data)
+    shutil.copystat(file, other)
+    other.replace(file)
+
+
+@pytest.mark.parametrize("write", [written_in_place, moved_over])
+def test_other_bytes_of_the_same_size_and_time_are_read_again(
+    write: Callable[[Path, bytes], None], tmp_path: Path
+) -> None:
+    folder = save_checkpoint(tmp_path / "model", TENSORS)
+    first, file = tensor_digests(open_checkpoint(folder)), folder / SINGLE
+    before, data = file.stat(), bytearray(file.read_bytes())
+    data[-1] ^= 1
+    write(file, bytes(data))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert tensor_digests(open_checkpoint(folder)) != first
+
+
+def test_where_files_have_no_inode_they_are_read_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_checkpoint(tmp_path / "model", TENSORS)
+    real = Path.stat
+
+    def without_inode(path: Path, **keywords: bool) -> os.stat_result:  # as some network and FAT file systems answer
+        found = list(real(path, **keywords))
+        found[1] = 0
+        return os.stat_result(found)
+
+    monkeypatch.setattr(Path, "stat", without_inode)
+    checkpoint = open_checkpoint(folder)
+    assert {info.file.stamp for info in checkpoint.tensors.values()} == {None}
+    tensor_digests(checkpoint)
+    assert not cache_folder().exists()
 
 
 def test_a_file_with_another_time_or_size_is_read_again(tmp_path: Path) -> None:

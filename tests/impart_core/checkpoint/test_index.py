@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from impart_core.base.errors import CheckpointError
-from impart_core.checkpoint.index import CARRIED, SHARD_INDEX, SINGLE, open_checkpoint
+from impart_core.checkpoint.index import open_checkpoint
+from impart_core.checkpoint.weights import SHARD_INDEX, SINGLE
 from tests.support import llama_shapes, random_tensors, save_checkpoint, weight_files
 
 
@@ -43,27 +44,15 @@ def test_its_bytes_are_those_of_the_files_that_belong_to_it(tensors: dict[str, t
     (folder / "README.md").write_text("not part of the model")
     checkpoint = open_checkpoint(folder)
     assert checkpoint.nbytes == counted
-    assert set(checkpoint.carried) == {"config.json", "tokenizer.json"} <= set(CARRIED)
-
-
-def test_safetensors_under_any_name_are_found_when_there_is_no_usual_one(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    save_file({"a": torch.zeros(2)}, tmp_path / "part-1.safetensors")
-    save_file({"b": torch.zeros(2)}, tmp_path / "part-2.safetensors")
-    assert list(open_checkpoint(tmp_path).tensors) == ["a", "b"]
-
-
-def test_the_usual_single_file_is_preferred_to_others(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    save_file({"a": torch.zeros(2)}, tmp_path / SINGLE)
-    save_file({"a": torch.ones(2)}, tmp_path / "consolidated.safetensors")
-    assert weight_files(open_checkpoint(tmp_path)) == [str(tmp_path / SINGLE)]
+    assert set(checkpoint.carried) == {"config.json", "tokenizer.json"}
 
 
 def test_a_tensor_in_two_shards_is_refused_with_both_files(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     for name in ("one.safetensors", "two.safetensors"):
-        save_file({"twice": torch.zeros(2)}, tmp_path / name)
+        save_file({"twice": torch.zeros(2), name: torch.zeros(2)}, tmp_path / name)
+    weight_map = {name: name for name in ("one.safetensors", "two.safetensors")}
+    (tmp_path / SHARD_INDEX).write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(CheckpointError, match=r"'twice' is in both .*one.safetensors and .*two.safetensors"):
         open_checkpoint(tmp_path)
 

@@ -22,7 +22,8 @@ def test_a_folder_lists_files_with_size_and_time_and_everything_else_as_no_file(
     file = found.file("file")
     assert isinstance(file, LocalFile)
     assert (str(file), file.size) == (str(tmp_path / "file"), 3)
-    assert file.stamp == (tmp_path / "file").stat().st_mtime_ns
+    stat = (tmp_path / "file").stat()
+    assert file.stamp == f"{stat.st_ino}-{stat.st_mtime_ns}-{stat.st_ctime_ns}"
 
 
 def test_a_file_is_read_where_it_lies(tmp_path: Path) -> None:

@@ -16,9 +16,11 @@ from impart_core.base.errors import CheckpointError, ConfigError, UnreachableErr
 from impart_core.checkpoint import remote
 from impart_core.checkpoint.digest import cache_folder, carried_digests, tensor_digests
 from impart_core.checkpoint.header import read_header
-from impart_core.checkpoint.index import SINGLE, open_checkpoint
+from impart_core.checkpoint.index import open_checkpoint
 from impart_core.checkpoint.reader import read_tensor
 from impart_core.checkpoint.remote import url_folder
+from impart_core.checkpoint.weights import SINGLE
+from impart_core.checkpoint.writer import folder_of
 from impart_core.store.store import Store
 from tests.impart_core.checkpoint.remotes import CountingFileSystem, bytes_read, upload
 from tests.impart_core.pipeline import compress, config_of
@@ -219,3 +221,12 @@ def test_a_place_that_serves_whole_files_only_is_refused(plain_http: str) -> Non
     assert file is not None
     with pytest.raises(CheckpointError, match="cannot be read in parts: 65,536 bytes were asked for"):
         read_header(file)
+
+
+def test_a_remote_checkpoint_is_copied_into_a_folder_that_is_gone_afterwards(folder: Path, url: str) -> None:
+    with folder_of(open_checkpoint(url)) as copy:
+        assert tensor_digests(open_checkpoint(copy)) == tensor_digests(open_checkpoint(folder))
+        assert (copy / "config.json").read_bytes() == (folder / "config.json").read_bytes()
+    assert not copy.exists()
+    with folder_of(open_checkpoint(folder)) as own:
+        assert own == folder

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from impart_core.base.errors import OutputExistsError, StoreFullError
 from impart_core.checkpoint.header import DTYPES, read_header
-from impart_core.checkpoint.index import SHARD_INDEX, SINGLE
 from impart_core.checkpoint.local import local_file
+from impart_core.checkpoint.weights import SHARD_INDEX, SINGLE
 from impart_core.checkpoint.writer import (
     TensorSpec,
     check_output_folder,

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from impart_core.base.errors import CorruptArtifactError
+from impart_core.codec.bitpack import pack
 from impart_core.codec.lossless import expand, squeeze
 
 
@@ -21,6 +22,13 @@ def test_what_repeats_takes_few_bytes_and_what_does_not_about_its_own() -> None:
     assert len(squeeze(bytes(100_000))) < 50
     noise = np.random.default_rng(0).bytes(10_000)
     assert len(noise) <= len(squeeze(noise)) <= len(noise) + 20
+
+
+@pytest.mark.parametrize(("bits", "packed_at"), [(2, 2), (3, 8), (4, 4), (8, 8)])
+def test_codes_with_a_peak_take_hardly_more_than_at_the_highest_level(bits: int, packed_at: int) -> None:
+    steps = np.rint(np.random.default_rng(bits).normal(scale=2**bits / 5, size=40_000))
+    data = pack((steps.astype(np.int64) % 2**bits).astype(np.uint8), packed_at).tobytes()
+    assert len(squeeze(data)) <= 1.005 * len(zstandard.ZstdCompressor(level=19).compress(data))
 
 
 @given(data=st.binary(max_size=500))

@@ -21,6 +21,7 @@ from impart_core.engine.jobs import Planned, plan_jobs
 from impart_core.engine.preflight import check_compress
 from impart_core.engine.references import Run
 from impart_core.engine.requests import CompressRequest, Trust
+from impart_core.evaluation.options import MeasureOptions
 from impart_core.methods import METHODS
 from impart_core.store.recipe import Recipe
 
@@ -328,17 +329,33 @@ def test_where_checkpoints_lie_is_no_part_of_the_ids(request_: CompressRequest, 
     assert ids(request_.model_copy(update=places)) == ids(request_)
 
 
+UNUSUAL: dict[str, object] = {
+    "metadata": {"sizes": [4]},
+    "num_fewshot": 0,
+    "batch_size": "auto",
+    "apply_chat_template": True,
+    "system_instruction": "",
+    "gen_kwargs": {"temperature": 0.5},
+    "model_args": {"dtype": "bfloat16"},
+    "log_samples": True,
+    "seed": 1,
+}
+
+
 def test_all_that_decides_an_evaluation_is_part_of_its_id(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     base, finetuned = map(open_checkpoint, pair)
-    usual = {"model": base, "task": "tinyzoo_math", "split": "test", "limit": None, "seed": 0}
-    others = {"model": finetuned, "task": "tinyzoo_code", "split": "validation", "limit": 4, "seed": 1}
+    usual = {"model": base, "task": "tinyzoo_math", "split": "test", "limit": None}
+    others = {"model": finetuned, "task": "tinyzoo_code", "split": "validation", "limit": 4}
     before = evaluation_recipe(**usual).id  # type: ignore[arg-type]
     for name, value in others.items():
         assert evaluation_recipe(**{**usual, name: value}).id != before  # type: ignore[arg-type]
+    for name, value in UNUSUAL.items():
+        assert evaluation_recipe(**usual, options=MeasureOptions(**{name: value})).id != before  # type: ignore[arg-type]
+    assert {*UNUSUAL, "include_path"} == set(MeasureOptions.model_fields)  # what lies there is told by digests
     monkeypatch.setitem(evaluation.VERSIONS, "evaluation", 2)
     assert evaluation_recipe(**usual).id != before  # type: ignore[arg-type]
     monkeypatch.undo()
-    monkeypatch.setattr(evaluation, "task_fingerprint", lambda names: dict.fromkeys(names, "0" * 64))
+    monkeypatch.setattr(evaluation, "task_fingerprint", lambda names, _: dict.fromkeys(names, "0" * 64))
     assert evaluation_recipe(**usual).id != before  # type: ignore[arg-type]
 
 

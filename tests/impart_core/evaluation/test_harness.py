@@ -9,12 +9,13 @@ import pytest
 from impart_core.base.errors import EvaluationError, UnknownNameError
 from impart_core.evaluation.catalogue import LOCAL_FOLDER, LOCAL_TASKS
 from impart_core.evaluation.harness import Evaluator
+from impart_core.evaluation.options import MeasureOptions
 from impart_core.tinyzoo import FINE_TUNES, path
 
 
 @pytest.mark.e2e
 def test_the_base_cannot_do_the_tasks() -> None:
-    evaluation = Evaluator(path("base"), batch_size=100).measure(LOCAL_TASKS)
+    evaluation = Evaluator(path("base"), options=MeasureOptions(batch_size=100)).measure(LOCAL_TASKS)
     for task in LOCAL_TASKS:
         result = evaluation.tasks[task]
         assert (result.items, result.split) == (300, "test")
@@ -24,7 +25,11 @@ def test_the_base_cannot_do_the_tasks() -> None:
 @pytest.mark.e2e
 @pytest.mark.parametrize("name", FINE_TUNES)
 def test_a_fine_tune_can_do_its_task(name: str) -> None:
-    result = Evaluator(path(name), batch_size=100).measure([f"tinyzoo_{name}"]).tasks[f"tinyzoo_{name}"]
+    result = (
+        Evaluator(path(name), options=MeasureOptions(batch_size=100))
+        .measure([f"tinyzoo_{name}"])
+        .tasks[f"tinyzoo_{name}"]
+    )
     match, loss = result.metrics["exact_match"], result.metrics["answer_loss"]
     assert result.items == 300
     assert match.value >= 0.90

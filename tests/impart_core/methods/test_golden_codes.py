@@ -22,9 +22,9 @@ PLAIN = {"solver": "nearest", "lossless": False}
     [
         ("impart", 1, {"cr": 4}, (48, 80), ("5224b9b8a17e5898", "37a479abea1d05f8")),
         ("impart", 1, {"cr": 4}, (64, 64), ("2dfdae371e672758", "ad297b3851764fec")),
-        ("impart-qt", 2, {"cr": 8, "options": PLAIN}, (48, 80), ("269dfe900bf45ef4", "ef30c403592be1eb")),
-        ("delta-come", 2, {"cr": 8, "options": PLAIN}, (48, 80), ("473fe65cc1cb8b4e", "2a33b8109dbcce07")),
-        ("dare-qt", 2, {"cr": 16, "options": PLAIN}, (48, 80), ("d5d94b5685325496", "b15355478be4ee3c")),
+        ("impart-qt", 3, {"cr": 8, "options": PLAIN}, (48, 80), ("269dfe900bf45ef4", "ef30c403592be1eb")),
+        ("delta-come", 3, {"cr": 8, "options": PLAIN}, (48, 80), ("473fe65cc1cb8b4e", "2a33b8109dbcce07")),
+        ("dare-qt", 3, {"cr": 16, "options": PLAIN}, (48, 80), ("d5d94b5685325496", "b15355478be4ee3c")),
     ],
 )
 def test_golden_codes(

@@ -23,6 +23,7 @@ def delta(pair: Pair, tmp_path: Path) -> Delta:
 
 
 def test_an_empty_store_lists_nothing(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
     assert list_entries(Store(tmp_path / "store")) == []
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from impart_core.base.errors import (
@@ -84,6 +84,7 @@ def test_a_beginning_of_fewer_than_six_digits_is_no_id(store: Store, tmp_path: P
 
 
 def test_an_unknown_name_is_answered_with_the_nearest(store: Store) -> None:
+    store.objects.replace("other/object", b"", None)
     with pytest.raises(ArtifactNotFoundError, match="holds no names"):
         resolve(store, "maths")
     set_ref(store, "math@prod", ONE)
@@ -303,6 +304,7 @@ def test_many_writers_at_once_lose_no_move_and_rewrite_none(tmp_path: Path) -> N
     assert [move.id for move in moves[:3]] == ids
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 8), max_size=12))
 def test_history_only_grows_and_each_rollback_leads_to_a_move_in_it(steps: list[int]) -> None:
     store = Store(f"memory://{uuid.uuid4().hex}")

@@ -268,6 +268,7 @@ def test_leftovers_are_counted_and_no_fault(two: Delta) -> None:
 
 
 def test_an_empty_store_and_one_that_is_no_folder_are_verified_alike(pair: Pair, tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
     assert verify_store(Store(tmp_path / "none")).artifacts == 0
     remote = Store(f"memory://{uuid.uuid4().hex}")
     compress(remote, *pair, config_of(4), keep_factors=True)

@@ -1,0 +1,132 @@
+"""The model that transformers makes of a configuration, on no device: its names for tensors, and which it lacks.
+
+How transformers loads is no documented interface of it; `calibrate.placement.load` and this file are all that uses it.
+"""
+
+import copy
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from impart_core.checkpoint.index import Checkpoint
+
+_LAYERS = re.compile(r"(n|num|num_hidden|num_decoder|num_encoder|encoder|decoder)_layers?")
+
+
+class UnknownModelError(Exception):
+    """Transformers makes no model of this configuration; the message says why."""
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """What a model needs and its checkpoint does not hold.
+
+    Attributes:
+        missing: parameters, and buffers that are saved, by the model's names, that no tensor is loaded into.
+        misfits: parameters whose tensors have another shape, with both shapes.
+    """
+
+    missing: tuple[str, ...]
+    misfits: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+
+
+def empty_model(checkpoint: Checkpoint) -> Any:
+    """Return the model of a checkpoint's configuration, all of it on no device. No code from the checkpoint is run.
+
+    Raises:
+        UnknownModelError: transformers is not installed, does not know the architecture, or cannot make it.
+    """
+    if not _states_sizes(checkpoint.config):
+        raise UnknownModelError("the configuration does not say how many layers it has")
+    try:
+        import transformers
+    except ImportError as error:
+        raise UnknownModelError("transformers is not installed") from error
+    kind = checkpoint.config.get("model_type")
+    named = next(iter(checkpoint.config.get("architectures") or ()), None)
+    if kind not in transformers.CONFIG_MAPPING:
+        raise UnknownModelError(f"transformers {transformers.__version__} does not know the model_type {kind!r:.100}")
+    model_class = getattr(transformers, named, None) if isinstance(named, str) else transformers.AutoModel
+    if model_class is None or not hasattr(model_class, "from_pretrained"):
+        raise UnknownModelError(f"transformers {transformers.__version__} does not know the model {named!r:.100}")
+    try:
+        with _quiet(), torch.device("meta"):
+            config = transformers.CONFIG_MAPPING[kind].from_dict(copy.deepcopy(dict(checkpoint.config)))
+            return model_class.from_config(config) if named is None else model_class(config)
+    except Exception as error:  # whatever the model's own class makes of its configuration
+        raise UnknownModelError(f"transformers cannot make the model: {error}") from error
+
+
+def renaming(model: Any, *, convert: bool = True) -> Callable[[str], str]:
+    """Return what a tensor of the checkpoint is called in the model.
+
+    Args:
+        model: the model.
+        convert: whether tensors that are joined, split or transposed are named by what becomes of them, too.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    changes, names = get_model_conversion_mapping(model), model.state_dict()
+    simple = [change for change in changes if isinstance(change, WeightRenaming)]
+    others = [change for change in changes if isinstance(change, WeightConverter) and convert]
+    return lambda name: str(rename_source_key(name, simple, others, model.base_model_prefix, names)[0])
+
+
+def find_gaps(checkpoint: Checkpoint) -> Gaps:
+    """Return what transformers would fill with random values, loading tensors that hold nothing into an empty model.
+
+    Raises:
+        UnknownModelError: as for `empty_model`, or transformers loads in a way that is not known here.
+    """
+    model = empty_model(checkpoint)
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import convert_and_load_state_dict_in_model
+        from transformers.modeling_utils import LoadStateDictConfig
+
+        tensors = {
+            name: torch.empty(info.shape, dtype=info.torch_dtype, device="meta")
+            for name, info in checkpoint.tensors.items()
+        }
+        settings = LoadStateDictConfig(
+            weight_mapping=get_model_conversion_mapping(model),
+            device_map={"": torch.device("meta")},
+            dtype=torch.float32,
+        )
+        with _quiet():
+            found, _ = convert_and_load_state_dict_in_model(model=model, state_dict=tensors, load_config=settings)
+            model.tie_weights(missing_keys=found.missing_keys, recompute_mapping=False)
+            model._adjust_missing_and_unexpected_keys(found)
+        misfits = tuple(sorted((name, tuple(ours), tuple(theirs)) for name, ours, theirs in found.mismatched_keys))
+    except Exception as error:
+        raise UnknownModelError(f"transformers does not load it: {error}") from error
+    return Gaps(tuple(sorted(found.missing_keys - {name for name, *_ in misfits})), misfits)
+
+
+def _states_sizes(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration, or a part of it, states a number of layers; without, a class has defaults of its own."""
+    return any(
+        _states_sizes(value) if isinstance(value, Mapping) else bool(_LAYERS.fullmatch(key))
+        for key, value in config.items()
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let transformers print nothing for the moment."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

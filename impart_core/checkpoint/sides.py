@@ -1,0 +1,64 @@
+"""Which of two checkpoints is the base: given twice, or the wrong way round."""
+
+import re
+
+from impart_core.base.errors import CheckpointError, ConfigError
+from impart_core.checkpoint.index import Checkpoint
+
+_FRONT = re.compile(r"\A---\s*\n(?P<yaml>.*?)\n---", re.DOTALL)
+_BASE_MODEL = re.compile(r"^base_model:(?P<same>[^\n]*)(?P<below>(\n\s*-[^\n]*)*)", re.MULTILINE)
+_CACHED = re.compile(r"models--(?P<repo>.+?)/snapshots/")
+_TUNED = re.compile(r"[-_.](instruct|chat|it|sft|dpo|rlhf|ft|finetuned?|tuned)\b")
+_MOST_OF_A_CARD = 64 << 10
+
+
+def require_different(base: Checkpoint, finetuned: Checkpoint) -> None:
+    """Refuse one checkpoint that is given as both.
+
+    Raises:
+        ConfigError: both have the same files.
+    """
+    ours, theirs = ({info.file.address for info in side.tensors.values()} for side in (base, finetuned))
+    if ours == theirs:
+        raise ConfigError(
+            f"{base.location} is given as the base and as the fine-tuned checkpoint. Give the base first, then the "
+            "checkpoint that was fine-tuned from it."
+        )
+
+
+def swapped(base: Checkpoint, finetuned: Checkpoint) -> tuple[str, ...]:
+    """Return a sentence where a model card, a configuration or the names say that the two are the wrong way round."""
+    ours, theirs = _name(base), _name(finetuned)
+    if ours in _bases_of(finetuned):
+        return ()
+    if theirs in _bases_of(base):
+        why = f"{base.location} says that its own base is {theirs!r}"
+    elif ours.startswith(theirs) and _TUNED.match(ours.removeprefix(theirs)):
+        why = f"the base's name is that of the fine-tuned checkpoint with {ours.removeprefix(theirs)!r} after it"
+    else:
+        return ()
+    return (f"Base and fine-tuned checkpoint seem to be the wrong way round: {why}. Give the base first.",)
+
+
+def _name(checkpoint: Checkpoint) -> str:
+    """Return what a checkpoint is called, without its owner and revision, in small letters."""
+    place = checkpoint.location.rstrip("/")
+    cached = _CACHED.search(place + "/")
+    place = cached["repo"].replace("--", "/") if cached else place
+    return place.rpartition("/")[2].partition("@")[0].lower()
+
+
+def _bases_of(checkpoint: Checkpoint) -> set[str]:
+    """Return the names of what a checkpoint was fine-tuned from, by its card and its configuration."""
+    named = [str(checkpoint.config.get("_name_or_path") or "")]
+    try:
+        card = checkpoint.card
+        text = bytes(card.read(0, min(card.size, _MOST_OF_A_CARD))).decode(errors="replace") if card else ""
+    except CheckpointError:  # a hint is not worth an error
+        text = ""
+    front = _FRONT.search(text)
+    found = _BASE_MODEL.search(front["yaml"]) if front else None
+    if found:
+        named += [found["same"], *found["below"].split("\n")]
+    plain = (text.strip(" -'\"\t\r[]") for text in named)
+    return {text.rstrip("/").rpartition("/")[2].lower() for text in plain if text}
