@@ -1,4 +1,4 @@
-"""Verbs for the names of artifacts: tag, history and rollback."""
+"""Verbs for the names of artifacts: tag, history, rollback and untag."""
 
 from typing import Annotated
 
@@ -6,7 +6,7 @@ import typer
 
 from impart_core.base.errors import ArtifactNotFoundError, ConfigError, UnknownNameError
 from impart_core.store import names as refs
-from impart_core.store.names import Move
+from impart_core.store.refs import Move
 from impart_core.store.store import Store
 from impart_flows.cli import options as opt
 from impart_flows.cli.output import print_json, print_table, say
@@ -18,7 +18,8 @@ Number = Annotated[int | None, typer.Option(help="The move to go back to. [defau
 def tag(ref: opt.Ref, name: Name, store: opt.StoreOption = None, json: opt.JsonOption = False) -> None:
     """Give an artifact a name, or move a name to it.
 
-    Whoever resolves the name gets the new artifact from then on. The move is added to the name's history.
+    Whoever resolves the name gets the new artifact from then on. The move is added to the name's history. Earlier
+    moves that are damaged are given up by it.
 
     Example: impart tag math@cr16 math@prod
     """
@@ -63,6 +64,18 @@ def rollback(name: Name, to: Number = None, store: opt.StoreOption = None, json:
     Example: impart rollback math@prod
     """
     _print_move(name, refs.rollback(Store(store), name, to), json)
+
+
+def untag(name: Name, store: opt.StoreOption = None, json: opt.JsonOption = False) -> None:
+    """Remove a name with its history, damaged or not. Artifacts stay; `impart gc` may take what nothing else keeps.
+
+    Example: impart untag math@old
+    """
+    moves = refs.untag(Store(store), name)
+    if json:
+        print_json({"name": name, "moves": moves})
+        return
+    typer.echo(f"{name} is no name any more ({moves} moves removed)")
 
 
 def _print_move(name: str, move: Move, json: bool) -> None:

@@ -1,6 +1,7 @@
 """What the command line prints: results on standard output, everything else on standard error."""
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -39,6 +40,21 @@ errors = _Stderr(stderr=True, soft_wrap=True, highlight=False)
 def say(text: str = "") -> None:
     """Print one line on standard output, in which nothing can steer the terminal."""
     typer.echo(visible(text))
+
+
+class _Warnings(logging.Handler):
+    """Prints what the library warns of on standard error, as other warnings are."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a sentence."""
+        errors.print(f"warning: {record.getMessage()}", markup=False)
+
+
+def print_warnings_of(logger: str) -> None:
+    """Print the warnings of a logger from now on, whatever else is done about logging."""
+    found = logging.getLogger(logger)
+    if not any(isinstance(handler, _Warnings) for handler in found.handlers):
+        found.addHandler(_Warnings(logging.WARNING))
 
 
 def show(report: ReportT, json: bool, print_text: Callable[[ReportT], None]) -> None:

@@ -70,6 +70,7 @@ def _print_report(what: str, report: VerifyReport) -> None:
         say(f"fault: {fault}")
     count = len(report.faults)
     state = f"has {count} fault{'' if count == 1 else 's'}" if count else "is whole"
-    say(f"{what} {state}: {report.artifacts} artifacts, {report.files} files, {report.bytes:,} bytes")
+    names = "" if report.artifact else f", {report.names} names"
+    say(f"{what} {state}: {report.artifacts} artifacts, {report.files} files, {report.bytes:,} bytes{names}")
     if report.leftovers:
         say(f"{report.leftovers} leftovers beside them, {human_bytes(report.leftover_bytes)}")

@@ -38,6 +38,7 @@ VERBS: dict[str, dict[str, Verb]] = {
         "tag": Verb("names", "tag", "Give an artifact a name, or move a name to it.", "Names"),
         "history": Verb("names", "history", "Show every artifact that a name pointed to.", "Names"),
         "rollback": Verb("names", "rollback", "Point a name to an artifact that it pointed to before.", "Names"),
+        "untag": Verb("names", "untag", "Remove a name; what it pointed to stays.", "Names"),
         "export": Verb("transfer", "export_artifacts", "Copy artifacts to another store.", "Share"),
         "import": Verb("transfer", "import_artifacts", "Copy artifacts from another store.", "Share"),
         "push-hub": Verb("push_hub", "push_hub", "Make a Hugging Face Hub repository out of a delta.", "Share"),

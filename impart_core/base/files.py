@@ -15,10 +15,12 @@ from impart_core.base.retry import is_transient
 _CHUNK = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+# What a file system says that cannot flush a folder, or a folder that may not be read.
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM, errno.EISDIR)
 
 
 def write_atomically(target: Path, data: bytes, *, place: Callable[[Path, Path], None] = os.replace) -> None:
-    """Write a file beside its target, flush it to disk, then put it in its place in one step.
+    """Write a file beside its target, flush it to disk, then put it in its place in one step and flush its folder.
 
     Args:
         target: the file to write; its folder exists.
@@ -32,8 +34,33 @@ def write_atomically(target: Path, data: bytes, *, place: Callable[[Path, Path],
             file.flush()
             os.fsync(file.fileno())
         place(scratch, target)
+        sync_folder(target.parent)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush to disk what a folder holds by name, where its file system can; one that is gone by now needs none.
+
+    Without this a file that was moved or linked into its place may not be there after a power loss.
+    """
+    if os.name == "nt":  # it opens no folders
+        return
+    try:
+        opened = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno in _NO_FOLDER_SYNC:
+            return
+        raise
+    try:
+        os.fsync(opened)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
+    finally:
+        os.close(opened)
 
 
 def copy_hashed(source: Path, target: Path) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from impart_core.artifacts.delta import delta_recipe
-from impart_core.base.errors import StoreError
+from impart_core.base.errors import ArtifactNotFoundError, CorruptArtifactError, StoreError
 from impart_core.base.numerics import default_workers
 from impart_core.base.retry import Ledger, Retried, patiently, recording
 from impart_core.base.settings import Frozen
@@ -35,12 +35,13 @@ from impart_core.engine.stages import (
     sparsify_block,
 )
 from impart_core.store.catalog import CatalogEntry
-from impart_core.store.gc import discard
 from impart_core.store.kept import keeping
 from impart_core.store.manifest import Pointer
+from impart_core.store.names import require_whole
 from impart_core.store.pins import Pin, pin
 from impart_core.store.provenance import Stopwatch, peak_rss_bytes
 from impart_core.store.store import Store
+from impart_core.store.sweep import discard
 
 logger = logging.getLogger(__name__)
 
@@ -177,6 +178,8 @@ class _Compression:
         hold = patiently("pin what may be reused", lambda: pin(self._store, pins))
         try:
             delta, faults = self._find_or_make(job, planned, hold)
+            if hold.lost():
+                self._require_whole(recipe.id)
         finally:
             hold.release()
         if planned.activations:  # they are of no more use
@@ -188,6 +191,16 @@ class _Compression:
         if text is not None:
             job = TextJob(self._run, text, self._checked.finetuned)
             self._parts.text = self._executor.run(read_calibration_text, job)
+
+    def _require_whole(self, artifact_id: str) -> None:
+        """Look once more for what was made: while the run was stopped, somebody may have cleaned up what it reuses."""
+        try:
+            patiently("look for the delta again", lambda: require_whole(self._store, artifact_id))
+        except (ArtifactNotFoundError, CorruptArtifactError) as error:
+            raise StoreError(
+                "This run was stopped for so long that its pin lapsed, and parts of its delta were cleaned up. "
+                f"Run the same command again: it makes what is missing. {error}"
+            ) from error
 
     def _find_or_make(self, job: DeltaJob, planned: Planned, hold: Pin) -> tuple[DeltaResult, tuple[str, ...]]:
         """Return the delta, and what was wrong with the one that was there."""

@@ -36,7 +36,7 @@ from impart_core.engine.references import (
 )
 from impart_core.store.catalog import entry_of, note
 from impart_core.store.manifest import Manifest
-from impart_core.store.names import resolve, set_ref
+from impart_core.store.names import require_whole, resolve, set_ref
 from impart_core.store.pins import pin
 from impart_core.store.provenance import Stopwatch
 from impart_core.store.publish import Reuse, made_or_found
@@ -196,6 +196,7 @@ def gather_delta(job: DeltaJob) -> DeltaResult:
     delta = publish_delta(store, job.recipe, job.finetuned, blocks, watch, reuse=Reuse(trust.reread, replace))
     manifest = delta.manifest
     if job.name:
+        require_whole(store, manifest.id)
         set_ref(store, job.name, manifest.id, why="compress")
     note(store, [*job.made, entry_of(manifest)])
     changed = before is not None and (before.files, before.content) != (manifest.files, manifest.content)

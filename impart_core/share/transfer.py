@@ -19,7 +19,7 @@ from impart_core.base.settings import Frozen
 from impart_core.storage.failures import Side, explained
 from impart_core.store.catalog import CatalogEntry, entry_of, note, scan
 from impart_core.store.manifest import Content, Manifest, kind_of
-from impart_core.store.names import all_refs, get_ref, require_ref_name, set_ref
+from impart_core.store.names import all_refs, get_ref, require_ref_name, require_whole, set_ref
 from impart_core.store.pins import pin
 from impart_core.store.store import Store
 
@@ -137,12 +137,14 @@ def transfer(
     work = _Transfer(source, target, reread, record, progress)
     bundles = work.survey(wanted, factors=factors, evaluations=evaluations)
     parts = {part.id: part for bundle in bundles for part in bundle.parts}
-    with pin(target, parts):  # what is skipped is looked for once more after this
+    with pin(target, parts) as hold:  # what is skipped is looked for once more after this
         for bundle in bundles:
             if work.copy(bundle):
                 for name in (name for name, made in names.items() if made == bundle.top.id):
                     _require_names(target, {name: bundle.top.id}, move_names)
                     set_ref(target, name, bundle.top.id, *_reason(source, record))
+        if hold.lost():
+            _require_still_whole(target, [bundle.top.id for bundle in bundles if bundle.top.id not in work.faults])
     if work.faults:
         raise CorruptArtifactError(
             f"{' '.join(dict.fromkeys(work.faults.values()))} What depends on it was not copied; "
@@ -313,6 +315,18 @@ def _tally(parts: Iterable[_Part]) -> Tally:
         files=sum(part.entry.files for part in found),
         bytes=sum(part.bytes for part in found),
     )
+
+
+def _require_still_whole(target: Store, artifact_ids: Iterable[str]) -> None:
+    """Look once more for what was copied: the copying was stopped for so long that nothing kept it meanwhile."""
+    for artifact_id in artifact_ids:
+        try:
+            require_whole(target, artifact_id)
+        except (ArtifactNotFoundError, CorruptArtifactError) as error:
+            raise StoreError(
+                f"Copying was stopped for so long that parts of {artifact_id[:12]} were cleaned up in {target.url}. "
+                f"Run the same command again. {error}"
+            ) from error
 
 
 def _require_different(source: Store, target: Store) -> None:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from impart_core.base.errors import CorruptArtifactError, StoreError
-from impart_core.base.files import copy_hashed, disk_errors, write_atomically
+from impart_core.base.files import copy_hashed, disk_errors, sync_folder, write_atomically
 from impart_core.storage.exclusive import place_exclusively
 from impart_core.storage.failures import Side, explained
 from impart_core.storage.objects import PROBES, ObjectInfo, Objects, R, is_path, require_path
@@ -19,7 +19,11 @@ _KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
 
 
 class FolderObjects(Objects):
-    """Objects in a folder. A file appears under its name whole or not at all, and is on disk by then."""
+    """Objects in a folder. A file appears under its name whole or not at all, and is on disk by then.
+
+    So are its name and those of all folders up to the root once it was created: a power loss takes neither what a
+    manifest or a name was written for, nor these themselves.
+    """
 
     is_local = True
 
@@ -33,9 +37,10 @@ class FolderObjects(Objects):
         scratch = place.with_name(f".{place.name}.{uuid.uuid4().hex}.tmp")
         with disk_errors(f"the store {self.url}"):
             try:
-                if _in_folder(place.parent, lambda: copy_hashed(source, scratch)) != sha256:
+                if self._in_folder(place.parent, lambda: copy_hashed(source, scratch)) != sha256:
                     raise StoreError(f"{source} changed while it was being copied to {place}. Run it again.")
                 scratch.replace(place)
+                sync_folder(place.parent)
             finally:
                 scratch.unlink(missing_ok=True)
 
@@ -51,13 +56,17 @@ class FolderObjects(Objects):
             return True
 
         with disk_errors(f"the store {self.url}"):
-            return _in_folder(place.parent, write)
+            free = self._in_folder(place.parent, write)
+            # Whoever made the folders above, or the file, may have been killed before they were on disk.
+            for folder in place.parents[1 if free else 0 : path.count("/") + 1]:
+                sync_folder(folder)
+            return free
 
     def replace(self, path: str, data: bytes, was: bytes | None) -> bool:  # noqa: ARG002 - a folder cannot compare
         """Write a file beside the present one and move it over that."""
         place = self._place(path)
         with disk_errors(f"the store {self.url}"):
-            _in_folder(place.parent, lambda: write_atomically(place, data))
+            self._in_folder(place.parent, lambda: write_atomically(place, data))
         return True
 
     def read(self, path: str, limit: int) -> bytes | None:
@@ -136,14 +145,37 @@ class FolderObjects(Objects):
     def now(self) -> datetime:
         """Date a probe file."""
         probe = f"{PROBES}/{uuid.uuid4().hex}"
-        self.replace(probe, b"", None)
+        place = self._place(probe)
+        with disk_errors(f"the store {self.url}"):
+            self._in_folder(place.parent, place.touch)  # nobody needs it after a power loss
         try:
-            return datetime.fromtimestamp(self._place(probe).stat().st_mtime, UTC)
+            return datetime.fromtimestamp(place.stat().st_mtime, UTC)
         finally:
             self.delete([probe])
 
     def _place(self, path: str) -> Path:
         return self._root / require_path(path)
+
+    def _in_folder(self, folder: Path, write: Callable[[], R]) -> R:
+        """Make a folder and write in it, again where somebody's `delete` took it away for being empty in between."""
+        for _ in range(_ATTEMPTS):
+            try:
+                self._make_root()
+                folder.mkdir(parents=True, exist_ok=True)
+                return write()
+            except FileNotFoundError:
+                continue
+            except FileExistsError:  # `mkdir` found it there, and then no longer
+                if folder.exists() and not folder.is_dir():
+                    raise
+        return write()
+
+    def _make_root(self) -> None:
+        """Make the store's own folder, and see to it that it is on disk with all that were made for it."""
+        missing = [folder for folder in (self._root, *self._root.parents) if not folder.exists()]
+        for folder in reversed(missing):
+            folder.mkdir(exist_ok=True)
+            sync_folder(folder.parent)
 
 
 def _regular(place: Path) -> os.stat_result:
@@ -157,17 +189,3 @@ def _regular(place: Path) -> os.stat_result:
     if kind != stat.S_IFREG:
         raise CorruptArtifactError(f"{place} is a {_KINDS.get(kind, 'device')} where a file should be. Delete it.")
     return status
-
-
-def _in_folder(folder: Path, write: Callable[[], R]) -> R:
-    """Make a folder and write in it, again where somebody's `delete` took it away for being empty in between."""
-    for _ in range(_ATTEMPTS):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            return write()
-        except FileNotFoundError:
-            continue
-        except FileExistsError:  # `mkdir` found it there, and then no longer
-            if folder.exists() and not folder.is_dir():
-                raise
-    return write()

@@ -81,7 +81,7 @@ def scan(store: Store) -> dict[str, CatalogEntry]:
     known = _read_packs(store, _pack_names(store))
     found = {artifact_id: known[artifact_id] for artifact_id in present if artifact_id in known}
     unknown = store.manifests(name for name in present if name not in known)
-    read = {artifact_id: _read_entry(store, artifact_id, manifest) for artifact_id, manifest in unknown}
+    read = {artifact_id: read_entry(store, artifact_id, manifest) for artifact_id, manifest in unknown}
     whole = [entry for entry in read.values() if entry.kind != DAMAGED]
     if len(whole) >= _WORTH_A_PACK:
         with contextlib.suppress(StoreError):  # whoever may only read can do without
@@ -89,7 +89,8 @@ def scan(store: Store) -> dict[str, CatalogEntry]:
     return dict(sorted({**found, **read}.items()))
 
 
-def _read_entry(store: Store, artifact_id: str, manifest: Manifest | None) -> CatalogEntry:
+def read_entry(store: Store, artifact_id: str, manifest: Manifest | None) -> CatalogEntry:
+    """Return the entry of an artifact whose manifest was read, None where it cannot be; it then counts as damaged."""
     try:
         return entry_of(manifest or store.manifest(artifact_id))
     except NewerArtifactError:

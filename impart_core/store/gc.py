@@ -5,23 +5,26 @@ the grace time, whatever a running flow has pinned (see `pins`), and the measure
 difference of two times by the store's own clock.
 """
 
-import time
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from impart_core.base.errors import CorruptArtifactError
 from impart_core.base.settings import Frozen
 from impart_core.storage.objects import PROBES, ObjectInfo
-from impart_core.store.catalog import DAMAGED, CatalogEntry, forget, reach, scan
+from impart_core.store.catalog import DAMAGED, CatalogEntry, reach, read_entry
 from impart_core.store.manifest import MANIFEST, kind_of
-from impart_core.store.names import all_moves
-from impart_core.store.pins import Pin, lapsed, pinned_ids, sweeping
+from impart_core.store.names import all_logs
+from impart_core.store.pins import pinned_ids, sweeping
+from impart_core.store.refs import Log
 from impart_core.store.store import Store
+from impart_core.store.sweep import Garbage, delete_garbage, moves_in, owner_of
 
 DEFAULT_GRACE = timedelta(days=7)
-_TAIL = f"/{MANIFEST}"
+_ID = re.compile(r"[0-9a-f]{64}")
 _SCRATCH_AGE = timedelta(hours=1)  # writing a small object takes seconds: what is older has lost its writer
 _SIDE_FOLDERS = ("refs", "catalog", "pins", "sweeps", PROBES)
 
@@ -48,43 +51,6 @@ class GcReport(Frozen):
     complete: bool = True
 
 
-@dataclass
-class _Garbage:
-    """What may go: artifacts with all their objects, single objects, uploads."""
-
-    kept: int
-    entries: dict[str, CatalogEntry] = field(default_factory=dict)
-    objects: dict[str, dict[str, ObjectInfo]] = field(default_factory=dict)
-    leftovers: dict[str, ObjectInfo] = field(default_factory=dict)
-    uploads: list[str] = field(default_factory=list)
-
-    def both(self, other: "_Garbage") -> "_Garbage":
-        """Return what is garbage here and there."""
-        return _Garbage(
-            kept=other.kept,
-            entries={name: entry for name, entry in self.entries.items() if name in other.entries},
-            objects={name: found for name, found in self.objects.items() if name in other.objects},
-            leftovers={path: info for path, info in self.leftovers.items() if path in other.leftovers},
-            uploads=[upload for upload in self.uploads if upload in other.uploads],
-        )
-
-    def report(self, *, deleted: bool, complete: bool = True) -> GcReport:
-        """Return it as a report."""
-        by_kind: dict[str, list[str]] = defaultdict(list)
-        for artifact_id, entry in sorted(self.entries.items()):
-            by_kind[entry.kind].append(artifact_id)
-        sizes = [info.size for found in (*self.objects.values(), self.leftovers) for info in found.values()]
-        return GcReport(
-            deleted=deleted,
-            kept=self.kept,
-            artifacts={kind: tuple(ids) for kind, ids in sorted(by_kind.items())},
-            leftovers=len(self.leftovers),
-            uploads=len(self.uploads),
-            bytes=sum(sizes),
-            complete=complete,
-        )
-
-
 @dataclass(frozen=True)
 class _Look:
     """The objects of every artifact as they were at first, which of these are young, and when what is not was written.
@@ -95,6 +61,13 @@ class _Look:
     listed: dict[str, dict[str, ObjectInfo]]
     young: frozenset[str]
     oldest: datetime
+
+
+class _Known(NamedTuple):
+    """An artifact whose manifest was read, and the ids of the artifacts that it consists of."""
+
+    entry: CatalogEntry
+    parts: tuple[str, ...]
 
 
 def collect(
@@ -110,72 +83,59 @@ def collect(
 
     Raises:
         ArtifactNotFoundError: nothing lies at the store's place.
-        CorruptArtifactError: something that is kept is damaged, so that it is not known what it needs.
+        CorruptArtifactError: a name dangles, or a move, a pin, or the manifest of something that is kept is damaged,
+            so that it is not known what is needed.
     """
     store.require_there()
-    look = _look(store, grace)
-    found = _mark(store, look, history)
+    look, known = _look(store, grace), dict[str, _Known]()
+    found = _mark(store, look, history, known)
     if not delete:
-        return found.report(deleted=False)
-    with sweeping(store, {*found.objects, *map(_owner, found.leftovers)}) as deadline:
+        return _report(found, deleted=False)
+    with sweeping(store, found.ids()) as sweep:
         # Whoever pinned, named or published something before seeing the sweep is seen now.
-        sure = found.both(_mark(store, look, history))
-        complete = _delete(store, sure, deadline)
-    return sure.report(deleted=True, complete=complete)
+        sure = found.both(_mark(store, look, history, known))
+        complete = delete_garbage(store, sure, sweep)
+    return _report(sure, deleted=True, complete=complete)
 
 
-def discard(store: Store, artifact_ids: Iterable[str], own: Pin | None = None) -> None:
-    """Delete artifacts that are of no more use, but for those that another run has pinned.
-
-    Nothing may point to them. What is not deleted here is left to `collect`.
-
-    Args:
-        store: where they are.
-        artifact_ids: which.
-        own: the pin of the run that has no more use for them, if it still holds them.
-    """
-    wanted = set(artifact_ids)
-    with sweeping(store, wanted) as deadline:
-        objects = {name: store.objects.find(f"artifacts/{name}") for name in wanted - pinned_ids(store, own)}
-        _delete(store, _Garbage(kept=0, objects=objects), deadline)
-
-
-def _delete(store: Store, garbage: _Garbage, deadline: float) -> bool:
-    """Delete until the deadline: first from the catalogue, then manifests, so that no half is ever seen."""
-    forget(store, garbage.objects.keys())
-    paths = [path for found in garbage.objects.values() for path in found]
-    manifests = [path for path in paths if path.endswith(_TAIL)]
-    data = [path for path in paths if not path.endswith(_TAIL)]
-    for step in (manifests, data, list(garbage.leftovers)):
-        for start in range(0, len(step), 1000):
-            if time.monotonic() > deadline:
-                return False
-            store.objects.delete(step[start : start + 1000])
-    store.objects.abort(garbage.uploads)
-    store.objects.delete(lapsed(store))
-    return True
+def _report(garbage: Garbage, *, deleted: bool, complete: bool = True) -> GcReport:
+    by_kind: dict[str, list[str]] = defaultdict(list)
+    for artifact_id, entry in sorted(garbage.entries.items()):
+        by_kind[entry.kind].append(artifact_id)
+    sizes = [info.size for found in (*garbage.objects.values(), garbage.leftovers) for info in found.values()]
+    return GcReport(
+        deleted=deleted,
+        kept=garbage.kept,
+        artifacts={kind: tuple(ids) for kind, ids in sorted(by_kind.items())},
+        leftovers=len(garbage.leftovers),
+        uploads=len(garbage.uploads),
+        bytes=sum(sizes),
+        complete=complete,
+    )
 
 
 def _look(store: Store, grace: timedelta) -> _Look:
     listed: dict[str, dict[str, ObjectInfo]] = defaultdict(dict)
     for path, info in store.objects.find("artifacts").items():
         if path.count("/") == 2:
-            listed[_owner(path)][path] = info
+            listed[owner_of(path)][path] = info
     oldest = store.objects.now() - grace
     young = {name for name, found in listed.items() if any(info.modified > oldest for info in found.values())}
     return _Look(listed, frozenset(young), oldest)
 
 
-def _mark(store: Store, look: _Look, history: int | None) -> _Garbage:
-    entries, listed, oldest = scan(store), look.listed, look.oldest
+def _mark(store: Store, look: _Look, history: int | None, known: dict[str, _Known]) -> Garbage:
+    # A run pins, publishes, names, and takes its pin back: read in this order, one of the three shows what it made.
+    pinned, logs = pinned_ids(store), all_logs(store)
+    _read_manifests(store, known)
+    entries = {name: found.entry for name, found in known.items()}
+    listed, oldest = look.listed, look.oldest
     new = entries.keys() - listed.keys()  # published since
-    named = {
-        entry.id for moves in all_moves(store).values() for entry in (moves if history is None else moves[-history:])
-    }
-    pinned = pinned_ids(store)
-    kept = _reach(entries, named | look.young | new | pinned)
+    kept = _reach(entries, _named(logs, history) | look.young | new | pinned)
+    _require_whole(store, logs, known)
     _require_readable(entries, kept)
-    garbage = _Garbage(kept=sum(name in kept for name in entries))
+    moves = moves_in({name: log.numbers for name, log in logs.items()})
+    garbage = Garbage(kept=sum(name in kept for name in entries), moves=moves)
     for name, found in listed.items():
         if name not in kept:
             garbage.objects[name] = found
@@ -188,9 +148,48 @@ def _mark(store: Store, look: _Look, history: int | None) -> _Garbage:
     return garbage
 
 
-def _owner(path: str) -> str:
-    """Return the artifact that an object lies beside, or whatever else it lies under."""
-    return path.split("/")[1]
+def _read_manifests(store: Store, known: dict[str, _Known]) -> None:
+    """Read the manifests that are not known yet; the catalogue may be wrong, and what goes by it is gone for good."""
+    present = [name for name in store.objects.names("artifacts") if _ID.fullmatch(name)]
+    for name in known.keys() - set(present):
+        del known[name]
+    for name, manifest in store.manifests(name for name in present if name not in known):
+        parts = manifest.content.pointers() if manifest else ()
+        known[name] = _Known(read_entry(store, name, manifest), tuple(part.id for part in parts))
+
+
+def _named(logs: Mapping[str, Log], history: int | None) -> set[str]:
+    """Return what names point to and have pointed to in their last moves, or in all.
+
+    Raises:
+        CorruptArtifactError: one of these moves is damaged.
+    """
+    named, faults = set[str](), list[str]()
+    for log in logs.values():
+        counted = log.numbers[0 if history is None else -history :]
+        named.update(move.id for move in log.moves if move.number >= counted[0])
+        if any(number >= counted[0] for number in log.damaged):
+            faults.append(log.trouble())
+    if faults:
+        raise CorruptArtifactError(f"It is not known what a name keeps, and nothing was deleted. {' '.join(faults)}")
+    return named
+
+
+def _require_whole(store: Store, logs: Mapping[str, Log], known: Mapping[str, _Known]) -> None:
+    """Refuse to go on while a name points to what is not there, or lacks a part: what that needs is not known."""
+    faults = []
+    for name, log in logs.items():
+        top = log.moves[-1].id
+        parts = known[top].parts if top in known else ()
+        if lost := [part for part in (top, *parts) if part not in known]:
+            what = "it" if top in lost else f"its part {lost[0][:12]}"
+            faults.append(
+                f"{name!r} points to {top[:12]}, and {what} is lost. Compress with the same settings again to make it "
+                f"anew, or let go of it: `impart tag REF {name}` points the name elsewhere, `impart untag {name}` "
+                "removes it."
+            )
+    if faults:
+        raise CorruptArtifactError(f"Names of {store.url} dangle, and nothing was deleted. {' '.join(faults)}")
 
 
 def _reach(entries: Mapping[str, CatalogEntry], roots: Iterable[str]) -> set[str]:

@@ -1,15 +1,8 @@
-"""Names for artifacts: a ref is a numbered log of the ids that it pointed to; the highest number is in force.
+"""Names for artifacts: moved atomically, their history kept; see `refs` for how it is written."""
 
-Each entry is created under a free number or not at all, so that moves are atomic and history is kept.
-"""
-
+import logging
 import re
-from collections.abc import Sequence
-from datetime import UTC, datetime
 
-from pydantic import ValidationError
-
-from impart_core.base.canonical import canonical_json
 from impart_core.base.errors import (
     ArtifactNotFoundError,
     ConfigError,
@@ -18,41 +11,29 @@ from impart_core.base.errors import (
     StoreError,
     unknown_name,
 )
-from impart_core.base.settings import Frozen
-from impart_core.store.manifest import Sha256
+from impart_core.store.manifest import Manifest
 from impart_core.store.pins import pin
-from impart_core.store.provenance import user_name
+from impart_core.store.refs import (
+    NAME,
+    Log,
+    Move,
+    all_numbers,
+    current_move,
+    new_move,
+    numbers_of,
+    path_of,
+    read_log,
+    read_logs,
+    write_move,
+)
 from impart_core.store.store import Store
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(@[A-Za-z0-9][A-Za-z0-9._-]{0,63})?")
+logger = logging.getLogger(__name__)
+
 _ID = re.compile(r"[0-9a-f]{6,64}")
 _SHORT_ID = re.compile(r"[0-9a-f]{1,5}")
-_ENTRY = re.compile(r"([0-9]{8}|[1-9][0-9]{8,17})\.json")  # eight digits, and more where they are needed
 _ROLLBACK = re.compile(r"rollback to ([0-9]{1,18})")
 _ATTEMPTS = 100
-_LARGEST = 64 << 10
-
-
-class RefEntry(Frozen):
-    """One move of a ref.
-
-    Attributes:
-        id: the artifact id that it points to since then.
-        moved: when (UTC, ISO 8601).
-        by: which user moved it.
-        why: by what, in a few words (`compress`, `tag`, `rollback to 2`).
-    """
-
-    id: Sha256
-    moved: str
-    by: str = ""
-    why: str = ""
-
-
-class Move(RefEntry):
-    """A move and its number in the ref's log, from 1 on."""
-
-    number: int
 
 
 def require_ref_name(name: str) -> str:
@@ -61,7 +42,7 @@ def require_ref_name(name: str) -> str:
     Raises:
         ConfigError: it holds other characters, or looks like an id.
     """
-    if not _NAME.fullmatch(name) or _ID.fullmatch(name):
+    if not NAME.fullmatch(name) or _ID.fullmatch(name):
         raise ConfigError(
             f"{name!r} cannot name an artifact. Use letters, digits, '.', '_' and '-', optionally '@' and a label "
             "(wizardmath-13b@prod), and not just hexadecimal digits."
@@ -75,71 +56,62 @@ def set_ref(store: Store, name: str, artifact_id: str, why: str = "", by: str | 
     Args:
         store: the store.
         name: which name.
-        artifact_id: where it is to point.
+        artifact_id: where it is to point. Whether that is there is the caller's to know; see `require_whole`.
         why: by what, in a few words.
         by: who moves it; None: the user that runs this process.
 
     Raises:
+        CorruptArtifactError: the name's last move is damaged.
         StoreError: other writers kept moving the same name.
     """
     require_ref_name(name)
     for _ in range(_ATTEMPTS):
-        numbers = _numbers(store, name)
-        if numbers and (current := _move(store, name, numbers[-1])).id == artifact_id:
+        numbers = numbers_of(store, name)
+        current = current_move(store, name, numbers)
+        if current and current.id == artifact_id:
             return current
-        made = _try_move(store, name, (numbers[-1] if numbers else 0) + 1, artifact_id, (why, by))
+        made = write_move(store, name, new_move((numbers[-1] if numbers else 0) + 1, artifact_id, why, by))
         if made:
             return made
-    raise StoreError(f"The name {name!r} is being moved by others all the time. Try again.")
+    raise _moved_all_the_time(name)
 
 
 def get_ref(store: Store, name: str) -> str | None:
-    """Return the id that a name points to, or None where the name is not taken."""
-    numbers = _numbers(store, name)
-    return _move(store, name, numbers[-1]).id if numbers else None
+    """Return the id that a name points to, or None where the name is not taken.
+
+    Raises:
+        CorruptArtifactError: its last move is damaged.
+    """
+    current = current_move(store, name, numbers_of(store, name))
+    return current.id if current else None
 
 
 def all_refs(store: Store) -> dict[str, str]:
-    """Return every name and the id that it points to; of its moves only the last is read."""
-    last = {name: numbers[-1:] for name, numbers in _all_numbers(store).items()}
-    return {name: moves[-1].id for name, moves in _read_moves(store, last).items()}
+    """Return every name and the id that it points to; of its moves only the last is read.
+
+    A name whose last move is damaged is left out, with a warning that says what mends it.
+    """
+    numbers = all_numbers(store)
+    found = {}
+    for name, log in read_logs(store, {name: own[-1:] for name, own in numbers.items()}).items():
+        if log.damaged:
+            logger.warning("The name %r cannot be read: %s", name, read_log(store, name).trouble())
+        else:
+            found[name] = log.moves[-1].id
+    return found
 
 
 def names_by_id(store: Store) -> dict[str, tuple[str, ...]]:
-    """Return the names that point to an artifact, sorted, by its id."""
+    """Return the names that point to an artifact, sorted, by its id; damaged ones as in `all_refs`."""
     names: dict[str, tuple[str, ...]] = {}
     for name, artifact_id in all_refs(store).items():
         names[artifact_id] = (*names.get(artifact_id, ()), name)
     return names
 
 
-def all_moves(store: Store) -> dict[str, list[Move]]:
-    """Return every name's moves, oldest first, with few requests.
-
-    Raises:
-        CorruptArtifactError: one of them is damaged.
-    """
-    return _read_moves(store, _all_numbers(store))
-
-
-def _all_numbers(store: Store) -> dict[str, list[int]]:
-    """Return the numbers of every name's moves, rising, from one listing."""
-    found: dict[str, list[int]] = {}
-    for path in sorted(store.objects.find("refs")):
-        _, name, file = path.split("/", 2)
-        entry = _ENTRY.fullmatch(file)
-        if _NAME.fullmatch(name) and entry:
-            found.setdefault(name, []).append(int(entry[1]))
-    return {name: sorted(numbers) for name, numbers in found.items()}
-
-
-def _read_moves(store: Store, numbers: dict[str, list[int]]) -> dict[str, list[Move]]:
-    wanted = {_path(name, number): (name, number) for name, own in numbers.items() for number in own}
-    moves: dict[str, list[Move]] = {}
-    for path, data in store.objects.read_many(wanted, _LARGEST).items():
-        name, number = wanted[path]
-        moves.setdefault(name, []).append(_parse(store, path, number, data))
-    return dict(sorted(moves.items()))
+def all_logs(store: Store) -> dict[str, Log]:
+    """Return every name's moves, with few requests."""
+    return read_logs(store, all_numbers(store))
 
 
 def resolve(store: Store, ref: str) -> str:
@@ -147,6 +119,7 @@ def resolve(store: Store, ref: str) -> str:
 
     Raises:
         ArtifactNotFoundError: nothing matches.
+        CorruptArtifactError: the name's last move is damaged.
         UnknownNameError: nothing matches, but names exist: with the nearest.
         ConfigError: the beginning fits several ids.
     """
@@ -177,28 +150,88 @@ def is_artifact(store: Store, ref: str) -> bool:
     return True
 
 
-def tag(store: Store, name: str, artifact_id: str) -> Move:
-    """Point a name to an artifact that exists, and return the move in force.
+def require_whole(store: Store, artifact_id: str) -> Manifest:
+    """Return an artifact's manifest if it is whole with all that it consists of: manifests there, files of their size.
 
     Raises:
         ArtifactNotFoundError: there is no such artifact.
-        CorruptArtifactError: its manifest is damaged.
+        CorruptArtifactError: something of it, or of a part, is missing or damaged.
+    """
+    top = store.examine(artifact_id)
+    manifest = top.manifest or store.manifest(artifact_id)
+    parts = ((pointer.id, store.examine(pointer.id)) for pointer in manifest.content.pointers())
+    for part, found in ((artifact_id, top), *parts):
+        if found.manifest is None:
+            lost = found.fault or f"Its part {part[:12]} is not in the store {store.url}."
+            raise CorruptArtifactError(
+                f"The {manifest.content.kind} {artifact_id[:12]} is not whole: {lost} "
+                "Compress with the same settings again to make it whole."
+            )
+    return manifest
+
+
+def tag(store: Store, name: str, artifact_id: str) -> Move:
+    """Point a name to a whole artifact, and return the move in force.
+
+    Moves of the name that cannot be read any more are given up: the new move says so, and they stop nothing then.
+
+    Raises:
+        ArtifactNotFoundError: there is no such artifact.
+        CorruptArtifactError: something of it is damaged or missing.
         ConfigError: the name may not be given to an artifact.
+        StoreError: other writers kept moving the same name.
     """
     require_ref_name(name)
     with pin(store, [artifact_id]):
-        return set_ref(store, name, store.manifest(artifact_id).id, why="tag")
+        require_whole(store, artifact_id)
+        for _ in range(_ATTEMPTS):
+            log = read_log(store, name)
+            if log.moves and not log.damaged and log.moves[-1].id == artifact_id:
+                return log.moves[-1]
+            past = f"tag, past damaged moves: {', '.join(map(str, sorted(log.damaged)))}" if log.damaged else "tag"
+            number = (log.numbers[-1] if log.numbers else 0) + 1
+            made = write_move(store, name, new_move(number, artifact_id, past), lost=log.damaged)
+            if made:
+                return made
+    raise _moved_all_the_time(name)
+
+
+def untag(store: Store, name: str) -> int:
+    """Remove a name with all its moves, readable or not, and return how many these were. Artifacts stay.
+
+    The oldest move goes first, so that the name points to what it pointed to until it is gone.
+
+    Raises:
+        ArtifactNotFoundError: the name is not taken, and the store holds no names.
+        UnknownNameError: the name is not taken, but others are: with the nearest.
+        StoreError: someone else moved the name meanwhile: it stays, without the moves before.
+    """
+    numbers = _taken(store, name)
+    for some in (numbers[:-1], numbers[-1:]):
+        store.objects.delete(path_of(name, number) for number in some)
+    left = numbers_of(store, name)
+    if left:
+        raise StoreError(
+            f"{name!r} was moved by someone else at this moment (move {left[-1]}), and stays. "
+            f"See where it points now (`impart history {name}`), and try again."
+        )
+    return len(numbers)
 
 
 def history(store: Store, name: str) -> tuple[Move, ...]:
     """Return every move of a name, oldest first; the last one is in force.
 
+    Earlier moves that are damaged are left out, with a warning that says what mends the name.
+
     Raises:
         ArtifactNotFoundError: the name is not taken, and the store holds no names.
         UnknownNameError: the name is not taken, but others are: with the nearest.
-        CorruptArtifactError: a move is damaged.
+        CorruptArtifactError: the last move is damaged.
     """
-    return tuple(_move(store, name, number) for number in _taken(store, name))
+    log = _taken_log(store, name)
+    if log.damaged:
+        logger.warning("%s", log.trouble())
+    return log.moves
 
 
 def rollback(store: Store, name: str, to: int | None = None) -> Move:
@@ -215,45 +248,52 @@ def rollback(store: Store, name: str, to: int | None = None) -> Move:
     Raises:
         ConfigError: there is no such move, or none further back.
         ArtifactNotFoundError: the name is not taken, or the artifact that it would point to is gone.
+        CorruptArtifactError: a move that matters is damaged, or that artifact is not whole.
         StoreError: someone else moved the name meanwhile: what is before it now is another question.
     """
-    numbers = _taken(store, name)
+    log = _taken_log(store, name)
+    numbers, moves = log.numbers, {move.number: move for move in log.moves}
     if to is None and len(numbers) == 1:
         raise ConfigError(f"{name!r} was moved once only: there is nothing to roll back to.")
-    wanted = _further_back(name, history(store, name)) if to is None else to
+    wanted = _further_back(log) if to is None else to
     if wanted not in numbers:
         raise ConfigError(f"{name!r} has no move {to}. Its moves are {numbers[0]} to {numbers[-1]}.")
-    target = _move(store, name, wanted)
-    with pin(store, [target.id]):
-        return _go_back(store, name, _move(store, name, numbers[-1]), target)
+    if wanted not in moves:
+        raise CorruptArtifactError(
+            f"Move {wanted} of {name!r} is damaged, so that it is not known where it led. "
+            f"`impart history {name}` lists the others; give one of these with --to."
+        )
+    with pin(store, [moves[wanted].id]):
+        return _go_back(store, name, log.moves[-1], moves[wanted])
 
 
-def _further_back(name: str, moves: Sequence[Move]) -> int:
+def _further_back(log: Log) -> int:
     """Return the number of the move before the one that is in force, rollbacks taken for what they went back to.
 
     A move that was rolled back is not come back to: moves 1, 2, `rollback to 1`, 4 go back to 1 again.
     """
-    by_number = {move.number: move for move in moves}
+    by_number = {move.number: move for move in log.moves}
 
     def origin(move: Move) -> Move:
         while (found := _ROLLBACK.fullmatch(move.why)) and int(found[1]) < move.number and int(found[1]) in by_number:
             move = by_number[int(found[1])]
         return move
 
-    first = origin(moves[-1]).number
-    earlier = [move for move in moves if move.number < first]
+    first = origin(log.moves[-1]).number
+    earlier = [number for number in log.numbers if number < first]
     if not earlier:
         raise ConfigError(
-            f"{name!r} is back at its first move: there is nothing further back. `impart history {name}` lists its "
-            "moves; give one with --to."
+            f"{log.name!r} is back at its first move: there is nothing further back. `impart history {log.name}` lists "
+            "its moves; give one with --to."
         )
-    return origin(earlier[-1]).number
+    before = by_number.get(earlier[-1])
+    return origin(before).number if before else earlier[-1]
 
 
 def _go_back(store: Store, name: str, current: Move, target: Move) -> Move:
     wanted = target.number
     try:
-        store.manifest(target.id)
+        require_whole(store, target.id)
     except ArtifactNotFoundError as error:
         raise ArtifactNotFoundError(
             f"{name!r} cannot go back to move {wanted}: its artifact {target.id[:12]} is no longer in the store "
@@ -261,7 +301,7 @@ def _go_back(store: Store, name: str, current: Move, target: Move) -> Move:
         ) from error
     if current.id == target.id:
         return current
-    made = _try_move(store, name, current.number + 1, target.id, (f"rollback to {wanted}", None))
+    made = write_move(store, name, new_move(current.number + 1, target.id, f"rollback to {wanted}"))
     if made is None:
         raise StoreError(
             f"{name!r} was moved by someone else at this moment, and was not rolled back. "
@@ -270,9 +310,17 @@ def _go_back(store: Store, name: str, current: Move, target: Move) -> Move:
     return made
 
 
+def _taken_log(store: Store, name: str) -> Log:
+    """Return the log of a name whose last move can be read; errors as in `history`."""
+    log = read_logs(store, {name: _taken(store, name)}).get(name)
+    if log is None or log.current is None:
+        raise StoreError(f"The name {name!r} was removed by someone else at this moment.")
+    return log
+
+
 def _taken(store: Store, name: str) -> list[int]:
     """Return the numbers of a name's moves; errors as in `history`."""
-    numbers = _numbers(store, name)
+    numbers = numbers_of(store, name)
     if not numbers:
         names = store.objects.names("refs")
         if names:
@@ -282,33 +330,5 @@ def _taken(store: Store, name: str) -> list[int]:
     return numbers
 
 
-def _try_move(store: Store, name: str, number: int, artifact_id: str, reason: tuple[str, str | None]) -> Move | None:
-    """Write a move under its number, None where another writer was first."""
-    why, by = reason
-    moved = datetime.now(UTC).isoformat(timespec="seconds")
-    entry = RefEntry(id=artifact_id, moved=moved, by=user_name() if by is None else by, why=why)
-    free = store.objects.create(_path(name, number), canonical_json(entry.model_dump()))
-    return Move(number=number, **entry.model_dump()) if free else None
-
-
-def _path(name: str, number: int) -> str:
-    return f"refs/{name}/{number:08d}.json"
-
-
-def _numbers(store: Store, name: str) -> list[int]:
-    """Return the numbers of a name's moves, rising; what cannot be a name has none."""
-    files = store.objects.names(f"refs/{name}") if _NAME.fullmatch(name) else []
-    found = map(_ENTRY.fullmatch, files)
-    return sorted(int(entry[1]) for entry in found if entry)
-
-
-def _move(store: Store, name: str, number: int) -> Move:
-    path = _path(name, number)
-    return _parse(store, path, number, store.read(path) or b"")
-
-
-def _parse(store: Store, path: str, number: int, data: bytes) -> Move:
-    try:
-        return Move(number=number, **RefEntry.model_validate_json(data).model_dump())
-    except ValidationError as error:
-        raise CorruptArtifactError(f"{store.url}/{path} is not a ref. Delete it to fall back one move.") from error
+def _moved_all_the_time(name: str) -> StoreError:
+    return StoreError(f"The name {name!r} is being moved by others all the time. Try again.")

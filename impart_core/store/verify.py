@@ -16,6 +16,7 @@ from impart_core.base.errors import (
 )
 from impart_core.base.settings import Frozen
 from impart_core.store.manifest import MANIFEST, Content, FileEntry, Manifest
+from impart_core.store.names import all_logs
 from impart_core.store.store import Store
 
 Progress = Callable[[int, int], None]
@@ -36,6 +37,7 @@ class VerifyReport(Frozen):
         bytes: of these files.
         leftovers: objects beside all artifacts that no manifest names, such as a killed writer leaves; no fault.
         leftover_bytes: of these.
+        names: how many names were checked; none where one artifact was verified.
         faults: a sentence for each.
     """
 
@@ -46,6 +48,7 @@ class VerifyReport(Frozen):
     bytes: int
     leftovers: int = 0
     leftover_bytes: int = 0
+    names: int = 0
     faults: tuple[str, ...]
 
 
@@ -75,7 +78,9 @@ def verify(store: Store, artifact_id: str, progress: Progress | None = None) -> 
 
 
 def verify_store(store: Store, progress: StoreProgress | None = None) -> VerifyReport:
-    """Re-read every artifact of a store, once each, however many deltas share it, and every delta's totals.
+    """Re-read every artifact of a store, once each, however many deltas share it, every delta's totals, every name.
+
+    Of a name every move must be as it was written, and the artifact that it points to whole, with all its parts.
 
     Args:
         store: which.
@@ -112,7 +117,8 @@ def verify_store(store: Store, progress: StoreProgress | None = None) -> VerifyR
         for artifact_id in set(batch) - given:
             reading.note_damaged(artifact_id)
     reading.add_up()
-    return reading.report(artifacts=done, leftovers=len(unnamed), leftover_bytes=sum(unnamed.values()))
+    names = reading.check_names()
+    return reading.report(artifacts=done, names=names, leftovers=len(unnamed), leftover_bytes=sum(unnamed.values()))
 
 
 def _is_manifest(path: str) -> bool:
@@ -184,6 +190,30 @@ class _Reading:
             whole = [part for part in parts if part]
             if len(whole) == len(parts) and (wrong := content.mismatch(whole)):
                 self.faults.append(f"The {content.kind} {artifact_id[:12]} {wrong}.")
+
+    def check_names(self) -> int:
+        """Hold every name against what was read of the whole store; return how many there are."""
+        logs = all_logs(self._store)
+        for name, log in logs.items():
+            if log.damaged:
+                self.faults.append(f"The name {name!r} is damaged: {log.trouble()}")
+            elif lost := self._lost(log.moves[-1].id):
+                self.faults.append(
+                    f"The name {name!r} points to {log.moves[-1].id[:12]}, of which {lost}. Compress with the same "
+                    f"settings again to make it anew, or `impart tag REF {name}` or `impart untag {name}`."
+                )
+        return len(logs)
+
+    def _lost(self, artifact_id: str) -> str | None:
+        """Return what an artifact that a name points to lacks, if anything; damaged files have been told of."""
+        if artifact_id not in self._whole:
+            try:
+                self.read(self._store.manifest(artifact_id))  # it was published since
+            except (ArtifactNotFoundError, CorruptArtifactError):
+                return "there is nothing in the store"
+        content = self._whole[artifact_id]
+        lost = [part.name for part in (content.pointers() if content else ()) if part.id not in self._whole]
+        return f"{', '.join(lost[:3])} is lost" if lost else None
 
     def report(self, **what: Any) -> VerifyReport:
         """Return what was read and found, with what else there is to say of it."""

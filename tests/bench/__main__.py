@@ -32,7 +32,7 @@ TARGETS = {
     "scaling_deviation": "≤ 0.1",
     "ls_seconds": "≤ 10",
     "lineage_seconds": "≤ 10",
-    "gc_seconds": "≤ 10",
+    "gc_seconds": "≤ 20",
     "requests_deviation": "≤ 0.02",
     "peak_8_over_2_blocks": "≤ 1.2",
 }

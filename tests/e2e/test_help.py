@@ -60,6 +60,7 @@ NAMES: dict[tuple[str, str], list[str]] = {
     ("impart", "tag"): ["math@prod", "history", "--store"],
     ("impart", "history"): ["by whom", "--store"],
     ("impart", "rollback"): ["--to", "further back", "--store"],
+    ("impart", "untag"): ["history", "gc", "--store"],
     ("impart", "plan"): ["--cr", "--workers", "--embeddings", "--factors-for", "--option", "impart methods"],
     ("impart", "demo"): ["--out", "--limit", "--device", "--store"],
     ("impart", "selftest"): ["--device", "--size", "--quick", "Exit code 1"],

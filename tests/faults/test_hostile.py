@@ -27,7 +27,8 @@ from impart_core.methods import METHODS, Projection
 from impart_core.methods.decode import decode_delta, decode_stack
 from impart_core.store.catalog import entry_of
 from impart_core.store.manifest import parse_manifest
-from impart_core.store.names import RefEntry, get_ref, resolve, set_ref
+from impart_core.store.names import get_ref, resolve, set_ref
+from impart_core.store.refs import RefEntry
 from impart_core.store.store import Store
 from tests.faults.hostile import damage, damage_header, damage_json, time_limit, variants
 from tests.impart_core.pipeline import compress, config_of

@@ -19,11 +19,11 @@ from impart_core.artifacts.calibration_text import (
 from impart_core.artifacts.scales import ScalesContent, publish_scales, read_scales, scales_recipe
 from impart_core.base.errors import ArtifactNotFoundError, CorruptArtifactError
 from impart_core.calibrate.layer import batch_size
-from impart_core.store.gc import discard
 from impart_core.store.manifest import Manifest
 from impart_core.store.pins import pin, pinned_ids
 from impart_core.store.provenance import Stopwatch
 from impart_core.store.store import Store
+from impart_core.store.sweep import discard
 from tests.impart_core.pipeline import config_of, flip
 
 TOKENS = torch.arange(12, dtype=torch.int32).reshape(3, 4)

@@ -15,11 +15,13 @@ from impart_core.artifacts.evaluation import EvaluationContent
 from impart_core.base.errors import ArtifactNotFoundError, ConfigError, CorruptArtifactError, StoreError
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.share.transfer import TransferReport, transfer
+from impart_core.store import pins
 from impart_core.store.catalog import scan
 from impart_core.store.manifest import FileEntry, Manifest, Pointer
 from impart_core.store.names import all_refs, get_ref, set_ref
 from impart_core.store.provenance import Stopwatch
 from impart_core.store.recipe import Recipe
+from impart_core.store.refs import new_move, write_move
 from impart_core.store.store import Store
 from impart_core.store.verify import verify
 from tests.impart_core.pipeline import compress, config_of, flip, stored_path
@@ -176,8 +178,7 @@ def test_a_name_that_points_elsewhere_is_moved_on_request_only(delta: Delta, tar
 
 
 def test_a_name_that_is_not_one_is_refused_before_anything_is_copied(delta: Delta, folder: Store) -> None:
-    refs = Path(delta.store.url) / "refs"
-    shutil.copytree(refs / "math@prod", refs / "abcdef")
+    write_move(delta.store, "abcdef", new_move(1, delta.manifest.id, "forged"))
     with pytest.raises(ConfigError, match="'abcdef' cannot name an artifact"):
         send(delta, folder)
     assert objects(folder) == {}
@@ -337,3 +338,26 @@ def test_what_is_not_there_and_a_store_that_is_the_same_are_refused(delta: Delta
         verify(folder, "0" * 64)
     with pytest.raises(ConfigError, match="Both stores are"):
         send(delta, Store(Path(delta.store.url) / ".." / "source"))
+
+
+@pytest.mark.parametrize("cleaned_up", [True, False])
+def test_a_copy_that_was_stopped_for_long_looks_once_more_for_what_it_copied(
+    cleaned_up: bool, delta: Delta, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, target = [0.0], Store(tmp_path / "target")
+    monkeypatch.setattr(pins, "seconds_awake_or_asleep", lambda: clock[0])
+
+    def sleep(done: int, total: int, *_: int) -> None:
+        if done == total and not clock[0]:  # before the names are set
+            clock[0] = pins.PIN_LEASE.total_seconds() + 1
+            if cleaned_up:
+                target.objects.delete(target.objects.find(f"artifacts/{delta.blocks[0].id}"))
+
+    def copy() -> TransferReport:
+        return transfer(delta.store, target, [delta.manifest.id], progress=sleep)
+
+    if cleaned_up:
+        with pytest.raises(StoreError, match=r"stopped for so long that parts of .* were cleaned up"):
+            copy()
+    copy()
+    assert verify(target, delta.manifest.id).faults == ()

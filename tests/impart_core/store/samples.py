@@ -3,10 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+from impart_core.artifacts.block import publish_block
+from impart_core.artifacts.delta import DeltaContent
 from impart_core.artifacts.evaluation import RESULTS_FILE, EvaluationContent
-from impart_core.base.canonical import canonical_json
+from impart_core.artifacts.factors import FactorsContent
+from impart_core.base.canonical import canonical_json, digest_of
 from impart_core.base.files import scratch_folder
-from impart_core.store.manifest import Manifest
+from impart_core.store.manifest import Content, Manifest, Pointer
 from impart_core.store.provenance import Stopwatch
 from impart_core.store.recipe import Recipe
 from impart_core.store.store import Store, file_entry
@@ -50,3 +53,47 @@ def evaluation_of(
             provenance=Stopwatch().provenance(),
         )
         return store.publish(manifest, {RESULTS_FILE: path})
+
+
+_NO_TENSORS = (8).to_bytes(8, "little") + b"{}      "  # a safetensors file
+
+
+def small_delta(store: Store, seed: int = 0, blocks: int = 2) -> Manifest:
+    """Publish a delta of some blocks that were made from factors, each with a file of no tensors."""
+    pointers = []
+    for number in range(blocks):
+        name = f"model.layers.{number}"
+        factors = _publish(store, f"factors {seed} {number}", FactorsContent(name=name, matrices={}))
+        recipe = _recipe(f"block {seed} {number}", factors=factors.id)
+        block = publish_block(store, recipe, name, {}, Stopwatch())
+        pointers.append(Pointer(name=name, id=block.id, bytes=block.nbytes))
+    content_of_all = DeltaContent(
+        blocks=tuple(pointers),
+        base=digest_of("base"),
+        finetuned=digest_of(seed),
+        finetuned_bytes=1,
+        carried={},
+        projection_bytes=0,
+        projection_dense_bytes=0,
+        data_bytes=8,
+        cr_projection=None,
+    )
+    return _publish(store, f"delta {seed}", content_of_all, *(pointer.id for pointer in pointers))
+
+
+def _publish(store: Store, key: str, content: Content, *parents: str) -> Manifest:
+    with scratch_folder() as scratch:
+        path = scratch / (content.files[0] if content.files else "data.bin")
+        path.write_bytes(_NO_TENSORS)
+        manifest = Manifest.make(
+            _recipe(key),
+            parents=parents,
+            files=(file_entry(path.name, path),),
+            content=content,
+            provenance=Stopwatch().provenance(),
+        )
+        return store.publish(manifest, {path.name: path})
+
+
+def _recipe(key: str, **inputs: str) -> Recipe:
+    return Recipe(operation="sample", version=1, config={"method": "impart"}, inputs={"key": key, **inputs})
