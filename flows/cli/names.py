@@ -75,7 +75,7 @@ def untag(name: Name, store: opt.StoreOption = None, json: opt.JsonOption = Fals
     if json:
         print_json({"name": name, "moves": moves})
         return
-    typer.echo(f"{name} is no name any more ({moves} moves removed)")
+    say(f"{name} is no name any more ({moves} moves removed)")
 
 
 def _print_move(name: str, move: Move, json: bool) -> None:

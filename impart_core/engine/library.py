@@ -207,7 +207,8 @@ def evaluate(
     Raises:
         ImpartError: the request cannot be carried out; the message says what to change.
     """
-    name = model.manifest.id if isinstance(model, Delta) else str(absolute(model) if isinstance(model, Path) else model)
+    # Text may be a name or an id; all else is a place, or nothing.
+    name = model.manifest.id if isinstance(model, Delta) else model if isinstance(model, str) else absolute(model)
     request = EvaluateRequest(
         model=name,
         base=None if base is None else absolute(base),

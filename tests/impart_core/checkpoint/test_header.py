@@ -172,8 +172,8 @@ def test_tensors_that_do_not_lie_end_to_end_are_refused_as_the_library_does(
 
 
 def test_a_missing_file_or_a_folder_is_a_sentence(tmp_path: Path) -> None:
-    for path in (tmp_path / "absent", tmp_path):
-        with pytest.raises(CheckpointError, match="cannot be read"):
+    for path, why in ((tmp_path / "absent", "cannot be read"), (tmp_path, "is no file, but a folder")):
+        with pytest.raises(CheckpointError, match=why):
             read_header(local_file(path))
 
 

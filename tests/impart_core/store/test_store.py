@@ -152,7 +152,7 @@ def test_a_damaged_manifest_is_refused_and_publishing_again_repairs_it(
     store.publish(manifest, files)
     put(store, f"artifacts/{manifest.id}/manifest.json", damage)
     assert store.lookup(manifest.id) is None
-    with pytest.raises(CorruptArtifactError, match="not a valid manifest"):
+    with pytest.raises(CorruptArtifactError, match=r"not a valid manifest|is empty"):
         store.manifest(manifest.id)
     assert store.publish(manifest, files) == manifest
     assert store.lookup(manifest.id) == manifest
