@@ -27,7 +27,7 @@ from impart_core.store.recipe import Recipe
 from impart_core.store.store import Store
 
 FACTORS_FILE = "factors.safetensors"
-VERSIONS = {"factors": 1}  # raised whenever the same recipe gives other triplets or another number of them
+VERSIONS = {"factors": 2}  # raised whenever the same recipe gives other triplets or another number of them
 _PARTS = ("u", "sigma", "v")
 
 

@@ -12,7 +12,8 @@ import torch
 
 from impart_core.base.numerics import one_thread_per_kernel
 from impart_core.blocks.encode import Encoder, Made, assembled
-from impart_core.calibrate.layer import Batch, Layer
+from impart_core.calibrate.hessian import Hessian, shrink, shrink_together
+from impart_core.calibrate.layer import Batch, Layer, Site
 from impart_core.calibrate.model import CausalModel
 from impart_core.checkpoint.header import DTYPES, TensorInfo
 from impart_core.checkpoint.layout import Block, Role
@@ -67,18 +68,43 @@ def compress_layer(
 
     with one_thread_per_kernel(), model.layer(block.name, weights) as layer:
         del weights, ours
-        groups, unseen = layer.groups(batches[0].read(), list(matrices))
+        groups, unseen = layer.groups(batches, list(matrices))
+        short: dict[str, tuple[int, int]] = {}  # tokens and columns
         for group in groups:
             hessians = layer.hessians(group, batches)
+            short |= {site.names[0]: (h.tokens, len(h.matrix)) for site, h in hessians.items() if h.is_short}
+            _shrink(hessians)
             for site in group.sites:
-                inputs = Inputs(hessians.pop(site).to(encoder.device), site.of_rows, site.names[0])
+                inputs = Inputs(hessians.pop(site).matrix.to(encoder.device), site.of_rows, site.names[0])
                 for name in site.names:
                     encode(name, inputs, layer)
         for name in unseen:
             logger.warning("%s: what it is fed cannot be seen; it is quantised without calibration.", name)
             encode(name, None, layer)
+    if short:
+        _warn_of_few_tokens(block.name, short)
     parts = {name: [made[matrix.name] for matrix in pairs[name].matrices()] for name in coded}
     return tensors | {name: assembled(pairs[name], found) for name, found in parts.items()}
+
+
+def _shrink(hessians: Mapping[Site, Hessian]) -> None:
+    """Shrink Hessians of few tokens: those of experts towards that of all their tokens, others to the diagonal."""
+    experts = [hessian for site, hessian in hessians.items() if site.of_expert]
+    if experts:
+        shrink_together(experts)
+    for site, hessian in hessians.items():
+        if not site.of_expert:
+            shrink(hessian)
+
+
+def _warn_of_few_tokens(block: str, short: Mapping[str, tuple[int, int]]) -> None:
+    least = min(short, key=lambda name: short[name][0])
+    tokens, columns = short[least]
+    logger.warning(
+        "%s: %d groups of matrices are calibrated by fewer tokens than they have columns (%s: %d of %d), which says "
+        "little of them. Give more text (--calibration-sequences).",
+        *(block, len(short), least, tokens, columns),
+    )
 
 
 def run_layer(

@@ -46,13 +46,14 @@ def may_be_kept(pair: Pair, config: CompressConfig) -> bool:
 def coding_of_delta(pair: Pair, delta: torch.Tensor, config: CompressConfig) -> Coding | None:
     """Return how one matrix is coded, None where it is kept, from its delta, which is not zero.
 
-    A table of two token types or two labels has no room for a method at any ratio worth having: it is kept.
+    A table of two token types or two labels, or a gate of few rows, has no room for a method at any ratio worth having:
+    it is kept. That such projections are few is checked beforehand.
     """
     coding = coding_of_role(pair.role, config)
-    if coding is None or pair.role not in VOCABULARY:
-        return coding
-    if not is_feasible(pair.shape, coding):
+    if coding is None or not is_feasible(pair.shape, coding):
         return None
+    if pair.role not in VOCABULARY:
+        return coding
     if not may_be_kept(pair, config):
         return coding
     m, n = pair.shape

@@ -12,7 +12,7 @@ from impart_core.blocks.request import CompressConfig
 from impart_core.checkpoint.layout import Block, Role
 from impart_core.checkpoint.pairing import Pair, Pairs
 from impart_core.codec.format import ADDED, KEEP, OMITTED, ROWS, VALUE, EncodedTensor, TensorHeader
-from impart_core.codec.keep import encode_keep
+from impart_core.codec.half import encode_half
 from impart_core.codec.parts import Codes
 from impart_core.codec.rows import encode_rows, rows_bytes
 from impart_core.delta.extract import require_finite
@@ -113,7 +113,7 @@ class Encoder:
         settings = coding_of_delta(pair, delta, self.config)
         if settings is None:
             in_rows = delta.dim() == 2 and rows_bytes(delta) < 2 * delta.numel()
-            codes = encode_rows(delta, pair.name) if in_rows else {"delta": encode_keep(delta, pair.name)}
+            codes = encode_rows(delta, pair.name) if in_rows else encode_half(delta, "delta", pair.name)
             return ROWS if in_rows else KEEP, 0, {**codes, **added}
         codes = METHODS.get(settings.method).encode(self._projection(pair, delta, inputs), settings)
         return settings.method, settings.seed, {**codes, **added}

@@ -11,7 +11,7 @@ import torch
 from impart_core.base.errors import CalibrationError
 from impart_core.base.parallel import in_order
 from impart_core.calibrate.architecture import ADVICE, model_code
-from impart_core.calibrate.hessian import add_product, mirror
+from impart_core.calibrate.hessian import Hessian, add_product, mirror
 from impart_core.calibrate.placement import Place
 from impart_core.calibrate.watch import Fed, Watch
 
@@ -56,10 +56,12 @@ class Site:
         names: which; `name[index]` is a matrix of a stack.
         of_rows: whether inputs meet the rows of these matrices as the checkpoint stores them, (in, out); else their
             columns.
+        of_expert: whether they are those of one expert of several.
     """
 
     names: tuple[str, ...]
     of_rows: bool
+    of_expert: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,29 +160,26 @@ class Layer:
         for place in self._places.get(name, ()):
             place.write(self._parameters[place.parameter], weight)
 
-    def groups(self, hidden: torch.Tensor, names: Iterable[str]) -> tuple[list[Group], list[str]]:
-        """Run the layer once and find which matrices are fed together, and in which order.
+    def groups(self, batches: Iterable[Batch], names: Iterable[str]) -> tuple[list[Group], list[str]]:
+        """Run the layer and find which matrices are fed together, and in which order.
 
         Matrices that get the same input are in one group, and so are those of all experts that lie in the same
-        parameter, also of experts that no token chose.
+        parameter, also of experts that no token chose. The first batch is enough where all parameters are fed by it;
+        else the next ones are run, until all have been.
 
         Args:
-            hidden: the layer's inputs, (B, L, H), float32.
+            batches: the layer's inputs.
             names: the matrices to group; `name[index]` for those of a stack.
 
         Returns:
             the groups in the order in which the layer uses them, and the matrices whose inputs cannot be seen, or
             that are not used.
         """
-        calls: list[Fed] = []  # holds every input, so that no two have the same address
-        with Watch(self._parameters, calls.append):
-            self.run(hidden)
-        self._uses = Counter(call.parameter for call in calls)
-        group_of, axis_of = _grouped(calls), {call.parameter: call.axis for call in calls}
+        first_place = {name: next(iter(self._places.get(name, ())), None) for name in names}
+        group_of, axis_of = self._probed(batches, frozenset(place.parameter for place in first_place.values() if place))
         groups: dict[int, dict[tuple[int | None, bool], list[str]]] = {}
         unseen = []
-        for name in names:
-            place = next(iter(self._places.get(name, ())), None)
+        for name, place in first_place.items():
             if place is None or place.parameter not in group_of or not place.is_whole(axis_of[place.parameter]):
                 unseen.append(name)
                 continue
@@ -188,13 +187,31 @@ class Layer:
             sites = groups.setdefault(group_of[place.parameter], {})
             sites.setdefault((place.expert, of_rows), []).append(name)
         found = [
-            Group(tuple(Site(tuple(members), of_rows) for (_, of_rows), members in sites.items()))
+            Group(tuple(Site(tuple(own), of_rows, expert is not None) for (expert, of_rows), own in sites.items()))
             for _, sites in sorted(groups.items())
         ]
         return found, unseen
 
-    def hessians(self, group: Group, batches: Sequence[Batch]) -> dict[Site, torch.Tensor]:
+    def _probed(self, batches: Iterable[Batch], parameters: frozenset[str]) -> tuple[dict[str, int], dict[str, int]]:
+        """Return each parameter's group and the axis that meets its inputs, of those that are fed by some batch."""
+        group_of: dict[str, int] = {}
+        axis_of: dict[str, int] = {}
+        self._uses = Counter()
+        for batch in batches:
+            calls: list[Fed] = []  # holds every input, so that no two have the same address
+            with Watch(self._parameters, calls.append):
+                self.run(batch.read())
+            group_of = _grouped(calls, group_of)
+            axis_of |= {call.parameter: call.axis for call in calls}
+            self._uses |= Counter(call.parameter for call in calls)  # the most of any batch
+            if parameters <= group_of.keys():
+                break
+        return group_of, axis_of
+
+    def hessians(self, group: Group, batches: Sequence[Batch]) -> dict[Site, Hessian]:
         """Run the layer on batches and return H = 2·X·Xᵀ of each site, averaged over the tokens that reached it.
+
+        A token whose input is zero did not reach the site: some models give every token to every expert, times zero.
 
         Some batches are run at once; see `parallel.at_once`.
 
@@ -206,8 +223,7 @@ class Layer:
             batches: the layer's inputs.
 
         Returns:
-            by site, float32, (side, side), where side is that of the axis that meets the inputs; zero where no token
-            came.
+            by site, (side, side), where side is that of the axis that meets the inputs; zero where no token came.
         """
         sites, totals = {}, {}
         for site in group.sites:
@@ -238,10 +254,10 @@ class Layer:
         for found in in_order(fed, batches):
             for site, rows in found:
                 add_product(totals[site], rows)
-                tokens[site] += len(rows)
+                tokens[site] += int(rows.any(dim=1).sum())
         for site, total in totals.items():
             mirror(total.mul_(2 / max(1, tokens[site])))
-        return totals
+        return {site: Hessian(total, tokens[site]) for site, total in totals.items()}
 
     def _prepare(self, batches: Sequence[Batch]) -> None:
         """Work out what the layer is called with: that takes the whole model, which must not be running meanwhile."""
@@ -249,12 +265,17 @@ class Layer:
             self._call(sequences, length)
 
 
-def _grouped(calls: Iterable[Fed]) -> dict[str, int]:
-    """Return each parameter's group, numbered in their order: parameters that were fed the same input share one."""
-    groups: dict[str, int] = {}
-    fed: dict[tuple[int, int, int], int] = {}
+def _grouped(calls: Iterable[Fed], before: Mapping[str, int]) -> dict[str, int]:
+    """Return each parameter's group, numbered in their order: parameters that were fed the same input share one.
+
+    The same input is the same memory, read in the same way, that nobody wrote to in between. Groups of an earlier
+    batch stay.
+    """
+    groups = dict(before)
+    fed: dict[tuple[int, ...], int] = {}
     for call in calls:
-        inputs = call.inputs.data_ptr(), call.inputs.numel(), call.inputs.shape[-1]
-        group = groups.setdefault(call.parameter, fed.get(inputs, len(groups)))
+        x = call.inputs
+        inputs = x.data_ptr(), x.numel(), x.shape[-1], x.stride(-1), call.version
+        group = groups.setdefault(call.parameter, fed.get(inputs, 1 + max(groups.values(), default=-1)))
         fed.setdefault(inputs, group)
     return groups

@@ -59,7 +59,8 @@ def read_tokens(text: CalibrationText, finetuned: Checkpoint) -> torch.Tensor:
     """Read text with the fine-tune's own tokenizer and cut it into sequences.
 
     Documents follow each other with the tokenizer's end token after each, if it has one; sequences may begin and end
-    anywhere. No more is read than it takes. A warning says when there are fewer sequences than asked for.
+    anywhere. Each begins with the token that the tokenizer begins every text with, if it does so: models lean on it.
+    No more is read than it takes. A warning says when there are fewer sequences than asked for.
 
     Args:
         text: which text.
@@ -74,20 +75,23 @@ def read_tokens(text: CalibrationText, finetuned: Checkpoint) -> torch.Tensor:
         UnknownNameError: the tiny zoo has no such task.
     """
     check_text(text, finetuned)
-    length, tokens = _length(text, finetuned), list[int]()
-    for ids in _token_ids(text.source, _open_tokenizer(finetuned)):
+    tokenizer, length, tokens = _open_tokenizer(finetuned), _length(text, finetuned), list[int]()
+    first = _beginning(tokenizer)
+    taken = length - len(first)
+    for ids in _token_ids(text.source, tokenizer):
         tokens += ids
-        if len(tokens) >= text.sequences * length:
+        if len(tokens) >= text.sequences * taken:
             break
-    sequences = min(len(tokens) // length, text.sequences)
+    sequences = min(len(tokens) // taken, text.sequences)
     if not sequences:
         raise CalibrationError(
-            f"The calibration text {text.source} has {len(tokens)} tokens, and one sequence takes {length}. Give more "
+            f"The calibration text {text.source} has {len(tokens)} tokens, and one sequence takes {taken}. Give more "
             "text or a smaller length."
         )
     if sequences < text.sequences:
         logger.warning("%s has text for %d sequences of the %d asked for", text.source, sequences, text.sequences)
-    chosen = torch.tensor(tokens[: sequences * length], dtype=torch.int32).reshape(sequences, length)
+    chosen = torch.tensor(tokens[: sequences * taken], dtype=torch.int32).reshape(sequences, taken)
+    chosen = torch.cat([torch.tensor(first, dtype=torch.int32).expand(sequences, -1), chosen], dim=1)
     require_in_vocabulary(chosen, finetuned)
     return chosen
 
@@ -117,6 +121,13 @@ def _token_ids(source: str, tokenizer: Any) -> Iterator[list[int]]:
     for document in read_documents(source):
         if document:
             yield [*tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"], *end]
+
+
+def _beginning(tokenizer: Any) -> list[int]:
+    """Return the begin token where the tokenizer itself puts it before a text, else nothing."""
+    begin = tokenizer.bos_token_id
+    usual, plain = (tokenizer("a", add_special_tokens=added)["input_ids"][:1] for added in (True, False))
+    return [int(begin)] if begin is not None and usual == [begin] != plain else []
 
 
 def _open_tokenizer(finetuned: Checkpoint) -> Any:

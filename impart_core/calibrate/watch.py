@@ -25,12 +25,14 @@ class Fed:
         expert: which matrix of a stack; None where the parameter is a matrix.
         axis: which axis of the matrix meets the inputs: 0 its rows, 1 its columns.
         inputs: (…, side of that axis), as the model made them.
+        version: how often their memory had been written to until then.
     """
 
     parameter: str
     expert: int | None
     axis: int
     inputs: torch.Tensor
+    version: int
 
     @property
     def rows(self) -> torch.Tensor:
@@ -72,7 +74,7 @@ class Watch(TorchFunctionMode):
         meets = 0 if weight.stride(axis) == n else 1
         if weight.dim() == 3:
             for expert, its in enumerate(inputs.expand(len(weight), -1, -1)):
-                self._report(Fed(name, expert, meets, its))
+                self._report(Fed(name, expert, meets, its, its._version))
         else:
             index = weight.storage_offset() // (m * n)
-            self._report(Fed(name, index if parameter.dim() == 3 else None, meets, inputs))
+            self._report(Fed(name, index if parameter.dim() == 3 else None, meets, inputs, inputs._version))

@@ -18,7 +18,8 @@ from impart_core.checkpoint.reader import read_tensor
 from impart_core.checkpoint.writer import write_tensors
 from impart_core.codec.parts import nbytes
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_READ = (1, 2)  # in 1 no tensor has an exponent
 CODES_FILE = "codes.safetensors"
 OMITTED, KEEP, ROWS, VALUE = "omitted", "keep", "rows", "value"
 _UNCODED = (OMITTED, KEEP, ROWS, VALUE)
@@ -109,9 +110,9 @@ class BlockFile:
             raise CorruptArtifactError(f"{path} does not hold the codes that its header lists.")
 
     def _require_version(self) -> None:
-        if self.version != FORMAT_VERSION:
+        if self.version not in _READ:
             raise CorruptArtifactError(
-                f"{self.path} has format version {self.version}; this program reads {FORMAT_VERSION}. "
+                f"{self.path} has format version {self.version}; this program reads {_READ[0]} to {FORMAT_VERSION}. "
                 "Use the version of impart that wrote it."
             )
 

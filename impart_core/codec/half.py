@@ -1,24 +1,58 @@
-"""Kept entries of a delta at 16 bits."""
+"""Values of a delta at 16 bits: float16, times a power of two that puts the largest where float16 is at its best.
+
+Without that, values below 6e-5 lose bits in float16, those below 3e-8 everything, and those above 65504 are infinite.
+"""
+
+import math
 
 import torch
 
-from impart_core.base.errors import TensorValueError
+from impart_core.base.errors import CorruptArtifactError, TensorValueError
+from impart_core.codec.parts import Codes, read_part
+
+EXPONENT = "exponent"  # the part that holds e, where it is not 0: values are those that are stored times 2^e
+EXPONENT_BYTES = 1
+_LARGEST = 14  # the largest value is stored between 2^14 and 2^15
+_LOWEST = -126  # so that 2^-e and 2^e are float32
 
 
-def to_half(values: torch.Tensor, name: str) -> torch.Tensor:
-    """Return float32 values in float16, same shape, on the CPU.
+def half_exponent(values: torch.Tensor, name: str) -> int:
+    """Return e for float32 values: 0 where the largest is from 1 to what float16 holds, or there is none.
 
     Raises:
-        TensorValueError: naming the tensor, when a value is beyond float16.
+        TensorValueError: naming the tensor, when a value is NaN or infinite.
     """
-    require_half(values, name)
-    return values.cpu().half()
+    largest = float(values.abs().max()) if values.numel() else 0.0
+    if not math.isfinite(largest):
+        raise TensorValueError(f"The delta of {name!r} holds NaN or infinity. Check both checkpoints.")
+    if largest == 0.0 or 1.0 <= largest <= torch.finfo(torch.float16).max:
+        return 0
+    return max(_LOWEST, math.frexp(largest)[1] - 1 - _LARGEST)
 
 
-def require_half(values: torch.Tensor, name: str) -> None:
-    """Refuse values of any floating dtype that are beyond float16; error as for `to_half`."""
-    if not bool(torch.isfinite(values.half()).all()):
-        raise TensorValueError(
-            f"The delta of {name!r} reaches {values.abs().max():g}, beyond the {torch.finfo(torch.float16).max:g} "
-            "that its values are stored up to. Check that the base is the right one, or use method 'impart'."
-        )
+def exponent_part(exponent: int) -> Codes:
+    """Return the part that holds an exponent; none where it is 0."""
+    return {EXPONENT: torch.tensor([exponent], dtype=torch.int8)} if exponent else {}
+
+
+def read_exponent(codes: Codes, name: str) -> int:
+    """Return the exponent of a tensor's codes.
+
+    Raises:
+        CorruptArtifactError: it is none that is written.
+    """
+    exponent = int(read_part(codes, name, EXPONENT, torch.int8, 1)) if EXPONENT in codes else 0
+    if exponent < _LOWEST or exponent > 127 - _LARGEST:
+        raise CorruptArtifactError(f"The codes of {name!r} have the exponent {exponent}, which is never written.")
+    return exponent
+
+
+def encode_half(values: torch.Tensor, part: str, name: str) -> Codes:
+    """Return float32 values as a part in float16, same shape, on the CPU, and their exponent; errors as above."""
+    exponent = half_exponent(values, name)
+    return {part: (values.cpu() * 2.0**-exponent).half(), **exponent_part(exponent)}
+
+
+def decode_half(values: torch.Tensor, codes: Codes, name: str) -> torch.Tensor:
+    """Return the values of a part, float32, by the exponent in the same codes."""
+    return values.float().mul_(2.0 ** read_exponent(codes, name))

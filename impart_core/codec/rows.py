@@ -3,29 +3,26 @@
 import torch
 
 from impart_core.base.errors import CorruptArtifactError
-from impart_core.codec.keep import encode_keep
+from impart_core.codec.half import EXPONENT_BYTES, decode_half, encode_half
 from impart_core.codec.parts import read_part
 
 _NUMBER_BYTES = 4
 
 
 def rows_bytes(delta: torch.Tensor) -> int:
-    """Return the bytes of the changed rows of a delta (m, n): a 32-bit number and n values of 16 bits each."""
+    """Return the most bytes of the changed rows of a delta (m, n): a 32-bit number and n values of 16 bits each."""
     changed = int(delta.any(dim=1).sum())
-    return changed * (_NUMBER_BYTES + 2 * delta.shape[1])
+    return changed * (_NUMBER_BYTES + 2 * delta.shape[1]) + EXPONENT_BYTES
 
 
 def encode_rows(delta: torch.Tensor, name: str) -> dict[str, torch.Tensor]:
     """Return the changed rows of a float32 delta (m, n).
 
     Returns:
-        `rows` int32 (k,), rising; `values` float16 (or bfloat16, see `encode_keep`) (k, n).
-
-    Raises:
-        TensorValueError: a value is too large for 16 bits.
+        `rows` int32 (k,), rising; `values` float16 (k, n); `exponent` (see `codec.half`).
     """
     changed = delta.any(dim=1).nonzero().flatten()
-    return {"rows": changed.int().cpu(), "values": encode_keep(delta[changed].cpu(), name)}
+    return {"rows": changed.int().cpu(), **encode_half(delta[changed], "values", name)}
 
 
 def decode_rows(codes: dict[str, torch.Tensor], name: str, shape: tuple[int, ...]) -> torch.Tensor:
@@ -36,7 +33,7 @@ def decode_rows(codes: dict[str, torch.Tensor], name: str, shape: tuple[int, ...
     """
     rows, values = read_rows(codes, name, shape)
     delta = torch.zeros(shape, dtype=torch.float32)
-    delta[rows] = values.float()
+    delta[rows] = decode_half(values, codes, name)
     return delta
 
 

@@ -1,5 +1,6 @@
 """Singular value decomposition of a delta: the quickest route that holds, by shape and by how much is needed."""
 
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -16,15 +17,21 @@ _SMALL = 256
 _WIDEST = 0.5
 
 
+# Of σ₁·ε: what float32 makes of singular values that are zero. Measured on exact low ranks: 4 at r = 64, even with
+# 131,072 rows, 11 at 2048, 13 at 3072. The usual max(m, n) takes a thin delta's directions for rounding.
+_OPEN, _OPEN_BY_RANK = 4.0, 0.25
+
+
 def numerical_rank(sigma: FloatArray, m: int, n: int) -> int:
-    """Return how many of the given singular values are above float32's rounding of the largest; at least 1.
+    """Return how many of the given singular values are above what float32 arithmetic leaves open; at least 1.
 
     Args:
         sigma: leading singular values of an m×n matrix, falling; all of them or fewer.
         m: rows.
         n: columns.
     """
-    return max(1, int((sigma > sigma[0] * max(m, n) * np.finfo(np.float32).eps).sum()))
+    left_open = (_OPEN + _OPEN_BY_RANK * math.sqrt(min(m, n))) * np.finfo(np.float32).eps
+    return max(1, int((sigma > sigma[0] * left_open).sum()))
 
 
 def decompose(delta: torch.Tensor, name: str, needed: Needed | None = None) -> Factors:

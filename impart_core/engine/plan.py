@@ -1,6 +1,8 @@
 """The plan: what a compression will do and take, from headers alone (config → plan → run)."""
 
 import math
+import re
+from collections import Counter
 from dataclasses import dataclass
 
 from impart_core.base.errors import InfeasibleBudgetError
@@ -14,15 +16,22 @@ from impart_core.checkpoint.merge import MergedFile
 from impart_core.checkpoint.pairing import VOCABULARY, Pair, Pairs
 from impart_core.checkpoint.preflight import preflight, require_complete
 from impart_core.checkpoint.sides import swapped
+from impart_core.codec.half import EXPONENT_BYTES
 from impart_core.methods import METHODS, Coding
+from impart_core.quantization.support import MOST_ENTRIES
 
 # Around each block: its safetensors header and its manifest. Measured on the tiny zoo, within a tenth.
 _DESCRIPTION_BYTES_PER_TENSOR = 700
 _DESCRIPTION_BYTES_PER_BLOCK = 1750
 
+_MOST_KEPT = 0.1  # of the budget: projections that are kept because the ratio leaves nothing of them
+
 # Picking entries of a delta: magnitudes and masks for each entry, positions and their order for each kept one.
 # Measured, for the method that takes the most of those without a decomposition.
 _PICKING_BYTES_PER_ENTRY, _PICKING_BYTES_PER_KEPT_ENTRY = 8, 36
+
+# Float32 values while a matrix is quantised: for each entry of a Hessian, and for each entry that gets a code.
+_CURVATURE_MATRICES, _STATES_PER_ENTRY = 8, 16
 
 # What the linear algebra library keeps for each thread, and what the allocator wastes; `make bench` compares.
 _KERNEL_BUFFER_BYTES = 32 << 20
@@ -141,7 +150,10 @@ def make_plan(base: Checkpoint, finetuned: Checkpoint, config: CompressConfig, w
 def _require_feasible(pairs: Pairs, config: CompressConfig) -> None:
     """Raise one error with a sentence for each ratio that leaves nothing of some projection, or of every embedding."""
     asked: dict[Coding, dict[str, float]] = {}
+    small = _too_small(pairs, config)
     for name, pair in pairs.items():
+        if name in small:
+            continue
         settings = coding_of_role(pair.role, config)
         if settings and pair.base and not may_be_kept(pair, config):
             m, n = pair.shape[-2:]
@@ -154,6 +166,21 @@ def _require_feasible(pairs: Pairs, config: CompressConfig) -> None:
         found.append(_too_high(highest, settings, pairs, config))
     if any(found):
         raise InfeasibleBudgetError(" ".join(filter(None, found)))
+
+
+def _too_small(pairs: Pairs, config: CompressConfig) -> frozenset[str]:
+    """Return the projections that are kept at 16 bits, as they have too few entries for the ratio.
+
+    Gates and mixers of a few rows: they count in the ratio, so that they may take a tenth of the budget; else none is.
+    """
+    projections = {name: pair for name, pair in pairs.items() if pair.role is Role.PROJECTION and pair.base}
+    small = {
+        name: math.prod(pair.shape)
+        for name, pair in projections.items()
+        if not pair.is_stack and not is_feasible(pair.shape, config.projections)
+    }
+    room = sum(math.prod(pair.shape) for pair in projections.values()) / config.cr
+    return frozenset(small if sum(small.values()) <= _MOST_KEPT * room else ())
 
 
 def _too_high(highest: dict[str, float], settings: Coding, pairs: Pairs, config: CompressConfig) -> str | None:
@@ -203,7 +230,7 @@ def _coded_bytes(pair: Pair, config: CompressConfig) -> int:
     settings, dense = coding_of_role(pair.role, config), 2 * math.prod(pair.shape)
     added = (pair.finetuned.numel - math.prod(pair.shape)) * pair.finetuned.torch_dtype.itemsize
     if settings is None or not is_feasible(pair.shape, settings):
-        return dense + added
+        return dense + added + EXPONENT_BYTES
     *count, m, n = pair.shape
     coded = math.prod(count) * METHODS.get(settings.method).expected_bytes(m, n, settings)
     return (min(coded, dense) if may_be_kept(pair, config) else coded) + added
@@ -219,19 +246,39 @@ def _factors_bytes(pair: Pair, config: CompressConfig) -> int:
 
 
 def _calibration_bytes(block: Block, pairs: Pairs, config: CompressConfig, workers: int) -> int:
-    """Memory of a layer that is run, about: its weights in float32, workers' batches, and one group's Hessians.
+    """Memory of a layer that is run: its weights, workers' batches, one group's Hessians, and one matrix's solving.
 
-    Of activations, what each matrix is fed and gives is held at most; of one Hessian that is in use there are five:
-    itself, as it is summed up, in the order of quantisation, its factor and that one's inverse.
+    Weights are there in float32 beside those that are read. Of activations, what each matrix is fed and gives is held
+    at most. A group has the Hessians of all experts, also where the checkpoint has a tensor for each of them.
     """
     own = [pairs[name] for name in block.tensors]
     matrices = [pair for pair in own if pair.role is Role.PROJECTION]
     if calibration_of(config) != "inputs" or not matrices:
         return 0
-    weights = sum(pair.finetuned.numel for pair in own)
-    activations = workers * BATCH_TOKENS * sum(sum(pair.shape[-2:]) for pair in matrices)
-    hessians = max((math.prod(pair.shape[:-2]) + 4) * max(pair.shape[-2:]) ** 2 for pair in matrices)
-    return 4 * (weights + activations + hessians)
+    shapes = [pair.shape for pair in matrices]
+    weights = 2 * sum(pair.finetuned.numel for pair in own)
+    activations = workers * BATCH_TOKENS * sum(sum(shape[-2:]) for shape in shapes)
+    experts: Counter[str] = Counter()  # by name without its numbers: within a layer only experts have others
+    for pair in matrices:
+        experts[re.sub(r"\d+", "", pair.name)] += math.prod(pair.shape[:-2])
+    hessians = max(experts[re.sub(r"\d+", "", pair.name)] * max(pair.shape[-2:]) ** 2 for pair in matrices)
+    return 4 * (weights + activations + hessians) + max(solving_bytes((m, n), config, workers) for *_, m, n in shapes)
+
+
+def solving_bytes(shape: tuple[int, int], config: CompressConfig, workers: int) -> int:
+    """Memory of quantising one m×n matrix with its inputs' Hessian, beside that and its factors, at most.
+
+    The Hessian damped, in the order of quantisation, its factor and that one's inverse; likewise of the vectors of the
+    other side; grids, masks and states of what is quantised, which is all entries or K vectors of each side; and the
+    rows' own factors (see `quantization.support`), a batch a worker.
+    """
+    m, n = shape
+    method, side = METHODS.get(config.method), max(m, n)
+    rank = min(method.needed_rank(m, n, config.projections) or 0, m, n)
+    entries = rank * (m + n) or m * n
+    factors = min(max(MOST_ENTRIES, side**2), side**3)
+    curvature = _CURVATURE_MATRICES * (side**2 + rank**2)
+    return 4 * (curvature + _STATES_PER_ENTRY * entries + 2 * workers * factors)
 
 
 def _working_bytes(pair: Pair, config: CompressConfig) -> int:

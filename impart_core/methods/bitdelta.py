@@ -53,12 +53,13 @@ class BitDelta(Method):
     """The method.
 
     Codes of one projection: `scales` float32, (1,) or with `per_row` (m,), the magnitude that kept entries are
-    decoded to, the division by q included; `signs` uint8, a bit for each kept entry row by row, set where it is not
-    negative, least significant bit first; `keep` uint16, (0,) where all entries are kept, else (1,), code c standing
-    for the keep probability q = (c + 1)/65536 of every entry. The mask is DARE's. Where nothing fits, all are empty.
+    decoded to, the division by q included; `signs` uint8, a bit for each kept entry row by row, set where it is
+    positive, of a zero by a coin, least significant bit first; `keep` uint16, (0,) where all entries are kept, else
+    (1,), code c standing for the keep probability q = (c + 1)/65536 of every entry. The mask is DARE's. Where nothing
+    fits, all are empty.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     options_model: ClassVar[type[MethodOptions]] = BitDeltaOptions
     summary: ClassVar[str] = "signs of the delta's entries, one bit each, and their mean magnitude"
 
@@ -99,7 +100,9 @@ class BitDelta(Method):
         keep = _keep_code(key, m, n, coding)
         if keep is None:
             return _codes(torch.empty(0), np.empty(0, dtype=np.uint8), _ALL)
-        found = encode_signs(projection.delta(), projection.name, _options(coding).per_row, _mask(key, (m, n), keep))
+        coin = mask_key(coding.seed, projection.name, "sign")
+        mask = _mask(key, (m, n), keep)
+        found = encode_signs(projection.delta(), projection.name, _options(coding).per_row, mask, coin)
         scales = found.scales / float(keep_probability(keep).prod())  # of no code: 1
         if projection.scales is not None:
             if projection.scales.shape != scales.shape:

@@ -10,7 +10,7 @@ import torch
 
 from impart_core.base.errors import CorruptArtifactError
 from impart_core.base.settings import MethodOptions
-from impart_core.codec.half import to_half
+from impart_core.codec.half import EXPONENT_BYTES, decode_half, encode_half
 from impart_core.codec.mask import (
     LEVELS,
     UInt16Array,
@@ -27,18 +27,18 @@ from impart_core.codec.parts import Codes, read_part
 from impart_core.delta.budget import BYTES_PER_VALUE, budget_bytes
 from impart_core.methods.base import METHODS, Coding, Method, Projection
 
-_CODE_BYTES = 2  # the keep-probability code
+_CODE_BYTES = 2 + EXPONENT_BYTES  # the keep-probability code, and the exponent of the values
 
 
 class Dare(Method):
     """The method.
 
     Codes of one projection: `keep` uint16 (1,), code c standing for the keep probability q = (c + 1)/65536 of
-    every entry; `values` float16, the kept entries row by row, before they are divided by q. The mask has a line
-    of words for each row of the delta. Where nothing fits, both are empty.
+    every entry; `values` float16, the kept entries row by row, before they are divided by q; `exponent` of these,
+    see `codec.half`. The mask has a line of words for each row of the delta. Where nothing fits, both are empty.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     options_model: ClassVar[type[MethodOptions]] = MethodOptions
     summary: ClassVar[str] = "entries of the delta at random, rescaled"
 
@@ -55,11 +55,7 @@ class Dare(Method):
         return _CODE_BYTES + BYTES_PER_VALUE * most_kept(m * n, _nearest_code(coding.cr))
 
     def encode_projection(self, projection: Projection, coding: Coding) -> Codes:
-        """Return the codes of a delta; see `Method.encode`.
-
-        Raises:
-            TensorValueError: a kept value is beyond float16.
-        """
+        """Return the codes of a delta; see `Method.encode`."""
         m, n = projection.shape
         key = mask_key(coding.seed, projection.name, "delta")
         if coding.accounting == "bytes":
@@ -71,7 +67,7 @@ class Dare(Method):
             kept.append(delta[rows][torch.from_numpy(mask_from_levels(levels, keep))])
         return {
             "keep": torch.from_numpy(keep),
-            "values": to_half(torch.cat(kept) if kept else torch.empty(0), projection.name),
+            **encode_half(torch.cat(kept) if kept else torch.empty(0), "values", projection.name),
         }
 
     def decode_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:
@@ -81,6 +77,7 @@ class Dare(Method):
         if len(keep) > 1:
             raise CorruptArtifactError(f"The codes of {name!r} have {len(keep)} keep probabilities instead of one.")
         m, n = shape
+        values = decode_half(values, codes, name)
         if len(keep) and not may_keep(len(values), m * n, keep):
             raise _other_number(name, len(values), "far more or fewer")
         delta, found = torch.zeros(m, n), 0
@@ -89,7 +86,7 @@ class Dare(Method):
             part = values[found : found + int(mask.sum())]
             found += int(mask.sum())
             if found <= len(values):
-                delta[rows][mask] = part.float() / float(keep_probability(keep)[0])
+                delta[rows][mask] = part / float(keep_probability(keep)[0])
         if found != len(values):
             raise _other_number(name, len(values), f"{found:,}")
         return delta

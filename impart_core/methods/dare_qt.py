@@ -8,7 +8,7 @@ from pydantic import Field
 
 from impart_core.base.errors import CorruptArtifactError
 from impart_core.base.settings import MethodOptions
-from impart_core.codec.half import require_half
+from impart_core.codec.half import EXPONENT_BYTES, exponent_part, half_exponent, read_exponent
 from impart_core.codec.mask import (
     LEVELS,
     UInt16Array,
@@ -29,7 +29,7 @@ from impart_core.quantization.options import QuantizeOptions
 from impart_core.quantization.solve import quantize_matrix
 from impart_core.quantization.streams import MOST_ROWS, layout_bytes, pack_matrices, require_plausible, unpack_matrices
 
-_KEEP_BYTES = 2
+_KEEP_BYTES = 2 + EXPONENT_BYTES  # and the exponent
 
 
 class DareQtOptions(QuantizeOptions):
@@ -41,11 +41,12 @@ class DareQtOptions(QuantizeOptions):
 class DareQt(Method):
     """The method.
 
-    Codes of one projection: `keep` uint16 (1,) as DARE has it, and the kept entries before they are divided by the keep
-    probability as codes; see `quantize.streams`. Where nothing fits, `keep` is empty.
+    Codes of one projection: `keep` uint16 (1,) as DARE has it, and the kept entries, before they are divided by the
+    keep probability and times 2^-e, as codes; see `quantize.streams`. `exponent` is e; see
+    `codec.half`. Where nothing fits, `keep` is empty.
     """
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     options_model: ClassVar[type[MethodOptions]] = DareQtOptions
     summary: ClassVar[str] = "entries of the delta at random, rescaled, at 2, 4 or 8 bits; needs calibration text"
 
@@ -68,11 +69,7 @@ class DareQt(Method):
         return _options(coding).calibration
 
     def encode_projection(self, projection: Projection, coding: Coding) -> Codes:
-        """Return the codes of a delta; see `Method.encode`.
-
-        Raises:
-            TensorValueError: a kept value is beyond float16.
-        """
+        """Return the codes of a delta; see `Method.encode`."""
         options, (m, n) = _options(coding), projection.shape
         if coding.accounting == "paper":
             return _encode(projection, _paper_code(coding), coding.seed, options)
@@ -91,22 +88,22 @@ class DareQt(Method):
         probability = float(keep_probability(keep)[0]) if len(keep) else 1.0
         require_plausible(codes, name, shape[0] * shape[1] * probability * len(keep))
         (values,) = unpack_matrices(codes, name, [_mask(seed, name, *shape, keep)])
-        return values / probability
+        return values.mul_(2.0 ** read_exponent(codes, name)) / probability
 
 
 def _encode(projection: Projection, keep: UInt16Array, seed: int, options: DareQtOptions) -> Codes:
     delta, inputs = projection.delta(), projection.inputs
     groups = _groups(_mask(seed, projection.name, *projection.shape, keep).to(delta.device), options)
-    require_half(delta[groups.mask], projection.name)
+    exponent = half_exponent(delta[groups.mask], projection.name)  # scales are float16 too
     made = quantize_matrix(
-        delta,
+        delta * 2.0**-exponent,
         groups,
         inputs.curvature if inputs else None,
         projection.name,
         solver=options.solver,
         along_rows=bool(inputs and inputs.of_rows),
     )
-    return {"keep": torch.from_numpy(keep), **pack_matrices([made], options.lossless)}
+    return {"keep": torch.from_numpy(keep), **exponent_part(exponent), **pack_matrices([made], options.lossless)}
 
 
 def _options(coding: Coding) -> DareQtOptions:

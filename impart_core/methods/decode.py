@@ -9,6 +9,7 @@ import torch
 from impart_core.base.errors import CorruptArtifactError
 from impart_core.checkpoint.header import DTYPES
 from impart_core.codec.format import ADDED, KEEP, OMITTED, ROWS, VALUE, BlockFile, TensorHeader
+from impart_core.codec.half import decode_half, read_exponent
 from impart_core.codec.parts import Codes
 from impart_core.codec.rows import decode_rows, read_rows
 from impart_core.methods.base import METHODS
@@ -33,7 +34,7 @@ def decode_delta(name: str, header: TensorHeader, codes: Mapping[str, torch.Tens
         if header.method in (VALUE, OMITTED):
             return None
         if header.method == KEEP:
-            return own["delta"].float().reshape(shape)
+            return decode_half(own["delta"], own, name).reshape(shape)
         if header.method == ROWS:
             return decode_rows(own, name, shape)
         rows, columns = shape
@@ -43,6 +44,8 @@ def decode_delta(name: str, header: TensorHeader, codes: Mapping[str, torch.Tens
 def check_delta(name: str, header: TensorHeader, codes: Mapping[str, torch.Tensor]) -> None:
     """Check that a tensor's codes decode, without the memory that its delta takes; arguments and errors as above."""
     with _read_codes(name, header, codes) as (own, shape):
+        if header.method in (KEEP, ROWS):
+            read_exponent(own, name)
         if header.method == KEEP:
             own["delta"].reshape(shape)
         elif header.method == ROWS:

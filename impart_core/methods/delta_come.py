@@ -26,7 +26,7 @@ class DeltaCome(FactorMethod):
     Codes of one projection, K vectors kept: `sigma` bfloat16 (K,), and U and V as codes; see `quantize.streams`.
     """
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     options_model: ClassVar[type[MethodOptions]] = LadderOptions
     summary: ClassVar[str] = "the leading singular vectors at 8, 3 and 2 bits by rank; needs calibration text"
 

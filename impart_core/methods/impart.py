@@ -17,6 +17,7 @@ from pydantic import Field
 from impart_core.base.errors import ConfigError, CorruptArtifactError
 from impart_core.base.settings import Accounting, MethodOptions
 from impart_core.codec.mask import (
+    LEVELS,
     UInt16Array,
     keep_codes,
     keep_probability,
@@ -42,6 +43,8 @@ from impart_core.methods.base import METHODS, Coding, FactorMethod, Projection
 
 USUAL_BETA, USUAL_C = 0.6, 1.0  # the edge of the paper's grid where the most vector pairs are kept
 
+_LEFT = 1 / 8  # of a square projection's pairs by pre-pruning, by default: chosen on the tiny zoo's validation splits
+
 FloatArray = npt.NDArray[np.float64]
 _ROUNDING = 1e-12  # relative; a pair that fills the room exactly is kept
 _BISECTIONS = 24  # finer than the 1/65536 steps in which keep probabilities are stored
@@ -50,11 +53,12 @@ _BISECTIONS = 24  # finer than the 1/65536 steps in which keep probabilities are
 class ImpartOptions(MethodOptions):
     """ImPart's settings, and its ablations: each of the last three turned off leaves one idea out."""
 
-    beta: float = Field(
-        default=0.6,
+    beta: float | None = Field(
+        default=None,
         ge=0.0,
         lt=1.0,
-        description="pre-prune ratio β, the share of a square projection's singular vectors dropped beforehand",
+        description="pre-prune ratio β, the share of a square projection's singular vectors dropped beforehand; "
+        "null: 7/8, or 1 − 1/(2·CR) below CR 4; under the paper's count 0.6",
     )
     c: float = Field(
         default=1.0, ge=0.0, description="exponent C, how much more large singular values keep than small ones"
@@ -67,19 +71,28 @@ class ImpartOptions(MethodOptions):
         default=True, description="whether kept entries are divided by their probability, to be right on average"
     )
 
-    @property
-    def preprune_ratio(self) -> float:
-        """The β that is acted on."""
-        return self.beta if self.preprune else 0.0
+    def preprune_ratio(self, cr: float, accounting: Accounting) -> float:
+        """Return the β that is acted on at a ratio.
+
+        By default an eighth of the pairs is left: up to CR 4 what fits whole, beyond that up to CR/4 times as many,
+        thinned. With β 0.6 low ratios keep so many thinned pairs that the noise of thinning does more harm than the
+        pairs do good (docs/results.md).
+        """
+        if not self.preprune:
+            return 0.0
+        if self.beta is not None:
+            return self.beta
+        return USUAL_BETA if accounting == "paper" else 1.0 - max(_LEFT, 1 / (2 * cr))
 
     def more_room(self, accounting: Accounting) -> str | None:
         """Under the paper's count, the pairs that are left share the room; see `MethodOptions.more_room`."""
         return "lower beta" if accounting == "paper" and self.preprune else None
 
 
-def is_usual(options: ImpartOptions) -> bool:
+def is_usual(options: ImpartOptions, coding: Coding) -> bool:
     """Return whether no more triplets are kept than with β 0.6 and C 1 at the same ratio."""
-    return options.preprune_ratio >= USUAL_BETA and options.c <= USUAL_C and options.allocation == "importance"
+    beta = options.preprune_ratio(coding.cr, coding.accounting)
+    return beta >= USUAL_BETA and options.c <= USUAL_C and options.allocation == "importance"
 
 
 def importance_of(sigma: FloatArray, options: ImpartOptions) -> FloatArray:
@@ -179,13 +192,13 @@ class Impart(FactorMethod):
     without rescaling, `sigma` holds σ_k·(1 − p_k)² to make up for it.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     options_model: ClassVar[type[MethodOptions]] = ImpartOptions
     summary: ClassVar[str] = "entries of singular vectors at random, more of the important ones"
 
     def check(self, coding: Coding, largest_rank: int) -> None:  # noqa: ARG002
         """Refuse a β that pre-prunes more than the ratio asks for: γ would be negative, bytes left unused."""
-        beta = _options(coding).preprune_ratio
+        beta = _beta(coding)
         if 2 * coding.cr * (1 - beta) < 1 - _ROUNDING:
             raise ConfigError(
                 f"beta {beta:g} and CR {coding.cr:g} cannot go together: pre-pruning leaves {1 - beta:.1%} of the "
@@ -198,16 +211,18 @@ class Impart(FactorMethod):
         """Return the ratio at which one whole vector pair fits: the first, whose p is 0 unless all are the same."""
         if coding.accounting == "bytes":
             return 2 * m * n / pair_bytes(m, n)
-        left = vector_fraction(m, n, _options(coding).preprune_ratio)
+        left = vector_fraction(m, n, _beta(coding))
         return candidate_pairs(min(m, n), 1.0 - left) * m * n / (min(m, n) * (m + n) * left)
 
     def expected_bytes(self, m: int, n: int, coding: Coding) -> int:
-        """Return the budget; under the paper's accounting, its entries and what describes every candidate."""
+        """Return the budget; under the paper's count, the bytes that not one mask in ten million goes beyond."""
         if coding.accounting == "bytes":
             return budget_bytes(m, n, coding.cr)
-        pairs = candidate_pairs(min(m, n), 1.0 - vector_fraction(m, n, _options(coding).preprune_ratio))
-        entries = kept_fraction(m, n, coding.cr) * min(m, n) * (m + n)
-        return int(BYTES_PER_VALUE * entries + BYTES_PER_VECTOR_PAIR * pairs)
+        pairs = candidate_pairs(min(m, n), 1.0 - vector_fraction(m, n, _beta(coding)))
+        rounded = pairs * (m + n) / (2 * LEVELS)  # by keep probabilities in steps
+        mean = kept_fraction(m, n, coding.cr) * min(m, n) * (m + n) + rounded
+        entries = min(pairs * (m + n), math.ceil(mean + 6 * math.sqrt(mean) + 12))
+        return BYTES_PER_VALUE * entries + BYTES_PER_VECTOR_PAIR * pairs
 
     def needed_rank(self, m: int, n: int, coding: Coding) -> int:
         """Return the number of candidates that pre-pruning leaves, at least the first pair."""
@@ -216,7 +231,7 @@ class Impart(FactorMethod):
 
     def usual_cr(self, coding: Coding) -> float | None:
         """Return the ratio where β and C are in the paper's range: a lower β or a higher C keeps more of the tail."""
-        return coding.cr if is_usual(_options(coding)) else None
+        return coding.cr if is_usual(_options(coding), coding) else None
 
     def encode_projection(self, projection: Projection, coding: Coding) -> Codes:
         """Return the codes of a delta that is not zero; see `Method.encode`."""
@@ -262,10 +277,14 @@ def _options(coding: Coding) -> ImpartOptions:
     return coding.options
 
 
+def _beta(coding: Coding) -> float:
+    return _options(coding).preprune_ratio(coding.cr, coding.accounting)
+
+
 def sparsity_of(m: int, n: int, coding: Coding) -> tuple[float, float]:
     """Return α_uv and β of an m×n projection; β is at most α, so that γ is not negative."""
     alpha = 1.0 - kept_fraction(m, n, coding.cr)
-    return alpha, min(1.0 - vector_fraction(m, n, _options(coding).preprune_ratio), alpha)
+    return alpha, min(1.0 - vector_fraction(m, n, _beta(coding)), alpha)
 
 
 def levels_of(name: str, shape: tuple[int, int], seed: int, pairs: int) -> MaskLevels:

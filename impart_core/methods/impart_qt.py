@@ -17,6 +17,7 @@ from impart_core.delta.factors import Factors
 from impart_core.delta.svd import numerical_rank
 from impart_core.methods.base import METHODS, Calibration, Coding, FactorMethod, Projection
 from impart_core.methods.impart import (
+    USUAL_BETA,
     FloatArray,
     ImpartOptions,
     MaskLevels,
@@ -39,9 +40,17 @@ _STEP = 256  # of the 65536 steps that masks can tell apart
 class ImpartQtOptions(LadderOptions, ImpartOptions):
     """ImPart's settings, and how what is kept is quantised.
 
-    Before quantisation twice to eight times as much is kept as at 16 bits, where a lower C is better (`make methods`).
+    Before quantisation twice to eight times as much is kept as at 16 bits, where a lower C is better (`make methods`),
+    and the paper's β at every ratio.
     """
 
+    beta: float | None = Field(
+        default=USUAL_BETA,
+        ge=0.0,
+        lt=1.0,
+        description="pre-prune ratio β, the share of a square projection's singular vectors dropped beforehand; "
+        "null: 7/8, or 1 − 1/(2·CR) below CR 4",
+    )
     c: float = Field(default=0.5, ge=0.0, description=ImpartOptions.model_fields["c"].description)
 
 
@@ -53,7 +62,7 @@ class ImpartQt(FactorMethod):
     `quantize.streams`. What a pair costs beyond its entries counts for more than at 16 bits, so it has half the bytes.
     """
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     options_model: ClassVar[type[MethodOptions]] = ImpartQtOptions
     summary: ClassVar[str] = "ImPart, its kept entries at 8, 3 and 2 bits by rank; needs calibration text"
 
@@ -82,7 +91,7 @@ class ImpartQt(FactorMethod):
 
     def needed_rank(self, m: int, n: int, coding: Coding) -> int:
         """Return the number of candidates that pre-pruning leaves, at least the first pair."""
-        return max(1, candidate_pairs(min(m, n), _beta(m, n, _options(coding))))
+        return max(1, candidate_pairs(min(m, n), _beta(m, n, coding)))
 
     def calibration(self, coding: Coding) -> Calibration:
         """Return what the solver needs."""
@@ -91,7 +100,7 @@ class ImpartQt(FactorMethod):
     def usual_cr(self, coding: Coding) -> float | None:
         """Return the ratio of as many entries at 16 bits, where β and C are in the paper's range."""
         options = _options(coding)
-        return coding.cr * options.fewest_bits / 16 * options.entries_share if is_usual(options) else None
+        return coding.cr * options.fewest_bits / 16 * options.entries_share if is_usual(options, coding) else None
 
     def encode_projection(self, projection: Projection, coding: Coding) -> Codes:
         """Return the codes of a delta that is not zero; see `Method.encode`."""
@@ -103,7 +112,7 @@ class ImpartQt(FactorMethod):
         levels = levels_of(name, (m, n), coding.seed, len(importance))
 
         def encode(packed: int, by: ImpartQtOptions) -> Codes:
-            keep = self._fit(importance, levels, (m, n), options, packed)
+            keep = self._fit(importance, levels, (m, n), coding, packed)
             return self._encode(projection, factors, levels, keep, by)
 
         if coding.accounting == "paper":
@@ -148,7 +157,7 @@ class ImpartQt(FactorMethod):
         importance: FloatArray,
         levels: MaskLevels,
         shape: tuple[int, int],
-        options: ImpartQtOptions,
+        coding: Coding,
         budget: int,
     ) -> UInt16Array:
         """Return the keep codes of eq. 7 whose stored bytes fit the budget (Algorithm 3, with every byte charged).
@@ -156,7 +165,7 @@ class ImpartQt(FactorMethod):
         α is bisected for the number of pairs; γ then uses up what the boundary shift leaves, with one pair more where
         that fits.
         """
-        rank, beta = min(shape), _beta(*shape, options)
+        rank, beta, options = min(shape), _beta(*shape, coding), _options(coding)
 
         def fits(keep: UInt16Array) -> bool:
             kept = [mask_from_levels(side[: len(keep)], keep).sum(axis=1) for side in (levels.u, levels.v)]
@@ -180,14 +189,14 @@ def _options(coding: Coding) -> ImpartQtOptions:
     return coding.options
 
 
-def _beta(m: int, n: int, options: ImpartQtOptions) -> float:
-    return 1.0 - vector_fraction(m, n, options.preprune_ratio)
+def _beta(m: int, n: int, coding: Coding) -> float:
+    return 1.0 - vector_fraction(m, n, _options(coding).preprune_ratio(coding.cr, coding.accounting))
 
 
 def _paper_drop(importance: FloatArray, m: int, n: int, coding: Coding) -> FloatArray:
     """Return p_k of the pairs that Algorithm 3 keeps under the paper's count, at least the first."""
     options, rank = _options(coding), min(m, n)
-    beta = _beta(m, n, options)
+    beta = _beta(m, n, coding)
 
     def drop_at(alpha: float) -> FloatArray:
         return 1.0 - keep_probability(_keep_codes(1.0 - allocate(importance, rank, alpha, beta)))

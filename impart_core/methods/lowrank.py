@@ -21,7 +21,7 @@ class LowRank(FactorMethod):
     singular vectors as rows.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     options_model: ClassVar[type[MethodOptions]] = MethodOptions
     summary: ClassVar[str] = "the leading singular triplets, whole"
 

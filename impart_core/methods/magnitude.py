@@ -9,7 +9,7 @@ import torch
 
 from impart_core.base.settings import MethodOptions
 from impart_core.codec.bitpack import packed_bytes
-from impart_core.codec.half import to_half
+from impart_core.codec.half import EXPONENT_BYTES, decode_half, encode_half
 from impart_core.codec.mask import BoolArray, UInt32Array
 from impart_core.codec.parts import Codes, read_part
 from impart_core.codec.positions import (
@@ -23,7 +23,7 @@ from impart_core.codec.positions import (
 from impart_core.delta.budget import BYTES_PER_VALUE, budget_bytes
 from impart_core.methods.base import METHODS, Coding, Method, Projection
 
-_WIDTH_BYTES = 1  # of the remainders' width
+_FIXED_BYTES = 1 + EXPONENT_BYTES  # the remainders' width, and the exponent of the values
 
 
 def largest(magnitudes: UInt32Array, count: int) -> BoolArray:
@@ -52,7 +52,7 @@ def fitting_positions(magnitudes: UInt32Array, budget: int) -> Int64Array:
         magnitudes: see `largest`.
         budget: bytes for this projection's codes.
     """
-    room, nonzero = budget - _WIDTH_BYTES, int(np.count_nonzero(magnitudes))
+    room, nonzero = budget - _FIXED_BYTES, int(np.count_nonzero(magnitudes))
     low = min(nonzero, max(0, (room - packed_bytes(len(magnitudes), 1)) // BYTES_PER_VALUE))
     high = min(nonzero, 8 * room // (8 * BYTES_PER_VALUE + 1))
     candidates = np.flatnonzero(largest(magnitudes, high))
@@ -92,18 +92,19 @@ def _most_that_fit(cost: Callable[[int], int], low: int, high: int, room: int) -
 class Magnitude(Method):
     """The method.
 
-    Codes of one projection, k entries kept: `values` float16 (k,), row by row; `width` uint8 (1,), `quotients` and
-    `remainders` uint8, their positions in the flattened delta (see `impart_core.codec.positions`).
+    Codes of one projection, k entries kept: `values` float16 (k,), row by row, and their `exponent` (see `codec.half`);
+    `width` uint8 (1,), `quotients` and `remainders` uint8, their positions in the flattened delta (see
+    `impart_core.codec.positions`).
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     options_model: ClassVar[type[MethodOptions]] = MethodOptions
     summary: ClassVar[str] = "the largest entries of the delta"
 
     def highest_cr(self, m: int, n: int, coding: Coding) -> float:
         """Return the ratio at which one entry fits wherever it is; under the paper's count, at which mn/CR is ½."""
         if coding.accounting == "bytes":
-            return 2 * m * n / (_WIDTH_BYTES + BYTES_PER_VALUE + most_position_bytes(1, m * n))
+            return 2 * m * n / (_FIXED_BYTES + BYTES_PER_VALUE + most_position_bytes(1, m * n))
         return 2.0 * m * n
 
     def expected_bytes(self, m: int, n: int, coding: Coding) -> int:
@@ -111,14 +112,10 @@ class Magnitude(Method):
         if coding.accounting == "bytes":
             return budget_bytes(m, n, coding.cr)
         count = _nearest_count(m, n, coding.cr)
-        return _WIDTH_BYTES + BYTES_PER_VALUE * count + most_position_bytes(count, m * n)
+        return _FIXED_BYTES + BYTES_PER_VALUE * count + most_position_bytes(count, m * n)
 
     def encode_projection(self, projection: Projection, coding: Coding) -> Codes:
-        """Return the codes of a delta that is not zero; see `Method.encode`.
-
-        Raises:
-            TensorValueError: a kept value is beyond float16.
-        """
+        """Return the codes of a delta that is not zero; see `Method.encode`."""
         m, n = projection.shape
         delta = projection.delta().cpu().flatten()
         magnitudes = delta.abs().numpy().view(np.uint32)
@@ -129,7 +126,7 @@ class Magnitude(Method):
             positions = np.flatnonzero(largest(magnitudes, count))
         stored = encode_positions(positions)
         return {
-            "values": to_half(delta[torch.from_numpy(positions)], projection.name),
+            **encode_half(delta[torch.from_numpy(positions)], "values", projection.name),
             "width": torch.tensor([stored.width], dtype=torch.uint8),
             "quotients": torch.from_numpy(stored.quotients),
             "remainders": torch.from_numpy(stored.remainders),
@@ -146,7 +143,7 @@ class Magnitude(Method):
         )
         positions = decode_positions(stored, len(values), m * n, name)
         delta = torch.zeros(m * n)
-        delta[torch.from_numpy(positions)] = values.float()
+        delta[torch.from_numpy(positions)] = decode_half(values, codes, name)
         return delta.reshape(m, n)
 
 

@@ -12,6 +12,7 @@ import torch
 
 from impart_core.base.errors import TensorValueError
 from impart_core.codec.bitpack import UInt8Array, pack, packed_bytes, unpack
+from impart_core.codec.mask import mask_words
 
 _CHUNK = 1 << 17  # entries worked on at once, to bound memory
 SCALE_BYTES = 4  # float32: the mean of a delta may be far below what float16 holds exactly
@@ -23,21 +24,26 @@ class SignCodes:
 
     Attributes:
         scales: s, float32, (1,), or one for each row, (m,).
-        signs: bits of kept entries row by row, set where the entry is not negative; uint8, (⌈kept/8⌉,).
+        signs: bits of kept entries row by row, set where it is positive, of a zero by a coin; uint8, (⌈kept/8⌉,).
     """
 
     scales: torch.Tensor
     signs: UInt8Array
 
 
-def encode_signs(delta: torch.Tensor, name: str, per_row: bool = False, mask: torch.Tensor | None = None) -> SignCodes:
+def encode_signs(
+    delta: torch.Tensor, name: str, per_row: bool = False, mask: torch.Tensor | None = None, coin: int = 0
+) -> SignCodes:
     """Return the signs and the mean magnitude of a delta.
+
+    An entry that is zero has a sign by a coin: with + for all of them their errors would add up in every output.
 
     Args:
         delta: any floating dtype, (m, n).
         name: the tensor, for the error.
         per_row: one scale for each row; else one for all.
         mask: which entries are kept, bool, (m, n); None: all. A row without any has the scale 0.
+        coin: the key of the coins; see `mask_words`.
 
     Raises:
         TensorValueError: the delta holds NaN or infinity.
@@ -52,7 +58,8 @@ def encode_signs(delta: torch.Tensor, name: str, per_row: bool = False, mask: to
         if not np.isfinite(part).all():
             raise TensorValueError(f"The delta of {name!r} holds NaN or infinity. Check both checkpoints.")
         total[rows] = np.where(keep[rows], np.abs(part), 0).sum(axis=1, dtype=np.float64)
-        signs.append(part[keep[rows]] >= 0)
+        heads = (mask_words(coin, n, len(part), rows.start) & 1).astype(np.bool_) if (part == 0).any() else True
+        signs.append(((part > 0) | ((part == 0) & heads))[keep[rows]])
     if not per_row:
         total, count = total.sum(keepdims=True), count.sum(keepdims=True)
     scales = torch.from_numpy((total / np.maximum(count, 1)).astype(np.float32))

@@ -20,7 +20,7 @@ from impart_core.quantization.grid import EntryGrid, nearest_half
 
 # Entries of the factors worked on at once: 64 MiB, 1 GiB on devices, where a step over columns takes as long for few
 # rows as for many; and a few times that in temporaries. Never by the memory that is free: the bytes would depend on it.
-_MOST_ENTRIES, _MOST_ENTRIES_ON_DEVICE = 1 << 24, 1 << 28
+MOST_ENTRIES, _MOST_ENTRIES_ON_DEVICE = 1 << 24, 1 << 28
 
 
 def codes_on_support(
@@ -55,7 +55,7 @@ def _batches(mask: torch.Tensor, order: torch.Tensor) -> Iterator[tuple[torch.Te
     kept = mask[:, backwards]
     counts = kept.sum(dim=1)
     by_count = torch.argsort(counts, descending=True, stable=True)
-    most = _MOST_ENTRIES if mask.device.type == "cpu" else _MOST_ENTRIES_ON_DEVICE
+    most = MOST_ENTRIES if mask.device.type == "cpu" else _MOST_ENTRIES_ON_DEVICE
     first = 0
     while first < len(by_count) and (size := int(counts[by_count[first]])):
         rows = by_count[first : first + max(1, most // size**2)]

@@ -54,7 +54,7 @@ def watch_kernels() -> None:
         (load, "load_matrix"),
         (load.Loaded, "delta"),
         (factors, "read_tensor"),
-        (encode, "encode_keep"),
+        (encode, "encode_half"),
         (encode, "require_finite"),
         (decompose, "factors_of"),
         (encode, "factors_of"),

@@ -24,7 +24,7 @@ Parts = Mapping[str, Any]
 def read_block(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Return the headers and the parts of every tensor of a block file, by name."""
     described = json.loads(_opened(path)[0].pop("__metadata__")["impart"])
-    assert described["format"] == 1
+    assert described["format"] in (1, 2)
     headers, arrays = described["tensors"], read_entries(path)
     keys = {name: {part: f"{name}:{part}" for part in header.get("parts", ())} for name, header in headers.items()}
     assert {key for own in keys.values() for key in own.values()} == set(arrays)
@@ -72,13 +72,17 @@ def _delta(name: str, header: Mapping[str, Any], shape: list[int], parts: Parts)
         case "omitted" | "value":
             return None
         case "keep":
-            return parts["delta"].astype(np.float32).reshape(shape)
+            return _scaled(parts["delta"], parts).reshape(shape)
         case "rows":
             delta = np.zeros(shape, np.float32)
-            delta[parts["rows"]] = parts["values"]
+            delta[parts["rows"]] = _scaled(parts["values"], parts)
             return delta
         case method:
             return DECODERS[method](parts, shape[0], shape[1], name, header.get("seed", 0))
+
+
+def _scaled(values: Any, parts: Parts) -> Any:
+    return values.astype(np.float32) * np.float32(2.0 ** int(parts["exponent"][0]) if "exponent" in parts else 1)
 
 
 # §3 Bit packing
@@ -206,7 +210,7 @@ def _impart(parts: Parts, m: int, n: int, name: str, seed: int) -> Any:
 def _dare(parts: Parts, m: int, n: int, name: str, seed: int) -> Any:
     delta, kept = np.zeros((m, n), np.float32), _delta_mask(parts, m, n, name, seed)
     if kept is not None:
-        delta[kept] = parts["values"].astype(np.float32) / np.float32(_probability(parts["keep"])[0])
+        delta[kept] = _scaled(parts["values"], parts) / np.float32(_probability(parts["keep"])[0])
     return delta
 
 
@@ -216,7 +220,7 @@ def _lowrank(parts: Parts, *_: Any) -> Any:
 
 def _magnitude(parts: Parts, m: int, n: int, *_: Any) -> Any:
     delta = np.zeros(m * n, np.float32)
-    delta[positions(parts, len(parts["values"]))] = parts["values"]
+    delta[positions(parts, len(parts["values"]))] = _scaled(parts["values"], parts)
     return delta.reshape(m, n)
 
 
@@ -246,6 +250,7 @@ def _delta_come(parts: Parts, m: int, n: int, *_: Any) -> Any:
 def _dare_qt(parts: Parts, m: int, n: int, name: str, seed: int) -> Any:
     kept = _delta_mask(parts, m, n, name, seed)
     (values,) = streams(parts, [np.zeros((m, n), bool) if kept is None else kept])
+    values = _scaled(values, parts)
     return values if kept is None else values / np.float32(_probability(parts["keep"])[0])
 
 

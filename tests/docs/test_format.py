@@ -19,7 +19,7 @@ import torch
 from impart_core.checkpoint.layout import Role
 from impart_core.codec.bitpack import pack
 from impart_core.codec.format import BlockFile, EncodedTensor, TensorHeader, write_block
-from impart_core.codec.keep import encode_keep
+from impart_core.codec.half import encode_half
 from impart_core.codec.rows import encode_rows
 from impart_core.methods import METHODS, QUANTIZING, Coding, Projection
 from impart_core.methods.decode import decode_delta, decode_stack
@@ -128,8 +128,9 @@ def test_what_no_method_codes_is_decoded(tmp_path: Path) -> None:
     few[[3, 7, 19]] = delta[:3]
     added = torch.randn(4, 30).to(torch.bfloat16)
     tensors = {
-        "keep": tensor("keep", (20, 30), {"delta": encode_keep(delta, "keep")}),
-        "keep at a large scale": tensor("keep", (600,), {"delta": encode_keep(1e4 * delta.flatten(), "keep")}),
+        "keep": tensor("keep", (20, 30), encode_half(delta, "delta", "keep")),
+        "keep at a large scale": tensor("keep", (600,), encode_half(1e9 * delta.flatten(), "delta", "keep")),
+        "keep of format 1": tensor("keep", (600,), {"delta": delta.flatten().bfloat16()}),
         "rows": tensor("rows", (24, 30), {**encode_rows(few, "rows"), "added": added}, "BF16"),
         "added": tensor("omitted", (24, 30), {"added": added}, "BF16"),
         "omitted": tensor("omitted", (3,), {}),

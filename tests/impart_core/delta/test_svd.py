@@ -66,6 +66,43 @@ def test_the_numerical_rank_counts_what_is_above_rounding() -> None:
     assert numerical_rank(np.array([1e-40, 0.0]), 2, 2) == 1
 
 
+SHAPES = [(131072, 64), (64, 131072), (600, 600), (1500, 400), (400, 1500)]  # of which the last three are not small
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_numerical_rank_counts_all_that_float32_tells(shape: tuple[int, int]) -> None:
+    sigma = 10.0 ** np.linspace(0, -9, min(shape))
+    delta = matrix_of(sigma, *shape)
+    oracle = torch.linalg.svdvals(delta.double()).numpy()
+    rank = numerical_rank(decompose(delta, "w").sigma.double().numpy(), *shape)
+    told, noise = (int((oracle > times * 1e-6 * oracle[0]).sum()) for times in (3, 0.3))
+    assert told <= rank <= noise
+    # Each of them is right to half of itself, and all but the last few to a hundredth.
+    np.testing.assert_allclose(decompose(delta, "w").sigma[:rank], oracle[:rank], rtol=0.5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("rank", [1, 7])
+def test_the_numerical_rank_takes_no_rounding_for_a_direction(shape: tuple[int, int], rank: int) -> None:
+    delta = matrix_of(0.5 ** np.arange(rank, dtype=np.float64), *shape)
+    assert numerical_rank(decompose(delta, "w").sigma.double().numpy(), *shape) == rank
+
+
+@pytest.mark.parametrize("span", [3, 5, 7])  # in tens, of the singular values: the Gram matrix squares them
+@pytest.mark.parametrize("shape", [(700, 400), (400, 700), (500, 500)])
+def test_a_leading_part_down_to_the_numerical_rank_is_right_by_every_route(shape: tuple[int, int], span: int) -> None:
+    sigma = 10.0 ** -np.linspace(0, span, min(shape))
+    delta = matrix_of(sigma, *shape)
+    oracle = torch.linalg.svdvals(delta.double()).numpy()
+    for most in (40, 200, 400):
+        part = decompose(delta, "w", lambda s, most=most: min(most, numerical_rank(s, *shape)))  # type: ignore[misc]
+        assert len(part.sigma) == min(most, numerical_rank(oracle, *shape))
+        np.testing.assert_allclose(part.sigma, oracle[: len(part.sigma)], rtol=1e-5, atol=ROUNDING / 5)
+        eye = torch.eye(len(part.sigma))
+        for vectors in (part.u, part.v):
+            torch.testing.assert_close(vectors @ vectors.T, eye, rtol=0, atol=1e-4)
+
+
 def test_the_numerical_rank_of_leading_values_is_that_of_all_or_their_number() -> None:
     sigma = np.array([1.0, 1e-3, 1e-9, 0.0])
     assert [numerical_rank(sigma[:k], 4, 4) for k in (1, 2, 3)] == [1, 2, 2]

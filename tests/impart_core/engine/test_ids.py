@@ -193,7 +193,7 @@ def test_every_operations_version_is_part_of_the_ids(
 def test_the_formats_version_is_part_of_the_ids(request_: CompressRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     before = ids(request_)
     for module in (block, delta):
-        monkeypatch.setattr(module, "FORMAT_VERSION", 2)
+        monkeypatch.setattr(module, "FORMAT_VERSION", 3)
     assert changed(before, ids(request_)) == CODES | {REST}
 
 

@@ -6,6 +6,7 @@ from hashlib import sha256
 import numpy as np
 import torch
 
+from impart_core.codec.half import decode_half, encode_half
 from impart_core.codec.mask import UInt16Array, keep_probability, mask_from_words, mask_key, mask_words
 from impart_core.codec.parts import Codes
 from impart_core.delta.factors import Factors
@@ -14,6 +15,12 @@ from impart_core.quantization.curvature import Inputs
 from impart_core.quantization.streams import unpack_matrices
 from tests.impart_core.quantization.plain import output_error
 from tests.impart_core.quantization.samples import hessian_of
+
+
+def at_16_bits(values: torch.Tensor) -> torch.Tensor:
+    """Return what is decoded of values that are stored at 16 bits."""
+    codes = encode_half(values, "values", "w")
+    return decode_half(codes["values"], codes, "w")
 
 
 def same(one: Codes, other: Codes) -> bool:

@@ -60,13 +60,16 @@ STREAMS = {"layout": torch.uint16, "scales": torch.float16, "zeros": torch.uint8
 LOSSLESS = {"forms": torch.uint8, "lengths": torch.uint32, "packed": torch.uint32}
 PARTS: dict[str, dict[str, torch.dtype]] = {
     "bitdelta": {"scales": torch.float32, "signs": torch.uint8, "keep": torch.uint16},
-    "dare": {"keep": torch.uint16, "values": torch.float16},
-    "dare-qt": {"keep": torch.uint16},
+    "dare": {"keep": torch.uint16, "values": torch.float16, "exponent": torch.int8},
+    "dare-qt": {"keep": torch.uint16, "exponent": torch.int8},
     "delta-come": {"sigma": torch.bfloat16},
     "impart": {"sigma": torch.float32, "keep": torch.uint16, "u": torch.float16, "v": torch.float16},
     "impart-qt": {"sigma": torch.bfloat16, "keep": torch.uint8},
     "lowrank": {"sigma": torch.float32, "u": torch.float16, "v": torch.float16},
-    "magnitude": {"values": torch.float16, "width": torch.uint8, "quotients": torch.uint8, "remainders": torch.uint8},
+    "magnitude": {
+        **{"values": torch.float16, "exponent": torch.int8},
+        **{"width": torch.uint8, "quotients": torch.uint8, "remainders": torch.uint8},
+    },
 }
 
 
@@ -130,13 +133,13 @@ def test_at_the_highest_ratio_something_is_kept_and_at_any_higher_one_nothing_or
 # Bytes of the least that keeps anything, counted out, by method, from the matrix's sides (of at most one group each).
 SMALLEST: dict[str, Callable[[int, int], int]] = {
     "bitdelta": lambda m, n: 4 + min(2 + 1, -(-m * n // 8)),  # a scale, and a byte of signs with a keep code, or all
-    "dare": lambda m, n: 2 + 2,
-    "dare-qt": lambda m, n: 2 + 8 + 1 + 2 + 1,  # keep code, layout, code, scale and zero point
+    "dare": lambda m, n: 2 + 1 + 2,  # an exponent
+    "dare-qt": lambda m, n: 2 + 1 + 8 + 1 + 2 + 1,  # keep code, exponent, layout, code, scale and zero point
     "delta-come": lambda m, n: 2 + 8 + m + n + 2 * (2 + 1),
     "impart": lambda m, n: 4 + 2 + 2 * (m + n),
     "impart-qt": lambda m, n: 2 + 1 + 8 + m + n + 2 * (2 + 1),
     "lowrank": lambda m, n: 4 + 2 * (m + n),
-    "magnitude": lambda m, n: 2 + 1 + position_bytes(np.array([m * n - 1])),
+    "magnitude": lambda m, n: 2 + 1 + 1 + position_bytes(np.array([m * n - 1])),
 }
 
 

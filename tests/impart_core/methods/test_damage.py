@@ -19,7 +19,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def damaged(codes: Codes) -> Iterator[tuple[str, Codes]]:
     """Yield codes of which one part is missing or is another tensor than it was."""
     for part, code in codes.items():
-        yield f"no {part}", {name: other for name, other in codes.items() if name != part}
+        if part != "exponent":  # without it the values are as they are stored
+            yield f"no {part}", {name: other for name, other in codes.items() if name != part}
         changes = {
             "cut": code[:-1],
             "longer": torch.cat([code, code[:1]]),

@@ -20,11 +20,12 @@ PLAIN = {"solver": "nearest", "lossless": False}
 @pytest.mark.parametrize(
     ("method", "version", "settings_", "shape", "digests"),  # of the bytes' count and of the paper's
     [
-        ("impart", 1, {"cr": 4}, (48, 80), ("5224b9b8a17e5898", "37a479abea1d05f8")),
-        ("impart", 1, {"cr": 4}, (64, 64), ("2dfdae371e672758", "ad297b3851764fec")),
-        ("impart-qt", 3, {"cr": 8, "options": PLAIN}, (48, 80), ("269dfe900bf45ef4", "ef30c403592be1eb")),
-        ("delta-come", 3, {"cr": 8, "options": PLAIN}, (48, 80), ("473fe65cc1cb8b4e", "2a33b8109dbcce07")),
-        ("dare-qt", 3, {"cr": 16, "options": PLAIN}, (48, 80), ("d5d94b5685325496", "b15355478be4ee3c")),
+        ("impart", 2, {"cr": 4}, (48, 80), ("029a1e7cbf58a470", "37a479abea1d05f8")),
+        ("impart", 2, {"cr": 4}, (64, 64), ("7e45573dc3eb9a8a", "ad297b3851764fec")),
+        ("impart", 2, {"cr": 4, "options": {"beta": 0.6}}, (48, 80), ("5224b9b8a17e5898", "37a479abea1d05f8")),
+        ("impart-qt", 4, {"cr": 8, "options": PLAIN}, (48, 80), ("269dfe900bf45ef4", "ef30c403592be1eb")),
+        ("delta-come", 4, {"cr": 8, "options": PLAIN}, (48, 80), ("473fe65cc1cb8b4e", "2a33b8109dbcce07")),
+        ("dare-qt", 4, {"cr": 16, "options": PLAIN}, (48, 80), ("2c6260e296d634be", "e18b0f4ec4d11dd9")),
     ],
 )
 def test_golden_codes(

@@ -1,10 +1,11 @@
 """ImPart: the reference's allocation, exact budgets, and what its options do, of ImPart-Qt too."""
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +15,8 @@ from impart_core.codec.parts import Codes, nbytes
 from impart_core.delta.budget import budget_bytes, pair_bytes
 from impart_core.delta.svd import decompose, numerical_rank
 from impart_core.methods.base import METHODS, Projection
-from impart_core.methods.impart import Impart, allocate
+from impart_core.methods.impart import Impart, ImpartOptions, allocate
+from tests.impart_core.delta.spectra import matrix_of
 from tests.impart_core.methods.codes import keep_of, no_delta, same, vector_masks
 from tests.impart_core.methods.requests import encode, request_of
 from tests.impart_core.methods.spectra import FloatArray, factors_of, spectra
@@ -154,10 +156,11 @@ def test_without_pre_pruning_beta_is_zero_whatever_it_says(method: str, cr: floa
 @BOTH
 @accountings
 def test_a_uniform_allocation_keeps_the_same_share_of_every_candidate(method: str, cr: float, accounting: str) -> None:
-    keep = keep_of(encoded(method, cr, accounting, allocation="uniform"))
+    keep = keep_of(encoded(method, cr, accounting, allocation="uniform", beta=0.6))
     # ⌊2·128·96·0.4/(128 + 96)⌋; in steps of 1/256 the paper's count may be met with fewer pairs.
     assert len(keep) == 43 or (method == "impart-qt" and accounting == "paper" and 40 <= len(keep) < 43)
-    assert METHODS.get(method).needed_rank(128, 96, request_of(method, cr, accounting=accounting)) == 43
+    request = request_of(method, cr, accounting=accounting, options={"beta": 0.6})
+    assert METHODS.get(method).needed_rank(128, 96, request) == 43
     assert len(set(keep)) == 1
     if (method, accounting) == ("impart", "paper"):
         # d = mn/(CR·r·(m+n)) of U and V, all of it in the candidates that pre-pruning leaves.
@@ -212,7 +215,7 @@ def test_one_pair_more_than_algorithm_1_keeps_uses_the_room_that_whole_pairs_lea
     side, cr, sigma = 24, 6, spectrum("exp", 24)
     assert len(allocate(sigma, side, 1 - 1 / (2 * cr), 0.6)) == 1
     assert budget_bytes(side, side, cr) - pair_bytes(side, side) == 90
-    codes = METHOD.encode(projection_of(sigma, side, side), config_of(cr))
+    codes = METHOD.encode(projection_of(sigma, side, side), config_of(cr, options={"beta": 0.6}))
     assert len(codes["sigma"]) == 2
     assert budget_bytes(side, side, cr) - 4 <= nbytes(codes) <= budget_bytes(side, side, cr)
 
@@ -222,3 +225,29 @@ def test_a_pair_that_would_be_thinned_below_its_importance_is_not_taken_to_fill_
     m, n, cr, sigma = 128, 256, 32, spectrum("exp", 128)
     assert METHOD.encode(projection_of(sigma, m, n), config_of(cr))["keep"].tolist() == [65535] * 2
     assert 2 * pair_bytes(m, n) < budget_bytes(m, n, cr) < sigma[:3].sum() * 2 * (m + n)
+
+
+@pytest.mark.parametrize(
+    ("cr", "accounting", "beta"),
+    [(1, "bytes", 0.5), (2, "bytes", 0.75), (4, "bytes", 0.875), (64, "bytes", 0.875), (4, "paper", 0.6)],
+)
+def test_beta_is_by_default_what_leaves_whole_pairs_alone_at_low_ratios(
+    cr: float, accounting: Literal["bytes", "paper"], beta: float
+) -> None:
+    assert ImpartOptions().preprune_ratio(cr, accounting) == beta
+    assert ImpartOptions(beta=0.6).preprune_ratio(cr, accounting) == 0.6
+    assert ImpartOptions(preprune=False).preprune_ratio(cr, accounting) == 0.0
+    METHOD.check(config_of(cr, accounting=accounting), 64)
+
+
+@pytest.mark.parametrize("power", [0.3, 0.9])
+@pytest.mark.parametrize("shape", [(256, 256), (96, 400)])
+def test_more_bytes_lower_the_error_where_whole_pairs_fit(power: float, shape: tuple[int, int]) -> None:
+    sigma = np.arange(1, min(shape) + 1) ** -power
+    delta = matrix_of(sigma, *shape)
+    errors = []
+    for cr in (1.5, 2, 3, 4):
+        codes = METHOD.encode(Projection.of(delta, "w"), config_of(cr))
+        errors.append(float(torch.dist(METHOD.decode(codes, "w", shape, 0), delta) / delta.norm()))
+    assert errors == sorted(errors)
+    assert errors[-1] < 1.0

@@ -5,6 +5,7 @@ DARE has nothing beyond this.
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,13 +13,14 @@ from hypothesis import strategies as st
 
 from impart_core.base.errors import TensorValueError
 from impart_core.blocks.request import CompressConfig
+from impart_core.codec.half import half_exponent
 from impart_core.codec.parts import nbytes
 from impart_core.delta.budget import budget_bytes
 from impart_core.methods import METHODS
 from impart_core.methods.base import Projection
 from impart_core.quantization.grid import RowRange
 from impart_core.quantization.groups import Groups
-from tests.impart_core.methods.codes import entry_mask
+from tests.impart_core.methods.codes import at_16_bits, entry_mask
 from tests.impart_core.methods.requests import decode, encode, is_feasible, request_of, requests, where_known
 from tests.support import decaying_delta
 
@@ -39,14 +41,14 @@ def kept_by(code: int, request: CompressConfig, m: int, n: int) -> int:
 
 
 def bytes_of(request: CompressConfig, kept: int, m: int) -> int:
-    """Return the bytes of so many kept entries, counted out: the keep code, and values, signs or codes."""
+    """Return the bytes of so many kept entries, counted out: keep code, exponent, and values, signs or codes."""
     options, values = request.options.model_dump(), -(-kept * bits_of(request) // 8)
     if request.method == "bitdelta":
         return 2 + values + 4 * (m if options["per_row"] else 1)
     if request.method == "dare":
-        return 2 + values
+        return 2 + 1 + values
     groups = -(-kept // options["group_size"])
-    return 2 + values + 2 * 4 + 2 * groups + -(-groups * options["bits"] // 8)  # layout, scales and zero points
+    return 2 + 1 + values + 2 * 4 + 2 * groups + -(-groups * options["bits"] // 8)  # layout, scales and zero points
 
 
 @pytest.mark.parametrize("method", ["dare", "dare-qt", "bitdelta"])
@@ -57,14 +59,15 @@ def test_one_step_more_of_the_keep_code_would_not_fit_the_budget(
 ) -> None:
     options = where_known(method, solver="nearest", lossless=False)
     request = data.draw(requests(method, m, n, accounting="bytes", options=options))
-    codes, budget = encode(Projection.of(torch.ones(m, n), "w"), request), budget_bytes(m, n, request.cr)
+    codes, budget = encode(Projection.of(torch.full((m, n), 0.5), "w"), request), budget_bytes(m, n, request.cr)
     whole = bytes_of(request, m * n, m)
     if method == "bitdelta" and whole - 2 <= budget:  # all have a sign, without a keep code
         assert (len(codes["keep"]), nbytes(codes)) == (0, whole - 2)
         return
     code = int(codes["keep"][0]) if len(codes["keep"]) else -1
     if code >= 0:
-        assert nbytes(codes) == bytes_of(request, kept_by(code, request, m, n), m)
+        no_exponent = method != "bitdelta" and "exponent" not in codes  # where no entry is kept
+        assert nbytes(codes) + no_exponent == bytes_of(request, kept_by(code, request, m, n), m)
     assert nbytes(codes) <= budget
     assert code == 65535 or bytes_of(request, kept_by(code + 1, request, m, n), m) > budget
 
@@ -89,11 +92,13 @@ def stored_entries(delta: torch.Tensor, mask: torch.Tensor, request: CompressCon
     """Return what kept entries are stored as: at 16 bits, as their sign and mean, or the nearest of their grid."""
     options = request.options.model_dump()
     if request.method == "dare":
-        return delta.half().double()
+        return at_16_bits(torch.where(mask, delta, 0.0)).double()
     if request.method == "dare-qt":
         groups = Groups(mask, (RowRange(0, len(mask), options["bits"]),), options["group_size"])
-        grid = groups.entries(*groups.fit(delta))
-        return grid.values(grid.nearest(delta)).double()
+        exponent = half_exponent(delta[mask], "w")
+        scaled = delta * 2.0**-exponent
+        grid = groups.entries(*groups.fit(scaled))
+        return grid.values(grid.nearest(scaled)).double() * 2.0**exponent
     axis = 1 if options["per_row"] else (0, 1)
     magnitudes = torch.where(mask, delta.double().abs(), 0.0).sum(axis, keepdim=True)
     return delta.sign().double() * magnitudes / mask.sum(axis, keepdim=True).clamp(min=1)
@@ -168,9 +173,23 @@ def test_where_not_even_the_lowest_step_fits_nothing_is_kept(method: str, cr: fl
 
 
 @pytest.mark.parametrize("method", ["dare", "dare-qt", "magnitude"])
-def test_a_value_beyond_float16_is_refused_with_the_tensors_name(method: str) -> None:
-    with pytest.raises(TensorValueError, match="'layer_w' reaches 70000"):
-        encode(Projection.of(torch.full((16, 16), 7e4), "layer_w"), request_of(method, 8))
+@pytest.mark.parametrize("size", [1e-20, 1e-9, 1e9, 1e30])
+def test_deltas_of_any_size_are_stored_as_well_as_those_that_float16_is_made_for(method: str, size: float) -> None:
+    exponent = round(np.log2(size))
+    delta, request = decaying_delta(64, 64), request_of(method, 8)
+    ordinary, found = (
+        decode(encode(projection, request), projection, request)
+        for projection in (Projection.of(delta, "w"), Projection.of(delta * 2.0**exponent, "w"))
+    )
+    assert torch.equal(found, ordinary * 2.0**exponent)
+    assert found.any()
+
+
+@pytest.mark.parametrize("method", ["dare", "dare-qt", "magnitude"])
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_a_delta_that_is_not_finite_is_refused_with_the_tensors_name(method: str, value: float) -> None:
+    with pytest.raises(TensorValueError, match="'layer_w' holds NaN or infinity"):
+        encode(Projection.of(torch.full((16, 16), value), "layer_w"), request_of(method, 8))
 
 
 @pytest.mark.parametrize("rows", [65535, 65536, 131071])

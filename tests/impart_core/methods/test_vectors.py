@@ -82,7 +82,7 @@ def test_without_rescaling_singular_values_make_up_for_it_and_nothing_else_diffe
 ) -> None:
     projection = Projection.of(decaying_delta(96, 128), "w")
     usual, codes = (
-        encode(projection, request_of(method, cr, accounting=accounting, options={"rescale": rescale}))
+        encode(projection, request_of(method, cr, accounting=accounting, options={"rescale": rescale, "beta": 0.6}))
         for rescale in (True, False)
     )
     assert codes.keys() == usual.keys()

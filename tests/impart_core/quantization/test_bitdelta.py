@@ -53,8 +53,27 @@ def test_a_scale_for_each_row_comes_closer_than_one_for_all() -> None:
     assert float((delta - each).norm()) < 0.9 * float((delta - one).norm())
 
 
-def test_signs_are_bits_row_by_row_and_zero_counts_as_positive() -> None:
-    codes = encode_signs(torch.tensor([[1.0, -2.0, 0.0], [-0.5, 3.0, -1.0]]), "w")
+def test_zeros_have_signs_by_a_coin_that_lowers_what_they_do_to_outputs() -> None:
+    delta = torch.randn(96, 300, generator=torch.Generator().manual_seed(0))
+    delta[torch.rand(96, 300, generator=torch.Generator().manual_seed(1)) < 1 / 3] = 0.0
+    inputs = torch.rand(300, 50, generator=torch.Generator().manual_seed(2))  # as after a ReLU
+    zeros = delta == 0
+
+    def error(decoded: torch.Tensor) -> float:
+        return float(((decoded - delta) @ inputs).square().mean())
+
+    codes = encode_signs(delta, "w", coin=5)
+    found = decode_signs(codes, (96, 300))
+    positive = torch.where(zeros, codes.scales, found)
+    assert 0.45 < float((found[zeros] > 0).float().mean()) < 0.55
+    assert torch.equal(found[~zeros].sign(), delta[~zeros].sign())
+    assert error(found) < error(positive) / 2
+    assert np.array_equal(encode_signs(delta, "w", coin=5).signs, codes.signs)
+    assert not np.array_equal(encode_signs(delta, "w", coin=6).signs, codes.signs)
+
+
+def test_signs_are_bits_row_by_row() -> None:
+    codes = encode_signs(torch.tensor([[1.0, -2.0, 0.5], [-0.5, 3.0, -0.5]]), "w")
     assert codes.signs.tolist() == [0b010101]
     assert codes.scales.tolist() == [1.25]
     masked = encode_signs(
