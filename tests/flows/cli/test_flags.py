@@ -41,7 +41,7 @@ def test_flags_that_are_not_given_leave_the_methods_defaults() -> None:
 
 def test_values_are_json_or_else_text() -> None:
     found = options("rescale=false", "allocation=uniform", "c=5e-1", "preprune=true")
-    assert found == {"beta": 0.6, "c": 0.5, "preprune": True, "allocation": "uniform", "rescale": False}
+    assert found == {"beta": None, "c": 0.5, "preprune": True, "allocation": "uniform", "rescale": False}
     assert options('allocation="uniform"')["allocation"] == "uniform"
 
 

@@ -274,5 +274,5 @@ def test_the_embedding_of_a_fine_tune_that_changed_few_rows_comes_back_exactly(t
     folders, expected = save_mixture(tmp_path), finetuned_tensors()
     made = compress(Store(tmp_path / "store"), *folders, config_of(4))
     header = BlockFile(stored_path(made, 1)).headers[EMBEDDING]
-    assert (header.method, header.parts) == ("rows", ("added", "rows", "values"))
+    assert (header.method, header.parts) == ("rows", ("added", "exponent", "rows", "values"))
     assert torch.equal(rebuilt(made, folders[0], tmp_path / "out")[EMBEDDING], expected[EMBEDDING])

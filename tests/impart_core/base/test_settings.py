@@ -10,10 +10,10 @@ from impart_core.engine.requests import CompressRequest
 from impart_core.methods.impart import ImpartOptions
 
 
-def test_settings_left_out_have_the_papers_defaults() -> None:
+def test_settings_left_out_have_defaults() -> None:
     config = CompressConfig(cr=32)
     assert (config.method, config.seed, config.accounting) == ("impart", 0, "bytes")
-    assert config.options == ImpartOptions(beta=0.6, c=1.0)
+    assert config.options == ImpartOptions(beta=None, c=1.0)
 
 
 def test_settings_cannot_be_changed_after_they_are_made() -> None:

@@ -32,7 +32,7 @@ def test_a_delta_names_inputs_settings_seeds_parents_and_names(delta: Delta) -> 
         ("base", delta.content.base, tensors, 1),
         ("finetuned", delta.content.finetuned, tensors, 1),
     ]
-    assert (found.config["cr"], found.config["options.beta"], found.seeds) == (4.0, 0.6, {"seed": 7})
+    assert (found.config["cr"], found.config["options.beta"], found.seeds) == (4.0, None, {"seed": 7})
     assert found.parents == tuple(block.id for block in delta.blocks)
     assert found.names == ("math@prod",)
     assert found.provenance == delta.manifest.provenance
