@@ -94,7 +94,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     ),
     "layers that are not there": (
         f"compress {{shallow}} --method impart-qt --cr 64 {TEXT}",
-        ["says that it has 4 layers", "no tensors of layer 3", "Copy the checkpoint again"],
+        ["does not hold all that its configuration", "model.layers.3.", "If its config.json is wrong"],
     ),
     "a model that transformers does not know": (
         f"compress {{odd}} --method impart-qt --cr 64 {TEXT}",
@@ -192,7 +192,7 @@ def assert_refused(arguments: list[str], phrases: list[str]) -> None:
     code, out, err = impart(*arguments)
     assert (code, out) == (2, ""), err
     assert err.startswith("error: ")
-    assert err.count("\n") == 1
+    assert err.count("\n") == 1 or "does not hold all" in err  # a list of what is missing
     assert "Traceback" not in err
     for phrase in phrases:
         assert phrase in err

@@ -173,7 +173,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
         ["max_shard_bytes is 0", "at least 1"],
     ),
     "evaluation task": ("evaluate {finetuned} --tasks tinyzoo_mth", ["'tinyzoo_mth'", "Did you mean 'tinyzoo_math'"]),
-    "no evaluation task": ("evaluate {finetuned} --tasks ,", ["No task", "--tasks"]),
+    "no evaluation task": ("evaluate {finetuned} --tasks ,", ["No evaluation task was named", "tinyzoo_math"]),
     "split": ("evaluate {finetuned} --tasks tinyzoo_math --split tst", ["'tst'", "Did you mean 'test'?"]),
     "limit": ("evaluate {finetuned} --tasks tinyzoo_math --limit 0", ["limit is 0", "at least 1"]),
     "evaluated folder": ("evaluate {missing} --tasks tinyzoo_math", ["{missing} does not exist"]),

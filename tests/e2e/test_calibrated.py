@@ -137,7 +137,7 @@ def test_export_and_import_carry_the_text_with_the_factors(copy: Path, tmp_path:
     assert data_files(back) == data_files(there)
     assert data_files(back).items() <= data_files(copy).items()
     assert told("verify", "--all", "--store", str(back))["ok"]
-    again = told(*compress("impart-qt", 64, back, *TEXT))
+    again = told(*compress("impart-qt", 64, back, *TEXT), "--trust-imported")
     assert again["cached_blocks"] == LAYERS + 1
     without = told("export", *names, "--to", str(tmp_path / "without"), "--store", str(copy))
     assert without["copied"]["artifacts"] == {"block": 2 * LAYERS + 1, "delta": 2}

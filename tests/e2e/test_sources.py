@@ -104,7 +104,7 @@ def test_checkpoints_in_s3_make_the_artifact_of_the_folders_and_are_read_once(
     made = compress(bucket, tmp_path / "store", there)
     assert made["artifact"] == local.manifest.id
     assert data_files(tmp_path / "store") == data_files(Path(local.store.url))
-    assert proxy.received > 2 * sum(weights)  # once for the digests, and again for the work
+    assert sum(weights) < proxy.received < 1.2 * sum(weights)  # what the digests read is kept for the work
 
     before = proxy.received
     again = compress(bucket, tmp_path / "store", there)

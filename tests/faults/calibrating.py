@@ -9,7 +9,7 @@ from typing import Any
 
 from impart_core.artifacts import activations
 from impart_core.artifacts.activations import Spill
-from impart_core.blocks import calibrated as layers
+from impart_core.blocks.encode import Encoder
 from impart_core.calibrate.model import CausalModel
 from impart_core.engine import chain, stages
 from impart_core.storage.folder import FolderObjects
@@ -69,7 +69,7 @@ def die() -> None:
 
 
 def die_when_quantising(matrix: str) -> None:
-    before(layers, "encode_matrix", lambda pair, own, *_: own.name == f"{matrix}.weight", die)
+    before(Encoder, "matrix", lambda encoder, pair, own, *_: own.name == f"{matrix}.weight", die)
 
 
 def die_when_uploading(half: bool) -> None:
