@@ -9,6 +9,7 @@ import transformers
 
 from impart_core.base.errors import CalibrationError
 from impart_core.calibrate.architecture import model_code
+from impart_core.calibrate.layer import Batch
 from impart_core.calibrate.model import CausalModel
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
 from impart_core.checkpoint.layout import OUTSIDE, group_blocks
@@ -57,7 +58,7 @@ def run_layer_by_layer(checkpoint: Checkpoint) -> torch.Tensor:
     for name in model.layers(checkpoint.tensors):
         with model.layer(name, blocks[name]) as layer:
             matrices = [tensor for tensor, weight in blocks[name].items() if weight.dim() == 2]
-            groups, unseen = layer.groups(hidden, matrices)
+            groups, unseen = layer.groups([Batch.of(hidden)], matrices)
             assert sorted([*unseen, *(member for group in groups for member in group.names)]) == sorted(matrices)
             hidden = layer.run(hidden)
     return hidden
