@@ -63,6 +63,12 @@ def sync_folder(folder: Path) -> None:
         os.close(opened)
 
 
+def sha256_of(path: Path) -> str:
+    """Return a file's SHA-256 (hex)."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def copy_hashed(source: Path, target: Path) -> str:
     """Copy a file, flush it to disk, and return its SHA-256 (hex)."""
     digest = hashlib.sha256()

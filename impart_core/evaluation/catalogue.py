@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from impart_core.base.errors import EvaluationError, UnknownNameError
+from impart_core.base.files import sha256_of
 from impart_core.evaluation.options import MeasureOptions
 
 LOCAL_TASKS = ("tinyzoo_math", "tinyzoo_code", "tinyzoo_chat")
@@ -180,21 +181,18 @@ def _unknown(name: str, options: MeasureOptions) -> UnknownNameError:
 
 def members_of(name: str, options: MeasureOptions = USUAL) -> dict[str, Any]:
     """Return the configurations of a task of lm-eval, or of all that a group or tag leads to, by name."""
-    return _configs(name, options, {})
-
-
-def _configs(name: str, options: MeasureOptions, seen: dict[str, Any]) -> dict[str, Any]:
-    entry = task_index(options).get(name)
-    if entry is None or name in seen:
-        return seen
-    seen[name] = _without_places(entry.cfg, options)
-    listed = (entry.cfg or {}).get("task", [])
-    members = [*entry.tags] if entry.yaml_path is None else listed if isinstance(listed, list) else []
-    for member in members:
-        inner = member if isinstance(member, str) else member.get("task", member.get("group"))
-        if isinstance(inner, str):
-            _configs(inner, options, seen)
-    return seen
+    index, found, waiting = task_index(options), dict[str, Any](), [name]
+    while waiting:
+        member = waiting.pop()
+        entry = index.get(member)
+        if entry is None or member in found:
+            continue
+        found[member] = _without_places(entry.cfg, options)
+        listed = (entry.cfg or {}).get("task", [])
+        inner = [*entry.tags] if entry.yaml_path is None else listed if isinstance(listed, list) else []
+        names = (one if isinstance(one, str) else one.get("task", one.get("group")) for one in inner)
+        waiting.extend(one for one in names if isinstance(one, str))
+    return found
 
 
 def _without_places(value: Any, options: MeasureOptions) -> Any:
@@ -219,7 +217,7 @@ def _own_sources(configs: Mapping[str, Any], options: MeasureOptions) -> dict[st
         near = (file for file in place.parent.rglob("*") if file.suffix in _SOURCES and file.is_file())
         files |= {file.relative_to(home).as_posix(): file for file in near}
         files |= _data_files(((index[name].cfg or {}).get("dataset_kwargs") or {}).get("data_files"))
-    return {name: _digest(file.read_bytes()) for name, file in sorted(files.items())}
+    return {name: sha256_of(file) for name, file in sorted(files.items())}
 
 
 def _data_files(value: Any) -> dict[str, Path]:

@@ -8,7 +8,6 @@ No lock is ever taken: of several that make the same artifact at once, the first
 and the others return that one. Nothing is left behind by one that is killed but objects that no manifest names.
 """
 
-import hashlib
 import os
 import re
 import uuid
@@ -27,7 +26,7 @@ from impart_core.base.errors import (
     NewerArtifactError,
     StoreError,
 )
-from impart_core.base.files import scratch_folder
+from impart_core.base.files import scratch_folder, sha256_of
 from impart_core.storage.failures import Side, explain
 from impart_core.storage.folder import FolderObjects
 from impart_core.storage.objects import PROBES, Objects
@@ -308,9 +307,3 @@ def file_entry(name: str, path: Path) -> FileEntry:
     stem, dot, suffix = name.rpartition(".")
     stored = f"{stem}.{digest[:16]}.{suffix}" if dot and stem else f"{name}.{digest[:16]}"
     return FileEntry(name=name, path=stored, size=path.stat().st_size, sha256=digest)
-
-
-def sha256_of(path: Path) -> str:
-    """Return a local file's SHA-256 (hex)."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

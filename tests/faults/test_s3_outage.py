@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from impart_core.store.store import sha256_of
+from impart_core.base.files import sha256_of
 from tests.faults.conftest import Wanted
 from tests.faults.places import Place, assert_whole, unique
 from tests.faults.tally import Tally

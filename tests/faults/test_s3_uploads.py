@@ -7,7 +7,8 @@ import pytest
 import s3fs
 
 from impart_core.base.errors import StoreUnreachableError
-from impart_core.store.store import Store, sha256_of
+from impart_core.base.files import sha256_of
+from impart_core.store.store import Store
 from tests.faults.places import Place
 from tests.faults.tally import Tally
 from tests.s3proxy import Fault, Request, S3Proxy

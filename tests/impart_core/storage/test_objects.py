@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from impart_core.base.errors import ConfigError, StoreDeniedError, StoreError, StoreFullError, StoreUnreachableError
+from impart_core.base.files import sha256_of
 from impart_core.storage.failures import Side, explained
 from impart_core.storage.objects import Objects, require_path
 from impart_core.storage.s3 import _PART_BYTES, S3Objects
-from impart_core.store.store import Store, sha256_of
+from impart_core.store.store import Store
 
 LIMIT = 1 << 20
 

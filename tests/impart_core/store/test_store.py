@@ -7,8 +7,9 @@ import fsspec
 import pytest
 
 from impart_core.base.errors import ArtifactNotFoundError, CorruptArtifactError, StoreError
+from impart_core.base.files import sha256_of
 from impart_core.store.manifest import Manifest
-from impart_core.store.store import Store, default_store_url, file_entry, sha256_of
+from impart_core.store.store import Store, default_store_url, file_entry
 from tests.impart_core.store.samples import sample
 
 DATA = {"data.bin": b"0123456789" * 100, "notes": b"abc"}

@@ -10,9 +10,10 @@ from impart_core.artifacts.block import BlockContent
 from impart_core.artifacts.delta import Delta, DeltaContent
 from impart_core.artifacts.factors import FactorsContent
 from impart_core.base.errors import ArtifactNotFoundError, StoreUnreachableError
+from impart_core.base.files import sha256_of
 from impart_core.codec.format import BlockFile, EncodedTensor, write_block
 from impart_core.store.manifest import Manifest
-from impart_core.store.store import Store, sha256_of
+from impart_core.store.store import Store
 from impart_core.store.verify import VerifyReport, verify, verify_store
 from tests.impart_core.mixture import EMBEDDING, EXPERTS, HEAD, ROUTER, save_mixture
 from tests.impart_core.pipeline import compress, config_of, flip, stored_path
