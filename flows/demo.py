@@ -118,17 +118,16 @@ def _models(
     task: str, compressed: Mapping[tuple[str, float], CompressReport], run: Run, limit: int | None
 ) -> Iterator[_Model]:
     """Give the base, a fine-tune, and each of its compressions."""
-    base, finetuned = tinyzoo.path("base"), tinyzoo.path(task)
+    base, finetuned = (open_checkpoint(tinyzoo.path(name)) for name in ("base", task))
 
-    def job(label: str, model: str, of: Checkpoint | None = None) -> EvaluationJob:
-        return EvaluationJob(run, label, model, of, (f"tinyzoo_{task}",), limit=limit)
+    def job(label: str, model: str, whole: Checkpoint | None, of: Checkpoint | None) -> EvaluationJob:
+        return EvaluationJob(run, label, model, whole, of, (f"tinyzoo_{task}",), limit=limit)
 
-    yield _Model(task, "base", job("base", str(base)))
-    yield _Model(task, "fine-tuned", job(task, str(finetuned)), open_checkpoint(finetuned).nbytes)
-    opened = open_checkpoint(base)
+    yield _Model(task, "base", job("base", base.location, base, None))
+    yield _Model(task, "fine-tuned", job(task, finetuned.location, finetuned, None), finetuned.nbytes)
     for cr in (cr for name, cr in compressed if name == task):
         made = compressed[task, cr]
-        delta = job(f"{task} at CR {cr:g}", made.artifact, opened)
+        delta = job(f"{task} at CR {cr:g}", made.artifact, None, base)
         yield _Model(task, f"CR {cr:g}", delta, made.bytes, cr, made)
 
 

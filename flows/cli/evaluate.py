@@ -32,7 +32,7 @@ def evaluate(request: EvaluateRequest, refresh: Refresh = False, json: opt.JsonO
         places["model"] = absolute(request.model)
     request = request.model_copy(update={**places, "trust": trust})
     model = check_evaluate(request)
-    warn(model.merged.notes if model.merged else ())
+    warn(model.checkpoint.notes if model.checkpoint and model.checkpoint.adapter else ())
     with progress(quiet=json) as reporter, prefect_server(reporter):
         results = run_evaluate(request, model, reporter)
     warn_of_faults(

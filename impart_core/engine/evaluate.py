@@ -23,6 +23,7 @@ from impart_core.base.retry import GPU, patiently, recording
 from impart_core.checkpoint.adapter import ADAPTER_CONFIG
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
 from impart_core.checkpoint.location import is_remote
+from impart_core.checkpoint.spool import spooling
 from impart_core.checkpoint.writer import folder_of
 from impart_core.engine.bases import base_of
 from impart_core.engine.executor import Executor, Progress, stage
@@ -48,17 +49,17 @@ class Measurable:
 
     Attributes:
         model: its folder, Hub id or URL, or the delta's artifact id.
-        base: the base of a delta, opened.
+        checkpoint: the model, opened, where it is a checkpoint, an adapter's merged into its base; None for a delta.
+        base: the base of a delta, opened, else None.
         tasks: lm-eval's names of the tasks.
         measuring: how it is measured, with the folders of all tasks.
-        merged: an adapter, merged into its base; None where the model is a whole one or a delta.
     """
 
     model: str
+    checkpoint: Checkpoint | None
     base: Checkpoint | None
     tasks: tuple[str, ...]
     measuring: MeasureOptions
-    merged: Checkpoint | None = None
 
 
 def check_evaluate(request: EvaluateRequest) -> Measurable:
@@ -72,15 +73,15 @@ def check_evaluate(request: EvaluateRequest) -> Measurable:
     _require_writable(request)
     delta = _delta_of(request, store)
     if delta is not None:
-        return Measurable(delta.manifest.id, base_of(delta, request.base), tasks, measuring)
+        return Measurable(delta.manifest.id, None, base_of(delta, request.base), tasks, measuring)
     place = absolute(request.model)
     if request.base is None:
-        opened = open_checkpoint(place)
-        return Measurable(place, None, tasks, measuring, opened if opened.adapter else None)
-    merged = open_side(place, open_side(request.base))
-    if merged.adapter is None:
-        raise ConfigError(f"{place} is a whole model, which needs no base. Leave out --base.")
-    return Measurable(place, None, tasks, measuring, merged)
+        checkpoint = open_checkpoint(place).with_files_at_hand()
+    else:
+        checkpoint = open_side(place, open_side(request.base))
+        if checkpoint.adapter is None:
+            raise ConfigError(f"{place} is a whole model, which needs no base. Leave out --base.")
+    return Measurable(place, checkpoint, None, tasks, measuring)
 
 
 def _require_writable(request: EvaluateRequest) -> None:
@@ -132,14 +133,14 @@ def evaluate(
     Raises:
         ImpartError: the request cannot be carried out; the message says what to change.
     """
-    with recording():
+    with recording(), spooling():
         checked = checked or patiently("check the request", lambda: check_evaluate(request))
         job = EvaluationJob(
             run=Run(request.results_store or request.store, request.device, request.trust, id=run_id),
             label=Path(request.model).name,
             model=checked.model,
             base=checked.base,
-            merged=checked.merged,
+            checkpoint=checked.checkpoint,
             tasks=checked.tasks,
             measuring=checked.measuring,
             split=request.split,
@@ -173,7 +174,7 @@ def evaluate_model(job: EvaluationJob) -> tuple[EvaluationResult, ...]:
     """
     store = job.run.open_store()
     source = Store(job.source) if job.source else store
-    model = job.merged or (open_delta(source, job.model) if job.base else open_checkpoint(job.model))
+    model = job.checkpoint or open_delta(source, job.model)
     with ExitStack() as stack:
 
         @cache

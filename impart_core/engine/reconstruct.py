@@ -8,6 +8,7 @@ from impart_core.artifacts.delta import open_delta
 from impart_core.base.retry import Retried, patiently, recording
 from impart_core.base.settings import Frozen
 from impart_core.checkpoint.carried import code_elsewhere
+from impart_core.checkpoint.spool import spooling
 from impart_core.engine.preflight import open_side
 from impart_core.engine.requests import ReconstructRequest
 from impart_core.store.names import resolve
@@ -50,7 +51,7 @@ def reconstruct(request: ReconstructRequest, progress: Callable[[int, int], None
         ImpartError: the request cannot be carried out; the message says what to change.
     """
     watch, store, out = Stopwatch(), Store(request.store), request.out.absolute()
-    with recording() as ledger:
+    with recording() as ledger, spooling():
         delta = patiently("look for the delta", lambda: open_delta(store, resolve(store, request.ref)))
         base = patiently("open the base", lambda: open_side(request.base))
         written = patiently(

@@ -163,9 +163,9 @@ class EvaluationJob:
     Attributes:
         run: the run.
         label: what people call the model; no part of any id.
-        model: the checkpoint's folder, or the delta's artifact id.
-        base: the base where `model` is a delta, else None.
-        merged: the model where `model` is an adapter's place: that adapter merged into its base.
+        model: the checkpoint's place, or the delta's artifact id.
+        checkpoint: the model where it is a checkpoint, an adapter's merged into its base; None for a delta.
+        base: the base of a delta, else None.
         tasks: lm-eval task names.
         split: which split of each task.
         limit: number of items of each; None for all.
@@ -177,6 +177,7 @@ class EvaluationJob:
     run: Run
     label: str
     model: str
+    checkpoint: Checkpoint | None
     base: Checkpoint | None
     tasks: tuple[str, ...]
     split: Split = "test"
@@ -184,7 +185,6 @@ class EvaluationJob:
     code: RunCode = "never"
     measuring: MeasureOptions = field(default_factory=MeasureOptions)
     source: str | None = None
-    merged: Checkpoint | None = None
 
 
 class Made(Frozen):
