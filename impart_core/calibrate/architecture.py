@@ -1,16 +1,14 @@
 """Which checkpoints can be calibrated: decoder-only causal language models whose code is transformers' own."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
-from impart_core.base.errors import CalibrationError, ImpartError
-from impart_core.base.numerics import is_out_of_device_memory
+from impart_core.base.errors import CalibrationError
+from impart_core.base.foreign import explained_failures
 from impart_core.checkpoint.index import Checkpoint
+from impart_core.checkpoint.model import transformers_config
 
 ADVICE = "Use a method that needs no calibration."
-# JSON has no such numbers: transformers writes {"__float__": "Infinity"}.
-_FLOATS = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("nan")}
 
 
 def check_calibratable(checkpoint: Checkpoint) -> None:
@@ -53,7 +51,7 @@ def model_config(checkpoint: Checkpoint) -> Any:
             "calibrated. Use a method that needs no calibration."
         )
     try:
-        return CONFIG_MAPPING[kind].from_dict(_with_floats(checkpoint.config))
+        return transformers_config(checkpoint)
     except Exception as error:  # whatever the model's own class makes of a wrong value
         raise CalibrationError(
             f"transformers cannot read the configuration of {checkpoint.location} as one of {kind!r}: {error}. "
@@ -61,32 +59,11 @@ def model_config(checkpoint: Checkpoint) -> Any:
         ) from error
 
 
-@contextmanager
-def model_code(location: str) -> Iterator[None]:
-    """Turn what goes wrong in a model's own code into a sentence; lack of memory on a device stays what it is.
+def model_code(location: str) -> AbstractContextManager[None]:
+    """Turn what goes wrong in a model's own code into a `CalibrationError`; see `explained_failures`.
 
     Args:
         location: where its checkpoint lies.
-
-    Raises:
-        CalibrationError: its code failed on what it was given.
     """
-    try:
-        yield
-    except ImpartError:
-        raise
-    except Exception as error:  # the code of some hundred models, each with ways of its own to fail
-        if is_out_of_device_memory(error):
-            raise
-        raise CalibrationError(
-            f"The layers of {location} cannot be run one by one: transformers' code for it failed "
-            f"({type(error).__name__}: {error}). {ADVICE}"
-        ) from error
-
-
-def _with_floats(value: Any) -> Any:
-    """Return a copy of a JSON value with the floats that transformers writes as objects."""
-    if isinstance(value, Mapping):
-        tag = value.get("__float__") if len(value) == 1 else None
-        return _FLOATS[tag] if tag in _FLOATS else {key: _with_floats(part) for key, part in value.items()}
-    return [_with_floats(part) for part in value] if isinstance(value, list) else value
+    doing = f"The layers of {location} cannot be run one by one: transformers' code for it failed"
+    return explained_failures(doing, lambda: ADVICE, CalibrationError)

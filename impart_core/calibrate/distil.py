@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 
 from impart_core.base.errors import CalibrationError
+from impart_core.base.foreign import explained_failures
 from impart_core.base.numerics import one_thread_per_kernel
 from impart_core.base.settings import Frozen
 from impart_core.checkpoint.index import Checkpoint
@@ -186,13 +187,11 @@ def _load_model(folder: Path, location: str) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
-    if not folder.is_dir():
-        raise CalibrationError(
-            f"{location} is not a folder of this machine, from which a model for calibration is loaded. "
-            "Copy the checkpoint into a folder and give that."
-        )
     transformers_logging.disable_progress_bar()
-    try:
+    needed = "It must be a decoder-only language model that transformers knows."
+    with explained_failures(
+        f"The model in {location} cannot be loaded for calibration", lambda: needed, CalibrationError
+    ):
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=torch.float32,
@@ -200,11 +199,6 @@ def _load_model(folder: Path, location: str) -> Any:
             trust_remote_code=False,
             local_files_only=True,
         )
-    except (OSError, ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
-        raise CalibrationError(
-            f"The model in {location} cannot be loaded for calibration: {error}. It must be a decoder-only "
-            "language model that transformers knows."
-        ) from error
     return model.eval().requires_grad_(False)
 
 

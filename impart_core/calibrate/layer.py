@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from impart_core.base.errors import CalibrationError
+from impart_core.base.foreign import Done
 from impart_core.base.parallel import in_order
 from impart_core.calibrate.architecture import ADVICE, model_code
 from impart_core.calibrate.hessian import Hessian, add_product, mirror
@@ -95,8 +96,8 @@ class Batch:
         return cls((sequences, length, width), lambda: hidden)
 
 
-class _AllSeen(BaseException):
-    """Nothing that comes after this in the layer is of interest; no failure, and not to be caught as one."""
+class _AllSeen(Done):
+    """Nothing that comes after this in the layer is of interest."""
 
 
 class Layer:

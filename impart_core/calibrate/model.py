@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from impart_core.base.errors import CalibrationError
+from impart_core.base.foreign import Done
 from impart_core.calibrate.architecture import ADVICE, model_code, model_config
 from impart_core.calibrate.layer import Call, Layer
 from impart_core.calibrate.placement import Place, fill, find_places, load, restored
@@ -15,8 +16,8 @@ from impart_core.checkpoint.layout import OUTSIDE, group_blocks
 from impart_core.checkpoint.model import renaming
 
 
-class _Stopped(BaseException):
-    """Ends a model's forward pass where all that was wanted of it is there; no failure, and not to be caught as one."""
+class _Stopped(Done):
+    """Ends a model's forward pass where all that was wanted of it is there."""
 
 
 def decoder_layers(checkpoint: Checkpoint) -> list[str]:

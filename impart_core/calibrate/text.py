@@ -13,8 +13,8 @@ from pydantic import Field
 from impart_core.base.errors import CalibrationError
 from impart_core.base.settings import Frozen
 from impart_core.calibrate.documents import check_source, is_one_text, read_documents
-from impart_core.checkpoint.carried import is_code
 from impart_core.checkpoint.index import Checkpoint
+from impart_core.checkpoint.writer import write_carried
 
 logger = logging.getLogger(__name__)
 
@@ -135,10 +135,7 @@ def _open_tokenizer(finetuned: Checkpoint) -> Any:
     from transformers import AutoTokenizer
 
     with TemporaryDirectory(prefix="impart-tokenizer-") as folder:
-        for name, file in finetuned.carried.items():
-            if not is_code(name):
-                (Path(folder) / name).parent.mkdir(exist_ok=True)
-                file.copy_to(Path(folder) / name)
+        write_carried(Path(folder), finetuned)
         try:
             return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except Exception as error:  # each kind of tokenizer has its own

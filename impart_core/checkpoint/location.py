@@ -1,5 +1,6 @@
 """Where a checkpoint lies: a folder of this machine, an fsspec URL, or a model on the Hugging Face Hub."""
 
+import re
 from pathlib import Path
 
 from impart_core.base.errors import CheckpointError
@@ -7,6 +8,8 @@ from impart_core.checkpoint.hub import SCHEME, HubId, hub_folder, parse_hub_id
 from impart_core.checkpoint.local import local_folder
 from impart_core.checkpoint.remote import url_folder
 from impart_core.checkpoint.source import Folder
+
+_CACHED = re.compile(r"models--(?P<repo>.+?)/snapshots/")
 
 
 def is_remote(location: str) -> bool:
@@ -57,3 +60,10 @@ def open_subfolder(folder: Folder, name: str) -> Folder:
 
 def _hub_id(location: str) -> HubId | None:
     return None if "://" in location or Path(location).exists() else parse_hub_id(location)
+
+
+def model_name(place: str) -> str:
+    """Return what a model is called by its place, a path or a Hub id: without owner and revision, in small letters."""
+    cached = _CACHED.search(place.rstrip("/") + "/")
+    named = cached["repo"].replace("--", "/") if cached else place.rstrip("/")
+    return named.rpartition("/")[2].partition("@")[0].lower()

@@ -6,7 +6,6 @@ A merged tensor is a file of its own that lies nowhere, so that whoever reads or
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -14,7 +13,7 @@ from impart_core.base.canonical import digest_of
 from impart_core.base.numerics import one_thread_per_kernel
 from impart_core.checkpoint.header import DTYPE_NAMES, TensorInfo
 from impart_core.checkpoint.reader import read_tensor
-from impart_core.checkpoint.source import CHUNK, SourceFile
+from impart_core.checkpoint.source import CHUNK, ComputedFile
 
 _ARITHMETIC = 1  # raised whenever a merge gives other bytes: digests are remembered by it
 
@@ -141,7 +140,7 @@ class ExpertsLowRank(Update):
 
 
 @dataclass(frozen=True)
-class MergedFile(SourceFile):
+class MergedFile(ComputedFile):
     """A merged tensor's bytes; a stack of matrices is computed matrix by matrix.
 
     Attributes:
@@ -163,14 +162,6 @@ class MergedFile(SourceFile):
         """The key: it lies at no place."""
         return self.key
 
-    def read_into(self, start: int, buffer: memoryview) -> int:
-        """Fill a buffer with the bytes from `start` on, and return how many there were."""
-        filled = 0
-        for piece in self.chunks(start, min(start + len(buffer), self.size)):
-            buffer[filled : filled + len(piece)] = piece
-            filled += len(piece)
-        return filled
-
     def chunks(self, start: int, end: int) -> Iterator[memoryview]:
         """Give the bytes from `start` to before `end`, each matrix computed once."""
         stacked = len(self.shape) == 3
@@ -180,11 +171,6 @@ class MergedFile(SourceFile):
             low, high = max(start - number * each, 0), min(end - number * each, each)
             for at in range(low, high, CHUNK):
                 yield data[at : min(at + CHUNK, high)]
-
-    def on_disk(self, scratch: Path) -> Path:
-        """Return a copy in the scratch folder."""
-        self.copy_to(scratch / self.key)
-        return scratch / self.key
 
     def _computed(self, index: int | None) -> memoryview:
         base = self.base if self.base is None or index is None else self.base.part(index)

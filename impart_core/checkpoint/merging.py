@@ -1,6 +1,5 @@
 """Which tensor of the base each part of an adapter is merged into."""
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,6 +8,7 @@ from impart_core.base.errors import CheckpointError
 from impart_core.checkpoint.adapter import Adapter
 from impart_core.checkpoint.header import TensorInfo
 from impart_core.checkpoint.layout import Role, role_of
+from impart_core.checkpoint.location import model_name
 from impart_core.checkpoint.merge import AddedBias, ExpertsLowRank, LowRank, Rows, Update, Whole, merged_tensor
 from impart_core.checkpoint.reader import tensor_digest
 
@@ -43,7 +43,7 @@ def notes_on(adapter: Adapter, base: str) -> list[str]:
     if adapter.location == base:
         return [f"{base} holds a whole model and an adapter: they are merged, as transformers loads them."]
     notes = [f"The adapter {adapter.location} is merged into {base}."]
-    if adapter.base_name and _own_name(adapter.base_name) != _own_name(base):
+    if adapter.base_name and model_name(adapter.base_name) != model_name(base):
         notes.append(f"The adapter calls its base {adapter.base_name!r}, and {base} is given.")
     return notes
 
@@ -221,9 +221,3 @@ def _changed(config: Mapping[str, Any], settings: Mapping[str, Any]) -> Mapping[
     inner = {key: value for key, value in settings.items() if key in text}
     outer = {key: value for key, value in settings.items() if key in config or key not in text}
     return {**config, **outer, "text_config": {**text, **inner}}
-
-
-def _own_name(place: str) -> str:
-    """Return what a model is called, by its place: the last part of a path or Hub id, without a revision."""
-    cached = re.search(r"models--[^/]+?--([^/]+)/snapshots/", place + "/")
-    return (cached[1] if cached else place.rstrip("/").rpartition("/")[2].partition("@")[0]).lower()

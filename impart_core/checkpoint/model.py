@@ -3,7 +3,6 @@
 How transformers loads is no documented interface of it; `calibrate.placement.load` and this file are all that uses it.
 """
 
-import copy
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +14,8 @@ import torch
 from impart_core.checkpoint.index import Checkpoint
 
 _LAYERS = re.compile(r"(n|num|num_hidden|num_decoder|num_encoder|encoder|decoder)_layers?")
+# JSON has no such numbers: transformers writes {"__float__": "Infinity"}.
+_FLOATS = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("nan")}
 
 
 class UnknownModelError(Exception):
@@ -32,6 +33,24 @@ class Gaps:
 
     missing: tuple[str, ...]
     misfits: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+
+
+def transformers_config(checkpoint: Checkpoint) -> Any:
+    """Return a checkpoint's configuration as transformers' own class for its `model_type`, which is one that it knows.
+
+    Whatever that class makes of a wrong value is raised.
+    """
+    from transformers import CONFIG_MAPPING
+
+    return CONFIG_MAPPING[checkpoint.config["model_type"]].from_dict(_with_floats(checkpoint.config))
+
+
+def _with_floats(value: Any) -> Any:
+    """Return a copy of a JSON value with the floats that transformers writes as objects."""
+    if isinstance(value, Mapping):
+        tag = value.get("__float__") if len(value) == 1 else None
+        return _FLOATS[tag] if tag in _FLOATS else {key: _with_floats(part) for key, part in value.items()}
+    return [_with_floats(part) for part in value] if isinstance(value, list) else value
 
 
 def empty_model(checkpoint: Checkpoint) -> Any:
@@ -55,7 +74,7 @@ def empty_model(checkpoint: Checkpoint) -> Any:
         raise UnknownModelError(f"transformers {transformers.__version__} does not know the model {named!r:.100}")
     try:
         with _quiet(), torch.device("meta"):
-            config = transformers.CONFIG_MAPPING[kind].from_dict(copy.deepcopy(dict(checkpoint.config)))
+            config = transformers_config(checkpoint)
             return model_class.from_config(config) if named is None else model_class(config)
     except Exception as error:  # whatever the model's own class makes of its configuration
         raise UnknownModelError(f"transformers cannot make the model: {error}") from error

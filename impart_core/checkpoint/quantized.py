@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from impart_core.base.errors import CheckpointError
 from impart_core.checkpoint.header import DTYPE_NAMES, TensorInfo
 from impart_core.checkpoint.index import Checkpoint
 from impart_core.checkpoint.reader import read_tensor
-from impart_core.checkpoint.source import CHUNK, SourceFile
+from impart_core.checkpoint.source import CHUNK, ComputedFile, SourceFile
 
 SETTINGS = ("quantization_config", "compression_config")  # the configuration's keys that say how it is quantised
 _SCALES = ("_scale_inv", "_scale")
@@ -111,7 +110,7 @@ class Quantized:
 
 
 @dataclass(frozen=True)
-class ValuesFile(SourceFile):
+class ValuesFile(ComputedFile):
     """The values of the quantised tensors of a file, as if a file held them end to end."""
 
     tensors: tuple[Quantized, ...] = field(compare=False, repr=False)
@@ -121,19 +120,8 @@ class ValuesFile(SourceFile):
         """Where each tensor begins."""
         return list(accumulate((tensor.nbytes for tensor in self.tensors), initial=0))
 
-    def read_into(self, start: int, buffer: memoryview) -> int:
-        """Fill a buffer with the bytes from `start` on, and return how many there were."""
-        end, at = min(start + len(buffer), self.size), start
-        for piece in self._pieces(start, end):
-            buffer[at - start : at - start + len(piece)] = piece
-            at += len(piece)
-        return at - start
-
     def chunks(self, start: int, end: int) -> Iterator[memoryview]:
         """Give the bytes from `start` to before `end` in the pieces that are decoded together."""
-        return self._pieces(start, end)
-
-    def _pieces(self, start: int, end: int) -> Iterator[memoryview]:
         starts = self.starts
         while start < end:
             number = bisect_right(starts, start) - 1
@@ -141,11 +129,6 @@ class ValuesFile(SourceFile):
             stop = min(offset + tensor.reach(offset), end - starts[number])
             yield tensor.read(offset, stop)
             start = starts[number] + stop
-
-    def on_disk(self, scratch: Path) -> Path:
-        """Return a copy in the scratch folder."""
-        self.copy_to(scratch / self.name)
-        return scratch / self.name
 
 
 def dequantized(checkpoint: Checkpoint) -> Checkpoint:

@@ -54,11 +54,6 @@ class RemoteFile(SourceFile):
                 return at + len(data)
         return len(buffer)
 
-    def on_disk(self, scratch: Path) -> Path:
-        """Return a copy in the scratch folder."""
-        self.copy_to(scratch / self.name)
-        return scratch / self.name
-
 
 @dataclass(frozen=True)
 class UrlFile(RemoteFile):

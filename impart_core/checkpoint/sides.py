@@ -4,10 +4,10 @@ import re
 
 from impart_core.base.errors import CheckpointError, ConfigError
 from impart_core.checkpoint.index import Checkpoint
+from impart_core.checkpoint.location import model_name
 
 _FRONT = re.compile(r"\A---\s*\n(?P<yaml>.*?)\n---", re.DOTALL)
 _BASE_MODEL = re.compile(r"^base_model:(?P<same>[^\n]*)(?P<below>(\n\s*-[^\n]*)*)", re.MULTILINE)
-_CACHED = re.compile(r"models--(?P<repo>.+?)/snapshots/")
 _TUNED = re.compile(r"[-_.](instruct|chat|it|sft|dpo|rlhf|ft|finetuned?|tuned)\b")
 _MOST_OF_A_CARD = 64 << 10
 
@@ -28,7 +28,7 @@ def require_different(base: Checkpoint, finetuned: Checkpoint) -> None:
 
 def swapped(base: Checkpoint, finetuned: Checkpoint) -> tuple[str, ...]:
     """Return a sentence where a model card, a configuration or the names say that the two are the wrong way round."""
-    ours, theirs = _name(base), _name(finetuned)
+    ours, theirs = model_name(base.location), model_name(finetuned.location)
     if ours in _bases_of(finetuned):
         return ()
     if theirs in _bases_of(base):
@@ -38,14 +38,6 @@ def swapped(base: Checkpoint, finetuned: Checkpoint) -> tuple[str, ...]:
     else:
         return ()
     return (f"Base and fine-tuned checkpoint seem to be the wrong way round: {why}. Give the base first.",)
-
-
-def _name(checkpoint: Checkpoint) -> str:
-    """Return what a checkpoint is called, without its owner and revision, in small letters."""
-    place = checkpoint.location.rstrip("/")
-    cached = _CACHED.search(place + "/")
-    place = cached["repo"].replace("--", "/") if cached else place
-    return place.rpartition("/")[2].partition("@")[0].lower()
 
 
 def _bases_of(checkpoint: Checkpoint) -> set[str]:

@@ -57,9 +57,10 @@ class SourceFile(ABC):
             CheckpointError: the file cannot be read; `UnreachableError` where trying again may help.
         """
 
-    @abstractmethod
     def on_disk(self, scratch: Path) -> Path:
         """Return it as a file of this machine: itself, or a copy in the scratch folder."""
+        self.copy_to(scratch / self.name)
+        return scratch / self.name
 
     def read(self, start: int, end: int) -> bytearray:
         """Return the bytes from `start` to before `end`; errors as in `read_into`."""
@@ -96,10 +97,22 @@ class MemoryFile(SourceFile):
         buffer[: len(piece)] = piece
         return len(piece)
 
-    def on_disk(self, scratch: Path) -> Path:
-        """Return a copy in the scratch folder."""
-        self.copy_to(scratch / self.name)
-        return scratch / self.name
+
+@dataclass(frozen=True)
+class ComputedFile(SourceFile):
+    """Bytes that follow from other files, and are computed in the pieces that `chunks` gives."""
+
+    @abstractmethod
+    def chunks(self, start: int, end: int) -> Iterator[memoryview]:
+        """Give the bytes from `start` to before `end` piece by piece."""
+
+    def read_into(self, start: int, buffer: memoryview) -> int:
+        """Fill a buffer with the bytes from `start` on, and return how many there were."""
+        filled = 0
+        for piece in self.chunks(start, min(start + len(buffer), self.size)):
+            buffer[filled : filled + len(piece)] = piece
+            filled += len(piece)
+        return filled
 
 
 @dataclass(frozen=True)

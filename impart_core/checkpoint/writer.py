@@ -137,8 +137,13 @@ def folder_of(checkpoint: Checkpoint) -> Iterator[Path]:
     with scratch_folder() as folder:
         specs = [TensorSpec(name, info.dtype, info.shape) for name, info in checkpoint.tensors.items()]
         write_checkpoint(folder, specs, lambda name: read_tensor(checkpoint.tensors[name]))
-        for name, file in checkpoint.carried.items():
-            if not is_code(name):
-                (folder / name).parent.mkdir(exist_ok=True)
-                file.copy_to(folder / name)
+        write_carried(folder, checkpoint)
         yield folder
+
+
+def write_carried(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write the files beside a checkpoint's weights into a folder, but for its code."""
+    for name, file in checkpoint.carried.items():
+        if not is_code(name):
+            (folder / name).parent.mkdir(exist_ok=True)
+            file.copy_to(folder / name)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from impart_core.base.errors import EvaluationError
+from impart_core.base.foreign import explained_failures
 from impart_core.evaluation.catalogue import USUAL, check_tasks
 from impart_core.evaluation.code_tasks import check_code_tasks, code_metrics_allowed, scored_in_sandbox
-from impart_core.evaluation.foreign import explained_failures
 from impart_core.evaluation.options import MeasureOptions
 from impart_core.evaluation.result import Evaluation, Metric, RunCode, Split, TaskResult
 
@@ -64,7 +64,9 @@ class Evaluator:
                 if self._model is None:
                     self._model = open_model(self._folder, self._device, options)
                 with explained_failures(
-                    f"The model in {self._folder} failed on {', '.join(tasks)}", lambda: misfit(self._model)
+                    f"The model in {self._folder} failed on {', '.join(tasks)}",
+                    lambda: misfit(self._model),
+                    EvaluationError,
                 ):
                     results: Mapping[str, Any] = lm_eval.evaluate(
                         lm=self._model,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from impart_core.base.errors import EvaluationError
-from impart_core.evaluation.foreign import explained_failures
+from impart_core.base.foreign import explained_failures
 from impart_core.evaluation.options import MeasureOptions
 
 
@@ -32,7 +32,7 @@ def open_model(folder: Path, device: str, options: MeasureOptions) -> Any:
         raise EvaluationError(f"There is no model folder at {folder}.")
     usual = {"dtype": "float32" if device == "cpu" else "auto", "softmax_dtype": "float32"}
     needed = "It needs config.json, safetensors weights and tokenizer files that the installed transformers can read."
-    with explained_failures(f"The model in {folder} cannot be loaded for evaluation", lambda: needed):
+    with explained_failures(f"The model in {folder} cannot be loaded for evaluation", lambda: needed, EvaluationError):
         model = HFLM(
             pretrained=str(folder),
             device=device,

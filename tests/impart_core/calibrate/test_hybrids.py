@@ -13,6 +13,7 @@ from impart_core.calibrate.layer import Batch
 from impart_core.calibrate.model import CausalModel
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
 from impart_core.checkpoint.layout import OUTSIDE, group_blocks
+from impart_core.checkpoint.model import Gaps, find_gaps
 from impart_core.checkpoint.reader import read_tensor
 
 pytestmark = pytest.mark.e2e
@@ -67,6 +68,7 @@ def run_layer_by_layer(checkpoint: Checkpoint) -> torch.Tensor:
 @pytest.mark.parametrize("kind", RUN)
 def test_a_hybrids_layers_give_what_the_whole_model_gives(kind: str, tmp_path: Path) -> None:
     whole, checkpoint = save(tmp_path, kind, **COMMON, **RUN[kind])
+    assert find_gaps(checkpoint) == Gaps((), ())
     returned: list[Any] = []
     stacks = (module for module in whole.modules() if isinstance(module, torch.nn.ModuleList) and len(module) == 4)
     next(stacks)[-1].register_forward_hook(lambda *given: returned.append(given[-1]))

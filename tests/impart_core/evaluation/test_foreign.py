@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from impart_core.base.errors import EvaluationError, StoreError
-from impart_core.evaluation.foreign import explained_failures
+from impart_core.base.foreign import explained_failures
 from impart_core.evaluation.harness import Evaluator
 from impart_core.tinyzoo import path
 
@@ -81,7 +81,7 @@ class Panic(BaseException):
 @pytest.mark.parametrize("error", [Panic("unwrap"), KeyError("x"), ImportError("needs y\n  and z"), RuntimeError()])
 def test_whatever_is_raised_becomes_one_line(error: BaseException) -> None:
     with pytest.raises(EvaluationError, match=f"The model failed: {type(error).__name__}") as caught:  # noqa: SIM117
-        with explained_failures("The model failed", lambda: "Do this."):
+        with explained_failures("The model failed", lambda: "Do this.", EvaluationError):
             raise error
     assert str(caught.value).endswith("Do this.")
     assert "\n" not in str(caught.value)
@@ -89,6 +89,6 @@ def test_whatever_is_raised_becomes_one_line(error: BaseException) -> None:
 
 @pytest.mark.parametrize("error", [StoreError("a sentence"), KeyboardInterrupt(), SystemExit(3)])
 def test_a_sentence_and_an_interruption_stay_what_they_are(error: BaseException) -> None:
-    with pytest.raises(type(error)) as caught, explained_failures("The model failed", str):
+    with pytest.raises(type(error)) as caught, explained_failures("The model failed", str, EvaluationError):
         raise error
     assert caught.value is error
