@@ -1,5 +1,6 @@
 """Files that appear whole or not at all."""
 
+import ctypes
 import errno
 import hashlib
 import os
@@ -13,6 +14,7 @@ from impart_core.base.errors import ImpartError, StoreError, StoreFullError
 from impart_core.base.retry import is_transient
 
 _CHUNK = 1 << 20
+_AT_FDCWD = -100  # Linux: fcntl.h
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 # What a file system says that cannot flush a folder, or a folder that may not be read.
@@ -37,6 +39,29 @@ def write_atomically(target: Path, data: bytes, *, place: Callable[[Path, Path],
         sync_folder(target.parent)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def sync_file(path: Path) -> None:
+    """Flush a file's content to disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def renameat2(source: Path, target: Path, flags: int) -> int | None:
+    """Rename by Linux's call of this name; return 0 or the number of its error, None where a system has no such call.
+
+    Args:
+        source: what is renamed.
+        target: its new name.
+        flags: of the call.
+    """
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return None
+    here = ctypes.c_int(_AT_FDCWD)
+    ctypes.set_errno(0)
+    done = rename(here, os.fsencode(source), here, os.fsencode(target), ctypes.c_uint(flags))
+    return 0 if done == 0 else ctypes.get_errno()
 
 
 def sync_folder(folder: Path) -> None:

@@ -8,7 +8,6 @@ Wherever the process is killed, the old or the new folder is there whole; the ne
 rest, and puts an old folder back that was moved aside.
 """
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -20,9 +19,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from impart_core.base.errors import OutputExistsError
-from impart_core.base.files import disk_errors
+from impart_core.base.files import disk_errors, renameat2, sync_file, sync_folder
 
-_AT_WORKING_DIRECTORY, _EXCHANGE = -100, 2  # of Linux's renameat2
+_EXCHANGE = 2  # Linux: fs.h
 _MODEL_FILE = "config.json"  # every model has one
 _LOCK, _NEW, _OLD = "lock", "new", "old"
 
@@ -102,31 +101,13 @@ def _put(made: Path, out: Path, aside: Path, overwrite: bool) -> None:
                 raise
             raise OutputExistsError(f"{out} was made by somebody else meanwhile. Choose another folder.") from error
         return
-    for path in (*filter(Path.is_file, made.rglob("*")), made):  # before the old one goes
-        _flush(path)
-    if not _exchanged(made, out):
+    for path in filter(Path.is_file, made.rglob("*")):  # before the old one goes
+        sync_file(path)
+    sync_folder(made)
+    if renameat2(made, out, _EXCHANGE) != 0:  # the system cannot swap both in one step
         out.rename(aside)
         made.rename(out)
-    _flush(out.parent)
-
-
-def _exchanged(one: Path, other: Path) -> bool:
-    """Swap two folders in one step; return whether the system can."""
-    try:
-        rename = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError):
-        return False
-    here = ctypes.c_int(_AT_WORKING_DIRECTORY)
-    return int(rename(here, os.fsencode(one), here, os.fsencode(other), ctypes.c_uint(_EXCHANGE))) == 0
-
-
-def _flush(path: Path) -> None:
-    with suppress(OSError):  # of a folder, where the system cannot
-        opened = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(opened)
-        finally:
-            os.close(opened)
+    sync_folder(out.parent)
 
 
 @contextmanager

@@ -211,11 +211,9 @@ def _measure(
         measured = evaluator().measure([task], split=job.split, limit=job.limit)
         return patiently(f"publish {job.label} on {task}", lambda: publish(measured))
 
-    def make_unless_there() -> Manifest:
-        found = source.examine(recipe.id, reread=reuse.reread, kind=EvaluationContent) if job.source else None
-        return found.manifest if found and found.manifest and not reuse.replace else make()
-
-    outcome = made_or_found(store, recipe.id, make_unless_there, kind=EvaluationContent, reuse=reuse)
+    here = store.examine(recipe.id, reread=reuse.reread, imported=reuse.imported, kind=EvaluationContent)
+    looked_at = store if here.manifest else source
+    outcome = made_or_found(looked_at, recipe.id, make, kind=EvaluationContent, reuse=reuse)
     content = outcome.manifest.content
     assert isinstance(content, EvaluationContent)
     return EvaluationResult.of(outcome, watch, task=task, metrics=content.metrics, items=content.items)

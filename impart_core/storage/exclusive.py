@@ -8,15 +8,15 @@ import errno
 import fcntl
 import os
 import sys
-from functools import cache
 from pathlib import Path
-from typing import Any
+
+from impart_core.base.files import renameat2
 
 # How a system says that it, or a file system, lacks a call or a flag of it. FAT answers EPERM to `link`.
 _LACKS = frozenset(
     {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EXDEV}
 )
-_AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # Linux: fcntl.h, fs.h
+_RENAME_NOREPLACE = 1  # Linux: fs.h
 _RENAME_EXCL = 4  # macOS: stdio.h
 
 
@@ -46,31 +46,20 @@ def place_exclusively(scratch: Path, place: Path) -> None:
 
 def _rename_exclusively(scratch: Path, place: Path) -> bool:
     """Rename a file unless the name is taken; return False where the system or the file system cannot."""
-    rename = _rename_call()
-    if rename is None:
+    number = _renamex_np(scratch, place) if sys.platform == "darwin" else renameat2(scratch, place, _RENAME_NOREPLACE)
+    if number is None or number in _LACKS:
         return False
-    ctypes.set_errno(0)
-    if rename(os.fsencode(scratch), os.fsencode(place)) == 0:
+    if number == 0:
         return True
-    number = ctypes.get_errno()
-    if number in _LACKS:
-        return False
     raise OSError(number, os.strerror(number), str(scratch), None, str(place))
 
 
-@cache
-def _rename_call() -> Any:
-    """Return the system's rename that replaces nothing, as a function of two paths; None where it has none."""
-    library = ctypes.CDLL(None, use_errno=True)
-    try:
-        if sys.platform == "darwin":
-            call = library.renamex_np
-            return lambda source, target: call(source, target, ctypes.c_uint(_RENAME_EXCL))
-        call = library.renameat2
-    except AttributeError:
-        return None
-    here = ctypes.c_int(_AT_FDCWD)
-    return lambda source, target: call(here, source, here, target, ctypes.c_uint(_RENAME_NOREPLACE))
+def _renamex_np(source: Path, target: Path) -> int:
+    """Rename as macOS does without replacing; return 0 or the number of its error."""
+    ctypes.set_errno(0)
+    rename = ctypes.CDLL(None, use_errno=True).renamex_np
+    done = rename(os.fsencode(source), os.fsencode(target), ctypes.c_uint(_RENAME_EXCL))
+    return 0 if done == 0 else ctypes.get_errno()
 
 
 def _rename_locked(scratch: Path, place: Path) -> bool:

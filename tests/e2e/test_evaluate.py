@@ -132,6 +132,20 @@ def test_who_may_only_read_a_store_keeps_results_in_another(
     assert (again["id"], again["cached"]) == (result["id"], True)
 
 
+def test_a_result_of_the_deltas_store_is_taken_from_there_unless_it_was_imported(
+    store: Path, environment: Environment, tmp_path: Path
+) -> None:
+    own, copy = tmp_path / "own", tmp_path / "copy"
+    (first,) = run_json(*evaluate(store, "math"), environment=environment)["results"]
+    found = run_json(*evaluate(store, "math"), "--results-store", str(own), environment=environment)["results"][0]
+    assert (found["id"], found["cached"]) == (first["id"], True)
+    assert not manifests(own)
+    told("import", "math", "--from", str(store), "--store", str(copy))
+    made = run_json(*evaluate(copy, "math"), "--results-store", str(own), environment=environment)["results"][0]
+    assert (made["id"], made["cached"]) == (first["id"], False)
+    assert set(manifests(own)) == {first["id"]}
+
+
 def test_a_store_that_cannot_be_written_says_where_results_can_go() -> None:
     code, _, err = impart(
         "evaluate", str(tinyzoo.path("math")), "--tasks", "tinyzoo_math", "--store", "/dev/null/store"

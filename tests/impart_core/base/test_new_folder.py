@@ -75,7 +75,7 @@ def test_killed_anywhere_the_old_or_the_new_folder_is_there_and_the_next_run_cle
     swap: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not swap:
-        monkeypatch.setattr(module, "_exchanged", lambda *_: False)
+        monkeypatch.setattr(module, "renameat2", lambda *_: None)
     kept: set[str] = set()
     for stop_at in range(1, MOST_STEPS):
         out = tmp_path / str(stop_at) / "out"
