@@ -29,6 +29,7 @@ ROOMS = (
     "lineage",
     "share",
     "apply",
+    "merging",
     "engine",
     "selftest",
 )
