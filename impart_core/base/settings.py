@@ -2,8 +2,8 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -42,7 +42,8 @@ class Frozen(BaseModel):
             path: where the key stands, from the outermost model inwards.
             values: what the model was to be built from.
         """
-        return f"Unknown setting {'.'.join(path)!r}." + nearest(path[-1], cls.model_fields)
+        known = _model_at(cls, path[:-1]).model_fields
+        return f"Unknown setting {'.'.join(path)!r}." + nearest(path[-1], known)
 
 
 class MethodOptions(Frozen):
@@ -59,6 +60,22 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
+def _model_at(model: type[BaseModel], path: tuple[str, ...]) -> type[BaseModel]:
+    """Return the model that stands at a path inside of another one, as far as annotations tell."""
+    for part in path:
+        field = model.model_fields.get(part)
+        inner = next(_models_in(field.annotation), None) if field else None
+        model = inner or model
+    return model
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models_in(part)
+
+
 def _sentence(found: dict[str, Any], model: type[Frozen], values: Mapping[str, Any]) -> str:
     path = tuple(str(part) for part in found["loc"])
     name = ".".join(path) or model.__name__
@@ -72,4 +89,7 @@ def _sentence(found: dict[str, Any], model: type[Frozen], values: Mapping[str, A
         expected = found["ctx"]["expected"]
         guess = nearest(str(found["input"]), re.findall("'([^']*)'", expected))
         return f"{name} is {found['input']!r}; it must be {expected}." + guess
+    if found["type"] == "value_error":  # a sentence of ours
+        why = str(found["ctx"]["error"])
+        return f"{name} is {found['input']!r}: {why}." if path else f"{why[0].upper()}{why[1:]}."
     return f"{name} is {found['input']!r}: {found['msg'][0].lower()}{found['msg'][1:]}."
