@@ -10,7 +10,7 @@ import torch
 from impart_core.artifacts.block import block_content
 from impart_core.artifacts.delta import Delta
 from impart_core.base.errors import CheckpointError, CorruptArtifactError, WrongBaseError
-from impart_core.blocks.rebuild import rebuild_tensor
+from impart_core.blocks.rebuild import read_delta, rebuild_tensor
 from impart_core.checkpoint.carried import is_code, may_be_carried, stored_name
 from impart_core.checkpoint.digest import file_digest, tensor_digests
 from impart_core.checkpoint.index import Checkpoint
@@ -41,6 +41,10 @@ class DeltaReader:
             CorruptArtifactError: the codes do not fit the tensor, in this file or in the base.
         """
         return rebuild_tensor(name, base, self.headers[name], self.blocks[name])
+
+    def read_delta(self, name: str, base: Checkpoint) -> torch.Tensor | None:
+        """Return a tensor's delta, float32, in the shape of the base's; None where it is zero; errors as above."""
+        return read_delta(name, base, self.headers[name], self.blocks[name])
 
     def write_carried(self, base: Checkpoint, folder: Path, *, with_code: bool = False) -> None:
         """Write the files beside the weights: the delta's own, and the base's where they are the same.

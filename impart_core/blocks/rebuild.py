@@ -36,6 +36,30 @@ def rebuild_tensor(name: str, base: Checkpoint, header: TensorHeader, block: Blo
     return torch.cat([common, codes[ADDED]]) if ADDED in codes else common
 
 
+def read_delta(name: str, base: Checkpoint, header: TensorHeader, block: BlockFile) -> torch.Tensor | None:
+    """Return ΔŴ of a tensor, float32, in the shape of the base's, without the final cast; None where it is zero.
+
+    Added rows are no part of it; a tensor that is stored whole is held against the base's.
+
+    Raises:
+        CorruptArtifactError: the codes do not fit the tensor, in this file or in the base.
+    """
+    info = base.tensors.get(header.base or name)
+    if header.method == VALUE:
+        value = rebuild_tensor(name, base, header, block)
+        return None if info is None or info.shape != header.shape else value.float() - read_tensor(info).float()
+    if header.is_stack and info and info.shape == header.shape:
+        stack = torch.zeros(header.shape)
+        for index, delta in enumerate(decode_stack(block, name)):
+            if delta is not None:
+                stack[index] = delta
+        return stack
+    codes = block.codes(name)
+    if info is None or info.shape != _shape_in_base(name, header, codes):
+        raise CorruptArtifactError(f"{block.path} holds a delta of {name!r} that does not fit the base's tensor.")
+    return decode_delta(name, header, codes)
+
+
 def _shape_in_base(name: str, header: TensorHeader, codes: dict[str, torch.Tensor]) -> tuple[int, ...]:
     try:
         return delta_shape(header, codes)

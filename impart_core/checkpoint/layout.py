@@ -97,6 +97,12 @@ def layers_of(name: str) -> str | None:
     return match["prefix"] if match else None
 
 
+def layer_of(name: str) -> tuple[str, int, str] | None:
+    """Return what comes before a tensor's layer number, the number, and what comes after; None outside of layers."""
+    match = _LAYER.match(name)
+    return (match["prefix"], int(match["index"]), name[match.end() :]) if match else None
+
+
 def in_layer(name: str) -> bool:
     """Return whether a tensor lies in a layer of the model's body, which base and fine-tune share."""
     return bool(_LAYER.match(name)) and not _is_of_head(name.lower())

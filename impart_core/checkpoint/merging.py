@@ -69,7 +69,7 @@ class _Merging:
         settings = self._vocabulary()
         if embedding:
             settings |= self._tie(embedding)
-        return Merged(self.base | self.done, _changed(self.config, settings))
+        return Merged(self.base | self.done, with_settings(self.config, settings))
 
     def _put(self, name: str, update: Update, shape: tuple[int, ...] | None = None) -> None:
         before = self.done.get(name) or self.base.get(name)
@@ -213,7 +213,7 @@ def _prefixes(names: Iterable[str]) -> list[str]:
     return sorted({name[: name.index(".") + 1] for name in names if "." in name})
 
 
-def _changed(config: Mapping[str, Any], settings: Mapping[str, Any]) -> Mapping[str, Any]:
+def with_settings(config: Mapping[str, Any], settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a configuration with other settings, in its part for text too where they stand there."""
     text = config.get("text_config")
     if not isinstance(text, Mapping):

@@ -36,6 +36,19 @@ def tensor_digest(info: TensorInfo) -> str:
     return _digest(info, info.file.chunks(info.start, info.end))
 
 
+def digest_of_value(tensor: torch.Tensor, dtype: str) -> str:
+    """Return what `tensor_digest` gives of a tensor at hand, on the CPU, once it is stored.
+
+    Args:
+        tensor: the tensor.
+        dtype: its safetensors dtype name.
+    """
+    digest = hashlib.sha256(f"{dtype}{list(tensor.shape)}".encode())
+    if tensor.numel():
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def require_digest(info: TensorInfo, digest: str) -> None:
     """Check a tensor's content without holding it; errors as in `read_tensor`."""
     if tensor_digest(info) != digest:

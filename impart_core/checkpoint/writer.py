@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from impart_core.base.files import scratch_folder
+from impart_core.base.parallel import in_order
 from impart_core.checkpoint.carried import is_code
 from impart_core.checkpoint.header import DTYPE_NAMES, DTYPES
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
@@ -45,7 +46,7 @@ def write_safetensors(
     produce: Callable[[str], torch.Tensor],
     metadata: Mapping[str, str],
 ) -> None:
-    """Write one safetensors file, holding one tensor in memory at a time.
+    """Write one safetensors file, holding one tensor in memory at a time, or as many as `at_once` says.
 
     Wider dtypes come first, so that every tensor is aligned to its own item size; then by name.
 
@@ -67,8 +68,8 @@ def write_safetensors(
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
-        for spec in ordered:
-            tensor = produce(spec.name).detach().cpu().contiguous()
+        for spec, produced in zip(ordered, in_order(produce, [spec.name for spec in ordered]), strict=True):
+            tensor = produced.detach().cpu().contiguous()
             if spec_of(spec.name, tensor) != spec:
                 raise ValueError(f"{spec.name} was announced as {spec} but is {tensor.dtype} {tensor.shape}")
             file.write(tensor_bytes(tensor))

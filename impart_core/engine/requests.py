@@ -13,6 +13,7 @@ from impart_core.checkpoint.location import is_remote
 from impart_core.checkpoint.writer import DEFAULT_SHARD_BYTES
 from impart_core.evaluation.options import MeasureOptions
 from impart_core.evaluation.result import RunCode, Split
+from impart_core.merging.file import MergeFile
 from impart_core.store.publish import Reuse
 from impart_core.store.store import default_store_url
 
@@ -129,6 +130,32 @@ class ReconstructRequest(Frozen):
     overwrite: bool = False
     with_code: bool = False
     max_shard_bytes: int = Field(default=DEFAULT_SHARD_BYTES, ge=1)
+
+
+class MergeRequest(Frozen):
+    """Models to merge.
+
+    Attributes:
+        stages: the merges of a file, the last of which is the result; places in them are absolute.
+        out: the folder that the merged model is written to; None: it is compressed only, as the file says.
+        store: the store's URL.
+        name: what the result is published under; None: as the file says.
+        device: where it is computed: `auto`, `cpu`, `cuda` or `cuda:N`.
+        workers: tensors that are merged at once; None: one for each core.
+        overwrite: whether `out` may be replaced when it holds a model.
+        max_shard_bytes: largest size of one weights file.
+        trust: how far what is there already is trusted.
+    """
+
+    stages: tuple[MergeFile, ...] = Field(min_length=1)
+    out: Path | None = None
+    store: str = Field(default_factory=default_store_url)
+    name: str | None = None
+    device: str = "auto"
+    workers: int | None = Field(default=None, ge=1)
+    overwrite: bool = False
+    max_shard_bytes: int = Field(default=DEFAULT_SHARD_BYTES, ge=1)
+    trust: Trust = Trust()
 
 
 class EvaluateRequest(Frozen):

@@ -113,11 +113,17 @@ def build_graph(entries: Iterable[CatalogEntry], names: Mapping[str, Iterable[st
         )
         for entry in entries
     }
-    parents, children, roles = {}, defaultdict(list), defaultdict(list)
+    parents: dict[str, tuple[str, ...]] = {}
+    children, roles = defaultdict(list), defaultdict(list)
     for entry in sorted(entries, key=lambda entry: (entry.started, entry.id)):
+        kind = kind_of(entry.kind)
         for role, checkpoint in entry.checkpoints.items():
             roles[checkpoint].append((entry.id, "measured" if role == CHECKPOINT else role))
-        parents[entry.id] = tuple(dict.fromkeys([*entry.checkpoints.values(), *entry.parents]))
+            if kind and role == kind.gives:
+                parents[checkpoint] = (*parents.get(checkpoint, ()), entry.id)
+                children[entry.id].append(checkpoint)
+        used = [one for role, one in entry.checkpoints.items() if not kind or role != kind.gives]
+        parents[entry.id] = tuple(dict.fromkeys([*used, *entry.parents]))
         for parent in parents[entry.id]:
             children[parent].append(entry.id)
     for known in roles:

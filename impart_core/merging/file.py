@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_serializer, model_validator
 
 from impart_core.base.errors import ConfigError
 from impart_core.base.settings import Frozen
@@ -45,6 +45,10 @@ class ModelReference(Frozen):
             lora = raw.get("lora")
             return {"place": _place(raw["model"]), "adapter": None if lora is None else _place(lora)}
         return raw
+
+    @model_serializer
+    def _written(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         """Return it as it is written in a file."""

@@ -193,8 +193,20 @@ def _require_whole(store: Store, logs: Mapping[str, Log], known: Mapping[str, _K
 
 
 def _reach(entries: Mapping[str, CatalogEntry], roots: Iterable[str]) -> set[str]:
-    """Return the roots, all that they were made from, and what measured any of these."""
-    reached = set(reach(roots, lambda name: entries[name].parents if name in entries else ()))
+    """Return the roots, all that they were made from, what gave their checkpoints, and what measured any of these."""
+    givers: dict[str, list[str]] = {}
+    for name, entry in entries.items():
+        kind = kind_of(entry.kind)
+        if kind and kind.gives in entry.checkpoints:
+            givers.setdefault(entry.checkpoints[str(kind.gives)], []).append(name)
+
+    def made_from(name: str) -> Iterable[str]:
+        if name not in entries:
+            return ()
+        checkpoints = entries[name].checkpoints.values()
+        return (*entries[name].parents, *(giver for one in checkpoints for giver in givers.get(one, ())))
+
+    reached = set(reach(roots, made_from))
     whole = reached.union(*(entries[name].checkpoints.values() for name in reached if name in entries))
     measured = {
         name: {*entry.parents, *entry.checkpoints.values()}

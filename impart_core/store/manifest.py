@@ -57,6 +57,8 @@ class Content(Frozen):
         part_of: the kind that it belongs to: all of one such artifact are drawn as one node; None: drawn by itself.
         listed: whether people look for it by itself, so that `ls` shows it.
         measures: whether it measures what it was made from, and so is kept and copied along with that.
+        gives: the role, among those of `checkpoints`, of a checkpoint that it gives instead of being made from it; it
+            is kept as long as that is used.
         repeats: whether the same recipe gives the same bytes, on one machine.
         files: names of the data files that it cannot be without.
     """
@@ -67,6 +69,7 @@ class Content(Frozen):
     part_of: ClassVar[str | None] = None
     listed: ClassVar[bool] = False
     measures: ClassVar[bool] = False
+    gives: ClassVar[str | None] = None
     repeats: ClassVar[bool] = True
     files: ClassVar[tuple[str, ...]] = ()
 
@@ -75,7 +78,7 @@ class Content(Frozen):
         return self.kind
 
     def checkpoints(self, recipe: Recipe) -> dict[str, str]:  # noqa: ARG002 - likewise
-        """Return the ids of the checkpoints that it was made from, by role."""
+        """Return the ids of the checkpoints that it was made from, by role, and of one that it `gives`."""
         return {}
 
     def pointers(self) -> tuple[Pointer, ...]:

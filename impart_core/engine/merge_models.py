@@ -1,0 +1,233 @@
+"""The models of a merge: opened and checked, sparsified where the file says so, and planned."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from impart_core.artifacts.delta import Delta, open_delta
+from impart_core.base.errors import ConfigError
+from impart_core.base.new_folder import check_output_folder, require_apart
+from impart_core.base.numerics import resolve_device
+from impart_core.base.retry import patiently
+from impart_core.blocks.request import CompressConfig
+from impart_core.checkpoint.index import Checkpoint, open_checkpoint
+from impart_core.checkpoint.location import is_remote
+from impart_core.checkpoint.plain import plain
+from impart_core.engine.bases import base_of
+from impart_core.engine.compress import CompressReport, compress
+from impart_core.engine.executor import Executor, Progress
+from impart_core.engine.preflight import check_compress, open_side
+from impart_core.engine.requests import CompressRequest, MergeRequest, absolute
+from impart_core.merging.file import MergeFile, ModelReference
+from impart_core.merging.merged import Merge
+from impart_core.merging.methods import MERGE_METHODS
+from impart_core.merging.planning import plan_merge
+from impart_core.merging.sources import Source, StageSource, delta_source
+from impart_core.store.names import require_ref_name, resolve
+from impart_core.store.store import Store
+
+# A model as it was opened: a checkpoint, a delta, or the name of an earlier stage of the same file.
+Opened = Checkpoint | Delta | str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A merge of a file, and its models, opened.
+
+    Attributes:
+        file: the merge, its base named.
+        models: the models, the base first, by what the file calls them.
+    """
+
+    file: MergeFile
+    models: Mapping[ModelReference, Opened]
+
+    def base(self) -> Checkpoint:
+        """Return the base, which is a checkpoint."""
+        base = self.models[self.file.base_model] if self.file.base_model else None
+        if not isinstance(base, Checkpoint):
+            raise ConfigError("A sparsifier, or compressing the result, needs a base_model that is a checkpoint.")
+        return base
+
+
+@dataclass(frozen=True)
+class CheckedMerge:
+    """A merge that can be carried out, as far as headers and configurations tell.
+
+    Attributes:
+        stages: its stages.
+        plan: the last of them, planned on the models as they are before any sparsifier; reads no weights.
+    """
+
+    stages: tuple[Stage, ...]
+    plan: Merge
+
+
+def check_merge(request: MergeRequest) -> CheckedMerge:
+    """Check a merge without doing any of its work; raise an `ImpartError` that says what to change."""
+    device, store, last = resolve_device(request.device), Store(request.store), request.stages[-1]
+    if (request.name or last.impart.name) is not None:
+        require_ref_name(request.name or str(last.impart.name))
+    if request.out is None and last.impart.compress is None:
+        raise ConfigError(
+            "Nothing would become of the merged model. Name a folder for it (--out, or out=…), or say in the file how "
+            "it is compressed (impart: {compress: {method: …, cr: …}})."
+        )
+    named: set[str] = set()
+    stages = []
+    for file in request.stages:
+        stages.append(_open_stage(file, named, store))
+        if file.name:
+            named.add(file.name)
+    if request.out is not None:
+        check_output_folder(request.out, request.overwrite)
+        local = store.objects.local("artifacts")
+        places = {f"the model {one}": _folder(opened) for one in stages for opened in one.models.values()}
+        kept = {"the store": local.parent if local else None, **places}
+        require_apart(request.out, {what: place for what, place in kept.items() if place})
+    store.require_writable()
+    plans: dict[str, Merge] = {}
+    for one in stages:
+        for reference, opened in one.models.items():
+            _check_sparsifier(one, reference, opened, request)
+        plan = plan_merge(
+            one.file, {ref: _stand_in(str(ref), opened, one, plans) for ref, opened in one.models.items()}, device
+        )
+        if one.file.name:
+            plans[one.file.name] = plan
+    if last.impart.compress:
+        check_compress(_compress_request(request, last.impart.compress), (stages[-1].base(), plan.checkpoint()))
+    return CheckedMerge(tuple(stages), plan)
+
+
+def _folder(opened: Opened) -> Path | None:
+    here = isinstance(opened, Checkpoint) and "://" not in opened.location
+    return Path(opened.location) if here and isinstance(opened, Checkpoint) else None
+
+
+def _open_stage(file: MergeFile, named: set[str], store: Store) -> Stage:
+    base_reference = file.base_model
+    base = None if base_reference is None else _open_model(file, base_reference, None, named, store)
+    opened = {
+        reference: _open_model(file, reference, base, named, store)
+        for reference in file.references()
+        if reference != base_reference
+    }
+    deltas = [one for one in opened.values() if isinstance(one, Delta)]
+    if base_reference is None and deltas and MERGE_METHODS.get(file.merge_method).base != "donor":
+        base = base_of(deltas[0])  # deltas say what they were made against
+        base_reference = ModelReference(place=base.location)
+        file = file.model_copy(update={"base_model": base_reference})
+    models = opened if base_reference is None or base is None else {base_reference: base, **opened}
+    return Stage(file, models)
+
+
+def _open_model(
+    file: MergeFile, reference: ModelReference, base: Opened | None, named: set[str], store: Store
+) -> Opened:
+    """Open one model: a delta that the own block names, an earlier stage, a checkpoint, or a delta by name or id."""
+    own, place = file.own_of(reference), reference.place
+    if own.ref is not None:
+        return patiently(f"look for {own.ref}", lambda: open_delta(store, resolve(store, str(own.ref))))
+    if place in named:
+        return place
+    if not is_remote(place) and not Path(place).expanduser().exists() and "/" not in place:
+        return patiently(f"look for {place}", lambda: open_delta(store, resolve(store, place)))
+    under = base if isinstance(base, Checkpoint) else None
+    whole = patiently(f"open {place}", lambda: open_side(absolute(place), under))
+    if reference.adapter is None:
+        return whole
+    adapter = absolute(reference.adapter)
+    return patiently(f"open {adapter}", lambda: plain(open_checkpoint(adapter, whole)).with_files_at_hand())
+
+
+def _stand_in(label: str, opened: Opened, stage: Stage, plans: Mapping[str, Merge]) -> Source:
+    """Return a model for planning alone: a delta has the tensors of its base."""
+    if isinstance(opened, Delta):
+        return Source(label, stage.base())
+    return Source(label, opened if isinstance(opened, Checkpoint) else plans[opened].checkpoint())
+
+
+def _check_sparsifier(stage: Stage, reference: ModelReference, opened: Opened, request: MergeRequest) -> None:
+    config = _sparsifier(stage, reference)
+    if config is None:
+        return
+    if not isinstance(opened, Checkpoint):
+        raise ConfigError(
+            f"{reference} is {'a delta' if isinstance(opened, Delta) else 'an earlier stage'}, and cannot be "
+            "sparsified. Say `sparsify: null` for it under impart.models, or give the checkpoint."
+        )
+    check_compress(_compress_request(request, config), (stage.base(), opened))
+
+
+def _sparsifier(stage: Stage, reference: ModelReference) -> CompressConfig | None:
+    return None if reference == stage.file.base_model else stage.file.own_of(reference).sparsify
+
+
+def _compress_request(request: MergeRequest, config: CompressConfig, name: str | None = None) -> CompressRequest:
+    return CompressRequest(
+        base="base",
+        finetuned="merged",
+        config=config,
+        store=request.store,
+        name=name,
+        device=request.device,
+        workers=request.workers,
+        trust=request.trust,
+    )
+
+
+def compressed(
+    request: MergeRequest,
+    config: CompressConfig,
+    sides: tuple[Checkpoint, Checkpoint],
+    executor: Executor,
+    progress: Progress | None,
+    name: str | None = None,
+) -> CompressReport:
+    """Compress one of a merge's models, or what it gives, and report; `sides` are the base and the model."""
+    asked = _compress_request(request, config, name)
+    return compress(asked, executor, checked=check_compress(asked, sides), progress=progress).report
+
+
+@contextmanager
+def opened_merge(
+    request: MergeRequest, checked: CheckedMerge, executor: Executor, progress: Progress | None = None
+) -> Iterator[tuple[Merge, tuple[CompressReport, ...]]]:
+    """Give the merge of the last stage, ready to be computed, for as long as the block lasts.
+
+    Models that the file has sparsified are compressed first, into the store.
+
+    Args:
+        request: the request.
+        checked: what `check_merge` returned for it.
+        executor: runs the compressions.
+        progress: called as for `compress`.
+    """
+    device, store = resolve_device(request.device), Store(request.store)
+    merges: dict[str, Merge] = {}
+    reports: list[CompressReport] = []
+    with ExitStack() as stack:
+        for stage in checked.stages:
+            sources: dict[ModelReference, Source] = {}
+            for reference, opened in stage.models.items():
+                config, label = _sparsifier(stage, reference), str(reference)
+                if config is not None and isinstance(opened, Checkpoint):
+                    asked = _compress_request(request, config)
+                    done = compress(
+                        asked, executor, checked=check_compress(asked, (stage.base(), opened)), progress=progress
+                    )
+                    reports.append(done.report)
+                    opened = open_delta(store, done.report.artifact)
+                if isinstance(opened, Delta):
+                    sources[reference] = stack.enter_context(delta_source(label, opened, stage.base()))
+                elif isinstance(opened, Checkpoint):
+                    sources[reference] = Source(label, opened)
+                else:
+                    merge = merges[opened]
+                    sources[reference] = StageSource(label, merge.checkpoint(), merge.key)
+            merge = plan_merge(stage.file, sources, device)
+            if stage.file.name:
+                merges[stage.file.name] = merge
+        yield merge, tuple(reports)

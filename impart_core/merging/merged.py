@@ -1,0 +1,190 @@
+"""The model that a merge gives: a checkpoint whose tensors are computed when they are read."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from impart_core.base.canonical import digest_of
+from impart_core.base.numerics import one_thread_per_kernel
+from impart_core.checkpoint.header import DTYPES, TensorInfo
+from impart_core.checkpoint.index import CONFIG, Checkpoint
+from impart_core.checkpoint.merging import with_settings
+from impart_core.checkpoint.reader import read_tensor
+from impart_core.checkpoint.source import MemoryFile
+from impart_core.checkpoint.writer import tensor_bytes
+from impart_core.merging.computed import ComputedTensor
+from impart_core.merging.file import InputModel, MergeFile, ModelReference, settings_of
+from impart_core.merging.method import Draws, MergeMethod
+from impart_core.merging.methods import MERGE_METHODS
+from impart_core.merging.places import layer_settings
+from impart_core.merging.sources import Source
+
+VERSIONS = {"merge": 1}  # raised whenever the same recipe gives other bytes
+_DTYPE_KEYS = ("torch_dtype", "dtype")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A tensor of the merged model, and all that computing it needs.
+
+    Attributes:
+        name: its name.
+        dtype: its safetensors dtype name.
+        shape: its shape.
+        parts: the models that it is merged from, and their tensors; none: the donor's tensor is taken as it is.
+        base: the base and its tensor, where the method has a use for it.
+        options: the method's keywords for it; those of each model as a list, in the order of the parts.
+        donor: the donor's tensor.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    parts: tuple[tuple[Source, TensorInfo], ...]
+    base: tuple[Source, TensorInfo] | None
+    options: Mapping[str, Any]
+    donor: TensorInfo
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A merge that can be carried out: every tensor of it is planned, nothing is computed yet.
+
+    Attributes:
+        file: what is merged how.
+        method: the method.
+        sources: its models, by what the file calls them; the base among them.
+        donor: the base, else the first model: gives names, configuration and what is beside the weights.
+        tensors: what each tensor is made of, names sorted.
+        notes: sentences that whoever asked should know.
+        untied: whether the merged model has a head of its own although the donor ties it.
+        device: where it is computed.
+    """
+
+    file: MergeFile
+    method: MergeMethod
+    sources: Mapping[ModelReference, Source]
+    donor: Source
+    tensors: Mapping[str, Planned]
+    notes: tuple[str, ...]
+    untied: bool
+    device: torch.device
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """What makes the merged model: `config` and `inputs` of a recipe."""
+        numbers = {reference: number for number, reference in enumerate(self.sources)}
+        return {
+            "config": {"method": self.method.name, **_normal(self.file, numbers)},
+            "inputs": {
+                "models": [source.identity() for source in self.sources.values()],
+                "donor": list(self.sources.values()).index(self.donor),
+            },
+        }
+
+    @cached_property
+    def key(self) -> str:
+        """A digest of all that its bytes follow from."""
+        return digest_of([VERSIONS["merge"], self.recipe])
+
+    def compute(self, name: str) -> torch.Tensor:
+        """Return a tensor of the merged model, in its dtype, on the CPU; float32 until the last step."""
+        planned = self.tensors[name]
+        if not planned.parts:
+            return read_tensor(planned.donor).to(DTYPES[planned.dtype])
+        with one_thread_per_kernel():
+            return self._merged(planned).to(DTYPES[planned.dtype]).cpu()
+
+    def _merged(self, planned: Planned) -> torch.Tensor:
+        method, options = self.method, dict(planned.options)
+        if method.takes("draws"):
+            options["draws"] = Draws(self.file.impart.seed, planned.name)
+        base = None
+        if planned.base is not None:
+            source, info = planned.base
+            base = source.tensor(info).to(self.device)
+        if method.takes_deltas:
+            assert base is not None
+            host = base.cpu()
+            deltas = [source.delta(info, host).to(self.device) for source, info in planned.parts]
+            merged = method.function(deltas, **options)
+            return base.add_(merged)
+        if method.takes("base"):
+            options["base"] = base
+        return method.function([source.tensor(info).to(self.device) for source, info in planned.parts], **options)
+
+    def checkpoint(self) -> Checkpoint:
+        """Return the merged model as a checkpoint; its tensors are computed whenever they are read."""
+        tensors = {name: self._info(planned) for name, planned in self.tensors.items()}
+        config = self._config()
+        carried = dict(self.donor.checkpoint.carried)
+        data = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+        carried[CONFIG] = MemoryFile(CONFIG, len(data), None, data)
+        nbytes = sum(info.nbytes for info in tensors.values()) + sum(file.size for file in carried.values())
+        return Checkpoint(f"merge {self.key[:12]}", config, tensors, carried, nbytes)
+
+    def _info(self, planned: Planned) -> TensorInfo:
+        size = torch.Size(planned.shape).numel() * DTYPES[planned.dtype].itemsize
+        file = ComputedTensor(
+            location=f"merge {self.key[:12]}",
+            size=size,
+            stamp=self.key,
+            key=f"merge:{self.key}:{planned.name}",
+            compute=lambda: tensor_bytes(self.compute(planned.name).contiguous()),
+        )
+        return TensorInfo(planned.name, planned.dtype, planned.shape, file, 0, size)
+
+    def _config(self) -> dict[str, Any]:
+        config = dict(self.donor.checkpoint.config)
+        settings = layer_settings(config, self.file)
+        if self.untied:
+            settings["tie_word_embeddings"] = False
+        wanted = self.file.out_dtype or self.file.dtype
+        if wanted:
+            settings |= {key: wanted for key in _DTYPE_KEYS if key in config} or {_DTYPE_KEYS[0]: wanted}
+        return dict(with_settings(config, settings)) if settings else config
+
+
+def _normal(file: MergeFile, numbers: Mapping[ModelReference, int]) -> dict[str, Any]:
+    """Return what a file says that bytes depend on, with models by their numbers."""
+
+    def parameters(given: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: setting.plain() for name, setting in sorted(settings_of(given, "parameters").items())}
+
+    def model(one: InputModel) -> dict[str, Any]:
+        layers = {"layers": list(layer_range)} if (layer_range := getattr(one, "layer_range", None)) else {}
+        return {"model": numbers[one.model], "parameters": parameters(one.parameters), **layers}
+
+    def slices(given: Sequence[Any]) -> list[dict[str, Any]]:
+        return [
+            {
+                "sources": [model(source) for source in one.sources],
+                "base": None if one.base_model is None else numbers[one.base_model],
+                "parameters": parameters(one.parameters),
+            }
+            for one in given
+        ]
+
+    modules = {
+        name: {
+            "models": [model(one) for one in module.models],
+            "slices": slices(module.slices),
+            "parameters": parameters(module.parameters),
+        }
+        for name, module in file.modules.items()
+    }
+    return {
+        "base": None if file.base_model is None else numbers[file.base_model],
+        "models": [model(one) for one in file.models],
+        "slices": slices(file.slices),
+        "modules": modules,
+        "parameters": parameters(file.parameters),
+        "dtype": file.out_dtype or file.dtype,
+        "tokenizer": file.vocabulary.model_dump(mode="json") if file.vocabulary else None,
+        "chat_template": file.chat_template,
+        "seed": file.impart.seed if MERGE_METHODS.get(file.merge_method).takes("draws") else 0,
+    }

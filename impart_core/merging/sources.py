@@ -1,0 +1,158 @@
+"""The models of a merge, read tensor by tensor: checkpoints, and deltas, of which nothing is rebuilt on disk."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from impart_core.apply.reader import DeltaReader, open_reader, require_base
+from impart_core.artifacts.delta import Delta
+from impart_core.checkpoint.carried import stored_name
+from impart_core.checkpoint.digest import carried_digests, checkpoint_id, tensor_digests
+from impart_core.checkpoint.header import DTYPES, TensorInfo
+from impart_core.checkpoint.index import CONFIG, Checkpoint
+from impart_core.checkpoint.local import local_file
+from impart_core.checkpoint.reader import read_tensor
+from impart_core.checkpoint.source import SourceFile, read_json
+from impart_core.checkpoint.writer import tensor_bytes
+from impart_core.merging.computed import ComputedTensor
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model of a merge.
+
+    Attributes:
+        label: what the file calls it.
+        checkpoint: it, as a checkpoint.
+    """
+
+    label: str
+    checkpoint: Checkpoint
+
+    def identity(self) -> dict[str, Any]:
+        """Return what stands for it in a recipe: its tensors by content, and the files beside them."""
+        return {
+            "checkpoint": checkpoint_id(tensor_digests(self.checkpoint)),
+            "files": carried_digests(self.checkpoint),
+        }
+
+    @property
+    def artifact(self) -> str | None:
+        """The id of the artifact that it is; None where it is none."""
+        return None
+
+    def tensor(self, info: TensorInfo) -> torch.Tensor:
+        """Return one of its tensors in float32, memory of its own."""
+        return read_tensor(info).float()
+
+    def delta(self, info: TensorInfo, base: torch.Tensor) -> torch.Tensor:
+        """Return what it adds to a tensor of the base, float32, memory of its own.
+
+        Args:
+            info: its tensor, of the base's shape.
+            base: the base's tensor, float32.
+        """
+        return self.tensor(info).sub_(base)
+
+
+@dataclass(frozen=True)
+class StageSource(Source):
+    """What an earlier stage of the same file gives.
+
+    Attributes:
+        key: a digest of all that its bytes follow from.
+    """
+
+    key: str
+
+    def identity(self) -> dict[str, Any]:
+        """Return the key."""
+        return {"merged": self.key}
+
+
+@dataclass(frozen=True)
+class DeltaSource(Source):
+    """A delta of a store, decoded in float32: what it adds has not been through the fine-tune's dtype."""
+
+    reader: DeltaReader = field(repr=False)
+    base: Checkpoint = field(repr=False)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the delta's id."""
+        return {"delta": self.reader.delta.id}
+
+    @property
+    def artifact(self) -> str | None:
+        """The delta's id."""
+        return self.reader.delta.id
+
+    def delta(self, info: TensorInfo, base: torch.Tensor) -> torch.Tensor:
+        """Return the decoded delta."""
+        header = self.reader.headers[info.name]
+        if header.base not in (None, info.name) and self.base.tensors[header.base].shape != base.shape:
+            return super().delta(info, base)
+        delta = self.reader.read_delta(info.name, self.base)
+        if delta is None:
+            return torch.zeros_like(base)
+        return delta if delta.shape == base.shape else super().delta(info, base)
+
+
+@contextmanager
+def delta_source(label: str, delta: Delta, base: Checkpoint) -> Iterator[DeltaSource]:
+    """Give a delta as a source for as long as the block lasts.
+
+    Raises:
+        WrongBaseError: it was made against another base.
+        CorruptArtifactError: a file of it is damaged.
+    """
+    require_base(delta, base)
+    with open_reader(delta) as reader:
+        yield DeltaSource(label, _checkpoint_of(reader, base), reader, base)
+
+
+def _checkpoint_of(reader: DeltaReader, base: Checkpoint) -> Checkpoint:
+    """Return the fine-tuned checkpoint that a delta stands for; its tensors are rebuilt when they are read."""
+    made = reader.delta.id
+
+    def info(name: str) -> TensorInfo:
+        header = reader.headers[name]
+        size = torch.Size(header.shape).numel() * DTYPES[header.dtype].itemsize
+        file = ComputedTensor(
+            location=f"delta {made[:12]}",
+            size=size,
+            stamp=made,
+            key=f"delta:{made}:{name}",
+            compute=lambda: tensor_bytes(reader.rebuild(name, base).contiguous()),
+        )
+        return TensorInfo(name, header.dtype, header.shape, file, 0, size)
+
+    tensors = {name: info(name) for name in reader.headers}
+    carried = _carried(reader, base)
+    config: Mapping[str, Any] = read_json(carried[CONFIG]) if CONFIG in carried else base.config
+    nbytes = sum(one.nbytes for one in tensors.values()) + sum(file.size for file in carried.values())
+    return Checkpoint(f"delta {made[:12]}", config, tensors, carried, nbytes)
+
+
+def _carried(reader: DeltaReader, base: Checkpoint) -> dict[str, SourceFile]:
+    """Return the files beside the weights: the delta's own, and the base's where they are the same."""
+    found: dict[str, SourceFile] = {}
+    for name in sorted(reader.delta.content.carried):
+        own = reader.files.get(stored_name(name))
+        file = local_file(own) if own else base.carried.get(name)
+        if file is not None:
+            found[name] = file
+    return found
+
+
+def template_of(checkpoint: Checkpoint) -> str | None:
+    """Return a checkpoint's chat template, or None where it has none."""
+    file = checkpoint.carried.get("chat_template.jinja")
+    if file is not None:
+        return bytes(file.read(0, file.size)).decode("utf-8", errors="replace")
+    settings = checkpoint.carried.get("tokenizer_config.json")
+    template = json.loads(bytes(settings.read(0, settings.size))).get("chat_template") if settings else None
+    return template if isinstance(template, str) else None
