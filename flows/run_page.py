@@ -13,6 +13,7 @@ from prefect.logging import get_run_logger
 
 from impart_core.base.text import without_secrets
 from impart_core.engine.compress import CompressReport
+from impart_core.engine.merge import MergeReport
 from impart_core.engine.references import EvaluationResult
 from impart_core.lineage.events import public_url
 from impart_core.store.manifest import Pointer
@@ -43,6 +44,30 @@ def show_compression(report: CompressReport, blocks: Sequence[Pointer], made: Co
             f"The delta {name}, as of this run.",
         )
         create_link_artifact(place, f"artifact {name}", page_key("place", name), f"Where the delta {name} lies.")
+
+
+def show_merge(report: MergeReport) -> None:
+    """Put what a merge made on its run's page: its models, what came of it, and a link to where the record lies."""
+    name = report.name or report.artifact[:_SHORT]
+    place = f"{public_url(report.store)}/artifacts/{report.artifact}"
+    made = report.model_dump(mode="json", exclude={"models", "sparsified", "delta"})
+    facts = [
+        [key.replace("_", " "), _text(value)] for key, value in {**made, "store": public_url(report.store)}.items()
+    ]
+    kept = [*report.sparsified, *([report.delta] if report.delta else [])]
+    rows = [[one.artifact, _ratio(one.cr_projection), f"{one.bytes:,}"] for one in kept]
+    parts = [f"# {name}", f"[{place}]({place})", _table(["", ""], facts)]
+    parts += ["## Models", _table(["model"], [[without_secrets(model)] for model in report.models])]
+    if rows:
+        parts += ["## Deltas", _table(["artifact", "cr_projection", "bytes"], rows)]
+    with _never_failing():
+        create_markdown_artifact("\n\n".join(parts), page_key("merge", name), f"The merge {name}, as of this run.")
+        create_link_artifact(place, f"merge {name}", page_key("place", name), f"Where the merge {name} is recorded.")
+
+
+def _ratio(value: float | None) -> str:
+    """Return a ratio for people."""
+    return "no change" if value is None else f"{value:.2f}"
 
 
 def show_evaluation(label: str, results: Sequence[EvaluationResult], how: Mapping[str, Any]) -> None:

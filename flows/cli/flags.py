@@ -13,6 +13,7 @@ import typer
 
 from impart_core.base.errors import ConfigError
 from impart_core.base.settings import Frozen
+from impart_core.merging.file import read_merge_file
 from impart_core.store.store import default_store_url
 from impart_flows.cli.options import FLAGS
 
@@ -115,7 +116,8 @@ _READERS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
     "include_path": (list[str] | None, lambda folders: tuple(folders or ())),
     "batch_size": (str, lambda text: int(text) if text.isdecimal() else text),
     **dict.fromkeys(("metadata", "gen_kwargs", "model_args"), (str | None, read_pairs)),
-    "out": (Path, lambda folder: folder.absolute()),
+    "out": (Path, lambda folder: folder and folder.absolute()),
+    "stages": (Path, read_merge_file),
 }
 
 

@@ -21,6 +21,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 FLAGS: dict[str, Any] = {
     "base": typer.Argument(help="The base: folder, Hub id (org/name@revision) or URL (s3://…)."),
     "finetuned": typer.Argument(help="The checkpoint fine-tuned from it, likewise."),
+    "stages": typer.Argument(metavar="FILE", help="The merge file (YAML)."),
     "ref": typer.Argument(help=ARTIFACT),
     "refs": typer.Argument(metavar="REF", help="Artifacts: names, ids, or the beginnings of ids."),
     "model": typer.Argument(help="A model: folder, Hub id or URL; or a delta, by name or id."),

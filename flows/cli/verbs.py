@@ -29,6 +29,7 @@ VERBS: dict[str, dict[str, Verb]] = {
         "quantize": Verb("compress", "quantize", "Quantise a delta that is there, from the factors kept.", "Make"),
         "reconstruct": Verb("reconstruct", "reconstruct", "Rebuild a checkpoint from its base and a delta.", "Make"),
         "evaluate": Verb("evaluate", "evaluate", "Measure a model, or a delta beside its base, on tasks.", "Make"),
+        "merge": Verb("merge", "merge", "Merge models as a file says: mergekit's YAML, and more.", "Make"),
         "ls": Verb("stored", "list_artifacts", "List the deltas and evaluations in a store.", "Look"),
         "inspect": Verb("contents", "inspect", "Show what an artifact holds: blocks, bytes, ratios.", "Look"),
         "lineage": Verb("lineage", "lineage", "Show what an artifact was made from, and what from it.", "Look"),

@@ -135,8 +135,10 @@ class _Run:
     def __init__(self, request: MergeRequest, planned: Merge, run_id: str) -> None:
         self._request, self._planned = request, planned
         self._store = Store(request.store)
-        labels = {ref: _BASE if ref == planned.file.base_model else str(ref) for ref in planned.sources}
-        self._roles = {labels[ref]: source for ref, source in planned.sources.items()}
+        self._roles: dict[str, Source] = {}
+        for reference, source in planned.sources.items():
+            number = len(self._roles) + (_BASE not in self._roles)
+            self._roles[_BASE if reference == planned.file.base_model else f"model {number}"] = source
         self.sources = {role: one.checkpoint.location for role, one in self._roles.items() if one.artifact is None}
         self.watch = Stopwatch(self.sources, run=run_id)
         self._name = request.name or request.stages[-1].impart.name
@@ -173,7 +175,7 @@ class _Run:
         }
         content = MergedContent(
             method=planned.method.name,
-            models=tuple(self._roles),
+            models=tuple(source.label for source in self._roles.values()),
             tensors=len(digests),
             merged=checkpoint_id(digests),
             inputs=inputs,

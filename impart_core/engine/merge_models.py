@@ -10,6 +10,7 @@ from impart_core.base.errors import ConfigError
 from impart_core.base.new_folder import check_output_folder, require_apart
 from impart_core.base.numerics import resolve_device
 from impart_core.base.retry import patiently
+from impart_core.base.settings import Frozen
 from impart_core.blocks.request import CompressConfig
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
 from impart_core.checkpoint.location import is_remote
@@ -62,6 +63,72 @@ class CheckedMerge:
 
     stages: tuple[Stage, ...]
     plan: Merge
+
+
+class ModelPlan(Frozen):
+    """A model of a merge that was foreseen: what the file calls it, and its options by name, least and most."""
+
+    model: str
+    options: dict[str, tuple[float, float]]
+    sparsify: str | None
+
+
+class MergePlan(Frozen):
+    """What a merge would do; attributes are those of `Merge` in numbers.
+
+    Attributes:
+        method: the merge method.
+        base: the base, where there is one.
+        models: what is merged.
+        options: the method's options that all models share, by name, least and most over the tensors.
+        tensors: the number of tensors of the merged model.
+        copied: those of them that are taken as they are.
+        bytes: of its weights.
+        notes: sentences that whoever asked should know.
+    """
+
+    method: str
+    base: str | None
+    models: tuple[ModelPlan, ...]
+    options: dict[str, tuple[float, float]]
+    tensors: int
+    copied: int
+    bytes: int
+    notes: tuple[str, ...]
+
+
+def plan_of(checked: CheckedMerge) -> MergePlan:
+    """Return what a merge that was checked would do."""
+    merge, stage = checked.plan, checked.stages[-1]
+    merged = [planned for planned in merge.tensors.values() if planned.parts]
+    of_models: dict[str, dict[str, list[float]]] = {}
+    shared: dict[str, list[float]] = {}
+    for planned in merged:
+        for option in merge.method.options.values():
+            value = planned.options[option.keyword]
+            if not option.per_model:
+                shared.setdefault(option.name, []).append(float(value))
+                continue
+            for (source, _), own in zip(planned.parts, value, strict=True):
+                of_models.setdefault(source.label, {}).setdefault(option.name, []).append(float(own))
+    models = [ref for ref in merge.sources if not (merge.method.takes_deltas and ref == merge.file.base_model)]
+    return MergePlan(
+        method=merge.method.name,
+        base=str(merge.file.base_model) if merge.file.base_model else None,
+        models=tuple(
+            ModelPlan(
+                model=str(ref),
+                options={name: (min(all_), max(all_)) for name, all_ in of_models.get(str(ref), {}).items()},
+                sparsify=f"{config.method} at CR {config.cr:g}" if (config := _sparsifier(stage, ref)) else None,
+            )
+            for ref in models
+        ),
+        options={name: (min(values), max(values)) for name, values in shared.items()},
+        tensors=len(merge.tensors),
+        copied=len(merge.tensors) - len(merged),
+        bytes=sum(info.nbytes for info in merge.checkpoint().tensors.values()),
+        notes=merge.notes,
+    )
 
 
 def check_merge(request: MergeRequest) -> CheckedMerge:

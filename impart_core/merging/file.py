@@ -37,7 +37,9 @@ class ModelReference(Frozen):
         """Read `place[@revision][+adapter]`, or mergekit's mapping of the same."""
         if isinstance(raw, str):
             place, plus, adapter = raw.partition("+")
-            return {"place": raw} if not plus or Path(raw).exists() else {"place": place, "adapter": adapter}
+            if not plus or Path(raw).exists():
+                return {"place": _place(raw)}
+            return {"place": _place(place), "adapter": _place(adapter)}
         if isinstance(raw, Mapping) and "model" in raw:
             unknown = set(raw) - {"model", "lora", "override_architecture"}
             if unknown:
@@ -56,9 +58,11 @@ class ModelReference(Frozen):
 
 
 def _place(raw: Any) -> Any:
+    """Return a place as text, a folder of this machine as its absolute path."""
     if isinstance(raw, Mapping) and "path" in raw:
         return f"{raw['path']}@{raw['revision']}" if raw.get("revision") else raw["path"]
-    return raw
+    here = isinstance(raw, str) and raw and "://" not in raw and Path(raw).expanduser().exists()
+    return str(Path(raw).expanduser().absolute()) if here else raw
 
 
 class InputModel(Frozen):
@@ -162,6 +166,11 @@ class OwnBlock(Frozen):
     sparsify: CompressConfig | None = None
     models: dict[str, OwnModel] = Field(default_factory=dict)
     compress: CompressConfig | None = None
+
+    @field_validator("models")
+    @classmethod
+    def _by_place(cls, models: dict[str, OwnModel]) -> dict[str, OwnModel]:
+        return {str(ModelReference.model_validate(place)): own for place, own in models.items()}
 
 
 class MergeFile(Frozen):
