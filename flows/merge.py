@@ -36,7 +36,7 @@ def flow_of(
         show_merge(done.report)
         return done.report
 
-    return Flow(merge, name="merge", flow_run_name="merge by {request.stages[-1].merge_method}")
+    return Flow(merge, name="merge", flow_run_name="merge by {request.method}")
 
 
 merge = flow_of()

@@ -50,9 +50,11 @@ def show_merge(report: MergeReport) -> None:
     """Put what a merge made on its run's page: its models, what came of it, and a link to where the record lies."""
     name = report.name or report.artifact[:_SHORT]
     place = f"{public_url(report.store)}/artifacts/{report.artifact}"
-    made = report.model_dump(mode="json", exclude={"models", "sparsified", "delta"})
+    shown = {**report.model_dump(mode="json"), "store": public_url(report.store)}
     facts = [
-        [key.replace("_", " "), _text(value)] for key, value in {**made, "store": public_url(report.store)}.items()
+        [key.replace("_", " "), _text(value)]
+        for key, value in shown.items()
+        if key not in ("models", "sparsified", "delta")
     ]
     kept = [*report.sparsified, *([report.delta] if report.delta else [])]
     rows = [[one.artifact, _ratio(one.cr_projection), f"{one.bytes:,}"] for one in kept]

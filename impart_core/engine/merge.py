@@ -18,12 +18,12 @@ from impart_core.checkpoint.digest import checkpoint_id, tensor_digests
 from impart_core.checkpoint.reader import digest_of_value
 from impart_core.checkpoint.spool import spooling
 from impart_core.checkpoint.writer import TensorSpec, write_checkpoint
-from impart_core.engine.compress import CompressReport
+from impart_core.engine.compress import Compression, CompressReport
 from impart_core.engine.executor import Executor, Progress
 from impart_core.engine.merge_models import CheckedMerge, check_merge, compressed, opened_merge
 from impart_core.engine.requests import MergeRequest
 from impart_core.merging.merged import Merge
-from impart_core.merging.sources import StageSource
+from impart_core.merging.sources import Source, StageSource
 from impart_core.store.catalog import CatalogEntry, entry_of, note
 from impart_core.store.manifest import Manifest
 from impart_core.store.names import require_whole, set_ref
@@ -73,10 +73,18 @@ class MergeReport(Frozen):
 
 @dataclass(frozen=True)
 class Merging:
-    """A finished merge: what it reports, catalogue entries of what it made, and where its checkpoints lie."""
+    """A finished merge.
+
+    Attributes:
+        report: what it reports.
+        entries: catalogue entries of what it made or found, the record of the merge last.
+        new: ids of those that it made.
+        sources: where its checkpoints lie.
+    """
 
     report: MergeReport
     entries: tuple[CatalogEntry, ...]
+    new: frozenset[str]
     sources: tuple[str, ...]
 
 
@@ -119,14 +127,17 @@ def merge(
             models=content.models,
             tensors=content.tensors,
             bytes=content.bytes,
-            sparsified=sparsified,
-            delta=delta,
+            sparsified=tuple(made.report for made in sparsified),
+            delta=delta.report if delta else None,
             notes=planned.notes,
             retried=ledger.retried,
             seconds=round(run.watch.seconds, 3),
             peak_rss_bytes=peak_rss_bytes(),
         )
-        return Merging(report, (entry_of(manifest),), tuple(run.sources.values()))
+        parts = [*sparsified, *([delta] if delta else [])]
+        entries = [entry for made in parts for entry in made.entries]
+        new = frozenset([manifest.id]).union(*(made.new for made in parts))
+        return Merging(report, (*entries, entry_of(manifest)), new, tuple(run.sources.values()))
 
 
 class _Run:
@@ -193,7 +204,7 @@ class _Run:
             note(store, [entry_of(manifest)])
         return manifest
 
-    def compress(self, executor: Executor, checked: CheckedMerge, progress: Progress | None) -> CompressReport | None:
+    def compress(self, executor: Executor, checked: CheckedMerge, progress: Progress | None) -> Compression | None:
         """Compress the merged model as a delta of the base, where the file says so."""
         config = self._planned.file.impart.compress
         if config is None:

@@ -16,7 +16,7 @@ from impart_core.checkpoint.index import Checkpoint, open_checkpoint
 from impart_core.checkpoint.location import is_remote
 from impart_core.checkpoint.plain import plain
 from impart_core.engine.bases import base_of
-from impart_core.engine.compress import CompressReport, compress
+from impart_core.engine.compress import Compression, compress
 from impart_core.engine.executor import Executor, Progress
 from impart_core.engine.preflight import check_compress, open_side
 from impart_core.engine.requests import CompressRequest, MergeRequest, absolute
@@ -252,16 +252,16 @@ def compressed(
     executor: Executor,
     progress: Progress | None,
     name: str | None = None,
-) -> CompressReport:
-    """Compress one of a merge's models, or what it gives, and report; `sides` are the base and the model."""
+) -> Compression:
+    """Compress one of a merge's models, or what it gives; `sides` are the base and the model."""
     asked = _compress_request(request, config, name)
-    return compress(asked, executor, checked=check_compress(asked, sides), progress=progress).report
+    return compress(asked, executor, checked=check_compress(asked, sides), progress=progress)
 
 
 @contextmanager
 def opened_merge(
     request: MergeRequest, checked: CheckedMerge, executor: Executor, progress: Progress | None = None
-) -> Iterator[tuple[Merge, tuple[CompressReport, ...]]]:
+) -> Iterator[tuple[Merge, tuple[Compression, ...]]]:
     """Give the merge of the last stage, ready to be computed, for as long as the block lasts.
 
     Models that the file has sparsified are compressed first, into the store.
@@ -274,19 +274,15 @@ def opened_merge(
     """
     device, store = resolve_device(request.device), Store(request.store)
     merges: dict[str, Merge] = {}
-    reports: list[CompressReport] = []
+    made: list[Compression] = []
     with ExitStack() as stack:
         for stage in checked.stages:
             sources: dict[ModelReference, Source] = {}
             for reference, opened in stage.models.items():
                 config, label = _sparsifier(stage, reference), str(reference)
                 if config is not None and isinstance(opened, Checkpoint):
-                    asked = _compress_request(request, config)
-                    done = compress(
-                        asked, executor, checked=check_compress(asked, (stage.base(), opened)), progress=progress
-                    )
-                    reports.append(done.report)
-                    opened = open_delta(store, done.report.artifact)
+                    made.append(compressed(request, config, (stage.base(), opened), executor, progress))
+                    opened = open_delta(store, made[-1].report.artifact)
                 if isinstance(opened, Delta):
                     sources[reference] = stack.enter_context(delta_source(label, opened, stage.base()))
                 elif isinstance(opened, Checkpoint):
@@ -297,4 +293,4 @@ def opened_merge(
             merge = plan_merge(stage.file, sources, device)
             if stage.file.name:
                 merges[stage.file.name] = merge
-        yield merge, tuple(reports)
+        yield merge, tuple(made)

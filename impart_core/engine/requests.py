@@ -157,6 +157,11 @@ class MergeRequest(Frozen):
     max_shard_bytes: int = Field(default=DEFAULT_SHARD_BYTES, ge=1)
     trust: Trust = Trust()
 
+    @property
+    def method(self) -> str:
+        """The merge method of the last stage."""
+        return self.stages[-1].merge_method
+
 
 class EvaluateRequest(Frozen):
     """A model to measure.
