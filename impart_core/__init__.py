@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         evaluate,
         load_model,
         load_state_dict,
+        merge,
         open_delta,
         quantize,
         reconstruct,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from impart_core.store.store import Store
 
 __version__ = "0.1.0"
-_VERBS = ("compress", "evaluate", "load_model", "load_state_dict", "open_delta", "quantize", "reconstruct")
+_VERBS = ("compress", "evaluate", "load_model", "load_state_dict", "merge", "open_delta", "quantize", "reconstruct")
 _HOMES = {
     **dict.fromkeys(_VERBS, "impart_core.engine.library"),
     **dict.fromkeys(("METHODS", "Coding", "Projection"), "impart_core.methods.base"),
@@ -47,6 +48,7 @@ __all__ = [
     "evaluate",
     "load_model",
     "load_state_dict",
+    "merge",
     "open_delta",
     "quantize",
     "reconstruct",

@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from impart_core.apply.reader import require_base
 from impart_core.artifacts.delta import Delta, open_delta
 from impart_core.base.errors import ConfigError
 from impart_core.base.new_folder import check_output_folder, require_apart
@@ -158,6 +159,8 @@ def check_merge(request: MergeRequest) -> CheckedMerge:
     for one in stages:
         for reference, opened in one.models.items():
             _check_sparsifier(one, reference, opened, request)
+            if isinstance(opened, Delta):
+                require_base(opened, one.base())
         plan = plan_merge(
             one.file, {ref: _stand_in(str(ref), opened, one, plans) for ref, opened in one.models.items()}, device
         )
