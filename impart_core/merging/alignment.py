@@ -80,7 +80,8 @@ def align(donor: Checkpoint, models: Sequence[tuple[str, Checkpoint]]) -> Alignm
             column.get(name) or _embedding_of(model) for column, (_, model) in zip(columns, models, strict=True)
         )
         tensors[name] = Aligned(tied or info, own, Role.HEAD)
-    return Alignment(tensors, bool(heads), tuple(_notes(tensors, donor)))
+    others = [number for number, (_, model) in enumerate(models) if model is not donor]
+    return Alignment(tensors, bool(heads), tuple(_notes(tensors, donor, others)))
 
 
 def _column(donor: Checkpoint, model: Checkpoint) -> tuple[dict[str, TensorInfo], dict[str, TensorInfo]]:
@@ -114,9 +115,10 @@ def _embedding_of(model: Checkpoint) -> TensorInfo | None:
     return max(found, key=lambda info: info.shape[0], default=None)
 
 
-def _notes(tensors: Mapping[str, Aligned], donor: Checkpoint) -> list[str]:
-    alone = [name for name, one in tensors.items() if not any(one.of)]
-    some = [name for name, one in tensors.items() if any(one.of) and not all(one.of)]
+def _notes(tensors: Mapping[str, Aligned], donor: Checkpoint, others: Sequence[int]) -> list[str]:
+    held = {name: [one.of[number] is not None for number in others] for name, one in tensors.items()}
+    alone = [name for name, found in held.items() if found and not any(found)]
+    some = [name for name, found in held.items() if any(found) and not all(found)]
     notes = []
     if alone:
         notes.append(

@@ -1,0 +1,242 @@
+"""A merged model against float64, and what it is as a checkpoint."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from impart_core import tinyzoo
+from impart_core.artifacts.delta import Delta
+from impart_core.base.errors import ConfigError, MismatchError, UnknownNameError
+from impart_core.checkpoint import reader
+from impart_core.checkpoint.index import open_checkpoint
+from impart_core.checkpoint.writer import folder_of
+from impart_core.merging.merged import Merge
+from impart_core.merging.sources import delta_source
+from tests.impart_core.merging.conftest import Models, tensors_of
+from tests.support import random_tensors
+
+Planned = Callable[..., Merge]
+
+
+def task_arithmetic(*names: str, **settings: Any) -> dict[str, Any]:
+    """Return a file that adds up models with weight 0.5 each."""
+    models = [{"model": name, "parameters": {"weight": 0.5}} for name in names]
+    return {"merge_method": "task_arithmetic", "base_model": "base", "models": models, **settings}
+
+
+def added_up(zoo: Models, name: str, *weights: tuple[str, float]) -> torch.Tensor:
+    """Return base + Σ weight·(model − base) in float64."""
+    base = zoo["base"][name].double()
+    return base + sum(weight * (zoo[model][name].double() - base) for model, weight in weights)
+
+
+def rounded(value: torch.Tensor, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return value.to(dtype).double()
+
+
+def test_every_tensor_is_the_sum_rounded_once(planned: Planned, zoo: Models) -> None:
+    merged = tensors_of(planned(task_arithmetic("a", "b", parameters={"lambda": 0.8})))
+    assert merged.keys() == zoo["base"].keys()
+    for name, tensor in merged.items():
+        exact = added_up(zoo, name, ("a", 0.4), ("b", 0.4))
+        assert tensor.dtype == torch.bfloat16
+        # A sum that float32 places on the other side of a rounding boundary is one unit in the last place away.
+        differing = (tensor.double() != rounded(exact)).double().mean()
+        assert differing < 1e-3
+        torch.testing.assert_close(tensor.double(), exact, rtol=2**-8, atol=1e-6)
+
+
+def test_gradients_run_over_layers_and_filters_go_by_name(planned: Planned, zoo: Models) -> None:
+    weight = [{"filter": "mlp", "value": [0.0, 1.0]}, {"value": 0.25}]
+    file = task_arithmetic("a", dtype="float32")
+    file["models"][0]["parameters"]["weight"] = weight
+    merged = tensors_of(planned(file))
+    for layer, expected in ((0, 0.0), (1, 0.5), (2, 1.0)):
+        name = f"model.layers.{layer}.mlp.up_proj.weight"
+        torch.testing.assert_close(merged[name].double(), added_up(zoo, name, ("a", expected)), rtol=0, atol=1e-7)
+    name = "lm_head.weight"
+    torch.testing.assert_close(merged[name].double(), added_up(zoo, name, ("a", 0.25)), rtol=0, atol=1e-7)
+
+
+def test_what_stands_nearer_counts_more(planned: Planned) -> None:
+    file: dict[str, Any] = {
+        "merge_method": "task_arithmetic",
+        "base_model": "base",
+        "slices": [
+            {
+                "sources": [
+                    {"model": "a", "layer_range": [0, 3], "parameters": {"weight": 0.1}},
+                    {"model": "b", "layer_range": [0, 3]},
+                ],
+                "parameters": {"weight": 0.2, "lambda": 0.3},
+            }
+        ],
+        "parameters": {"weight": 0.4, "lambda": 0.5, "normalize": True},
+    }
+    options = planned(file).tensors["model.layers.1.mlp.up_proj.weight"].options
+    assert options == {"weight": [0.1, 0.2], "lambda_": 0.3, "normalize": True}
+
+
+def test_a_filter_that_fits_nothing_leaves_the_value_to_what_stands_further(planned: Planned) -> None:
+    file = task_arithmetic("a", parameters={"weight": 0.7})
+    file["models"][0]["parameters"]["weight"] = [{"filter": "mlp", "value": 0.1}]
+    tensors = planned(file).tensors
+    assert tensors["model.layers.1.mlp.up_proj.weight"].options["weight"] == [0.1]
+    assert tensors["lm_head.weight"].options["weight"] == [0.7]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"merge_method": "task_arithmetics"}, "Did you mean 'task_arithmetic'"),
+        ({"parameters": {"lamda": 1}}, "no parameter 'lamda'. Did you mean 'lambda'"),
+        ({"parameters": {"lambda": "x"}}, "lambda is 'x'"),
+        ({"parameters": {"lambda": float("nan")}}, "lambda is nan"),
+        ({"models": [{"model": "a"}]}, "weight of .*a is missing"),
+        ({"models": [{"model": "a", "parameters": {"weight": 1, "lambda": 1}}]}, "one for all models"),
+        ({"models": [{"model": "base", "parameters": {"weight": 1}}, {"model": "a"}]}, "adds nothing to itself"),
+        ({"base_model": None}, "needs base_model"),
+    ],
+)
+def test_mistakes_are_told_before_any_weight_is_read(
+    change: dict[str, Any], told: str, planned: Planned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "read_tensor", pytest.fail)
+    with pytest.raises((ConfigError, UnknownNameError), match=told):
+        planned({**task_arithmetic("a"), **change})
+
+
+def test_the_base_among_the_models_is_told_and_left_out(planned: Planned, zoo: Models) -> None:
+    file = task_arithmetic("a")
+    file["models"].insert(0, {"model": "base"})
+    merge = planned(file)
+    assert any("adds nothing to itself" in note for note in merge.notes)
+    alone = tensors_of(planned(task_arithmetic("a")))
+    assert all(torch.equal(tensor, alone[name]) for name, tensor in tensors_of(merge).items())
+
+
+def test_what_a_method_has_no_use_for_is_told(planned: Planned) -> None:
+    merge = planned(task_arithmetic("a", parameters={"int8_mask": True}))
+    assert merge.notes == ("int8_mask: no effect on task_arithmetic.",)
+
+
+def test_other_shapes_are_refused_by_name(planned: Planned, zoo: Models) -> None:
+    wide = {**zoo["a"], "lm_head.weight": torch.zeros(41, 32, dtype=torch.bfloat16)}
+    with pytest.raises(
+        MismatchError, match=r"(?s)lm_head\.weight: \[41, 32\] in a, \[40, 32\] in base.*tokenizer_source"
+    ):
+        planned(task_arithmetic("a"), {"base": zoo["base"], "a": wide})
+    thick = {**zoo["a"], "model.layers.0.mlp.up_proj.weight": torch.zeros(48, 33, dtype=torch.bfloat16)}
+    with pytest.raises(MismatchError, match="of one shape"):
+        planned(task_arithmetic("a"), {"base": zoo["base"], "a": thick})
+
+
+def test_tensors_that_only_a_model_has_are_refused_by_name(planned: Planned, zoo: Models) -> None:
+    more = {**zoo["a"], "vision_tower.blocks.0.attn.weight": torch.zeros(8, 8, dtype=torch.bfloat16)}
+    with pytest.raises(MismatchError, match=r"1 tensors that .* has not.*vision_tower\.blocks\.0\.attn\.weight"):
+        planned(task_arithmetic("a"), {"base": zoo["base"], "a": more})
+
+
+def test_a_tower_of_the_base_alone_stays_as_it_is(planned: Planned, zoo: Models) -> None:
+    tower = {"vision_tower.blocks.0.attn.weight": torch.ones(8, 8, dtype=torch.bfloat16)}
+    merge = planned(task_arithmetic("a"), {"base": {**zoo["base"], **tower}, "a": zoo["a"]})
+    assert any("1 tensors are as in" in note for note in merge.notes)
+    assert torch.equal(tensors_of(merge)["vision_tower.blocks.0.attn.weight"], next(iter(tower.values())))
+
+
+def test_integers_are_the_bases(planned: Planned, zoo: Models) -> None:
+    numbers = torch.arange(5)
+    models = {name: {**zoo[name], "model.position_ids": numbers} for name in ("base", "a")}
+    assert torch.equal(tensors_of(planned(task_arithmetic("a"), models))["model.position_ids"], numbers)
+
+
+@pytest.mark.parametrize("tied", ["base", "a"])
+def test_a_head_of_its_own_survives_a_tied_one(tied: str, planned: Planned, zoo: Models) -> None:
+    models = {name: dict(zoo[name]) for name in ("base", "a")}
+    del models[tied]["lm_head.weight"]
+    merge = planned(task_arithmetic("a", dtype="float32"), models, **{tied: {"tie_word_embeddings": True}})
+    heads = {
+        name: tensors.get("lm_head.weight", tensors["model.embed_tokens.weight"]) for name, tensors in models.items()
+    }
+    expected = heads["base"].double() + 0.5 * (heads["a"].double() - heads["base"].double())
+    torch.testing.assert_close(tensors_of(merge)["lm_head.weight"].double(), expected, rtol=0, atol=1e-7)
+    config = merge.checkpoint().config
+    assert not config.get("tie_word_embeddings")
+
+
+def test_tied_heads_stay_tied(planned: Planned, zoo: Models) -> None:
+    models = {name: {key: one for key, one in zoo[name].items() if key != "lm_head.weight"} for name in ("base", "a")}
+    merge = planned(task_arithmetic("a"), models, base={"tie_word_embeddings": True}, a={"tie_word_embeddings": True})
+    assert "lm_head.weight" not in merge.tensors
+    assert merge.checkpoint().config["tie_word_embeddings"]
+
+
+def test_names_with_a_prefix_more_are_the_same_tensors(planned: Planned, zoo: Models) -> None:
+    bare = {name.removeprefix("model."): tensor for name, tensor in zoo["a"].items()}
+    merged = tensors_of(planned(task_arithmetic("a"), {"base": zoo["base"], "a": bare}))
+    plain = tensors_of(planned(task_arithmetic("a")))
+    assert all(torch.equal(tensor, plain[name]) for name, tensor in merged.items())
+
+
+def test_stacks_of_experts_are_merged_as_one_tensor(planned: Planned, zoo: Models) -> None:
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    experts = {one: random_tensors({name: (4, 32, 48)}, seed=seed) for seed, one in enumerate(("base", "a"))}
+    models = {one: {**zoo[one], **experts[one]} for one in ("base", "a")}
+    merged = tensors_of(planned(task_arithmetic("a", dtype="float32"), models))[name]
+    torch.testing.assert_close(merged.double(), added_up(models, name, ("a", 0.5)), rtol=0, atol=1e-7)
+
+
+def test_layers_are_taken_from_slices(planned: Planned, zoo: Models) -> None:
+    sources = [{"model": "a", "layer_range": [2, 3], "parameters": {"weight": 1.0}}]
+    again = [{"model": "a", "layer_range": [0, 2], "parameters": {"weight": 1.0}}]
+    file = {
+        "merge_method": "task_arithmetic",
+        "base_model": "base",
+        "slices": [{"sources": sources}, {"sources": again}],
+    }
+    configs = {"num_hidden_layers": 3, "layer_types": ["x", "y", "z"]}
+    merge = planned(file, base=configs, a=configs)
+    merged, order = tensors_of(merge), [2, 0, 1]
+    for layer, source in enumerate(order):
+        ours, theirs = (f"model.layers.{number}.mlp.up_proj.weight" for number in (layer, source))
+        torch.testing.assert_close(merged[ours], zoo["a"][theirs], rtol=2**-7, atol=1e-6)
+    assert merge.checkpoint().config["layer_types"] == ["z", "x", "y"]
+    with pytest.raises(ConfigError, match="layers are 0 to 3"):
+        planned({**file, "slices": [{"sources": [{"model": "a", "layer_range": [2, 4]}]}]})
+
+
+def test_the_dtype_that_is_asked_for_is_in_the_configuration(planned: Planned) -> None:
+    merge = planned(task_arithmetic("a", dtype="float32", out_dtype="float16"), base={"torch_dtype": "bfloat16"})
+    assert {tensor.dtype for tensor in tensors_of(merge).values()} == {torch.float16}
+    assert merge.checkpoint().config["torch_dtype"] == "float16"
+
+
+def test_the_key_follows_from_content_and_settings_alone(planned: Planned, zoo: Models, tmp_path: Path) -> None:
+    first = planned(task_arithmetic("a", "b")).key
+    assert planned(task_arithmetic("a", "b", parameters={"lambda": 1.0})).key != first
+    assert planned(task_arithmetic("b", "a")).key != first
+    assert planned(task_arithmetic("a", "b")).key == first
+    moved = {"base": zoo["base"], "x": zoo["a"], "y": zoo["b"]}
+    assert planned(task_arithmetic("x", "y"), moved).key == first
+
+
+def test_a_merged_model_can_be_written_for_transformers(planned: Planned) -> None:
+    merge = planned(task_arithmetic("a"))
+    with folder_of(merge.checkpoint()) as folder:
+        again = open_checkpoint(folder)
+    assert {name: info.shape for name, info in again.tensors.items()} == {
+        name: planned.shape for name, planned in merge.tensors.items()
+    }
+
+
+def test_a_delta_is_added_before_any_cast(math_delta: Delta) -> None:
+    base = open_checkpoint(tinyzoo.path("base"))
+    with delta_source("math", math_delta, base) as source:
+        for name, info in source.checkpoint.tensors.items():
+            before = reader.read_tensor(base.tensors[name]).float()
+            delta = source.delta(info, before)
+            rebuilt = reader.read_tensor(info)
+            assert torch.equal((before + delta).to(rebuilt.dtype), rebuilt), name
