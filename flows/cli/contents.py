@@ -5,12 +5,13 @@ from typing import Any
 from impart_core.artifacts.block import BlockContent
 from impart_core.artifacts.delta import Delta, DeltaContent, open_delta
 from impart_core.artifacts.factors import FactorsContent
+from impart_core.artifacts.merged import MergedContent
 from impart_core.checkpoint.carried import is_code
 from impart_core.store.manifest import Manifest
 from impart_core.store.names import resolve
 from impart_core.store.store import Store
 from impart_flows.cli import options as opt
-from impart_flows.cli.output import print_json, print_table, ratio, say
+from impart_flows.cli.output import human_bytes, print_json, print_table, ratio, say
 
 
 def inspect(ref: opt.Ref, store: opt.StoreOption = None, json: opt.JsonOption = False) -> None:
@@ -31,6 +32,19 @@ def inspect(ref: opt.Ref, store: opt.StoreOption = None, json: opt.JsonOption = 
         _print_factors(manifest, manifest.content)
     else:
         _print_manifest(manifest)
+        if isinstance(manifest.content, MergedContent):
+            _print_merged(manifest, manifest.content)
+
+
+def _print_merged(manifest: Manifest, merged: MergedContent) -> None:
+    """Print the models of a merge, and what it gave."""
+    roles = [role for role in manifest.recipe.inputs if not role.endswith("_files")]
+    rows = [
+        [role, model, str(manifest.recipe.inputs[role])[:12]]
+        for role, model in zip(roles, merged.models, strict=False)  # a stranger's
+    ]
+    print_table(["", "model", "id"], rows)
+    say(f"merged  {merged.merged[:12]}: {merged.tensors} tensors, {human_bytes(merged.bytes)} of weights")
 
 
 def _print_delta(delta: Delta) -> None:

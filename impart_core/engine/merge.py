@@ -23,7 +23,7 @@ from impart_core.engine.executor import Executor, Progress
 from impart_core.engine.merge_models import CheckedMerge, check_merge, compressed, opened_merge
 from impart_core.engine.requests import MergeRequest
 from impart_core.merging.merged import Merge
-from impart_core.merging.sources import Source, StageSource
+from impart_core.merging.sources import StageSource
 from impart_core.store.catalog import CatalogEntry, entry_of, note
 from impart_core.store.manifest import Manifest
 from impart_core.store.names import require_whole, set_ref
@@ -32,7 +32,6 @@ from impart_core.store.provenance import Stopwatch, peak_rss_bytes
 from impart_core.store.store import Store
 
 OWN_FILE = "merge.yaml"  # beside the weights that were made by it
-_BASE = "base"
 
 
 class MergeReport(Frozen):
@@ -112,7 +111,8 @@ def merge(
         checked = checked or patiently("check the request", lambda: check_merge(request))
         with opened_merge(request, checked, executor, progress) as (planned, sparsified):
             run = _Run(request, planned, run_id)
-            digests = run.write(progress) if request.out else tensor_digests(planned.checkpoint())
+            work = (lambda: run.write(progress)) if request.out else (lambda: tensor_digests(planned.checkpoint()))
+            digests = patiently("merge", work)
             manifest = run.publish(digests)
             delta = run.compress(executor, checked, progress)
         name = request.name or request.stages[-1].impart.name
@@ -146,10 +146,7 @@ class _Run:
     def __init__(self, request: MergeRequest, planned: Merge, run_id: str) -> None:
         self._request, self._planned = request, planned
         self._store = Store(request.store)
-        self._roles: dict[str, Source] = {}
-        for reference, source in planned.sources.items():
-            number = len(self._roles) + (_BASE not in self._roles)
-            self._roles[_BASE if reference == planned.file.base_model else f"model {number}"] = source
+        self._roles = {planned.roles[reference]: source for reference, source in planned.sources.items()}
         self.sources = {role: one.checkpoint.location for role, one in self._roles.items() if one.artifact is None}
         self.watch = Stopwatch(self.sources, run=run_id)
         self._name = request.name or request.stages[-1].impart.name

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from impart_core.apply.reader import require_base
 from impart_core.artifacts.delta import Delta, open_delta
-from impart_core.base.errors import ConfigError
+from impart_core.base.errors import ArtifactNotFoundError, CheckpointError, ConfigError, UnknownNameError
 from impart_core.base.new_folder import check_output_folder, require_apart
 from impart_core.base.numerics import resolve_device
 from impart_core.base.retry import patiently
@@ -203,7 +203,10 @@ def _open_model(
     if place in named:
         return place
     if not is_remote(place) and not Path(place).expanduser().exists() and "/" not in place:
-        return patiently(f"look for {place}", lambda: open_delta(store, resolve(store, place)))
+        try:
+            return patiently(f"look for {place}", lambda: open_delta(store, resolve(store, place)))
+        except (ArtifactNotFoundError, UnknownNameError) as error:
+            raise CheckpointError(f"{place} does not exist, and no delta has this name or id. {error}") from error
     under = base if isinstance(base, Checkpoint) else None
     whole = patiently(f"open {place}", lambda: open_side(absolute(place), under))
     if reference.adapter is None:

@@ -23,6 +23,7 @@ from impart_core.merging.methods import MERGE_METHODS
 from impart_core.merging.places import layer_settings
 from impart_core.merging.sources import Source
 
+BASE = "base"
 VERSIONS = {"merge": 1}  # raised whenever the same recipe gives other bytes
 _DTYPE_KEYS = ("torch_dtype", "dtype")
 
@@ -77,14 +78,17 @@ class Merge:
     @cached_property
     def recipe(self) -> dict[str, Any]:
         """What makes the merged model: `config` and `inputs` of a recipe."""
-        numbers = {reference: number for number, reference in enumerate(self.sources)}
-        return {
-            "config": {"method": self.method.name, **_normal(self.file, numbers)},
-            "inputs": {
-                "models": [source.identity() for source in self.sources.values()],
-                "donor": list(self.sources.values()).index(self.donor),
-            },
-        }
+        inputs: dict[str, Any] = {}
+        for reference, source in self.sources.items():
+            inputs |= source.inputs(self.roles[reference])
+        return {"config": {"method": self.method.name, **_normal(self.file, self.roles)}, "inputs": inputs}
+
+    @cached_property
+    def roles(self) -> dict[ModelReference, str]:
+        """What its models are called in recipes: `base`, and `model 1` and so on in the order of the file."""
+        others = [reference for reference in self.sources if reference != self.file.base_model]
+        named = {reference: f"model {number}" for number, reference in enumerate(others, 1)}
+        return {reference: named.get(reference, BASE) for reference in self.sources}
 
     @cached_property
     def key(self) -> str:
@@ -149,7 +153,7 @@ class Merge:
         return dict(with_settings(config, settings)) if settings else config
 
 
-def _normal(file: MergeFile, numbers: Mapping[ModelReference, int]) -> dict[str, Any]:
+def _normal(file: MergeFile, roles: Mapping[ModelReference, str]) -> dict[str, Any]:
     """Return what a file says that bytes depend on, with models by their numbers."""
 
     def parameters(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,13 +161,13 @@ def _normal(file: MergeFile, numbers: Mapping[ModelReference, int]) -> dict[str,
 
     def model(one: InputModel) -> dict[str, Any]:
         layers = {"layers": list(layer_range)} if (layer_range := getattr(one, "layer_range", None)) else {}
-        return {"model": numbers[one.model], "parameters": parameters(one.parameters), **layers}
+        return {"model": roles[one.model], "parameters": parameters(one.parameters), **layers}
 
     def slices(given: Sequence[Any]) -> list[dict[str, Any]]:
         return [
             {
                 "sources": [model(source) for source in one.sources],
-                "base": None if one.base_model is None else numbers[one.base_model],
+                "base": None if one.base_model is None else roles[one.base_model],
                 "parameters": parameters(one.parameters),
             }
             for one in given
@@ -178,7 +182,7 @@ def _normal(file: MergeFile, numbers: Mapping[ModelReference, int]) -> dict[str,
         for name, module in file.modules.items()
     }
     return {
-        "base": None if file.base_model is None else numbers[file.base_model],
+        "base": None if file.base_model is None else roles[file.base_model],
         "models": [model(one) for one in file.models],
         "slices": slices(file.slices),
         "modules": modules,

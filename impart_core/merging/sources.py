@@ -33,11 +33,11 @@ class Source:
     label: str
     checkpoint: Checkpoint
 
-    def identity(self) -> dict[str, Any]:
+    def inputs(self, role: str) -> dict[str, Any]:
         """Return what stands for it in a recipe: its tensors by content, and the files beside them."""
         return {
-            "checkpoint": checkpoint_id(tensor_digests(self.checkpoint)),
-            "files": carried_digests(self.checkpoint),
+            role: checkpoint_id(tensor_digests(self.checkpoint)),
+            f"{role}_files": carried_digests(self.checkpoint),
         }
 
     @property
@@ -69,9 +69,9 @@ class StageSource(Source):
 
     key: str
 
-    def identity(self) -> dict[str, Any]:
+    def inputs(self, role: str) -> dict[str, Any]:
         """Return the key."""
-        return {"merged": self.key}
+        return {role: self.key}
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ class DeltaSource(Source):
     reader: DeltaReader = field(repr=False)
     base: Checkpoint = field(repr=False)
 
-    def identity(self) -> dict[str, Any]:
+    def inputs(self, role: str) -> dict[str, Any]:
         """Return the delta's id."""
-        return {"delta": self.reader.delta.id}
+        return {role: self.reader.delta.id}
 
     @property
     def artifact(self) -> str | None:

@@ -1,0 +1,164 @@
+"""Merging by the library: folders, deltas, sparsifiers, stages, and what the store tells afterwards."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import impart_core as impart
+from impart_core import tinyzoo
+from impart_core.artifacts.merged import MergedContent
+from impart_core.base.errors import ConfigError, ImpartError, OutputExistsError, WrongBaseError
+from impart_core.checkpoint.digest import checkpoint_id, tensor_digests
+from impart_core.checkpoint.index import Checkpoint, open_checkpoint
+from impart_core.checkpoint.reader import read_tensor
+from impart_core.lineage.graph import lineage_of
+from impart_core.store.gc import collect
+from impart_core.store.names import resolve
+
+# Half a unit in the last place of bfloat16, and as much again where deltas were rounded before.
+ROUNDED: dict[str, float] = {"rtol": 2**-7, "atol": 1e-4}
+BASE, MATH, CODE = (tinyzoo.path(name) for name in ("base", "math", "code"))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> impart.Store:
+    return impart.Store(str(tmp_path_factory.mktemp("merges") / "store"))
+
+
+@pytest.fixture(scope="module")
+def math(store: impart.Store) -> impart.Delta:
+    return impart.compress(BASE, MATH, 8, store=store, name="math", workers=1, keep_factors=False)
+
+
+def tensors_of(place: Path | Checkpoint) -> dict[str, torch.Tensor]:
+    opened = place if isinstance(place, Checkpoint) else open_checkpoint(place)
+    return {name: read_tensor(info) for name, info in opened.tensors.items()}
+
+
+def unreached(store: impart.Store) -> set[str]:
+    """Return what nothing leads to."""
+    found = collect(store, grace=timedelta(0)).artifacts
+    return {artifact for ids in found.values() for artifact in ids}
+
+
+def test_a_folder_is_made_that_says_how(store: impart.Store, tmp_path: Path) -> None:
+    report = impart.merge([MATH, CODE], weights=[0.6, 0.4], base=BASE, out=tmp_path / "out", store=store)
+    merged, base, math, code = (tensors_of(one) for one in (tmp_path / "out", BASE, MATH, CODE))
+    for name, tensor in merged.items():
+        added = 0.6 * (math[name].double() - base[name].double()) + 0.4 * (code[name].double() - base[name].double())
+        torch.testing.assert_close(tensor.double(), base[name].double() + added, **ROUNDED)
+    assert (report.method, report.tensors) == ("task_arithmetic", len(base))
+    (written,) = yaml.safe_load_all((tmp_path / "out" / "merge.yaml").read_text())
+    again = impart.merge(tmp_path / "out" / "merge.yaml", out=tmp_path / "again", store=store)
+    assert written["models"][0]["model"] == str(MATH)
+    assert again.artifact == report.artifact
+    weights = "model.safetensors"
+    assert (tmp_path / "again" / weights).read_bytes() == (tmp_path / "out" / weights).read_bytes()
+
+
+def test_bytes_are_the_same_for_any_number_of_workers(store: impart.Store, tmp_path: Path) -> None:
+    for workers in (1, 3):
+        impart.merge([MATH, CODE], base=BASE, out=tmp_path / str(workers), store=store, workers=workers)
+    one, three = (tmp_path / str(workers) / "model.safetensors" for workers in (1, 3))
+    assert one.read_bytes() == three.read_bytes()
+
+
+def test_deltas_know_their_base(store: impart.Store, math: impart.Delta, tmp_path: Path) -> None:
+    report = impart.merge([math, "math"], weights=[0.5, 0.5], out=tmp_path / "out", store=store)
+    rebuilt = impart.load_state_dict(math, BASE)
+    for name, tensor in tensors_of(tmp_path / "out").items():
+        assert torch.equal(tensor, rebuilt[name])  # the mean of twice the same, added before the one cast
+    manifest = store.manifest(report.artifact)
+    assert set(manifest.parents) == {math.id}
+
+
+def test_a_sparsifier_is_a_compression_that_is_kept(store: impart.Store, math: impart.Delta, tmp_path: Path) -> None:
+    config = impart.CompressConfig(cr=8)
+    report = impart.merge([MATH, CODE], weights=0.5, base=BASE, sparsify=config, out=tmp_path / "out", store=store)
+    assert report.sparsified[0].artifact == math.id
+    assert report.sparsified[0].cached_blocks == report.sparsified[0].blocks
+    rebuilt = [impart.load_state_dict(made.artifact, BASE, store=store) for made in report.sparsified]
+    base = tensors_of(BASE)
+    for name, tensor in tensors_of(tmp_path / "out").items():
+        exact = base[name] + sum(0.5 * (one[name].double() - base[name].double()) for one in rebuilt)
+        torch.testing.assert_close(tensor.double(), exact, **ROUNDED)
+
+
+def test_the_result_is_compressed_again_and_lineage_leads_to_every_input(
+    store: impart.Store, math: impart.Delta, tmp_path: Path
+) -> None:
+    compress = impart.CompressConfig(method="dare", cr=4)
+    report = impart.merge([math, CODE], weights=0.5, base=BASE, compress=compress, name="both", store=store)
+    assert report.delta is not None and report.out is None
+    assert resolve(store, "both") == report.delta.artifact
+    nodes = {node.id: node for node in lineage_of(store, report.delta.artifact).nodes}
+    assert {report.artifact, math.id} <= nodes.keys()
+    code = checkpoint_id(tensor_digests(open_checkpoint(CODE)))
+    assert nodes[code].location == str(CODE)
+    merged = store.manifest(report.artifact).content
+    assert isinstance(merged, MergedContent)
+    edges = set(lineage_of(store, report.delta.artifact).edges)
+    assert {(report.artifact, merged.merged), (merged.merged, report.delta.artifact), (code, report.artifact)} <= edges
+    assert report.artifact not in unreached(store)
+
+
+def test_stages_feed_each_other(store: impart.Store, tmp_path: Path) -> None:
+    first: dict[str, Any] = {
+        "name": "first",
+        "merge_method": "task_arithmetic",
+        "base_model": str(BASE),
+        "models": [{"model": str(MATH), "parameters": {"weight": 0.5}}],
+    }
+    second = {**first, "models": [{"model": "first", "parameters": {"weight": 0.5}}]}
+    del second["name"]
+    path = tmp_path / "stages.yaml"
+    path.write_text(yaml.safe_dump_all([first, second]))
+    report = impart.merge(path, out=tmp_path / "out", store=store)
+    assert report.models[1] == "first"
+    base, math = tensors_of(BASE), tensors_of(MATH)
+    for name, tensor in tensors_of(tmp_path / "out").items():
+        exact = base[name].double() + 0.25 * (math[name].double() - base[name].double())
+        torch.testing.assert_close(tensor.double(), exact, **ROUNDED)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"out": None}, "Nothing would become of the merged model"),
+        ({"weights": [1.0]}, "1 weights are given for 2 models"),
+        ({"nme": "x"}, "Did you mean 'name'"),
+        ({"name": "no/slash"}, "name"),
+        ({"sparsify": {"cr": 1e9}}, "too high"),
+        ({"options": {"weigth": 1}}, "Did you mean 'weight'"),
+        ({"base": "nowhere"}, "nowhere"),
+        ({"base": None}, "needs base_model"),
+    ],
+)
+def test_mistakes_cost_nothing(settings: dict[str, Any], told: str, store: impart.Store, tmp_path: Path) -> None:
+    before = sorted(store.objects.names("artifacts"))
+    request = {"base": BASE, "out": tmp_path / "out", "store": store, **settings}
+    with pytest.raises(ImpartError, match=told):
+        impart.merge([MATH, CODE], **request)
+    assert not (tmp_path / "out").exists()
+    assert sorted(store.objects.names("artifacts")) == before
+
+
+def test_a_delta_of_another_base_is_refused(store: impart.Store, math: impart.Delta, tmp_path: Path) -> None:
+    with pytest.raises(WrongBaseError, match="made against another base"):
+        impart.merge([math], base=CODE, out=tmp_path / "out", store=store)
+
+
+def test_a_delta_is_not_sparsified_again(store: impart.Store, math: impart.Delta, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be sparsified"):
+        impart.merge([math], sparsify={"cr": 4}, out=tmp_path / "out", store=store)
+
+
+def test_models_and_store_are_not_written_over(store: impart.Store, tmp_path: Path) -> None:
+    with pytest.raises(OutputExistsError):
+        impart.merge([MATH], base=BASE, out=MATH, overwrite=True, store=store)
+    with pytest.raises(OutputExistsError, match="inside the store"):
+        impart.merge([MATH], base=BASE, out=Path(store.url) / "out", store=store)
