@@ -60,6 +60,7 @@ class BitDelta(Method):
     """
 
     version: ClassVar[int] = 2
+    parts: ClassVar[tuple[str, ...]] = ("scales", "signs", "keep")
     options_model: ClassVar[type[MethodOptions]] = BitDeltaOptions
     summary: ClassVar[str] = "signs of the delta's entries, one bit each, and their mean magnitude"
 

@@ -39,6 +39,7 @@ class Dare(Method):
     """
 
     version: ClassVar[int] = 2
+    parts: ClassVar[tuple[str, ...]] = ("keep", "values", "exponent")
     options_model: ClassVar[type[MethodOptions]] = MethodOptions
     summary: ClassVar[str] = "entries of the delta at random, rescaled"
 

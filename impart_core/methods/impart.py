@@ -193,6 +193,7 @@ class Impart(FactorMethod):
     """
 
     version: ClassVar[int] = 2
+    parts: ClassVar[tuple[str, ...]] = ("sigma", "keep", "u", "v")
     options_model: ClassVar[type[MethodOptions]] = ImpartOptions
     summary: ClassVar[str] = "entries of singular vectors at random, more of the important ones"
 

@@ -98,6 +98,7 @@ class Magnitude(Method):
     """
 
     version: ClassVar[int] = 2
+    parts: ClassVar[tuple[str, ...]] = ("values", "exponent", "width", "quotients", "remainders")
     options_model: ClassVar[type[MethodOptions]] = MethodOptions
     summary: ClassVar[str] = "the largest entries of the delta"
 
