@@ -33,7 +33,7 @@ SHAPES: tuple[list[int], ...] = (
     [0, 2**62],
     [10**30, 1],
     [2**60, 16, 24],
-    [2**14, 16, 24],
+    [2**16, 16, 24],
     [3, 2**31, 2**31],
     [1] * 65,
     [-1, -1],
@@ -94,7 +94,7 @@ def sparsest(method: str) -> tuple[int, dict[str, torch.Tensor]]:
             "quotients": quotients,
             "remainders": torch.zeros(2**14 * width // 8, dtype=torch.uint8),
         }
-    code = np.array([255 if method == "bitdelta" else 15], dtype=np.uint16)  # one of 256, one of 4,096
+    code = np.array([287 if method == "bitdelta" else 17], dtype=np.uint16)  # one of 228, one of 3,641
     if method == "impart":
         pairs = side // 2
         codes = np.repeat(code, pairs)
