@@ -274,7 +274,7 @@ def with_small(tmp_path: Path) -> Pair:
     """Folders of a pair with projections of a few entries beside ordinary ones."""
     tensors = random_tensors(llama_shapes(hidden=256, intermediate=512, key_value=128, vocab=8))
     tensors |= {GATE: torch.ones(2, 256).bfloat16(), MIXER: torch.ones(4, 4).bfloat16()}
-    tensors[SMALL_EXPERTS] = torch.ones(6, 8, 16).bfloat16()
+    tensors[SMALL_EXPERTS] = torch.ones(3, 16, 16).bfloat16()
     changed = {name: tensor * 1.01 for name, tensor in tensors.items()}
     changed[SMALL_EXPERTS][2] = tensors[SMALL_EXPERTS][2]
     return save_checkpoint(tmp_path / "base", tensors), save_checkpoint(tmp_path / "finetuned", changed)
@@ -292,8 +292,8 @@ def test_projections_of_too_few_entries_for_the_ratio_are_kept_and_counted(
         assert isinstance(made.content, BlockContent)
         entries |= made.content.tensors
         assert made.content.projection_bytes <= planned.projection_bytes
-    small = {GATE: 2 * 256, MIXER: 4 * 4, SMALL_EXPERTS: 6 * 8 * 16}
-    assert {entries[name].method for name in small} == {"keep"}
+    small = {GATE: 2 * 256, MIXER: 4 * 4, SMALL_EXPERTS: 3 * 16 * 16}
+    assert {(entries[name].role, entries[name].method) for name in small} == {(Role.PROJECTION, "keep")}
     assert {name: entries[name].bytes for name in small} == {name: 2 * numel + 1 for name, numel in small.items()}
     coded = sum(entry.bytes for entry in entries.values() if entry.role is Role.PROJECTION)
     assert delta.content.projection_bytes == coded
