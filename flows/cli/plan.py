@@ -31,7 +31,7 @@ def _print_plan(plan: Plan, exact: bool) -> None:
     say()
     if exact:
         say(f"cr_projection  at least {ratio(plan.cr_projection)}")
-    say(f"cr_model       about {ratio(plan.cr_model)} or better   ({human_bytes(plan.bytes)})")
+    say(f"cr_model       at least {ratio(plan.cr_model)}   (at most {human_bytes(plan.bytes)})")
     if plan.factors_bytes:
         say(f"factors        at most {human_bytes(plan.factors_bytes)} beside it, unless --no-keep-factors")
     say(f"peak memory    about {human_bytes(plan.peak_bytes)} above the idle process, {plan.workers} workers")

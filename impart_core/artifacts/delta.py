@@ -111,6 +111,12 @@ def delta_recipe(
     )
 
 
+def own_files(recipe: Recipe) -> list[str]:
+    """Return the names of the carried files that a delta itself holds: those that are not the base's own."""
+    carried, base_files = recipe.inputs["finetuned_files"], recipe.inputs["base_files"]
+    return [name for name in sorted(carried) if base_files.get(name) != carried[name]]
+
+
 @dataclass(frozen=True, repr=False)
 class Delta:
     """A published delta: its manifest and its blocks' manifests, in the model's order."""
@@ -185,8 +191,6 @@ def publish_delta(
     """
     blocks = [store.manifest(block_id) for block_id in block_ids]
     contents = [block_content(block) for block in blocks]
-    carried, base_files = recipe.inputs["finetuned_files"], recipe.inputs["base_files"]
-    own = [name for name in sorted(carried) if base_files.get(name) != carried[name]]
     pointers = tuple(
         Pointer(name=content.name, id=block.id, bytes=block.nbytes)
         for content, block in zip(contents, blocks, strict=True)
@@ -195,7 +199,7 @@ def publish_delta(
     dense = sum(content.projection_dense_bytes for content in contents)
     with scratch_folder() as scratch:
         files: dict[str, Path] = {}
-        for number, name in enumerate(own):  # two in different folders may have the same name
+        for number, name in enumerate(own_files(recipe)):  # two in different folders may have the same name
             (scratch / str(number)).mkdir()
             files[stored_name(name)] = finetuned.carried[name].on_disk(scratch / str(number))
         content = DeltaContent(
@@ -203,7 +207,7 @@ def publish_delta(
             base=recipe.inputs["base"],
             finetuned=recipe.inputs["finetuned"],
             finetuned_bytes=finetuned.nbytes,
-            carried=carried,
+            carried=recipe.inputs["finetuned_files"],
             projection_bytes=codes,
             projection_dense_bytes=dense,
             data_bytes=sum(pointer.bytes for pointer in pointers) + sum(path.stat().st_size for path in files.values()),

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from impart_core.base.numerics import one_thread_per_kernel
+from impart_core.blocks.coding import is_feasible
 from impart_core.blocks.encode import Encoder, Made, assembled
 from impart_core.calibrate.hessian import Hessian, shrink, shrink_together
 from impart_core.calibrate.layer import Batch, Layer, Site
@@ -52,7 +53,7 @@ def compress_layer(
         CheckpointError: a tensor's content is not what its digest says.
         CalibrationError: the layer cannot be run.
     """
-    coded = tuple(name for name in block.tensors if _is_coded(pairs[name]))
+    coded = tuple(name for name in block.tensors if _is_coded(pairs[name], encoder))
     kept = Block(block.name, tuple(name for name in block.tensors if name not in coded))
     tensors = encoder.block(pairs, kept)
     infos = {name: _base_of(pairs[name]) for name in coded}
@@ -124,9 +125,10 @@ def run_layer(
             emit(number, found)
 
 
-def _is_coded(pair: Pair) -> bool:
-    """Whether a tensor is a projection that both have, so that a method codes it."""
-    return pair.role is Role.PROJECTION and pair.base is not None and pair.finetuned.is_floating
+def _is_coded(pair: Pair, encoder: Encoder) -> bool:
+    """Whether a tensor is a projection that both have, and not too small for the ratio, so that a method codes it."""
+    in_both = pair.role is Role.PROJECTION and pair.base is not None and pair.finetuned.is_floating
+    return in_both and is_feasible(pair.shape, encoder.config.projections)
 
 
 def _base_of(pair: Pair) -> TensorInfo:

@@ -38,6 +38,12 @@ def is_feasible(shape: tuple[int, ...], coding: Coding) -> bool:
     return METHODS.get(coding.method).highest_cr(m, n, coding) >= coding.cr
 
 
+def matrices_of(pair: Pair, config: CompressConfig) -> tuple[Pair, ...]:
+    """Return what of a tensor is coded by itself: each matrix of a stack, or the tensor; one that is kept is whole."""
+    coding = coding_of_role(pair.role, config)
+    return pair.matrices() if coding and is_feasible(pair.shape, coding) else (pair,)
+
+
 def may_be_kept(pair: Pair, config: CompressConfig) -> bool:
     """Return whether a tensor that a method could code may be kept instead, if that is smaller."""
     return pair.role in VOCABULARY and config.embeddings == AUTO

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 
 from impart_core.base.numerics import one_thread_per_kernel
-from impart_core.blocks.coding import coding_of_delta, coding_of_role, depth_of_pair
+from impart_core.blocks.coding import coding_of_delta, coding_of_role, depth_of_pair, matrices_of
 from impart_core.blocks.decompose import factors_of
 from impart_core.blocks.request import CompressConfig
 from impart_core.checkpoint.layout import Block, Role
@@ -66,7 +66,7 @@ class Encoder:
                 for matrix in pairs[name].matrices():
                     made.setdefault(name, []).append(self._from_factors(matrix))
             unread = Block(block.name, tuple(name for name in block.tensors if name not in ready))
-            for loaded in load_block(pairs, unread, self.digests):
+            for loaded in load_block(pairs, unread, self.digests, lambda pair: matrices_of(pair, self.config)):
                 made.setdefault(loaded.tensor, []).append(self._from_values(loaded))
         return {name: assembled(pairs[name], parts) for name, parts in made.items()}
 
@@ -131,8 +131,11 @@ class Encoder:
 
 
 def assembled(pair: Pair, made: list[Made]) -> EncodedTensor:
-    """Return a tensor from what was made of it, or of each matrix of a stack in turn, whose parts are numbered."""
-    if not pair.is_stack:
+    """Return a tensor from what was made of it, or of each matrix of a stack in turn, whose parts are numbered.
+
+    A stack that is kept is made as one tensor.
+    """
+    if not pair.is_stack or made[0][0] == KEEP:
         return _encoded(pair, *made[0])
     method, seed = next(((method, seed) for method, seed, _ in made if method != OMITTED), (OMITTED, 0))
     numbered = {f"{index}.{part}": code for index, (*_, codes) in enumerate(made) for part, code in codes.items()}

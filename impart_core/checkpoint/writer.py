@@ -57,6 +57,22 @@ def write_safetensors(
         metadata: the file's string metadata.
     """
     ordered = sorted(specs, key=lambda spec: (-DTYPES[spec.dtype].itemsize, spec.name))
+    with path.open("wb") as file:
+        file.write(header_bytes(ordered, metadata))
+        for spec, produced in zip(ordered, in_order(produce, [spec.name for spec in ordered]), strict=True):
+            tensor = produced.detach().cpu().contiguous()
+            if spec_of(spec.name, tensor) != spec:
+                raise ValueError(f"{spec.name} was announced as {spec} but is {tensor.dtype} {tensor.shape}")
+            file.write(tensor_bytes(tensor))
+
+
+def header_bytes(ordered: Iterable[TensorSpec], metadata: Mapping[str, str]) -> bytes:
+    """Return what a safetensors file begins with: its header's length, and the header.
+
+    Args:
+        ordered: what the file holds, in the order in which it lies there.
+        metadata: the file's string metadata.
+    """
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     offset = 0
     for spec in ordered:
@@ -65,14 +81,7 @@ def write_safetensors(
         offset = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little"))
-        file.write(text)
-        for spec, produced in zip(ordered, in_order(produce, [spec.name for spec in ordered]), strict=True):
-            tensor = produced.detach().cpu().contiguous()
-            if spec_of(spec.name, tensor) != spec:
-                raise ValueError(f"{spec.name} was announced as {spec} but is {tensor.dtype} {tensor.shape}")
-            file.write(tensor_bytes(tensor))
+    return len(text).to_bytes(8, "little") + text
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:

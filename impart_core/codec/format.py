@@ -80,9 +80,14 @@ class EncodedTensor:
 def write_block(path: Path, tensors: Mapping[str, EncodedTensor]) -> None:
     """Write a block's codes and headers into one safetensors file; equal blocks give equal bytes."""
     parts = {f"{name}:{part}": code for name, item in tensors.items() for part, code in item.codes.items()}
-    headers = {name: _compact(item.header) for name, item in sorted(tensors.items())}
-    text = json.dumps({"format": FORMAT_VERSION, "tensors": headers}, separators=(",", ":"), sort_keys=True)
-    write_tensors(path, parts, {_HEADER_KEY: text})
+    write_tensors(path, parts, metadata_of({name: item.header for name, item in tensors.items()}))
+
+
+def metadata_of(headers: Mapping[str, TensorHeader]) -> dict[str, str]:
+    """Return the metadata of a block's file from its tensors' headers by name."""
+    compact = {name: header.model_dump(mode="json", exclude_defaults=True) for name, header in sorted(headers.items())}
+    text = json.dumps({"format": FORMAT_VERSION, "tensors": compact}, separators=(",", ":"), sort_keys=True)
+    return {_HEADER_KEY: text}
 
 
 class BlockFile:
@@ -128,7 +133,3 @@ class BlockFile:
         """Read one tensor's codes, or those parts whose names begin with a prefix, which is taken off."""
         infos = self.infos(name)
         return {part.removeprefix(prefix): read_tensor(infos[part]) for part in infos if part.startswith(prefix)}
-
-
-def _compact(header: TensorHeader) -> dict[str, Any]:
-    return header.model_dump(mode="json", exclude_defaults=True)

@@ -103,6 +103,31 @@ def level_chunks(key: int, rows: int, columns: int) -> Iterator[tuple[slice, UIn
         yield slice(first, last), word_levels(mask_words(key, rows, last - first, first))
 
 
+def count_kept(key: int, rows: int, columns: int, codes: UInt16Array) -> int:
+    """Return how many entries a mask keeps, in little memory however large it is.
+
+    Args:
+        key: the mask's key.
+        rows: entries of each column.
+        columns: how many columns.
+        codes: the keep code of each column, (columns,), or of all, (1,).
+    """
+    blocks, most = -(-rows // _WORDS_PER_BLOCK), _CHUNK_BYTES // (4 * _WORDS_PER_BLOCK)
+    if blocks <= most:
+        chunks = level_chunks(key, rows, columns)
+        return sum(
+            int(np.count_nonzero(mask_from_levels(levels, codes if len(codes) == 1 else codes[lines])))
+            for lines, levels in chunks
+        )
+    kept = 0
+    for column, code in enumerate(np.broadcast_to(codes, columns)):
+        for first in range(0, blocks, most):  # the blocks of a piece of one column, as if they were columns
+            words = mask_words(key, _WORDS_PER_BLOCK, min(most, blocks - first), column * blocks + first)
+            piece = word_levels(words).ravel()[: rows - first * _WORDS_PER_BLOCK]
+            kept += int(np.count_nonzero(piece <= code))
+    return kept
+
+
 def fitting_code(key: int, rows: int, columns: int, room: int) -> UInt16Array:
     """Return the highest keep code with which all columns together keep no more entries than there is room for.
 

@@ -1,7 +1,7 @@
 """The deltas of a block, matrix by matrix, read ahead: while one is worked on, the next is being read."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -45,18 +45,24 @@ class Loaded:
         return extract_delta(self.base, theirs, self.pair.name)
 
 
-def load_block(pairs: Pairs, block: Block, digests: tuple[Digests, Digests]) -> Iterator[Loaded]:
+def load_block(
+    pairs: Pairs,
+    block: Block,
+    digests: tuple[Digests, Digests],
+    matrices_of: Callable[[Pair], Iterable[Pair]] = Pair.matrices,
+) -> Iterator[Loaded]:
     """Give what a block holds, stacks matrix by matrix, each read while the one before is being worked on.
 
     Args:
         pairs: the tensors' pairs by name.
         block: which of them.
         digests: the tensors' digests in the base and in the fine-tuned checkpoint; those given are checked.
+        matrices_of: what of a tensor is given by itself.
 
     Raises:
         CheckpointError: a tensor's content is not what its digest says.
     """
-    wanted = deque((pairs[name], matrix) for name in block.tensors for matrix in pairs[name].matrices())
+    wanted = deque((pairs[name], matrix) for name in block.tensors for matrix in matrices_of(pairs[name]))
     reading: deque[Future[Loaded]] = deque()
     with ThreadPoolExecutor(max_workers=1) as reader:
         while wanted or reading:

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 from impart_core.base.errors import InfeasibleBudgetError
 from impart_core.base.settings import Frozen
-from impart_core.blocks.coding import calibration_of, coding_of_role, depth_of_pair, is_feasible, may_be_kept
+from impart_core.blocks.coding import (
+    calibration_of,
+    coding_of_role,
+    depth_of_pair,
+    is_feasible,
+    matrices_of,
+    may_be_kept,
+)
 from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.layer import BATCH_TOKENS
 from impart_core.checkpoint.index import Checkpoint
@@ -17,12 +24,9 @@ from impart_core.checkpoint.pairing import VOCABULARY, Pair, Pairs
 from impart_core.checkpoint.preflight import preflight, require_complete
 from impart_core.checkpoint.sides import swapped
 from impart_core.codec.half import EXPONENT_BYTES
+from impart_core.engine.description import block_description_bytes, delta_own_bytes
 from impart_core.methods import METHODS, Coding
 from impart_core.quantization.support import MOST_ENTRIES
-
-# Around each block: its safetensors header and its manifest. Measured on the tiny zoo, within a tenth.
-_DESCRIPTION_BYTES_PER_TENSOR = 700
-_DESCRIPTION_BYTES_PER_BLOCK = 1750
 
 _MOST_KEPT = 0.1  # of the budget: projections that are kept because the ratio leaves nothing of them
 
@@ -45,8 +49,9 @@ class BlockPlan(Frozen):
         tensors: how many tensors it has.
         projections: how many of them are projections.
         dense_bytes: the 16-bit size of its projections.
-        projection_bytes: expected bytes of its projections' codes.
+        projection_bytes: bytes of its projections' codes, at most.
         kept_bytes: bytes of all the rest, if all of it changed: kept at 16 bits, or as the embeddings' policy says.
+        description_bytes: bytes of its manifest and of its file's header, at most.
         peak_bytes: expected peak working memory, above the idle process.
     """
 
@@ -56,18 +61,20 @@ class BlockPlan(Frozen):
     dense_bytes: int
     projection_bytes: int
     kept_bytes: int
+    description_bytes: int
     peak_bytes: int
 
     @property
     def artifact_bytes(self) -> int:
-        """Expected bytes of the block's artifact: codes, file header and manifest."""
-        described = _DESCRIPTION_BYTES_PER_BLOCK + _DESCRIPTION_BYTES_PER_TENSOR * self.tensors
-        return self.projection_bytes + self.kept_bytes + described
+        """Bytes of the block's artifact, at most: codes, file header and manifest."""
+        return self.projection_bytes + self.kept_bytes + self.description_bytes
 
 
 class Plan(Frozen):
-    """What a compression will take; see `BlockPlan`. `cr_model` is a lower bound: unchanged tensors cost nothing.
+    """What a compression will take; see `BlockPlan`.
 
+    `bytes` is an upper bound, and so both ratios are lower bounds; under the paper's count but for one mask in ten
+    million. `own_bytes` are those of the delta's own manifest, and of files beside the weights that the base has not.
     `peak_bytes` is the working memory above the idle process with this many workers; `factors_bytes` is what the
     decompositions take in the store beside the artifact, at most. `calibration_bytes` is what a layer takes in addition
     while it is calibrated, which one layer is at a time. `notes` are sentences on the checkpoints.
@@ -75,6 +82,7 @@ class Plan(Frozen):
 
     blocks: tuple[BlockPlan, ...]
     workers: int
+    own_bytes: int
     bytes: int
     cr_projection: float | None
     cr_model: float
@@ -130,13 +138,16 @@ def check_request(base: Checkpoint, finetuned: Checkpoint, config: CompressConfi
 def make_plan(base: Checkpoint, finetuned: Checkpoint, config: CompressConfig, workers: int = 1) -> Plan:
     """Return what a compression will take, having checked the request as `check_request` does."""
     work = check_request(base, finetuned, config)
-    blocks = tuple(_plan_block(block, work.pairs, config) for block in work.blocks)
+    sides = base, finetuned
+    blocks = tuple(_plan_block(sides, block, work.pairs, config) for block in work.blocks)
     dense = sum(block.dense_bytes for block in blocks)
     codes = sum(block.projection_bytes for block in blocks)
-    total = sum(block.artifact_bytes for block in blocks)
+    own = delta_own_bytes(sides, {block.name: block.artifact_bytes for block in blocks}, config)
+    total = own + sum(block.artifact_bytes for block in blocks)
     return Plan(
         blocks=blocks,
         workers=workers,
+        own_bytes=own,
         bytes=total,
         cr_projection=dense / codes if codes else None,
         cr_model=finetuned.nbytes / total,
@@ -177,7 +188,7 @@ def _too_small(pairs: Pairs, config: CompressConfig) -> frozenset[str]:
     small = {
         name: math.prod(pair.shape)
         for name, pair in projections.items()
-        if not pair.is_stack and not is_feasible(pair.shape, config.projections)
+        if not is_feasible(pair.shape, config.projections)
     }
     room = sum(math.prod(pair.shape) for pair in projections.values()) / config.cr
     return frozenset(small if sum(small.values()) <= _MOST_KEPT * room else ())
@@ -204,7 +215,7 @@ def _too_high(highest: dict[str, float], settings: Coding, pairs: Pairs, config:
     )
 
 
-def _plan_block(block: Block, pairs: Pairs, config: CompressConfig) -> BlockPlan:
+def _plan_block(sides: tuple[Checkpoint, Checkpoint], block: Block, pairs: Pairs, config: CompressConfig) -> BlockPlan:
     own = [pairs[name] for name in block.tensors]
     projections = [pair for pair in own if pair.role is Role.PROJECTION]
     codes = sum(_coded_bytes(pair, config) for pair in projections)
@@ -216,6 +227,7 @@ def _plan_block(block: Block, pairs: Pairs, config: CompressConfig) -> BlockPlan
         dense_bytes=sum(2 * pair.finetuned.numel for pair in projections),
         projection_bytes=codes,
         kept_bytes=kept,
+        description_bytes=block_description_bytes(sides, pairs, block, config, codes + kept),
         peak_bytes=codes
         + kept
         + sum(_factors_bytes(pair, config) for pair in own)
@@ -225,7 +237,7 @@ def _plan_block(block: Block, pairs: Pairs, config: CompressConfig) -> BlockPlan
 
 def _coded_bytes(pair: Pair, config: CompressConfig) -> int:
     """Bytes of a tensor's codes, at most: a method's budget, or 16 bits a value; added rows as they are."""
-    if pair.base is None:
+    if pair.base is None or not pair.finetuned.is_floating:
         return pair.finetuned.nbytes
     settings, dense = coding_of_role(pair.role, config), 2 * math.prod(pair.shape)
     added = (pair.finetuned.numel - math.prod(pair.shape)) * pair.finetuned.torch_dtype.itemsize
@@ -287,7 +299,7 @@ def _working_bytes(pair: Pair, config: CompressConfig) -> int:
     The divide-and-conquer SVD, in float32, holds a copy of its input, both factors and about 6·r² of workspace;
     the factors are then copied once, to lie vector after vector. The quicker routes take less.
     """
-    stack = pair.finetuned.shape[0] if pair.is_stack else 1
+    stack = len(matrices_of(pair, config))
     stored = (pair.finetuned.nbytes + (pair.base.nbytes if pair.base else 0)) // max(1, stack)
     numel = math.prod(pair.shape) // max(1, stack)
     merging = 8 * numel if isinstance(pair.finetuned.file, MergedFile) else 0  # the base's values and what is added

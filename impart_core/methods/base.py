@@ -56,11 +56,13 @@ class Method(ABC):
 
     Attributes:
         version: raised whenever the same delta and coding give other bytes; part of every block's id.
+        parts: names of the parts that its codes may have.
         options_model: the method's own settings; a field's description and default are what help says of it.
         summary: what the method keeps, in a few words for help.
     """
 
     version: ClassVar[int]
+    parts: ClassVar[tuple[str, ...]]
     options_model: ClassVar[type[MethodOptions]]
     summary: ClassVar[str]
 

@@ -17,6 +17,7 @@ from impart_core.codec.bitpack import UInt8Array, packed_bytes
 from impart_core.codec.mask import (
     LEVELS,
     UInt16Array,
+    count_kept,
     fitting_code,
     keep_codes,
     keep_probability,
@@ -25,7 +26,7 @@ from impart_core.codec.mask import (
     most_kept,
     whole_mask,
 )
-from impart_core.codec.parts import Codes, read_part
+from impart_core.codec.parts import Codes, read_part, require_proportion
 from impart_core.delta.budget import budget_bytes
 from impart_core.methods.base import METHODS, Calibration, Coding, Method, Projection
 from impart_core.quantization.bitdelta import SCALE_BYTES, SignCodes, decode_signs, encode_signs, sign_bytes
@@ -60,6 +61,7 @@ class BitDelta(Method):
     """
 
     version: ClassVar[int] = 2
+    parts: ClassVar[tuple[str, ...]] = ("scales", "signs", "keep")
     options_model: ClassVar[type[MethodOptions]] = BitDeltaOptions
     summary: ClassVar[str] = "signs of the delta's entries, one bit each, and their mean magnitude"
 
@@ -112,24 +114,41 @@ class BitDelta(Method):
 
     def decode_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:
         """Return the sign of every kept entry times its scale, and zero elsewhere; see `Method.decode`."""
-        m, n = shape
-        scales = read_part(codes, name, "scales", torch.float32, None)
-        signs = read_part(codes, name, "signs", torch.uint8, None)
-        keep = read_part(codes, name, "keep", torch.uint16, None).numpy()
-        if len(keep) > 1 or len(scales) not in (0, 1, m) or (not len(scales) and len(signs) + len(keep)):
-            raise CorruptArtifactError(
-                f"The codes of {name!r} have {len(keep)} keep probabilities and {len(scales)} scales, which go with "
-                f"no matrix of {m} rows. The artifact is damaged: compress it again."
-            )
-        if not len(scales):
-            return torch.zeros(m, n)
-        if len(keep) and not may_keep(8 * len(signs), m * n, keep):
-            raise _other_number(name, len(signs), "far more or fewer")
+        stored, keep = _read(codes, name, shape)
+        if not len(stored.scales):
+            return torch.zeros(shape)
         mask = _mask(mask_key(seed, name, "delta"), shape, keep)
-        kept = m * n if mask is None else int(mask.count_nonzero())
-        if len(signs) != packed_bytes(kept, 1):
-            raise _other_number(name, len(signs), f"{kept:,}")
-        return decode_signs(SignCodes(scales, signs.numpy()), shape, mask)
+        _require_number(stored, name, math.prod(shape) if mask is None else int(mask.count_nonzero()))
+        return decode_signs(stored, shape, mask)
+
+    def check_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> None:
+        """Check that there are as many signs as the mask keeps, which is not made as a whole; see `Method`."""
+        require_proportion(codes, name, math.prod(shape))
+        stored, keep = _read(codes, name, shape)
+        m, n = shape
+        if len(stored.scales):
+            kept = count_kept(mask_key(seed, name, "delta"), n, m, keep) if len(keep) else m * n
+            _require_number(stored, name, kept)
+
+
+def _read(codes: Codes, name: str, shape: tuple[int, int]) -> tuple[SignCodes, UInt16Array]:
+    """Return scales and signs, and the keep code, (1,), or (0,) where all entries are kept."""
+    scales = read_part(codes, name, "scales", torch.float32, None)
+    signs = read_part(codes, name, "signs", torch.uint8, None)
+    keep = read_part(codes, name, "keep", torch.uint16, None).numpy()
+    if len(keep) > 1 or len(scales) not in (0, 1, shape[0]) or (not len(scales) and len(signs) + len(keep)):
+        raise CorruptArtifactError(
+            f"The codes of {name!r} have {len(keep)} keep probabilities and {len(scales)} scales, which go with "
+            f"no matrix of {shape[0]} rows. The artifact is damaged: compress it again."
+        )
+    if len(keep) and not may_keep(8 * len(signs), math.prod(shape), keep):
+        raise _other_number(name, len(signs), "far more or fewer")
+    return SignCodes(scales, signs.numpy()), keep
+
+
+def _require_number(stored: SignCodes, name: str, kept: int) -> None:
+    if len(stored.signs) != packed_bytes(kept, 1):
+        raise _other_number(name, len(stored.signs), f"{kept:,}")
 
 
 def _options(coding: Coding) -> BitDeltaOptions:

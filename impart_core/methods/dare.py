@@ -3,6 +3,7 @@
 Drop And REscale, Yu et al. 2024 (arXiv 2311.03099). The mask is regenerated from the seed; only values are stored.
 """
 
+import math
 from typing import ClassVar
 
 import numpy as np
@@ -10,10 +11,11 @@ import torch
 
 from impart_core.base.errors import CorruptArtifactError
 from impart_core.base.settings import MethodOptions
-from impart_core.codec.half import EXPONENT_BYTES, decode_half, encode_half
+from impart_core.codec.half import EXPONENT_BYTES, decode_half, encode_half, read_exponent
 from impart_core.codec.mask import (
     LEVELS,
     UInt16Array,
+    count_kept,
     fitting_code,
     keep_codes,
     keep_probability,
@@ -23,7 +25,7 @@ from impart_core.codec.mask import (
     may_keep,
     most_kept,
 )
-from impart_core.codec.parts import Codes, read_part
+from impart_core.codec.parts import Codes, read_part, require_proportion
 from impart_core.delta.budget import BYTES_PER_VALUE, budget_bytes
 from impart_core.methods.base import METHODS, Coding, Method, Projection
 
@@ -39,6 +41,7 @@ class Dare(Method):
     """
 
     version: ClassVar[int] = 2
+    parts: ClassVar[tuple[str, ...]] = ("keep", "values", "exponent")
     options_model: ClassVar[type[MethodOptions]] = MethodOptions
     summary: ClassVar[str] = "entries of the delta at random, rescaled"
 
@@ -72,14 +75,9 @@ class Dare(Method):
 
     def decode_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:
         """Return the kept entries divided by the keep probability; see `Method.decode`."""
-        values = read_part(codes, name, "values", torch.float16, None)
-        keep = read_part(codes, name, "keep", torch.uint16, None).numpy()
-        if len(keep) > 1:
-            raise CorruptArtifactError(f"The codes of {name!r} have {len(keep)} keep probabilities instead of one.")
+        values, keep = _read(codes, name, shape)
         m, n = shape
         values = decode_half(values, codes, name)
-        if len(keep) and not may_keep(len(values), m * n, keep):
-            raise _other_number(name, len(values), "far more or fewer")
         delta, found = torch.zeros(m, n), 0
         for rows, levels in level_chunks(mask_key(seed, name, "delta"), n, m) if len(keep) else ():
             mask = torch.from_numpy(mask_from_levels(levels, keep))
@@ -90,6 +88,26 @@ class Dare(Method):
         if found != len(values):
             raise _other_number(name, len(values), f"{found:,}")
         return delta
+
+    def check_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> None:
+        """Check that there are as many values as the mask keeps, which is not made as a whole; see `Method`."""
+        require_proportion(codes, name, math.prod(shape))
+        values, keep = _read(codes, name, shape)
+        read_exponent(codes, name)
+        kept = count_kept(mask_key(seed, name, "delta"), shape[1], shape[0], keep) if len(keep) else 0
+        if kept != len(values):
+            raise _other_number(name, len(values), f"{kept:,}")
+
+
+def _read(codes: Codes, name: str, shape: tuple[int, int]) -> tuple[torch.Tensor, UInt16Array]:
+    """Return the values, float16, and the keep code, (1,), or (0,) where nothing is kept."""
+    values = read_part(codes, name, "values", torch.float16, None)
+    keep = read_part(codes, name, "keep", torch.uint16, None).numpy()
+    if len(keep) > 1:
+        raise CorruptArtifactError(f"The codes of {name!r} have {len(keep)} keep probabilities instead of one.")
+    if len(keep) and not may_keep(len(values), math.prod(shape), keep):
+        raise _other_number(name, len(values), "far more or fewer")
+    return values, keep
 
 
 def _nearest_code(cr: float) -> UInt16Array:

@@ -27,7 +27,14 @@ from impart_core.quantization.grid import RowRange
 from impart_core.quantization.groups import Groups
 from impart_core.quantization.options import QuantizeOptions
 from impart_core.quantization.solve import quantize_matrix
-from impart_core.quantization.streams import MOST_ROWS, layout_bytes, pack_matrices, require_plausible, unpack_matrices
+from impart_core.quantization.streams import (
+    MOST_ROWS,
+    STREAM_PARTS,
+    layout_bytes,
+    pack_matrices,
+    require_plausible,
+    unpack_matrices,
+)
 
 _KEEP_BYTES = 2 + EXPONENT_BYTES  # and the exponent
 
@@ -47,6 +54,7 @@ class DareQt(Method):
     """
 
     version: ClassVar[int] = 4
+    parts: ClassVar[tuple[str, ...]] = ("keep", "exponent", *STREAM_PARTS)
     options_model: ClassVar[type[MethodOptions]] = DareQtOptions
     summary: ClassVar[str] = "entries of the delta at random, rescaled, at 2, 4 or 8 bits; needs calibration text"
 

@@ -16,7 +16,7 @@ from impart_core.delta.svd import numerical_rank
 from impart_core.methods.base import METHODS, Calibration, Coding, FactorMethod, Projection
 from impart_core.quantization.cost import most_fitting, paper_sparsity
 from impart_core.quantization.options import LadderOptions
-from impart_core.quantization.streams import require_plausible
+from impart_core.quantization.streams import STREAM_PARTS, require_plausible
 from impart_core.quantization.vectors import SIGMA, SIGMA_BYTES, decode_vectors, encode_vectors, vectors_bytes
 
 
@@ -27,6 +27,7 @@ class DeltaCome(FactorMethod):
     """
 
     version: ClassVar[int] = 4
+    parts: ClassVar[tuple[str, ...]] = ("sigma", *STREAM_PARTS)
     options_model: ClassVar[type[MethodOptions]] = LadderOptions
     summary: ClassVar[str] = "the leading singular vectors at 8, 3 and 2 bits by rank; needs calibration text"
 

@@ -19,6 +19,7 @@ from impart_core.base.settings import Accounting, MethodOptions
 from impart_core.codec.mask import (
     LEVELS,
     UInt16Array,
+    count_kept,
     keep_codes,
     keep_probability,
     mask_from_levels,
@@ -28,7 +29,7 @@ from impart_core.codec.mask import (
     may_keep,
     word_levels,
 )
-from impart_core.codec.parts import Codes, read_part
+from impart_core.codec.parts import Codes, read_part, require_proportion
 from impart_core.delta.budget import (
     BYTES_PER_VALUE,
     BYTES_PER_VECTOR_PAIR,
@@ -193,6 +194,7 @@ class Impart(FactorMethod):
     """
 
     version: ClassVar[int] = 2
+    parts: ClassVar[tuple[str, ...]] = ("sigma", "keep", "u", "v")
     options_model: ClassVar[type[MethodOptions]] = ImpartOptions
     summary: ClassVar[str] = "entries of singular vectors at random, more of the important ones"
 
@@ -261,15 +263,33 @@ class Impart(FactorMethod):
         self, codes: Codes, name: str, shape: tuple[int, int], seed: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return σ_k û_k and v̂_k, both rescaled by 1/(1 − p_k); see `FactorMethod`."""
-        keep = read_part(codes, name, "keep", torch.uint16, None).numpy()
-        sigma = read_part(codes, name, "sigma", torch.float32, None)
-        if len(sigma) != len(keep) or len(keep) > min(shape):
-            raise CorruptArtifactError(f"The codes of {name!r} do not have one singular value for each vector pair.")
+        sigma, keep, values = _read(codes, name, shape)
         scale = torch.from_numpy(1.0 / keep_probability(keep)).float()[:, None]
         sides = zip("uv", shape, strict=True)
-        values = {role: read_part(codes, name, role, torch.float16, None) for role in "uv"}
         u, v = (scale * _scatter(values[role], seed, name, role, size, keep) for role, size in sides)
         return u * sigma[:, None], v
+
+    def check_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> None:
+        """Check that there are as many values as both masks keep, which are not made as a whole; see `Method`."""
+        sigma, keep, values = _read(codes, name, shape)
+        require_proportion(codes, name, len(sigma) * sum(shape))
+        for role, size in zip("uv", shape, strict=True):
+            kept = count_kept(mask_key(seed, name, role), size, len(keep), keep)
+            if kept != len(values[role]):
+                raise _other_number(name, role, len(values[role]), f"{kept:,}")
+
+
+def _read(codes: Codes, name: str, shape: tuple[int, int]) -> tuple[torch.Tensor, UInt16Array, dict[str, torch.Tensor]]:
+    """Return the singular values, the keep codes, both (K,), and the values of U and of V by role."""
+    keep = read_part(codes, name, "keep", torch.uint16, None).numpy()
+    sigma = read_part(codes, name, "sigma", torch.float32, None)
+    if len(sigma) != len(keep) or len(keep) > min(shape):
+        raise CorruptArtifactError(f"The codes of {name!r} do not have one singular value for each vector pair.")
+    values = {role: read_part(codes, name, role, torch.float16, None) for role in "uv"}
+    for role, size in zip("uv", shape, strict=True):
+        if not may_keep(len(values[role]), size, keep):
+            raise _other_number(name, role, len(values[role]), "far more or fewer")
+    return sigma, keep, values
 
 
 def _options(coding: Coding) -> ImpartOptions:
@@ -305,8 +325,6 @@ def factor_mask(seed: int, name: str, role: str, side: int, keep: UInt16Array) -
 
 
 def _scatter(values: torch.Tensor, seed: int, name: str, role: str, rows: int, keep: UInt16Array) -> torch.Tensor:
-    if not may_keep(len(values), rows, keep):
-        raise _other_number(name, role, len(values), "far more or fewer")
     mask = factor_mask(seed, name, role, rows, keep)
     if int(mask.sum()) != len(values):
         raise _other_number(name, role, len(values), f"{int(mask.sum()):,}")

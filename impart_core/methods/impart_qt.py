@@ -30,7 +30,7 @@ from impart_core.methods.impart import (
 )
 from impart_core.quantization.cost import most_fitting, paper_alpha, paper_sparsity
 from impart_core.quantization.options import LadderOptions
-from impart_core.quantization.streams import require_plausible
+from impart_core.quantization.streams import STREAM_PARTS, require_plausible
 from impart_core.quantization.vectors import SIGMA, SIGMA_BYTES, IntArray, decode_vectors, encode_vectors, vectors_bytes
 
 _PAIR_BYTES = SIGMA_BYTES + 1  # a singular value, and a keep probability in steps of 1/256
@@ -63,6 +63,7 @@ class ImpartQt(FactorMethod):
     """
 
     version: ClassVar[int] = 4
+    parts: ClassVar[tuple[str, ...]] = ("sigma", "keep", *STREAM_PARTS)
     options_model: ClassVar[type[MethodOptions]] = ImpartQtOptions
     summary: ClassVar[str] = "ImPart, its kept entries at 8, 3 and 2 bits by rank; needs calibration text"
 

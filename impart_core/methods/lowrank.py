@@ -22,6 +22,7 @@ class LowRank(FactorMethod):
     """
 
     version: ClassVar[int] = 2
+    parts: ClassVar[tuple[str, ...]] = ("sigma", "u", "v")
     options_model: ClassVar[type[MethodOptions]] = MethodOptions
     summary: ClassVar[str] = "the leading singular triplets, whole"
 

@@ -1,5 +1,6 @@
 """Magnitude: the largest |ΔW| entries. Where they are depends on their values, so it is stored."""
 
+import math
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -9,9 +10,9 @@ import torch
 
 from impart_core.base.settings import MethodOptions
 from impart_core.codec.bitpack import packed_bytes
-from impart_core.codec.half import EXPONENT_BYTES, decode_half, encode_half
+from impart_core.codec.half import EXPONENT_BYTES, decode_half, encode_half, read_exponent
 from impart_core.codec.mask import BoolArray, UInt32Array
-from impart_core.codec.parts import Codes, read_part
+from impart_core.codec.parts import Codes, read_part, require_proportion
 from impart_core.codec.positions import (
     Int64Array,
     PositionCodes,
@@ -98,6 +99,7 @@ class Magnitude(Method):
     """
 
     version: ClassVar[int] = 2
+    parts: ClassVar[tuple[str, ...]] = ("values", "exponent", "width", "quotients", "remainders")
     options_model: ClassVar[type[MethodOptions]] = MethodOptions
     summary: ClassVar[str] = "the largest entries of the delta"
 
@@ -134,17 +136,27 @@ class Magnitude(Method):
 
     def decode_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:  # noqa: ARG002
         """Return the kept entries in their places; see `Method.decode`."""
-        m, n = shape
-        values = read_part(codes, name, "values", torch.float16, None)
-        stored = PositionCodes(
-            width=int(read_part(codes, name, "width", torch.uint8, 1)),
-            quotients=read_part(codes, name, "quotients", torch.uint8, None).numpy(),
-            remainders=read_part(codes, name, "remainders", torch.uint8, None).numpy(),
-        )
-        positions = decode_positions(stored, len(values), m * n, name)
-        delta = torch.zeros(m * n)
+        values, positions = _read(codes, name, shape)
+        delta = torch.zeros(math.prod(shape))
         delta[torch.from_numpy(positions)] = decode_half(values, codes, name)
-        return delta.reshape(m, n)
+        return delta.reshape(shape)
+
+    def check_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> None:  # noqa: ARG002
+        """Check that there is a position for each value; the delta is not made. See `Method`."""
+        require_proportion(codes, name, math.prod(shape))
+        _read(codes, name, shape)
+        read_exponent(codes, name)
+
+
+def _read(codes: Codes, name: str, shape: tuple[int, int]) -> tuple[torch.Tensor, Int64Array]:
+    """Return the values, float16, and their positions in the flattened delta."""
+    values = read_part(codes, name, "values", torch.float16, None)
+    stored = PositionCodes(
+        width=int(read_part(codes, name, "width", torch.uint8, 1)),
+        quotients=read_part(codes, name, "quotients", torch.uint8, None).numpy(),
+        remainders=read_part(codes, name, "remainders", torch.uint8, None).numpy(),
+    )
+    return values, decode_positions(stored, len(values), math.prod(shape), name)
 
 
 def _nearest_count(m: int, n: int, cr: float) -> int:

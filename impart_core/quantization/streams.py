@@ -26,6 +26,7 @@ from impart_core.quantization.grid import HALF, Bits, RowRange
 from impart_core.quantization.groups import Groups
 from impart_core.quantization.ladder import WIDTHS
 
+STREAM_PARTS = ("layout", "scales", "zeros", "forms", "lengths", "packed", "codes")
 LARGEST_GROUP = MOST_ROWS = (1 << 16) - 1  # of a group, and of a range, as the layout stores them
 MOST_SAVED = 64  # no stream is stored in less than this part of its packed size, so that little cannot claim much
 

@@ -245,7 +245,7 @@ def test_the_plan_foretells_the_bytes(
         assert planned["dense_bytes"] == content["projection_dense_bytes"]
         assert content["projection_bytes"] <= planned["projection_bytes"] <= 1.05 * content["projection_bytes"]
     assert plan["cr_projection"] <= compressed[cr]["cr_projection"]
-    assert plan["bytes"] == pytest.approx(compressed[cr]["bytes"], rel=0.15)  # manifests vary by a few hundred bytes
+    assert compressed[cr]["bytes"] <= plan["bytes"] <= 1.15 * compressed[cr]["bytes"]
 
 
 def test_ls_names_what_was_published(compressed: dict[int, dict[str, Any]], store: Path) -> None:

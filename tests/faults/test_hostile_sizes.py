@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from impart_core.base.errors import CheckpointError, CorruptArtifactError
 from impart_core.checkpoint.header import read_header
 from impart_core.checkpoint.local import local_file
 from impart_core.codec.format import write_block
+from impart_core.codec.mask import count_kept, mask_key
 from impart_core.store.manifest import parse_manifest
 from tests.faults.hostile import time_limit
 from tests.faults.test_hostile import every_method
@@ -57,6 +60,63 @@ for path in map(Path, sys.argv[1:]):
         outcomes[path.name] = str(error)
 print(json.dumps([outcomes, peak_rss_bytes() - before]))
 """
+
+
+SPARSE_CHILD = """
+import json, math, sys, time
+import torch
+from impart_core.base.numerics import one_thread_per_kernel
+from impart_core.checkpoint.layout import Role
+from impart_core.codec.format import TensorHeader
+from impart_core.codec.parts import nbytes
+from impart_core.methods.decode import check_delta
+from impart_core.store.provenance import peak_rss_bytes
+from tests.faults.test_hostile_sizes import sparsest
+method = sys.argv[1]
+side, codes = sparsest(method)
+header = TensorHeader(method=method, role=Role.PROJECTION, shape=(side, side), dtype="BF16", parts=tuple(codes))
+torch.ones(64, 64) @ torch.ones(64, 64)
+before, began = peak_rss_bytes(), time.perf_counter()
+with one_thread_per_kernel():
+    check_delta("w", header, codes)
+print(json.dumps([nbytes(codes), 4 * side**2, peak_rss_bytes() - before, time.perf_counter() - began]))
+"""
+
+
+def sparsest(method: str) -> tuple[int, dict[str, torch.Tensor]]:
+    """Return the side of a square matrix of 276 MB, and right codes of the fewest bytes that stand for it."""
+    side = 8_300
+    if method == "magnitude":
+        quotients, width = torch.full((2**14 // 8,), 255, dtype=torch.uint8), 11
+        return side, {
+            "values": torch.ones(2**14, dtype=torch.float16),
+            "width": torch.tensor([width], dtype=torch.uint8),
+            "quotients": quotients,
+            "remainders": torch.zeros(2**14 * width // 8, dtype=torch.uint8),
+        }
+    code = np.array([287 if method == "bitdelta" else 17], dtype=np.uint16)  # one of 228, one of 3,641
+    if method == "impart":
+        pairs = side // 2
+        codes = np.repeat(code, pairs)
+        kept = {role: count_kept(mask_key(0, "w", role), side, pairs, codes) for role in "uv"}
+        factors = {role: torch.ones(number, dtype=torch.float16) for role, number in kept.items()}
+        return side, {"sigma": torch.ones(pairs), "keep": torch.from_numpy(codes), **factors}
+    kept_entries = count_kept(mask_key(0, "w", "delta"), side, side, code)
+    keep = {"keep": torch.from_numpy(code)}
+    if method == "dare":
+        return side, {**keep, "values": torch.ones(kept_entries, dtype=torch.float16)}
+    return side, {**keep, "scales": torch.ones(1), "signs": torch.zeros(-(-kept_entries // 8), dtype=torch.uint8)}
+
+
+@pytest.mark.parametrize("method", ["bitdelta", "dare", "impart", "magnitude"])
+def test_right_codes_of_few_bytes_are_checked_without_the_matrix_that_they_stand_for(method: str) -> None:
+    """Made as a whole they took 0.3 to 0.4 GB."""
+    command = [sys.executable, "-c", SPARSE_CHILD, method]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    stored, decoded, touched, _ = json.loads(done.stdout)
+    assert decoded > 2**28 > 2_000 * stored
+    assert touched < 64 << 20
 
 
 def claiming(path: Path) -> Iterator[tuple[str, bytes]]:

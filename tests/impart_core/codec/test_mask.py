@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from impart_core.codec import mask
 from impart_core.codec.mask import (
+    count_kept,
     fitting_code,
     keep_codes,
     keep_probability,
@@ -147,3 +148,11 @@ def test_a_whole_mask_is_that_of_its_words(key: int, rows: int, columns: int, co
     with patch.object(mask, "_CHUNK_BYTES", chunk):
         found = whole_mask(key, rows, columns, codes)
     assert np.array_equal(found, mask_from_words(mask_words(key, rows, columns), codes.repeat(columns)))
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (13, 7), (4096, 900), (1_500_003, 3)])
+@pytest.mark.parametrize("each", [False, True])
+def test_entries_are_counted_in_pieces_as_in_the_whole_mask(rows: int, columns: int, each: bool) -> None:
+    codes = np.linspace(100, 60_000, columns if each else 1).astype(np.uint16)
+    words = mask_words(5, rows, columns)
+    assert count_kept(5, rows, columns, codes) == int(mask_from_words(words, codes).sum())

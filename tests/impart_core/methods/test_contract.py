@@ -80,16 +80,10 @@ def test_codes_have_the_parts_of_the_format(method: str, accounting: str, option
     codes = encode(Projection.of(decaying_delta(48, 64), "w"), request)
     streams = {**STREAMS, **(LOSSLESS if options["lossless"] else {})} if method in QUANTIZING else {}
     assert {part: code.dtype for part, code in codes.items()} == PARTS[method] | streams
+    assert codes.keys() <= set(METHODS.get(method).parts)
 
 
 # Bytes.
-
-
-def most_bytes(request: CompressConfig, m: int, n: int) -> float:
-    """Return the most bytes that a method expects; of ImPart under the paper's count these are the masks' mean."""
-    expected = METHODS.get(request.method).expected_bytes(m, n, request)
-    of_mean = request.method == "impart" and request.accounting == "paper"
-    return expected + 12 * (expected / 2) ** 0.5 if of_mean else expected  # six standard deviations of its entries
 
 
 @methods
@@ -103,7 +97,7 @@ def test_every_feasible_request_is_within_its_bytes_and_decodes(
     projection = calibrated(delta) if calibrate else Projection.of(delta, "w")
     codes = encode(projection, request)
     assert request.accounting == "paper" or 2 * m * n / nbytes(codes) >= request.cr
-    assert nbytes(codes) <= most_bytes(request, m, n)
+    assert nbytes(codes) <= METHODS.get(method).expected_bytes(m, n, request)
     assert {code.device.type for code in codes.values()} == {"cpu"}
     decoded = decode(codes, projection, request)
     assert (decoded.shape, decoded.dtype) == ((m, n), torch.float32)

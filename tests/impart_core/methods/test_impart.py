@@ -251,3 +251,13 @@ def test_more_bytes_lower_the_error_where_whole_pairs_fit(power: float, shape: t
         errors.append(float(torch.dist(METHOD.decode(codes, "w", shape, 0), delta) / delta.norm()))
     assert errors == sorted(errors)
     assert errors[-1] < 1.0
+
+
+def test_under_the_papers_count_no_mask_takes_more_bytes_than_are_expected() -> None:
+    """Both pairs of a 2×5 matrix at CR 1: of 14 entries the paper counts 10, so 2·10 + 2·6 bytes; masks keep others."""
+    delta = Projection.of(torch.eye(2, 5), "w")
+    coding = config_of(1, accounting="paper", options={"beta": 0.0, "allocation": "uniform"})
+    seeds = [coding.model_copy(update={"seed": seed}) for seed in range(300)]
+    taken = {nbytes(METHOD.encode(delta, each)) for each in seeds}
+    assert {30, 32, 34, 36} <= taken
+    assert max(taken) <= METHOD.expected_bytes(2, 5, coding) == 2 * 14 + 2 * 6  # all of them
