@@ -1,0 +1,202 @@
+"""Merging: time over the bare work on tensors, memory by the number of models, and mergekit beside it.
+
+`python -m tests.bench.merge --vs-mergekit` also measures mergekit, in an environment of its own.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+import yaml
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import impart_core as impart
+from impart_core.checkpoint.digest import tensor_digests
+from impart_core.checkpoint.index import open_checkpoint
+from tests.mergekit_env import mergekit_python
+from tests.support import llama_shapes, random_tensors, save_checkpoint
+
+SHAPES = {"layers": 4, "hidden": 1024, "intermediate": 2816, "key_value": 1024, "vocab": 2048}  # 56 M parameters
+CONFIG = {
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "vocab_size": 2048,
+    "torch_dtype": "bfloat16",
+    "rms_norm_eps": 1e-6,
+}
+METHODS = {"task_arithmetic": {}, "ties": {"density": 0.4}}
+RUNS = 3
+THREADS = 2
+
+
+def measure_merge() -> dict[str, Any]:
+    """Return `merge_overhead` by method (medians) and what eight models take beside two, in tensors (`merge_rss`)."""
+    with tempfile.TemporaryDirectory() as scratch:
+        base, *models = save_models(Path(scratch), 8)
+        figures: dict[str, Any] = {}
+        for method, options in METHODS.items():
+            ratios = []
+            for _ in range(RUNS):
+                bare = bare_seconds(method, base, models[:3], Path(scratch) / "bare.safetensors")
+                ratios.append(own_run(method, options, base, models[:3], scratch)["seconds"] / bare)
+            figures[f"merge_overhead_{method}"] = statistics.median(ratios)
+            few, many = (own_run(method, options, base, models[:count], scratch)["rss"] for count in (2, 8))
+            figures[f"merge_rss_{method}"] = (many - few) / largest_bytes(base)
+        return figures
+
+
+def measure_against_mergekit() -> dict[str, Any]:
+    """Return time and peak memory over mergekit's, by method (medians)."""
+    python, figures = mergekit_python(), {}
+    with tempfile.TemporaryDirectory() as scratch:
+        base, *models = save_models(Path(scratch), 3)
+        for method, options in METHODS.items():
+            pairs = [
+                (own_run(method, options, base, models, scratch), mergekit_run(python, method, options, base, models))
+                for _ in range(RUNS)
+            ]
+            for key in ("seconds", "rss"):
+                figures[f"merge_{key}_over_mergekit_{method}"] = statistics.median(a[key] / b[key] for a, b in pairs)
+            figures[f"merge_seconds_{method}"] = statistics.median(own["seconds"] for own, _ in pairs)
+    return figures
+
+
+def save_models(folder: Path, count: int) -> list[Path]:
+    """Save a base and so many fine-tunes; what is known of their content is remembered, as after any first use."""
+    base = random_tensors(llama_shapes(**SHAPES))
+    places = [save_checkpoint(folder / "base", base, CONFIG)]
+    for seed in range(1, count + 1):
+        noise = random_tensors(llama_shapes(**SHAPES), seed, scale=0.005)
+        tuned = {name: (tensor.float() + noise[name].float()).bfloat16() for name, tensor in base.items()}
+        places.append(save_checkpoint(folder / f"model{seed}", tuned, CONFIG))
+    for place in places:
+        tensor_digests(open_checkpoint(place))
+    return places
+
+
+def largest_bytes(place: Path) -> int:
+    """Return the bytes of a checkpoint's largest tensor in float32."""
+    return max(4 * info.numel for info in open_checkpoint(place).tensors.values())
+
+
+def bare_seconds(method: str, base: Path, models: Sequence[Path], out: Path) -> float:
+    """Return the seconds that reading, selecting, summing and writing take with torch alone, on the same threads."""
+    torch.set_num_threads(THREADS)
+    started = perf_counter()
+    files = [safe_open(place / "model.safetensors", "pt") for place in (base, *models)]
+    merge: Callable[..., torch.Tensor] = {"task_arithmetic": _bare_sum, "ties": _bare_ties}[method]
+    merged = {}
+    for name in files[0].keys():  # noqa: SIM118 - no mapping
+        start, *tuned = (file.get_tensor(name).float() for file in files)
+        merged[name] = start.add_(merge([tensor.sub_(start) for tensor in tuned])).bfloat16()
+    save_file(merged, out, {"format": "pt"})
+    return perf_counter() - started
+
+
+def _bare_sum(deltas: list[torch.Tensor]) -> torch.Tensor:
+    merged = deltas[0].mul_(0.3)
+    for delta in deltas[1:]:
+        merged.add_(delta, alpha=0.3)
+    return merged
+
+
+def _bare_ties(deltas: list[torch.Tensor]) -> torch.Tensor:
+    for delta in deltas:
+        flat = delta.abs().reshape(-1)
+        kept = int(0.4 * flat.numel())
+        threshold = flat.kthvalue(flat.numel() - kept + 1).values if kept else flat.max() + 1
+        delta[delta.abs() < threshold] = 0
+        delta.mul_(0.3)
+    total = deltas[0].clone()
+    for delta in deltas[1:]:
+        total.add_(delta)
+    up = total >= 0
+    merged, divisor = torch.zeros_like(total), torch.zeros_like(total)
+    for delta in deltas:
+        agrees = torch.where(up, delta > 0, delta < 0)
+        merged.add_(delta * agrees)
+        divisor.add_(agrees, alpha=0.3)
+    return merged.div_(divisor.masked_fill_(divisor == 0, 1))
+
+
+def file_of(method: str, options: dict[str, float], base: Path, models: Sequence[Path]) -> dict[str, Any]:
+    """Return the merge file, which is mergekit's too."""
+    return {
+        "merge_method": method,
+        "base_model": str(base),
+        "models": [{"model": str(model), "parameters": {"weight": 0.3, **options}} for model in models],
+        "dtype": "bfloat16",
+    }
+
+
+def own_run(
+    method: str, options: dict[str, float], base: Path, models: Sequence[Path], scratch: str
+) -> dict[str, float]:
+    """Merge in a process of its own; return its seconds without the start of Python, and its peak memory in bytes."""
+    file = json.dumps(file_of(method, options, base, models))
+    return _measured([sys.executable, "-m", "tests.bench.merge", "--own", file, scratch])
+
+
+def mergekit_run(
+    python: Path, method: str, options: dict[str, float], base: Path, models: Sequence[Path]
+) -> dict[str, float]:
+    """Merge with mergekit; as `own_run`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "merge.yaml"
+        path.write_text(yaml.safe_dump(file_of(method, options, base, models)))
+        return _measured([str(python), "-c", _MERGEKIT, str(path), str(Path(scratch) / "out")])
+
+
+_MERGEKIT = """
+import json, resource, sys, time, yaml
+from mergekit.config import MergeConfiguration
+from mergekit.merge import MergeOptions, run_merge
+config = MergeConfiguration.model_validate(yaml.safe_load(open(sys.argv[1])))
+started = time.perf_counter()
+run_merge(config, sys.argv[2], MergeOptions(copy_tokenizer=False, quiet=True, write_model_card=False))
+seconds = time.perf_counter() - started
+print(json.dumps({"seconds": seconds, "rss": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
+"""
+
+
+def _measured(command: list[str]) -> dict[str, float]:
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def _merge_here(file: str, scratch: str) -> None:
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        started = perf_counter()
+        impart.merge(json.loads(file), out=Path(folder) / "out", store=Path(folder) / "store", workers=THREADS)
+        seconds = perf_counter() - started
+    print(json.dumps({"seconds": seconds, "rss": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
+
+
+def main() -> None:
+    """Run the bench, or one merge of it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--vs-mergekit", action="store_true", help="measure mergekit too")
+    parser.add_argument("--own", nargs=2, metavar=("FILE", "SCRATCH"), help="merge once, as the bench does")
+    arguments = parser.parse_args()
+    if arguments.own:
+        _merge_here(*arguments.own)
+        return
+    print(json.dumps({**measure_merge(), **(measure_against_mergekit() if arguments.vs_mergekit else {})}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
