@@ -131,6 +131,12 @@ class MergeMethod:
         """Whether it is given what the models add to the base."""
         return next(iter(inspect.signature(self.function).parameters)) == "deltas"
 
+    @property
+    def needs_base(self) -> bool:
+        """Whether it merges nothing without a base: `donor` and a `base` that may be None do without."""
+        own = inspect.signature(self.function).parameters.get("base")
+        return self.base != "donor" and (own is None or own.default is inspect.Parameter.empty)
+
     def takes(self, keyword: str) -> bool:
         """Return whether its function has a parameter of this name."""
         return keyword in inspect.signature(self.function).parameters

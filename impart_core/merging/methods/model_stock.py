@@ -15,13 +15,15 @@ def model_stock(deltas: Tensors, *, filter_wise: bool = False) -> torch.Tensor:
     """Return t·(1/N)·Σ ΔW_i with t = N·cos θ/(1 + (N − 1)·cos θ), θ the angle between two deltas.
 
     The paper has one angle for all pairs; here cos θ is the mean over the pairs, as in mergekit. t is 0 where the
-    denominator is.
+    denominator is, and for one model alone, which has no angle: the base stays.
 
     Args:
         deltas: ΔW_i of N models, float32, all of one shape.
         filter_wise: whether each vector along the last dimension has an angle of its own, or the tensor one.
     """
     count = len(deltas)
+    if count == 1:
+        return torch.zeros_like(deltas[0])
     cosine = _mean_cosine(deltas, filter_wise and deltas[0].dim() > 0)
     denominator = 1 + (count - 1) * cosine
     singular = denominator.abs() < _SINGULAR

@@ -37,12 +37,14 @@ def nuslerp(
     """Return what SLERP makes of two models at t = w_1/(w_0 + w_1), or of what they add to a base.
 
     Args:
-        tensors: W_0 and W_1, float32, of one shape.
+        tensors: W_0 and W_1, float32, of one shape. One alone is returned.
         base: where given, W_i − W_base are interpolated and added to it.
         weight: w_0 and w_1; where they add up to nought, t is ½.
         nuslerp_row_wise: if not flat: whether the vectors lie along the first dimension instead of the last.
         nuslerp_flatten: whether the whole tensors are the vectors.
     """
+    if len(tensors) == 1:
+        return tensors[0].clone()
     start, end = tensors if base is None else (tensor - base for tensor in tensors)
     weights = each(weight, tensors)
     t = 0.5 if abs(sum(weights)) < _LEAST_SUM else weights[1] / sum(weights)
@@ -55,7 +57,7 @@ def nuslerp(
 def _cosine(start: torch.Tensor, end: torch.Tensor, dim: int | None) -> torch.Tensor:
     """Return cos θ of whole tensors or of the vectors along a dimension, which is kept; 0 where one is nought."""
     if dim is None:
-        products = gram([start, end]).to(torch.float64)
+        products = gram([start, end]).to(start.device)
         product, norms = products[0, 1], products.diagonal().prod().sqrt()
     else:
         product = torch.linalg.vecdot(start, end, dim=dim).unsqueeze(dim)
