@@ -1,4 +1,4 @@
-"""SLERP and NuSLERP: from one model to another along the arc between them (Shoemake 1985, doi 10.1145/325334.325242)."""
+"""SLERP and NuSLERP: along the arc between two models (Shoemake 1985, doi 10.1145/325334.325242)."""
 
 from typing import Annotated
 

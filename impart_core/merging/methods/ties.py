@@ -8,8 +8,8 @@ import torch
 from impart_core.merging.blocks import Entries
 from impart_core.merging.method import Each, EachShare, Tensors, each, merge_method
 from impart_core.merging.selection import largest
-from impart_core.merging.sums import INT8_MASK, elected_sum, majority_sign
 from impart_core.merging.sparse import rescaled
+from impart_core.merging.sums import INT8_MASK, elected_sum, majority_sign
 
 _DIGITS = 6  # of density × size, whose last digits are rounding
 
