@@ -7,9 +7,9 @@ import torch
 # Gives the entries of one model in a block, flat; they are only read.
 Entries = Callable[[slice], torch.Tensor]
 
-# 64 kB of float32: a few such blocks fit a core's cache, and the C library keeps them from one use to the next.
+# 128 kB of float32: a dozen such blocks fit a core's cache, and the C library keeps them from one use to the next.
 # Elsewhere each operation on a block costs a launch, so that blocks are there to bound memory.
-_ON_CPU, _ELSEWHERE = 1 << 14, 1 << 22
+_ON_CPU, _ELSEWHERE = 1 << 15, 1 << 22
 
 
 def blocks(tensor: torch.Tensor) -> Iterator[slice]:

@@ -24,9 +24,9 @@ def arcee_fusion(tensors: Tensors) -> torch.Tensor:
         return base.clone()
     delta = other - base
     importance = delta.abs().mul_(_divergence(other, base))
-    ordered = importance.flatten()
-    places = [int(share * (len(ordered) - 1)) for share in (0.25, 0.5, 0.75)]
-    low, median, high = (smallest(ordered.clone(), place) for place in places)
+    importances = importance.flatten()
+    places = [int(share * (len(importances) - 1)) for share in (0.25, 0.5, 0.75)]
+    low, median, high = (smallest(importances, place) for place in places)
     return delta.mul_(importance.ge_(median + 1.5 * (high - low))).add_(base)
 
 

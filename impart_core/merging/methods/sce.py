@@ -5,7 +5,7 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from impart_core.merging.blocks import Entries, blocks
+from impart_core.merging.blocks import Entries, blocks, entries_of
 from impart_core.merging.method import Share, Tensors, merge_method
 from impart_core.merging.selection import largest
 from impart_core.merging.sums import INT8_MASK, elected_sum
@@ -22,7 +22,7 @@ def sce(deltas: Tensors, *, select_topk: Share = 1.0, even_below: Annotated[floa
         even_below: all models weigh the same where the mean squares of the entries of x_i add up to less. mergekit's
             is 1e-6, more than many fine-tunes have; in the paper there is no such bound.
     """
-    entries = [_entries(delta) for delta in deltas]
+    entries = [entries_of(delta) for delta in deltas]
     if select_topk < 1:
         variance = _variance(deltas)
         selected = largest(variance, int(select_topk * int(torch.count_nonzero(variance))))
@@ -35,22 +35,25 @@ def sce(deltas: Tensors, *, select_topk: Share = 1.0, even_below: Annotated[floa
     return elected_sum(deltas[0], entries, weights, normalize=True, votes=[1.0] * len(deltas))
 
 
-def _entries(delta: torch.Tensor) -> Entries:
-    return delta.reshape(-1).__getitem__
-
-
 def _selected(entries: Entries, mask: Entries) -> Entries:
     return lambda block: entries(block) * mask(block)
 
 
 def _variance(deltas: Tensors) -> torch.Tensor:
-    """Return the variance over the models of each entry, flat."""
+    """Return the variance over the models of each entry, flat; nought exactly where all are equal."""
     variance = torch.empty(deltas[0].numel(), device=deltas[0].device)
     for block in blocks(deltas[0]):
-        torch.var(torch.stack([delta.reshape(-1)[block] for delta in deltas]), dim=0, correction=0, out=variance[block])
+        first, *others = (delta.reshape(-1)[block] for delta in deltas)
+        total, squares = torch.zeros_like(first), torch.zeros_like(first)
+        for value in others:
+            away = value - first
+            total.add_(away)
+            squares.addcmul_(away, away)
+        variance[block] = squares.div_(len(deltas)).addcmul_(total, total, value=-1 / len(deltas) ** 2)
     return variance
 
 
 def _mean_square(entries: Entries, like: torch.Tensor) -> float:
-    total = sum(float(entries(block).double().square().sum()) for block in blocks(like))
+    """Return the mean square of a model's entries; sums of blocks are added in float64."""
+    total = sum(float(entries(block).square().sum()) for block in blocks(like))
     return total / max(1, like.numel())
