@@ -50,7 +50,7 @@ def largest(tensor: torch.Tensor, count: int) -> Largest:
     if tensor.device.type == "cpu":
         bits = _partitioned(flat.abs(), place)
         threshold, below, above = _value(bits, place), bits[:place] == bits[place], bits[place:] == bits[place]
-        kept, dropped = np.count_nonzero(above), np.count_nonzero(below)
+        kept, dropped = int(np.count_nonzero(above)), int(np.count_nonzero(below))
     else:
         magnitudes = flat.abs()
         threshold = float(torch.kthvalue(magnitudes, place + 1).values)

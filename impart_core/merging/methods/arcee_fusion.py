@@ -43,4 +43,4 @@ def _divergence(other: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
 
 
 def _rows(tensor: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
-    return tensor.reshape(-1, tensor.shape[-1]).split(count)
+    return torch.split(tensor.reshape(-1, tensor.shape[-1]), count)

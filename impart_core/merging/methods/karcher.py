@@ -1,5 +1,6 @@
 """Karcher mean: the point of the sphere that is nearest to all directions (Buss & Fillmore 2001, Algorithm A1)."""
 
+import math
 from typing import Annotated
 
 import numpy as np
@@ -43,7 +44,7 @@ def _mean_direction(cosines: FloatArray, max_iter: int, tol: float) -> FloatArra
     """Return c, (models,): the coefficients of the mean of unit vectors with these inner products."""
 
     def length(coefficients: FloatArray) -> float:
-        return float(np.sqrt(max(0.0, coefficients @ cosines @ coefficients)))
+        return math.sqrt(max(0.0, float(coefficients @ cosines @ coefficients)))
 
     mean = np.full(len(cosines), 1 / len(cosines))
     mean = np.eye(len(cosines))[0] if length(mean) < tol else mean / length(mean)

@@ -50,4 +50,5 @@ def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
     """Return P Qᵀ of a matrix P D Qᵀ, (m, n), without the directions in which it is nought."""
     p, d, q = torch.linalg.svd(matrix, full_matrices=False)
     rank = numerical_rank(d.double().cpu().numpy(), *matrix.shape)
-    return p[:, :rank] @ q[:rank]
+    nearest: torch.Tensor = p[:, :rank] @ q[:rank]
+    return nearest
