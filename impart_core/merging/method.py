@@ -1,6 +1,7 @@
 """What a merge method is: a pure function in a file of its own, whose signature is its options."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -16,8 +17,10 @@ from impart_core.codec.mask import mask_key, mask_words
 Tensors = Sequence[torch.Tensor]
 _Merge = TypeVar("_Merge", bound=Callable[..., torch.Tensor])
 
+LEAST_SUM = 1e-8  # weights that add up to less divide nothing
 _PER_MODEL = object()  # marks an option that each model has a value of its own for
 _WORD_BITS, _FLOAT_BITS = 32, 24
+_WORDS_AT_ONCE = 1 << 20
 Each = Annotated[float | Sequence[float], _PER_MODEL]
 Share = Annotated[float, Field(gt=0, le=1)]
 EachShare = Annotated[float | Sequence[float], _PER_MODEL, Field(gt=0, le=1)]
@@ -81,9 +84,18 @@ class Draws:
             shape: of what is returned.
         """
         columns = shape[-1] if shape else 1
-        rows = int(np.prod(shape[:-1], dtype=np.int64)) if len(shape) > 1 else 1
-        words = mask_words(mask_key(self.seed, self.tensor, f"merge {model}"), columns, rows)
-        numbers = (words >> np.uint32(_WORD_BITS - _FLOAT_BITS)).astype(np.float32) * np.float32(2.0**-_FLOAT_BITS)
+        rows = math.prod(shape[:-1])
+        numbers = np.empty((rows, columns), dtype=np.float32)
+        key = mask_key(self.seed, self.tensor, f"merge {model}")
+        step = max(1, _WORDS_AT_ONCE // max(1, columns))
+        for first in range(0, rows, step):
+            words = mask_words(key, columns, min(step, rows - first), first)
+            np.multiply(
+                words >> np.uint32(_WORD_BITS - _FLOAT_BITS),
+                np.float32(2.0**-_FLOAT_BITS),
+                numbers[first : first + step],
+                dtype=np.float32,
+            )
         return torch.from_numpy(numbers).reshape(tuple(shape))
 
 
@@ -118,6 +130,12 @@ class MergeMethod:
     def takes_deltas(self) -> bool:
         """Whether it is given what the models add to the base."""
         return next(iter(inspect.signature(self.function).parameters)) == "deltas"
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether it merges nothing without a base: `donor` and a `base` that may be None do without."""
+        own = inspect.signature(self.function).parameters.get("base")
+        return self.base != "donor" and (own is None or own.default is inspect.Parameter.empty)
 
     def takes(self, keyword: str) -> bool:
         """Return whether its function has a parameter of this name."""
@@ -182,3 +200,19 @@ def each(value: float | Sequence[float], tensors: Tensors) -> list[float]:
     if len(values) != len(tensors):
         raise ValueError(f"{len(values)} values are given for {len(tensors)} models")
     return values
+
+
+def shares(weight: float | Sequence[float], tensors: Tensors) -> list[float]:
+    """Return a weight for each model, divided by their sum.
+
+    Raises:
+        ConfigError: they add up to nought.
+    """
+    weights = each(weight, tensors)
+    total = sum(weights)
+    if abs(total) < LEAST_SUM:
+        raise ConfigError(
+            f"The weights {weights} add up to {total:g} and cannot be divided by it. Give weights with another sum, "
+            "or turn normalising off."
+        )
+    return [one / total for one in weights]

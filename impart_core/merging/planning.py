@@ -70,7 +70,7 @@ class _Planner:
 
     def _check_models(self) -> None:
         file, method = self._file, self._method
-        if file.base_model is None and method.base != "donor":
+        if file.base_model is None and method.needs_base:
             raise ConfigError(f"{method.name} needs base_model: what the models were fine-tuned from.")
         listed = [one for one in file.inputs() if one.model == file.base_model]
         if method.takes_deltas and listed:
@@ -122,13 +122,16 @@ class _Planner:
         dtype = aligned.donor.dtype
         if aligned.donor.is_floating:
             dtype = _DTYPES.get(self._file.out_dtype or self._file.dtype or "", dtype)
-        inputs = [(one, name) for one, name in place.sources if not (method.takes_deltas and self._is_base(one, place))]
+        inputs = [
+            (one, name) for one, name in place.sources if not (method.base == "apart" and self._is_base(one, place))
+        ]
         if method.base == "among" and place.base is not None:
             inputs = [(one, name) for one, name in inputs if not self._is_base(one, place)]
             inputs.insert(0, (InputModel(model=place.base[0]), place.base[1]))
         found = [(one, info) for one, name in inputs if (info := own(one.model, name)) is not None]
         base = own(*place.base) if place.base else None
-        alone = not found or not aligned.donor.is_floating or (method.base != "donor" and base is None)
+        baseless = base is None and method.base != "donor" and (method.needs_base or place.base is not None)
+        alone = not found or not aligned.donor.is_floating or baseless
         if method.base == "among" and len(found) < method.models[0]:
             alone = True
         if alone:

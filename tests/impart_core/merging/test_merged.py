@@ -14,6 +14,7 @@ from impart_core.checkpoint import reader
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.checkpoint.writer import folder_of
 from impart_core.merging.merged import Merge
+from impart_core.merging.methods import MERGE_METHODS
 from impart_core.merging.sources import delta_source
 from tests.impart_core.merging.conftest import Models, tensors_of
 from tests.support import random_tensors
@@ -240,3 +241,16 @@ def test_a_delta_is_added_before_any_cast(math_delta: Delta) -> None:
             delta = source.delta(info, before)
             rebuilt = reader.read_tensor(info)
             assert torch.equal((before + delta).to(rebuilt.dtype), rebuilt), name
+
+
+@pytest.mark.parametrize("listed", [False, True], ids=["apart", "listed"])
+def test_nuslerp_takes_a_base_or_does_without(planned: Planned, zoo: Models, listed: bool) -> None:
+    models = [{"model": name, "parameters": {"weight": 1.0}} for name in ("a", "b")]
+    file: dict[str, Any] = {"merge_method": "nuslerp", "models": models, "dtype": "float32"}
+    name = "model.layers.0.mlp.up_proj.weight"
+    a, b = (zoo[model][name].float() for model in ("a", "b"))
+    function = MERGE_METHODS.get("nuslerp").function
+    assert torch.equal(tensors_of(planned(file))[name], function([a, b], weight=1.0))
+    file |= {"base_model": "base", "models": [{"model": "base"}, *models] if listed else models}
+    expected = function([a, b], weight=1.0, base=zoo["base"][name].float())
+    assert torch.equal(tensors_of(planned(file))[name], expected)
