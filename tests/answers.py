@@ -49,26 +49,40 @@ class FineTune:
             parameters[name].copy_(base.float() + METHODS.get(method).decode(codes, name, (m, n), seed))
         return self
 
-    @torch.no_grad()
     def answer_loss(self, split: Split, count: int = SPLIT_ITEMS) -> float:
-        """Return the mean negative log-likelihood of a split's right answers, in nats a token, as its task has it."""
-        rows = [
-            (self._tokenizer(one.prompt).input_ids, self._tokenizer(f" {one.answer}\n").input_ids)
-            for one in items(self._task, split, count)
-        ]
-        rows.sort(key=lambda row: len(row[0]) + len(row[1]))  # little padding
-        losses = [loss for start in range(0, len(rows), _BATCH) for loss in self._losses(rows[start : start + _BATCH])]
-        return sum(losses) / len(losses)
+        """Return the answer loss of the model as it is now; see `answer_loss`."""
+        return answer_loss(self._model, self._tokenizer, self._task, split, count)
 
-    def _losses(self, rows: list[tuple[list[int], list[int]]]) -> list[float]:
-        tokens = torch.zeros(len(rows), max(len(prompt) + len(answer) for prompt, answer in rows), dtype=torch.long)
-        for line, (prompt, answer) in zip(tokens, rows, strict=True):
-            line[: len(prompt) + len(answer)] = torch.tensor(prompt + answer)
-        found = self._model(input_ids=tokens).logits.log_softmax(dim=-1)
-        return [
-            -float(line[range(len(prompt) - 1, len(prompt) + len(answer) - 1), answer].mean())
-            for line, (prompt, answer) in zip(found, rows, strict=True)
-        ]
+
+@torch.no_grad()
+def answer_loss(model: Any, tokenizer: Any, task: str, split: Split, count: int = SPLIT_ITEMS) -> float:
+    """Return the mean negative log-likelihood of a split's right answers, in nats a token, as the zoo's tasks have it.
+
+    Args:
+        model: a causal language model of transformers.
+        tokenizer: its tokenizer.
+        task: "math", "code" or "chat".
+        split: which items.
+        count: how many items, from the first on.
+    """
+    rows = [
+        (tokenizer(one.prompt).input_ids, tokenizer(f" {one.answer}\n").input_ids)
+        for one in items(task, split, count)
+    ]
+    rows.sort(key=lambda row: len(row[0]) + len(row[1]))  # little padding
+    losses = [loss for start in range(0, len(rows), _BATCH) for loss in _losses(model, rows[start : start + _BATCH])]
+    return sum(losses) / len(losses)
+
+
+def _losses(model: Any, rows: list[tuple[list[int], list[int]]]) -> list[float]:
+    tokens = torch.zeros(len(rows), max(len(prompt) + len(answer) for prompt, answer in rows), dtype=torch.long)
+    for line, (prompt, answer) in zip(tokens, rows, strict=True):
+        line[: len(prompt) + len(answer)] = torch.tensor(prompt + answer)
+    found = model(input_ids=tokens).logits.log_softmax(dim=-1)
+    return [
+        -float(line[range(len(prompt) - 1, len(prompt) + len(answer) - 1), answer].mean())
+        for line, (prompt, answer) in zip(found, rows, strict=True)
+    ]
 
 
 def _same(value: Any) -> Any:

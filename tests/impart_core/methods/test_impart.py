@@ -229,12 +229,21 @@ def test_a_pair_that_would_be_thinned_below_its_importance_is_not_taken_to_fill_
 
 @pytest.mark.parametrize(
     ("cr", "accounting", "beta"),
-    [(1, "bytes", 0.5), (2, "bytes", 0.75), (4, "bytes", 0.875), (64, "bytes", 0.875), (4, "paper", 0.6)],
+    [
+        (1, "bytes", 0.5),
+        (2, "bytes", 0.75),
+        (4, "bytes", 0.875),
+        (8, "bytes", 0.9),
+        (16, "bytes", 0.8),
+        (32, "bytes", 0.6),
+        (64, "bytes", 0.6),
+        (4, "paper", 0.6),
+    ],
 )
-def test_beta_is_by_default_what_leaves_whole_pairs_alone_at_low_ratios(
+def test_beta_is_by_default_the_papers_at_its_ratio_and_leaves_fewer_pairs_down_to_whole_ones_below(
     cr: float, accounting: Literal["bytes", "paper"], beta: float
 ) -> None:
-    assert ImpartOptions().preprune_ratio(cr, accounting) == beta
+    assert ImpartOptions().preprune_ratio(cr, accounting) == pytest.approx(beta, abs=1e-12)
     assert ImpartOptions(beta=0.6).preprune_ratio(cr, accounting) == 0.6
     assert ImpartOptions(preprune=False).preprune_ratio(cr, accounting) == 0.0
     METHOD.check(config_of(cr, accounting=accounting), 64)
