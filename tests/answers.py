@@ -40,7 +40,10 @@ class FineTune:
     @torch.no_grad()
     def compressed(self, cr: float, method: str = "impart", seed: int = 0, **options: Any) -> "FineTune":
         """Put what a method keeps of the projections' deltas in their place; everything else stays fine-tuned."""
-        parameters, config = dict(self._model.named_parameters()), config_of(cr, method=method, seed=seed, options=options)
+        parameters, config = (
+            dict(self._model.named_parameters()),
+            config_of(cr, method=method, seed=seed, options=options),
+        )
         for name, (base, delta) in self._deltas.items():
             assert base is not None
             m, n = delta.shape
@@ -66,8 +69,7 @@ def answer_loss(model: Any, tokenizer: Any, task: str, split: Split, count: int 
         count: how many items, from the first on.
     """
     rows = [
-        (tokenizer(one.prompt).input_ids, tokenizer(f" {one.answer}\n").input_ids)
-        for one in items(task, split, count)
+        (tokenizer(one.prompt).input_ids, tokenizer(f" {one.answer}\n").input_ids) for one in items(task, split, count)
     ]
     rows.sort(key=lambda row: len(row[0]) + len(row[1]))  # little padding
     losses = [loss for start in range(0, len(rows), _BATCH) for loss in _losses(model, rows[start : start + _BATCH])]

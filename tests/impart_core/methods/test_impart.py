@@ -122,7 +122,7 @@ def encoded(method: str, cr: float, accounting: str = "bytes", **options: Any) -
 @BOTH
 @pytest.mark.parametrize("c", [0.5, 1.0, 2.0])
 def test_one_gamma_explains_every_keep_probability(method: str, cr: float, c: float) -> None:
-    keep, step = keep_of(encoded(method, cr, c=c)), 1 / (256 if method == "impart-qt" else 65536)
+    keep, step = keep_of(encoded(method, cr, c=c, beta=0.6)), 1 / (256 if method == "impart-qt" else 65536)
     sigma = decompose(decaying_delta(128, 96), "w").sigma[: len(keep)].double().numpy()
     unimportance = 1 - (sigma[1:] / sigma[0]) ** c
     gamma = (1 - keep_probability(keep)[1:]) / unimportance
