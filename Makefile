@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-unit lint bench methods zoo clean
+.PHONY: demo test test-unit lint bench methods pruning experts zoo clean
 
 # STORE=s3 keeps the artifacts on a real S3 server of its own; any other value is the store's folder or URL.
 STORE ?=
@@ -37,6 +37,14 @@ bench: $(STAMP)
 methods: $(STAMP)
 	$(BIN)/python -m tests.bench.methods --out methods.json
 
+# ImPart by β on the tiny zoo's validation splits: what the default β follows from (about half an hour on two cores).
+pruning: $(STAMP)
+	$(BIN)/python -m tests.bench.pruning --out pruning.json
+
+# Few calibration tokens in a mixture of experts that is trained for this.
+experts: $(STAMP)
+	$(BIN)/python -m tests.bench.experts --out experts.json
+
 # Trains the tiny zoo again from nothing (about 45 minutes on two cores) into ./demo/zoo-trained.
 zoo: $(STAMP)
 	$(BIN)/impart tinyzoo build --train --out demo/zoo-trained
@@ -50,4 +58,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf .venv demo bench.json methods.json
+	rm -rf .venv demo bench.json methods.json pruning.json experts.json

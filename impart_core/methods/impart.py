@@ -43,8 +43,9 @@ from impart_core.delta.svd import numerical_rank
 from impart_core.methods.base import METHODS, Coding, FactorMethod, Projection
 
 USUAL_BETA, USUAL_C = 0.6, 1.0  # the edge of the paper's grid where the most vector pairs are kept
+BETA_BY_RATIO = "null: 0.6 from CR 32 on, below that 1 − CR/80, at most 1 − 1/(2·CR)"
 
-_LEFT = 1 / 8  # of a square projection's pairs by pre-pruning, by default: chosen on the tiny zoo's validation splits
+_BETA_MEANT_FOR = 32  # the ratio of the paper's experiments
 
 FloatArray = npt.NDArray[np.float64]
 _ROUNDING = 1e-12  # relative; a pair that fills the room exactly is kept
@@ -59,7 +60,7 @@ class ImpartOptions(MethodOptions):
         ge=0.0,
         lt=1.0,
         description="pre-prune ratio β, the share of a square projection's singular vectors dropped beforehand; "
-        "null: 7/8, or 1 − 1/(2·CR) below CR 4; under the paper's count 0.6",
+        f"{BETA_BY_RATIO}; under the paper's count 0.6",
     )
     c: float = Field(
         default=1.0, ge=0.0, description="exponent C, how much more large singular values keep than small ones"
@@ -75,15 +76,17 @@ class ImpartOptions(MethodOptions):
     def preprune_ratio(self, cr: float, accounting: Accounting) -> float:
         """Return the β that is acted on at a ratio.
 
-        By default an eighth of the pairs is left: up to CR 4 what fits whole, beyond that up to CR/4 times as many,
-        thinned. With β 0.6 low ratios keep so many thinned pairs that the noise of thinning does more harm than the
-        pairs do good (docs/results.md).
+        By default the paper's 0.6 from CR 32 on; at lower ratios fewer pairs are left, in proportion to the ratio, but
+        never fewer than fit whole. With 0.6 low ratios keep so many thinned pairs that the noise of thinning does more
+        harm than the pairs do good (docs/results.md).
         """
         if not self.preprune:
             return 0.0
         if self.beta is not None:
             return self.beta
-        return USUAL_BETA if accounting == "paper" else 1.0 - max(_LEFT, 1 / (2 * cr))
+        if accounting == "paper":
+            return USUAL_BETA
+        return 1.0 - max((1.0 - USUAL_BETA) * min(1.0, cr / _BETA_MEANT_FOR), 1 / (2 * cr))
 
     def more_room(self, accounting: Accounting) -> str | None:
         """Under the paper's count, the pairs that are left share the room; see `MethodOptions.more_room`."""
@@ -193,7 +196,7 @@ class Impart(FactorMethod):
     without rescaling, `sigma` holds σ_k·(1 − p_k)² to make up for it.
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     parts: ClassVar[tuple[str, ...]] = ("sigma", "keep", "u", "v")
     options_model: ClassVar[type[MethodOptions]] = ImpartOptions
     summary: ClassVar[str] = "entries of singular vectors at random, more of the important ones"

@@ -17,6 +17,7 @@ from impart_core.delta.factors import Factors
 from impart_core.delta.svd import numerical_rank
 from impart_core.methods.base import METHODS, Calibration, Coding, FactorMethod, Projection
 from impart_core.methods.impart import (
+    BETA_BY_RATIO,
     USUAL_BETA,
     FloatArray,
     ImpartOptions,
@@ -49,7 +50,7 @@ class ImpartQtOptions(LadderOptions, ImpartOptions):
         ge=0.0,
         lt=1.0,
         description="pre-prune ratio β, the share of a square projection's singular vectors dropped beforehand; "
-        "null: 7/8, or 1 − 1/(2·CR) below CR 4",
+        f"{BETA_BY_RATIO}",
     )
     c: float = Field(default=0.5, ge=0.0, description=ImpartOptions.model_fields["c"].description)
 

@@ -122,7 +122,7 @@ def encoded(method: str, cr: float, accounting: str = "bytes", **options: Any) -
 @BOTH
 @pytest.mark.parametrize("c", [0.5, 1.0, 2.0])
 def test_one_gamma_explains_every_keep_probability(method: str, cr: float, c: float) -> None:
-    keep, step = keep_of(encoded(method, cr, c=c)), 1 / (256 if method == "impart-qt" else 65536)
+    keep, step = keep_of(encoded(method, cr, c=c, beta=0.6)), 1 / (256 if method == "impart-qt" else 65536)
     sigma = decompose(decaying_delta(128, 96), "w").sigma[: len(keep)].double().numpy()
     unimportance = 1 - (sigma[1:] / sigma[0]) ** c
     gamma = (1 - keep_probability(keep)[1:]) / unimportance
@@ -229,12 +229,21 @@ def test_a_pair_that_would_be_thinned_below_its_importance_is_not_taken_to_fill_
 
 @pytest.mark.parametrize(
     ("cr", "accounting", "beta"),
-    [(1, "bytes", 0.5), (2, "bytes", 0.75), (4, "bytes", 0.875), (64, "bytes", 0.875), (4, "paper", 0.6)],
+    [
+        (1, "bytes", 0.5),
+        (2, "bytes", 0.75),
+        (4, "bytes", 0.875),
+        (8, "bytes", 0.9),
+        (16, "bytes", 0.8),
+        (32, "bytes", 0.6),
+        (64, "bytes", 0.6),
+        (4, "paper", 0.6),
+    ],
 )
-def test_beta_is_by_default_what_leaves_whole_pairs_alone_at_low_ratios(
+def test_beta_is_by_default_the_papers_at_its_ratio_and_leaves_fewer_pairs_down_to_whole_ones_below(
     cr: float, accounting: Literal["bytes", "paper"], beta: float
 ) -> None:
-    assert ImpartOptions().preprune_ratio(cr, accounting) == beta
+    assert ImpartOptions().preprune_ratio(cr, accounting) == pytest.approx(beta, abs=1e-12)
     assert ImpartOptions(beta=0.6).preprune_ratio(cr, accounting) == 0.6
     assert ImpartOptions(preprune=False).preprune_ratio(cr, accounting) == 0.0
     METHOD.check(config_of(cr, accounting=accounting), 64)

@@ -1,0 +1,91 @@
+"""Answer loss of the tiny zoo's fine-tunes in this process: no store, no generation, as fast as the models run."""
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from impart_core import tinyzoo
+from impart_core.checkpoint.index import open_checkpoint
+from impart_core.checkpoint.layout import Block, Role
+from impart_core.checkpoint.preflight import preflight
+from impart_core.delta.load import load_block
+from impart_core.delta.svd import decompose
+from impart_core.evaluation.result import Split
+from impart_core.methods import METHODS
+from impart_core.methods.base import Projection
+from impart_core.tinyzoo.splits import SPLIT_ITEMS, items
+from tests.impart_core.pipeline import config_of
+
+_BATCH = 50
+
+
+class FineTune:
+    """A fine-tune of the tiny zoo, with the decompositions of its projections' deltas held in memory."""
+
+    def __init__(self, task: str) -> None:
+        """Load it and decompose its projections; every singular triplet is kept."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        base, finetuned = (open_checkpoint(tinyzoo.path(name)) for name in ("base", task))
+        pairs = preflight(base, finetuned)
+        names = tuple(name for name, pair in pairs.items() if pair.role is Role.PROJECTION)
+        loaded = load_block(pairs, Block("all", names), ({}, {}))
+        self._task = task
+        self._deltas = {one.tensor: (one.base, one.delta()) for one in loaded}
+        self._factors = {name: decompose(delta, name) for name, (_, delta) in self._deltas.items()}
+        self._tokenizer = AutoTokenizer.from_pretrained(tinyzoo.path(task))
+        self._model = AutoModelForCausalLM.from_pretrained(tinyzoo.path(task), dtype=torch.float32).eval()
+
+    @torch.no_grad()
+    def compressed(self, cr: float, method: str = "impart", seed: int = 0, **options: Any) -> "FineTune":
+        """Put what a method keeps of the projections' deltas in their place; everything else stays fine-tuned."""
+        parameters, config = (
+            dict(self._model.named_parameters()),
+            config_of(cr, method=method, seed=seed, options=options),
+        )
+        for name, (base, delta) in self._deltas.items():
+            assert base is not None
+            m, n = delta.shape
+            projection = Projection(name, (m, n), partial(_same, delta), partial(_same, self._factors[name]))
+            codes = METHODS.get(method).encode(projection, config)
+            parameters[name].copy_(base.float() + METHODS.get(method).decode(codes, name, (m, n), seed))
+        return self
+
+    def answer_loss(self, split: Split, count: int = SPLIT_ITEMS) -> float:
+        """Return the answer loss of the model as it is now; see `answer_loss`."""
+        return answer_loss(self._model, self._tokenizer, self._task, split, count)
+
+
+@torch.no_grad()
+def answer_loss(model: Any, tokenizer: Any, task: str, split: Split, count: int = SPLIT_ITEMS) -> float:
+    """Return the mean negative log-likelihood of a split's right answers, in nats a token, as the zoo's tasks have it.
+
+    Args:
+        model: a causal language model of transformers.
+        tokenizer: its tokenizer.
+        task: "math", "code" or "chat".
+        split: which items.
+        count: how many items, from the first on.
+    """
+    rows = [
+        (tokenizer(one.prompt).input_ids, tokenizer(f" {one.answer}\n").input_ids) for one in items(task, split, count)
+    ]
+    rows.sort(key=lambda row: len(row[0]) + len(row[1]))  # little padding
+    losses = [loss for start in range(0, len(rows), _BATCH) for loss in _losses(model, rows[start : start + _BATCH])]
+    return sum(losses) / len(losses)
+
+
+def _losses(model: Any, rows: list[tuple[list[int], list[int]]]) -> list[float]:
+    tokens = torch.zeros(len(rows), max(len(prompt) + len(answer) for prompt, answer in rows), dtype=torch.long)
+    for line, (prompt, answer) in zip(tokens, rows, strict=True):
+        line[: len(prompt) + len(answer)] = torch.tensor(prompt + answer)
+    found = model(input_ids=tokens).logits.log_softmax(dim=-1)
+    return [
+        -float(line[range(len(prompt) - 1, len(prompt) + len(answer) - 1), answer].mean())
+        for line, (prompt, answer) in zip(found, rows, strict=True)
+    ]
+
+
+def _same(value: Any) -> Any:
+    return value
