@@ -14,11 +14,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError
 
-from impart_core.artifacts.delta import Delta
-from impart_core.artifacts.evaluation import how_measured, model_inputs
+from impart_core.artifacts.evaluation import how_measured
 from impart_core.base.canonical import canonical_json
 from impart_core.base.errors import CorruptArtifactError
-from impart_core.checkpoint.index import Checkpoint
 from impart_core.evaluation.catalogue import USUAL, task_fingerprint
 from impart_core.evaluation.item_scores import joined, means
 from impart_core.evaluation.items import ItemRange
@@ -64,7 +62,7 @@ class TrialContent(Content):
         """Return the checkpoint that it measured, if it was measured as one."""
         return {"checkpoint": str(recipe.inputs["checkpoint"])} if "checkpoint" in recipe.inputs else {}
 
-    def check(self, name: str, path: Path) -> None:
+    def check(self, name: str, path: Path) -> None:  # noqa: ARG002 - it has one file
         """Check that the scores have the means that the manifest tells."""
         scores = _read(path)
         if scores is None:
@@ -76,7 +74,7 @@ class TrialContent(Content):
 
 
 def trial_recipe(
-    model: Checkpoint | Delta | str,
+    model: Mapping[str, object],
     task: str,
     items: ItemRange,
     split: Split,
@@ -86,8 +84,8 @@ def trial_recipe(
     """Return what makes a trial: the model by content, the task's definition, and which items.
 
     Args:
-        model: a checkpoint; a delta, which stands for the checkpoint that is rebuilt from it; or the id of the
-            `merged` artifact that stands for a merged model, of which then no tensor is computed.
+        model: what stands for the model, by role: see `model_inputs`; or `merged`, with the id of the recipe that
+            merges it, so that no tensor of it has to be computed.
         task: lm-eval's name of the task.
         items: the range, by place in the task's order of items.
         split: which split.
@@ -104,8 +102,7 @@ def trial_recipe(
     }
     if unusual := options.model_copy(update={"log_samples": False}).of_recipe():
         config["options"] = unusual
-    inputs = {"merged": model} if isinstance(model, str) else model_inputs(model)
-    return Recipe(operation="trial", version=VERSIONS["trial"], config=config, inputs=inputs)
+    return Recipe(operation="trial", version=VERSIONS["trial"], config=config, inputs=dict(model))
 
 
 def publish_trial(
@@ -120,7 +117,9 @@ def publish_trial(
     """Publish scores; return the manifest in force, which is theirs where a failure that may pass was there."""
     metrics = {name: (metric.value, metric.stderr) for name, metric in means(scores).items()}
     content = TrialContent(metrics=metrics, items=len(scores.digests))
-    files: dict[str, Writer] = {SCORES_FILE: lambda path: path.write_bytes(canonical_json(scores.model_dump(mode="json")))}
+    files: dict[str, Writer] = {
+        SCORES_FILE: lambda path: path.write_bytes(canonical_json(scores.model_dump(mode="json")))
+    }
     manifest = publish(store, recipe, content, files, watch, parents=parents, reuse=reuse)
     if is_failure(manifest):
         replaced = Reuse(reuse.reread, replace=True, imported=reuse.imported)
@@ -152,6 +151,11 @@ def publish_failure(
 def is_failure(manifest: Manifest) -> bool:
     """Return whether a trial has no scores."""
     return isinstance(manifest.content, TrialContent) and manifest.content.failure is not None
+
+
+def settles(manifest: Manifest) -> bool:
+    """Return whether a trial need not be made again: it has scores, or the model is the reason why it has none."""
+    return isinstance(manifest.content, TrialContent) and not manifest.content.may_pass
 
 
 def read_scores(store: Store, trials: Sequence[str]) -> ItemScores:

@@ -87,7 +87,7 @@ def _tokens(model: Any, prompt: str, answer: str) -> int:
     if prompt:
         return len(model._encode_pair(prompt, answer)[1])
     ids = model.tok_encode(answer, add_special_tokens=False)
-    return len(ids) - (ids[0] == model.prefix_token_id)
+    return len(ids) - int(ids[0] == model.prefix_token_id)
 
 
 def _scored(name: str, task: Any, instances: Sequence[Any], chat: bool) -> tuple[str, str]:

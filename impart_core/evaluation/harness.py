@@ -10,6 +10,7 @@ from typing import Any
 
 from impart_core.base.errors import EvaluationError, ModelError
 from impart_core.base.foreign import explained_failures
+from impart_core.base.numerics import release_memory
 from impart_core.evaluation.answer_loss import answer_losses, check_answers
 from impart_core.evaluation.catalogue import USUAL, check_tasks
 from impart_core.evaluation.code_tasks import check_code_tasks, code_metrics_allowed, scored_in_sandbox
@@ -71,17 +72,6 @@ class Evaluator:
         samples = {name: tuple(found) for name, found in results.get("samples", {}).items()}
         return Evaluation(tasks=measured, lm_eval_version=version("lm_eval"), seconds=seconds, samples=samples)
 
-    def check_items(
-        self, task: str, items: ItemRange, *, split: Split = "validation", measure: Measure = "metrics"
-    ) -> None:
-        """Check what `measure_items` would be asked for, without a model; errors as there, but for `ModelError`."""
-        check_request([task], None, self._options, self._run_code)
-        with code_metrics_allowed(self._run_code):
-            ordered = ordered_task(task, split, self._options)
-        positions = ordered.positions(items)
-        if measure == "answer_loss":
-            check_answers(ordered.name, ordered.task, ordered.documents(positions))
-
     def measure_items(
         self, task: str, items: ItemRange, *, split: Split = "validation", measure: Measure = "metrics"
     ) -> ItemScores:
@@ -103,16 +93,18 @@ class Evaluator:
             ModelError: the model cannot be loaded or fails on the text, or a score is not finite.
             UnknownNameError: there is no such task.
         """
-        self.check_items(task, items, split=split, measure=measure)
-        ordered = ordered_task(task, split, self._options)
         from impart_core.evaluation.language_model import hush
 
         hush()
-        return joined([require_finite(self._measure_piece(ordered, piece, measure)) for piece in pieces(items)])
+        with code_metrics_allowed(self._run_code):
+            ordered = check_items(task, items, split, measure, self._options, self._run_code)
+            parts = [require_finite(self._measure_piece(ordered, piece, measure)) for piece in pieces(items)]
+        return joined(parts)
 
     def _measure_piece(self, ordered: OrderedTask, items: ItemRange, measure: Measure) -> ItemScores:
         name, task, positions = ordered.name, ordered.fresh(), ordered.positions(items)
         ascending = sorted(positions)  # lm-eval takes items in the order of the split, whatever is asked for
+        scores: dict[str, dict[int, float]]
         tokens: dict[int, int] = {}
         with _seeded(self._options.seed):
             if measure == "answer_loss":
@@ -136,6 +128,11 @@ class Evaluator:
             tokens=tuple(tokens[position] for position in positions) if tokens else (),
             digests=tuple(item_digest(ordered.task, document) for document in ordered.documents(positions)),
         )
+
+    def unload(self) -> None:
+        """Give back the memory that the model takes; it is loaded again when it is next needed."""
+        self._model = None
+        release_memory()
 
     def _loaded(self) -> Any:
         from impart_core.evaluation.language_model import open_model
@@ -193,6 +190,24 @@ def check_request(
         raise EvaluationError(f"The limit is {limit} items; it must be at least 1. Leave it out to take all.")
     check_tasks(tasks, options)
     check_code_tasks(tasks, run_code, options)
+
+
+def check_items(
+    task: str, items: ItemRange, split: Split, measure: Measure, options: MeasureOptions, run_code: RunCode
+) -> OrderedTask:
+    """Load a task and check what `Evaluator.measure_items` is asked for, without a model.
+
+    Raises:
+        EvaluationError: the items cannot be measured as asked.
+        UnknownNameError: there is no such task.
+    """
+    check_request([task], None, options, run_code)
+    with code_metrics_allowed(run_code):
+        ordered = ordered_task(task, split, options)
+    positions = ordered.positions(items)
+    if measure == "answer_loss":
+        check_answers(ordered.name, ordered.task, ordered.documents(positions))
+    return ordered
 
 
 def _task_result(name: str, results: Mapping[str, Any], split: Split | None) -> TaskResult:

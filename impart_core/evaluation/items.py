@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count, takewhile
+from threading import Lock
 from typing import Any
 
 from impart_core.base.errors import EvaluationError
@@ -17,6 +18,10 @@ from impart_core.evaluation.prepared import load_tasks
 from impart_core.evaluation.result import Split
 
 ItemRange = tuple[int, int]  # from the first to before the second, by place in a task's order of items
+
+
+# lm-eval's tasks shuffle by Python's global generator, which loading seeds: one is loaded at a time.
+_loading = Lock()
 
 
 class SplitItems(Frozen):
@@ -143,7 +148,8 @@ def ordered_task(name: str, split: Split, options: MeasureOptions = USUAL) -> Or
         UnknownNameError: there is no such task.
     """
     definition = task_fingerprint([name], options)[name]
-    return _ordered_task(name, split, options.model_dump_json(exclude={"log_samples", "batch_size"}), definition)
+    with _loading:
+        return _ordered_task(name, split, options.model_dump_json(exclude={"log_samples", "batch_size"}), definition)
 
 
 @lru_cache(maxsize=64)
@@ -172,9 +178,7 @@ def split_items(tasks: Sequence[str], split: Split, options: MeasureOptions = US
     return {name: _items_of(ordered_task(name, split, options), split) for name in dict.fromkeys(names)}
 
 
-def check_validation_items(
-    tasks: Sequence[str], items: int, options: MeasureOptions = USUAL
-) -> dict[str, SplitItems]:
+def check_validation_items(tasks: Sequence[str], items: int, options: MeasureOptions = USUAL) -> dict[str, SplitItems]:
     """Return the validation items of tasks, none of the first `items` of which may be in what is the test split.
 
     Args:
