@@ -169,7 +169,7 @@ def read_scores(store: Store, trials: Sequence[str]) -> ItemScores:
     for trial in trials:
         manifest = store.manifest(trial)
         if not isinstance(manifest.content, TrialContent):
-            raise CorruptArtifactError(f"Artifact {trial[:12]} is a {manifest.content.kind}, no trial.")
+            raise CorruptArtifactError(f"Artifact {trial[:12]} is of the kind {manifest.content.kind!r}, no trial.")
         with store.local_file(manifest, SCORES_FILE, verified=True) as path:
             scores = _read(path)
         if scores is None:

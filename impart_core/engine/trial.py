@@ -21,7 +21,7 @@ from impart_core.checkpoint.index import Checkpoint
 from impart_core.engine.evaluate import model_folder
 from impart_core.engine.executor import stage
 from impart_core.engine.references import TaskScores, TrialJob, TrialResult
-from impart_core.evaluation.harness import Evaluator, check_items
+from impart_core.evaluation.harness import Evaluator, check_items, check_request
 from impart_core.evaluation.item_scores import pooled
 from impart_core.evaluation.items import ItemRange, pieces
 from impart_core.evaluation.result import ItemScores, Metric
@@ -70,6 +70,7 @@ class _Scorer:
     def result(self) -> TrialResult:
         """Find or make all trials."""
         job, scores = self._job, list[TaskScores]()
+        check_request(job.tasks, None, job.measuring, job.code)
         try:
             for task in job.tasks:
                 before = len(self._made)

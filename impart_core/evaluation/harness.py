@@ -98,7 +98,7 @@ class Evaluator:
         hush()
         with code_metrics_allowed(self._run_code):
             ordered = check_items(task, items, split, measure, self._options, self._run_code)
-            parts = [require_finite(self._measure_piece(ordered, piece, measure)) for piece in pieces(items)]
+            parts = [self._measure_piece(ordered, piece, measure) for piece in pieces(items)]
         return joined(parts)
 
     def _measure_piece(self, ordered: OrderedTask, items: ItemRange, measure: Measure) -> ItemScores:
@@ -119,6 +119,7 @@ class Evaluator:
                     loaded, asked = {"tasks": {name: task}, "groups": {}}, {"samples": {name: ascending}}
                     results = self._run([name], loaded, log_samples=True, bootstrap_iters=0, **asked)
                 scores, better = scores_of(name, results["samples"][name]), task.higher_is_better()
+        require_finite(name, scores)
         told = {metric: better.get(metric.partition(",")[0]) for metric in scores}
         return ItemScores(
             task=name,

@@ -37,20 +37,19 @@ def scores_of(task: str, samples: Iterable[Mapping[str, Any]]) -> dict[str, dict
     return usable
 
 
-def require_finite(scores: ItemScores) -> ItemScores:
-    """Return scores, all of which have to be finite.
+def require_finite(task: str, scores: Mapping[str, Mapping[int, float]]) -> None:
+    """Check that a model's scores on a task, by metric and item, are finite.
 
     Raises:
         ModelError: one is not.
     """
-    for metric, values in scores.scores.items():
-        wrong = [value for value in values if not math.isfinite(value)]
+    for metric, values in scores.items():
+        wrong = [value for value in values.values() if not math.isfinite(value)]
         if wrong:
             raise ModelError(
-                f"Task {scores.task!r} gave {metric} = {wrong[0]} on {len(wrong)} of {len(values)} items: the model's "
-                "outputs are not finite."
+                f"Task {task!r} gave {metric} = {wrong[0]} on {len(wrong)} of {len(values)} items: the model's outputs "
+                "are not finite."
             )
-    return scores
 
 
 def joined(parts: Sequence[ItemScores]) -> ItemScores:
