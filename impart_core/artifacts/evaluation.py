@@ -67,10 +67,6 @@ def evaluation_recipe(
         limit: number of items; None for all.
         options: how it is measured.
     """
-    if isinstance(model, Delta):
-        inputs: dict[str, object] = {"delta": model.manifest.id}
-    else:
-        inputs = {"checkpoint": checkpoint_id(tensor_digests(model)), "files": carried_digests(model)}
     config: dict[str, object] = {
         "task": task,
         "definition": task_fingerprint([task], options)[task],
@@ -80,7 +76,14 @@ def evaluation_recipe(
     }
     if unusual := options.of_recipe():
         config["options"] = unusual
-    return Recipe(operation="evaluate", version=VERSIONS["evaluation"], config=config, inputs=inputs)
+    return Recipe(operation="evaluate", version=VERSIONS["evaluation"], config=config, inputs=model_inputs(model))
+
+
+def model_inputs(model: Checkpoint | Delta) -> dict[str, object]:
+    """Return what stands for a model in the recipe of what measures it."""
+    if isinstance(model, Delta):
+        return {"delta": model.manifest.id}
+    return {"checkpoint": checkpoint_id(tensor_digests(model)), "files": carried_digests(model)}
 
 
 def publish_evaluation(

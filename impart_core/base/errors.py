@@ -96,6 +96,10 @@ class EvaluationError(ImpartError):
     """An evaluation task cannot be run as requested."""
 
 
+class ModelError(EvaluationError):
+    """A model cannot be loaded to be measured, fails on a task's text, or gives what is not finite."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
     """Return the error for a name that is not known, with the nearest valid name and the whole list.
 

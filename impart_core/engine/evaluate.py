@@ -180,7 +180,7 @@ def evaluate_model(job: EvaluationJob) -> tuple[EvaluationResult, ...]:
         @cache
         def evaluator() -> Evaluator:
             device = str(resolve_device(job.run.device))
-            return Evaluator(_folder_of(model, job, stack), device, job.measuring, job.code)
+            return Evaluator(model_folder(model, job.base, stack), device, job.measuring, job.code)
 
         return tuple(_measure(job, model, task, (store, source), evaluator) for task in job.tasks)
 
@@ -219,11 +219,11 @@ def _measure(
     return EvaluationResult.of(outcome, watch, task=task, metrics=content.metrics, items=content.items)
 
 
-def _folder_of(model: Checkpoint | Delta, job: EvaluationJob, stack: ExitStack) -> Path:
+def model_folder(model: Checkpoint | Delta, base: Checkpoint | None, stack: ExitStack) -> Path:
     """Return a model's folder; one for a delta or a remote model is gone once the stack is closed."""
     if isinstance(model, Checkpoint):
         return stack.enter_context(folder_of(model))
-    assert job.base is not None
+    assert base is not None
     folder = stack.enter_context(scratch_folder()) / "model"
-    reconstruct(model, job.base, folder)
+    reconstruct(model, base, folder)
     return folder

@@ -14,8 +14,9 @@ from impart_core.checkpoint.index import Checkpoint
 from impart_core.checkpoint.layout import Block
 from impart_core.checkpoint.pairing import Pair
 from impart_core.engine.requests import Trust
+from impart_core.evaluation.items import ItemRange
 from impart_core.evaluation.options import MeasureOptions
-from impart_core.evaluation.result import RunCode, Split
+from impart_core.evaluation.result import Measure, RunCode, Split
 from impart_core.store.catalog import CatalogEntry, entry_of
 from impart_core.store.manifest import Measured, Pointer
 from impart_core.store.provenance import Stopwatch
@@ -185,6 +186,84 @@ class EvaluationJob:
     code: RunCode = "never"
     measuring: MeasureOptions = field(default_factory=MeasureOptions)
     source: str | None = None
+
+
+@dataclass(frozen=True)
+class TrialJob:
+    """A model to score item by item: a checkpoint, whose tensors may be computed when they are read, or a delta.
+
+    Attributes:
+        run: the run; its store holds the trials.
+        label: what people call the model; no part of any id.
+        tasks: lm-eval's names of tasks, no groups: see `split_items`.
+        items: the range of each task, by place in its order of items.
+        checkpoint: the model, where it is a checkpoint.
+        delta: the id of the delta's artifact, where it is one.
+        base: the base of a delta, else None.
+        merged: the id of the recipe that merges the checkpoint, by which its trials are found before any tensor is
+            computed; None: its tensors are digested.
+        parents: ids of artifacts that the model was made from, for lineage; a delta is its own.
+        split: which split of each task.
+        measure: the tasks' own metrics, or `answer_loss`.
+        measuring: how lm-eval measures it.
+        code: whether tasks may run code that the model writes; no part of any id.
+        source: the store that holds the delta; None: the one that the trials go to.
+    """
+
+    run: Run
+    label: str
+    tasks: tuple[str, ...]
+    items: ItemRange
+    checkpoint: Checkpoint | None = None
+    delta: str | None = None
+    base: Checkpoint | None = None
+    merged: str | None = None
+    parents: tuple[str, ...] = ()
+    split: Split = "validation"
+    measure: Measure = "metrics"
+    measuring: MeasureOptions = field(default_factory=MeasureOptions)
+    code: RunCode = "never"
+    source: str | None = None
+
+
+class TaskScores(Frozen):
+    """A model's scores on a range of one task's items.
+
+    Attributes:
+        task: lm-eval's name of the task.
+        items: the range.
+        trials: ids of the trials that hold the scores item by item, in order: see `read_scores`.
+        metrics: mean over items and its standard error by metric.
+        measured: number of items that were measured for this; the others' scores were there.
+    """
+
+    task: str
+    items: ItemRange
+    trials: tuple[str, ...]
+    metrics: dict[str, Measured]
+    measured: int
+
+
+class TrialResult(Frozen):
+    """A model's scores, or why it has none.
+
+    Attributes:
+        scores: by task in the job's order; of a model that failed, of the tasks before it did.
+        failure: why the model has no further scores, as a sentence; None where it has all.
+        may_pass: whether the reason may be gone when it is tried again.
+        failed_trial: id of the trial that holds the failure; None where the model has no id either.
+        seconds: how long it took.
+    """
+
+    scores: tuple[TaskScores, ...]
+    failure: str | None = None
+    may_pass: bool = False
+    failed_trial: str | None = None
+    seconds: float
+
+    def of(self, task: str) -> TaskScores:
+        """Return the scores on a task that has some."""
+        return next(one for one in self.scores if one.task == task)
 
 
 class Made(Frozen):

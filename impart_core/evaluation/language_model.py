@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from impart_core.base.errors import EvaluationError
+from impart_core.base.errors import EvaluationError, ModelError
 from impart_core.base.foreign import explained_failures
 from impart_core.evaluation.options import MeasureOptions
 
@@ -24,7 +24,8 @@ def open_model(folder: Path, device: str, options: MeasureOptions) -> Any:
         lm-eval's HFLM.
 
     Raises:
-        EvaluationError: the folder is missing or cannot be loaded, or has no chat template where one is to be used.
+        EvaluationError: the folder is missing.
+        ModelError: it cannot be loaded, or has no chat template where one is to be used.
     """
     from lm_eval.models.huggingface import HFLM
 
@@ -32,7 +33,7 @@ def open_model(folder: Path, device: str, options: MeasureOptions) -> Any:
         raise EvaluationError(f"There is no model folder at {folder}.")
     usual = {"dtype": "float32" if device == "cpu" else "auto", "softmax_dtype": "float32"}
     needed = "It needs config.json, safetensors weights and tokenizer files that the installed transformers can read."
-    with explained_failures(f"The model in {folder} cannot be loaded for evaluation", lambda: needed, EvaluationError):
+    with explained_failures(f"The model in {folder} cannot be loaded for evaluation", lambda: needed, ModelError):
         model = HFLM(
             pretrained=str(folder),
             device=device,
@@ -42,7 +43,7 @@ def open_model(folder: Path, device: str, options: MeasureOptions) -> Any:
             **{**usual, **options.model_args},
         )
     if options.apply_chat_template and not getattr(model.tokenizer, "chat_template", None):
-        raise EvaluationError(f"The tokenizer in {folder} has no chat template. Leave apply_chat_template out.")
+        raise ModelError(f"The tokenizer in {folder} has no chat template. Leave apply_chat_template out.")
     return model
 
 

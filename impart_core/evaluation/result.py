@@ -7,6 +7,7 @@ from pydantic import Field
 from impart_core.base.settings import Frozen
 
 Split = Literal["validation", "test"]
+Measure = Literal["metrics", "answer_loss"]  # the task's own metrics, or the loss of the right answers
 RunCode = Literal["never", "sandboxed", "unsandboxed"]  # what may become of code that a model writes
 
 
@@ -45,3 +46,24 @@ class Evaluation(Frozen):
     lm_eval_version: str
     seconds: float
     samples: dict[str, tuple[dict[str, Any], ...]] = Field(default_factory=dict, exclude=True)
+
+
+class ItemScores(Frozen):
+    """The scores of one model on a range of a task's items.
+
+    Attributes:
+        task: the task's name.
+        items: the range, by place in the task's order of items.
+        scores: for each metric that is a number of its own for each item, that number by item; a filter other than
+            lm-eval's default follows the metric's name after a comma.
+        higher_is_better: by metric, where the task says so.
+        tokens: for `answer_loss`, the number of tokens of each item's answer; else empty.
+        digests: of each item's content: see `item_digest`.
+    """
+
+    task: str
+    items: tuple[int, int]
+    scores: dict[str, tuple[float, ...]]
+    higher_is_better: dict[str, bool]
+    tokens: tuple[int, ...] = ()
+    digests: tuple[str, ...]

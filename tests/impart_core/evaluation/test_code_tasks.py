@@ -98,6 +98,13 @@ def test_the_metrics_are_those_that_lm_eval_finds_without_a_sandbox(folder: Path
 
 
 @needs_jail
+def test_items_are_scored_one_by_one_in_the_sandbox_too(folder: Path) -> None:
+    evaluator = Evaluator(tinyzoo.path("code"), options=options_of(folder), run_code="sandboxed")
+    scores = evaluator.measure_items("code_harmless", (0, 4), split="test").scores["passed"]
+    assert sorted(scores) == [0, 1, 1, 1]
+
+
+@needs_jail
 def test_what_the_model_runs_sees_nothing_of_this_process(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
