@@ -30,6 +30,7 @@ ROOMS = (
     "share",
     "apply",
     "merging",
+    "searching",
     "engine",
     "selftest",
 )
