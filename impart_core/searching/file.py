@@ -17,6 +17,7 @@ from impart_core.searching.space import Space
 from impart_core.searching.starts import NamedStart, Start, starting_values
 
 SamplerName = Literal["grid", "random", "qmc", "tpe", "gp", "cmaes", "nsga2", "nsga3"]
+LEAST_WARM = 10  # CMA-ES begins at the best tenth of what it is told
 _SPLITS = ("split", "splits", "test", "test_split", "validation")
 
 
@@ -30,7 +31,7 @@ class SamplerSettings(Frozen):
         startup: trials at random before `tpe` or `gp` learns from any; None: 10.
         population: candidates of a generation of `cmaes`, `nsga2` or `nsga3`; None: Optuna's own number.
         warm_start: of `cmaes`: so many trials of a cheaper search, on the first rung of items alone and spread evenly
-            over the space, tell it where to begin. 0: it begins in the middle.
+            over the space, tell it where to begin; at least 10. 0: it begins in the middle.
     """
 
     name: SamplerName = "tpe"
@@ -49,6 +50,8 @@ class SamplerSettings(Frozen):
         for option, names in takers.items():
             if getattr(self, option) and self.name not in names:
                 raise ConfigError(f"sampler.{option} has no effect on {self.name}; it is for {', '.join(names)}.")
+        if 0 < self.warm_start < LEAST_WARM:
+            raise ConfigError(f"sampler.warm_start is {self.warm_start}; it must be at least {LEAST_WARM}, or 0.")
         return self
 
 

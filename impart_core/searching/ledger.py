@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pydantic import ConfigDict
+
 from impart_core.base.settings import Frozen
 from impart_core.searching.space import Candidate
 
@@ -18,6 +20,8 @@ class Score(Frozen):
         bytes: what the candidate's model takes up in a store; None: nobody counted.
         seconds: how long it took to make the model and to score it.
     """
+
+    model_config = ConfigDict(allow_inf_nan=True)  # that it is not finite is said of the candidate; see `Ledger.ask`
 
     metrics: dict[str, tuple[float, ...]]
     bytes: int | None = None

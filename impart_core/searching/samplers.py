@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from impart_core.base.errors import ConfigError
-from impart_core.searching.file import SearchFile
+from impart_core.searching.file import LEAST_WARM, SearchFile
 from impart_core.searching.hole import AnyHole, Range
 from impart_core.searching.result import Trial
 
@@ -84,10 +84,11 @@ def sampler_of(file: SearchFile, source: Sequence[Trial]) -> "optuna.samplers.Ba
         case "gp":
             return samplers.GPSampler(n_startup_trials=startup, seed=seed)
         case "cmaes":
+            told = _frozen(file, source)
             return samplers.CmaEsSampler(
                 popsize=settings.population,
                 lr_adapt=True,
-                source_trials=_frozen(file, source) or None,
+                source_trials=told if len(told) >= LEAST_WARM else None,
                 warn_independent_sampling=False,
                 seed=seed,
             )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from impart_core.base.numerics import one_thread_per_kernel
 from impart_core.searching.file import SearchFile
 from impart_core.searching.result import Trial
 from impart_core.searching.samplers import coded, decoded, distributions_of, quiet, require_optuna, sampler_of
@@ -57,7 +58,7 @@ class Suggester:
     def ask(self, count: int) -> list[Suggestion]:
         """Return candidates that were not suggested before: so many, or fewer where no more are found."""
         suggestions: list[Suggestion] = []
-        with quiet():
+        with quiet(), one_thread_per_kernel():  # or what it suggests would depend on the number of cores
             while len(suggestions) < count and (one := self._next()) is not None:
                 suggestions.append(one)
         return suggestions
