@@ -32,7 +32,7 @@ def test_an_objective_is_the_sum_of_the_means_of_its_contributions(objective: ob
 def test_a_task_of_one_metric_need_not_name_it_and_one_of_several_must() -> None:
     alone = {"math": {"acc": np.ones(3)}}
     assert value_of(Objective(of="mean").contributions(alone, {"math": None})) == 1.0
-    with pytest.raises(ConfigError, match="several metrics: exact_match, answer_loss. Say which"):
+    with pytest.raises(ConfigError, match=r"several metrics: exact_match, answer_loss\. Say which"):
         Objective(of="math").contributions(VALUES, {"math": None})
     with pytest.raises(ConfigError, match="Did you mean 'exact_match'"):
         Objective(of="math").contributions(VALUES, {"math": "exact_mach"})
