@@ -97,6 +97,7 @@ class SearchReport(Frozen):
         study_name: the name of the study.
         record: what is kept of it.
         cached: whether the whole study was there.
+        sources: where its checkpoints lie.
         entry: its entry for the catalogue.
         seconds: how long it took.
     """
@@ -106,6 +107,7 @@ class SearchReport(Frozen):
     study_name: str | None
     record: StudyRecord
     cached: bool
+    sources: tuple[str, ...]
     entry: CatalogEntry = Field(exclude=True)
     seconds: float
 
@@ -219,6 +221,7 @@ def _search(
         study_name=study_name,
         record=record,
         cached=outcome.cached,
+        sources=tuple(one.location for one in (checked.template.base, *checked.template.experts.values())),
         entry=entry,
         seconds=round(watch.seconds, 3),
     )

@@ -67,6 +67,8 @@ class _Search:
         self._seconds = sum(trial.seconds for trial in warm) / file.parallel
 
     def run(self) -> Study:
+        total = self._file.budget.trials or self._file.space.size or 0
+        self._progress("search", 0, total, "")
         while (stopped := self._used_up()) is None:
             suggestions = self._suggester.ask(self._room())
             if not suggestions:
@@ -78,7 +80,6 @@ class _Search:
             best = self._best()
             for suggestion, trial in zip(suggestions, self._trials[first:], strict=True):
                 self._suggester.tell(suggestion, trial)
-            total = self._file.budget.trials or self._file.space.size or 0
             self._progress("search", len(self._trials), total, "" if best is None else self._said(best))
         return self._study(stopped)
 

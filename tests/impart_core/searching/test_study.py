@@ -172,5 +172,5 @@ def test_the_margin_is_over_the_default_candidate() -> None:
 def test_progress_is_told_after_each_batch() -> None:
     told: list[tuple[str, int, int, str]] = []
     run_study(search(parallel=8), Synthetic(), AVAILABLE, lambda *each: told.append(each))
-    assert [each[1:3] for each in told] == [(8, 20), (16, 20), (20, 20)]
-    assert all(each[0] == "search" and each[3].startswith("best ") for each in told)
+    assert [each[1:3] for each in told] == [(0, 20), (8, 20), (16, 20), (20, 20)]
+    assert all(each[0] == "search" and each[3].startswith("best ") for each in told[1:])
