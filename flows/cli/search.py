@@ -32,7 +32,7 @@ def search(request: SearchRequest, dry_run: DryRun = False, json: opt.JsonOption
 
     A search that was stopped goes on where it was, and no candidate is ever scored twice on the same items.
 
-    Example: impart search search.yaml --dry-run
+    Example: impart search run search.yaml --dry-run
     """
     checked = check_search(request)
     if dry_run:
@@ -128,9 +128,8 @@ def _tell(report: SearchReport) -> None:
 def _tell_record(record: StudyRecord) -> None:
     study, best = record.study, record.study.winner
     states = [trial.state for trial in study.trials]
-    say(
-        f"trials         {len(states)}: {states.count('pruned')} pruned, {states.count('failed')} failed; {study.stopped}"
-    )
+    pruned, failed = states.count("pruned"), states.count("failed")
+    say(f"trials         {len(states)}: {pruned} pruned, {failed} failed; {study.stopped}")
     if best is None or record.verdict is None:
         say("best           none: no trial is complete and keeps the constraints")
         return
