@@ -5,6 +5,7 @@ from io import BytesIO
 from typing import Any
 
 from impart_core.artifacts.study import StudyRecord
+from impart_core.base.units import human_bytes
 from impart_core.searching.result import Trial
 
 _COLOURS = {"complete": "C0", "pruned": "0.65", "failed": "C3"}
@@ -31,7 +32,9 @@ def draw_study(record: StudyRecord, form: str) -> bytes:
         _bars(axes[1, 0], record)
         _importance(axes[1, 1], record)
         study = record.study
-        figure.suptitle(f"{len(study.trials)} trials on {', '.join(record.file['tasks'])}: {study.stopped}")
+        figure.suptitle(
+            f"{record.file['sampler']['name']}, {len(study.trials)} trials on {', '.join(record.file['tasks'])}"
+        )
         figure.tight_layout()
         written = BytesIO()
         figure.savefig(written, format=form, dpi=120, metadata={"Date": None} if form == "svg" else {})
@@ -75,6 +78,7 @@ def _history(axes: Any, record: StudyRecord) -> None:
     for trial in trials:
         if trial.state == "failed":
             axes.axvline(trial.number, color=_COLOURS["failed"], linewidth=0.8, alpha=0.6)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     _labels(axes, "trial (red lines: failed)", f"{name} on validation items")
     axes.legend(frameon=False, fontsize=8)
 
@@ -90,6 +94,8 @@ def _against_bytes(axes: Any, record: StudyRecord) -> None:
     front = [trial for trial in front if trial.bytes is not None]
     label = "Pareto front" if len(record.study.objectives) > 1 else "best"
     axes.plot([one.bytes for one in front], [one.quantities[name] for one in front], "s-", color="C1", label=label)
+    axes.xaxis.set_major_formatter(lambda count, _: human_bytes(int(count)))
+    axes.tick_params(axis="x", labelsize=8)
     _labels(axes, "bytes", f"{name} on validation items")
     axes.legend(frameon=False, fontsize=8)
 

@@ -134,7 +134,12 @@ def _tell_record(record: StudyRecord) -> None:
         say("best           none: no trial is complete and keeps the constraints")
         return
     say(f"best           trial {best.number}: " + ", ".join(f"{name} {value}" for name, value in best.values.items()))
-    values = (f"{name} {measured((best.quantities[name], best.stderrs.get(name)))}" for name in study.objectives)
+    values = (
+        f"{name} {best.quantities[name]:,.0f}"
+        if name == "bytes"
+        else f"{name} {measured((best.quantities[name], best.stderrs.get(name)))}"
+        for name in study.objectives
+    )
     say(f"validation     {', '.join(values)}")
     if study.importance:
         say("importance     " + ", ".join(f"{name} {share:.2f}" for name, share in study.importance.items()))

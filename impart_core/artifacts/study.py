@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError
 
-from impart_core.base.canonical import canonical_json
 from impart_core.base.errors import ConfigError, CorruptArtifactError
 from impart_core.base.settings import Frozen
 from impart_core.evaluation.catalogue import task_fingerprint
@@ -23,8 +22,6 @@ from impart_core.store.store import Store
 
 STUDY_FILE = "study.json"
 VERSIONS = {"study": 1}
-# Of a search file what says nothing of what is tried: where the winner goes, and the bounds that end it are part.
-_NO_PART = ("name",)
 
 
 class Standing(Frozen):
@@ -119,14 +116,16 @@ class StudyContent(Content):
             raise CorruptArtifactError(f"{path} does not hold the study that its manifest tells of.")
 
 
-def study_recipe(file: SearchFile, inputs: Mapping[str, object]) -> Recipe:
+def study_recipe(file: SearchFile, template: Mapping[str, Any], inputs: Mapping[str, object]) -> Recipe:
     """Return what makes a study: the search, the tasks' definitions, and the checkpoints by content.
 
     Args:
         file: the search; the name of its winner is no part.
-        inputs: digests of the checkpoints that its template fills, by role.
+        template: its template without places.
+        inputs: ids of what lies at these places, by role.
     """
-    config = file.model_dump(mode="json", exclude={*_NO_PART, "measuring"})
+    config = file.model_dump(mode="json", exclude={"name", "measuring", "merge", "compress"})
+    config[file.kind] = dict(template)
     config["measuring"] = {**file.measuring.of_recipe(), "seed": file.measuring.seed}
     config["definitions"] = task_fingerprint(list(file.tasks), file.measuring)
     return Recipe(operation="search", version=VERSIONS["study"], config=config, inputs=dict(inputs))
@@ -145,7 +144,7 @@ def publish_study(
         winner=record.winner,
         metrics=record.verdict.test["winner"].metrics if record.verdict else {},
     )
-    text = canonical_json(record.model_dump(mode="json"))
+    text = record.model_dump_json().encode()  # objectives, parameters and models stay in their order
     files = {STUDY_FILE: lambda path: path.write_bytes(text)}
     return publish(store, recipe, content, files, watch, parents=tuple(parents), reuse=reuse)
 

@@ -179,8 +179,6 @@ class StoreLedger(Ledger):
     def _answer(self, question: Question, result: CandidateResult) -> Answer:
         if result.failure is not None:
             return Failure(why=result.failure, seconds=round(result.seconds, 3))
-        if result.delta is not None:
-            self._inputs[question.candidate.digest] = {"delta": result.delta}
         read = partial(self._read, question.candidate)
         return {task: patiently("read scores", partial(read, trials)) for task, trials in result.trials.items()}
 

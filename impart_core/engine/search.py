@@ -1,5 +1,6 @@
 """Searching: candidates tried on validation items, the best scored once on the test split and published."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,8 +15,9 @@ from impart_core.artifacts.study import (
     study_recipe,
     tally_of,
 )
+from impart_core.base.errors import ConfigError
 from impart_core.base.retry import patiently, recording
-from impart_core.base.settings import Frozen
+from impart_core.base.settings import Frozen, nearest
 from impart_core.checkpoint.spool import spooling
 from impart_core.engine.candidates import Measuring, StoreLedger
 from impart_core.engine.executor import Executor, Progress, ThreadExecutor
@@ -25,7 +27,7 @@ from impart_core.engine.templates import Template, open_template
 from impart_core.engine.verdict import Judge
 from impart_core.evaluation.catalogue import named_tasks
 from impart_core.evaluation.harness import check_items, check_request
-from impart_core.evaluation.items import check_validation_items, split_items
+from impart_core.evaluation.items import SplitItems, check_validation_items, split_items
 from impart_core.evaluation.result import Measure, RunCode
 from impart_core.searching.file import SearchFile
 from impart_core.searching.objective import BYTES, LOSS, Aims
@@ -127,6 +129,7 @@ def check_search(request: SearchRequest) -> CheckedSearch:
         file = SearchFile.model_validate(
             {**file.model_dump(exclude={"measuring"}), "tasks": members, "measuring": options}
         )
+    _check_metrics(file, found)
     available = min(one.count for one in found.values())
     rungs = file.rungs(available)
     if file.items is None:
@@ -136,12 +139,32 @@ def check_search(request: SearchRequest) -> CheckedSearch:
         for measure in measuring.measures:
             check_items(task, (0, rungs[-1][1]), "validation", measure, options, request.code)
     with ThreadExecutor(2) as executor:
-        template = open_template(file, executor)
+        template = open_template(file, Store(request.store), executor)
     run = Run(request.store, request.device)
     for values in starting_values(file.space, file.starts):
         template.check(file.space.fill(values).filled, run)
     test = {name: one.count for name, one in split_items(list(members), "test", options).items()}
     return CheckedSearch(file, template, measuring, available, test)
+
+
+def _check_metrics(aims: Aims, found: Mapping[str, SplitItems]) -> None:
+    """Check that tasks have the metrics that are asked for, and that these are better the way that is taken for it."""
+    for quantity in aims.quantities:
+        if quantity.of == BYTES:
+            continue
+        for task in [quantity.of] if quantity.of in aims.tasks else aims.tasks:
+            known = {LOSS: False, **found[task].higher_is_better}
+            metric = quantity.metric or aims.tasks[task] or ""
+            name = metric.partition(",")[0]
+            if name not in known:
+                listed = ", ".join(known)
+                raise ConfigError(f"The task {task} has no metric {metric!r}.{nearest(name, known)} It has: {listed}.")
+            if quantity.goal is None and known[name] == quantity.minimizes(aims.tasks):
+                goal = "maximize" if known[name] else "minimize"
+                raise ConfigError(
+                    f"Which way is better with {metric} of {task} is not known here. Write the objective as "
+                    f"{{of: {quantity.of}, metric: '{metric}', goal: {goal}}}, which is what the task says."
+                )
 
 
 def _measures(aims: Aims) -> tuple[Measure, ...]:
@@ -195,7 +218,7 @@ def _search(
 ) -> SearchReport:
     store, watch, trust, file = run.open_store(), run.watch(), request.trust, checked.file
     reuse = Reuse(trust.reread, trust.refresh_from is not None, trust.imported)
-    recipe = study_recipe(file, checked.template.checkpoints())
+    recipe = study_recipe(file, checked.template.settings, checked.template.contents)
 
     def make() -> Manifest:
         with StoreLedger(run, checked.template, checked.measuring, executor) as ledger:

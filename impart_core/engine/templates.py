@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from impart_core.artifacts.calibration_text import calibration_recipe
 from impart_core.artifacts.delta import DeltaContent, delta_recipe
 from impart_core.base.errors import ConfigError
 from impart_core.blocks.coding import calibration_of
 from impart_core.blocks.request import CompressConfig
-from impart_core.calibrate.text import CalibrationText
+from impart_core.calibrate.text import PUBLISHED, CalibrationText, check_text, read_tokens
 from impart_core.checkpoint.digest import checkpoint_id
 from impart_core.checkpoint.index import Checkpoint
 from impart_core.engine.compress import compress
@@ -18,6 +19,7 @@ from impart_core.engine.references import Run
 from impart_core.engine.requests import CompressRequest, absolute
 from impart_core.engine.stages import digest_checkpoint
 from impart_core.searching.file import SearchFile
+from impart_core.store.names import resolve
 from impart_core.store.store import Store
 
 _PLACES = ("base", "finetuned", "calibration")
@@ -53,14 +55,19 @@ class Template(Protocol):
     def experts(self) -> Mapping[str, Checkpoint]:
         """The fine-tunes that candidates are made of by their names, which the winner is held against."""
 
-    def checkpoints(self) -> dict[str, object]:
-        """Return what stands for its checkpoints in the recipe of a study, by role."""
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What is filled, without places: those are in no recipe."""
+
+    @property
+    def contents(self) -> dict[str, object]:
+        """What stands for the models and texts at these places in the recipe of a study, by role."""
 
     def check(self, filled: Mapping[str, Any], run: Run) -> None:
         """Raise an `ImpartError` where a candidate cannot be made, without making it."""
 
-    def inputs(self, filled: Mapping[str, Any]) -> dict[str, object] | None:
-        """Return what stands for a candidate's model in the recipe of a trial; None: it is not known before it is made.
+    def inputs(self, filled: Mapping[str, Any]) -> dict[str, object]:
+        """Return what stands for a candidate's model in the recipe of a trial, without making it.
 
         Raises:
             ImpartError: the candidate cannot be made.
@@ -85,35 +92,40 @@ class CompressTemplate:
         base: the base.
         finetuned: the fine-tune.
         label: what people call the fine-tune.
-        calibration: where calibration text comes from, if any is given.
+        settings: the template without places.
         digests: of the tensors of both.
+        calibration: where calibration text comes from, if any is given.
+        words: the id of its tokens.
     """
 
     base: Checkpoint
     finetuned: Checkpoint
     label: str
-    calibration: str | None
+    settings: Mapping[str, Any]
     digests: tuple[dict[str, str], dict[str, str]] = field(repr=False)
+    calibration: str | None = None
+    words: str | None = None
 
     @property
     def experts(self) -> dict[str, Checkpoint]:
         """The fine-tune."""
         return {self.label: self.finetuned}
 
-    def checkpoints(self) -> dict[str, object]:
-        """Return the ids of both by role."""
-        return {"base": checkpoint_id(self.digests[0]), "finetuned": checkpoint_id(self.digests[1])}
+    @property
+    def contents(self) -> dict[str, object]:
+        """The ids of both checkpoints and of the text."""
+        sides = {"base": checkpoint_id(self.digests[0]), "finetuned": checkpoint_id(self.digests[1])}
+        return {**sides, **({"calibration": self.words} if self.words else {})}
 
     def check(self, filled: Mapping[str, Any], run: Run) -> None:
         """Check a candidate's request."""
         check_compress(self._request(filled, run), (self.base, self.finetuned))
 
-    def inputs(self, filled: Mapping[str, Any]) -> dict[str, object] | None:
-        """Return the delta's id, where it does not depend on calibration text."""
+    def inputs(self, filled: Mapping[str, Any]) -> dict[str, object]:
+        """Return the delta's id."""
         config = _config(filled)
-        if calibration_of(config) != "none":
-            return None
-        return {"delta": delta_recipe(self.base, self.finetuned, config, self.digests).id}
+        words = self.words if calibration_of(config) != "none" else None
+        return {"delta": delta_recipe(self.base, self.finetuned, config, self.digests, words).id}
 
     def bytes_of(self, inputs: Mapping[str, object], store: Store) -> int | None:
         """Return the bytes of the delta's blocks and files."""
@@ -143,18 +155,18 @@ class CompressTemplate:
         )
 
 
-def open_template(file: SearchFile, executor: Executor) -> Template:
-    """Open the template of a search.
+def open_template(file: SearchFile, store: Store, executor: Executor) -> Template:
+    """Open the template of a search; nothing is written.
 
     Raises:
         ImpartError: it cannot be; the message says what to change.
     """
     if file.compress is not None:
-        return _compress_template(file.compress, executor)
+        return _compress_template(file.compress, store, executor)
     raise ConfigError("Templates of merges cannot be searched yet. Give compress: with holes in it.")
 
 
-def _compress_template(template: Mapping[str, Any], executor: Executor) -> CompressTemplate:
+def _compress_template(template: Mapping[str, Any], store: Store, executor: Executor) -> CompressTemplate:
     for name in ("base", "finetuned"):
         if name not in template:
             raise ConfigError(f"compress.{name} is required: a folder, a Hub id or a URL.")
@@ -163,8 +175,25 @@ def _compress_template(template: Mapping[str, Any], executor: Executor) -> Compr
             raise ConfigError(f"compress.{name} is {template[name]!r:.60}; it must be one place, and no hole.")
     base, finetuned = open_sides(absolute(template["base"]), absolute(template["finetuned"]))
     sides = [executor.submit(digest_checkpoint, side, False) for side in (base, finetuned)]
-    label = finetuned.location.rstrip("/").rpartition("/")[2]
-    return CompressTemplate(base, finetuned, label, template.get("calibration"), (sides[0].result(), sides[1].result()))
+    text = template.get("calibration")
+    return CompressTemplate(
+        base,
+        finetuned,
+        label=finetuned.location.rstrip("/").rpartition("/")[2],
+        settings={name: value for name, value in template.items() if name not in _PLACES},
+        digests=(sides[0].result(), sides[1].result()),
+        calibration=text,
+        words=_words(text, finetuned, store) if text else None,
+    )
+
+
+def _words(source: str, finetuned: Checkpoint, store: Store) -> str:
+    """Return the id of the tokens of a calibration text."""
+    if source.startswith(PUBLISHED):
+        return resolve(store, source.removeprefix(PUBLISHED))
+    text = CalibrationText(source=source)
+    check_text(text, finetuned)
+    return calibration_recipe(read_tokens(text, finetuned)).id
 
 
 def _config(filled: Mapping[str, Any]) -> CompressConfig:

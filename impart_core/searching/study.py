@@ -100,11 +100,11 @@ class _Search:
         """Return which part of the budget is used up, None where some is left of all."""
         budget = self._file.budget
         if budget.trials is not None and len(self._trials) >= budget.trials:
-            return f"{budget.trials} trials"
+            return f"{budget.trials} trials were tried"
         if budget.items is not None and self._items + self._rungs[0][1] * len(self._file.tasks) > budget.items:
-            return f"{self._items:,} of {budget.items:,} items"
+            return f"{self._items:,} of {budget.items:,} items were used"
         if budget.minutes is not None and self._seconds >= budget.minutes * 60:
-            return f"{budget.minutes:g} minutes of evaluation"
+            return f"{budget.minutes:g} minutes of evaluation were used"
         return None
 
     def _room(self) -> int:

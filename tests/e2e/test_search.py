@@ -1,23 +1,25 @@
 """`impart search`: a file is tried, the winner published, and what was found shown as text and as pictures."""
 
+import functools
 from pathlib import Path
 
 import pytest
 
 from impart_core import tinyzoo
 from tests.e2e.here import impart, printed, told
+from tests.impart_core.evaluation.own_tasks import SUMS, sums, write_task
 from tests.support import Environment, run_json
 
 pytestmark = pytest.mark.e2e
 
-FILE = f"""
+FILE = """
 name: math@best
 compress:
-  base: {tinyzoo.path("base")}
-  finetuned: {tinyzoo.path("math")}
+  base: BASE
+  finetuned: MATH
   cr: 16
-  method: {{choose: [impart, lowrank]}}
-tasks: {{tinyzoo_math: answer_loss}}
+  method: {choose: [impart, lowrank]}
+tasks: {TASK: answer_loss}
 objectives: [mean, bytes]
 sampler: grid
 parallel: 2
@@ -27,8 +29,12 @@ items: 6
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("search") / "search.yaml"
-    path.write_text(FILE)
+    """A search on a task with few items in each split."""
+    folder = tmp_path_factory.mktemp("search")
+    write_task(folder, {"validation": sums(range(10, 18)), "test": sums(range(30, 38))}, **SUMS)
+    places = {"BASE": tinyzoo.path("base"), "MATH": tinyzoo.path("math"), "TASK": folder / "my_sums.yaml"}
+    path = folder / "search.yaml"
+    path.write_text(functools.reduce(lambda text, name: text.replace(name, str(places[name])), places, FILE))
     return path
 
 
@@ -43,7 +49,7 @@ def store(file: Path, environment: Environment) -> Path:
 
 def test_a_dry_run_says_what_would_be_tried_and_makes_nothing(file: Path, tmp_path: Path) -> None:
     plan = told("search", "--dry-run", str(file), "--store", str(tmp_path / "store"))
-    assert (plan["candidates"], plan["items"], plan["test_items"]) == (2, [6], {"tinyzoo_math": 300})
+    assert (plan["candidates"], plan["items"], plan["test_items"]) == (2, [6], {"my_sums": 8})
     assert plan["objectives"] == {"mean": "minimize", "bytes": "minimize"}
     assert not list((tmp_path / "store").glob("artifacts/*"))
     shown = printed("search", str(file), "--dry-run", "--store", str(tmp_path / "store"))

@@ -19,6 +19,7 @@ from impart_core.store.gc import collect
 from impart_core.store.names import resolve
 from impart_core.store.store import Store
 from impart_core.store.verify import verify
+from tests.impart_core.evaluation.own_tasks import SUMS, sums, write_task
 
 pytestmark = pytest.mark.e2e
 
@@ -26,7 +27,16 @@ BASE, MATH = str(tinyzoo.path("base")), str(tinyzoo.path("math"))
 Measured = list[tuple[str, str, tuple[int, int]]]
 
 
-def settings(**own: Any) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A task with few items in each split."""
+    folder = tmp_path_factory.mktemp("task")
+    splits = {"train": sums(range(3)), "validation": sums(range(10, 26)), "test": sums(range(30, 40))}
+    write_task(folder, splits, **SUMS)
+    return folder / "my_sums.yaml"
+
+
+def settings(task: Path, **own: Any) -> dict[str, Any]:
     """Return a search over two methods and two seeds, by the loss of few answers, which takes no generation."""
     template = {
         "base": BASE,
@@ -37,7 +47,7 @@ def settings(**own: Any) -> dict[str, Any]:
     }
     usual = {
         "compress": template,
-        "tasks": {"tinyzoo_math": "answer_loss"},
+        "tasks": {str(task): "answer_loss"},
         "objectives": ["mean", "bytes"],
         "sampler": "grid",
         "parallel": 2,
@@ -61,10 +71,10 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Measured:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[SearchReport, Store]:
+def done(task: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[SearchReport, Store]:
     """An undisturbed search, and its store."""
     store = Store(tmp_path_factory.mktemp("searched") / "store")
-    return impart.search(settings(name="math@best"), store=store, device="cpu"), store
+    return impart.search(settings(task, name="math@best"), store=store, device="cpu"), store
 
 
 def test_all_is_kept_and_whole(done: tuple[SearchReport, Store]) -> None:
@@ -87,8 +97,8 @@ def test_the_winner_is_judged_on_the_test_split_beside_default_base_and_expert(
     assert verdict is not None
     assert list(verdict.test) == ["winner", "default", "base", "math"]
     assert list(verdict.margins) == ["default", "base", "math"]
-    assert {standing.items["tinyzoo_math"] for standing in verdict.test.values()} == {300}
-    losses = {name: standing.metrics["tinyzoo_math"]["answer_loss"] for name, standing in verdict.test.items()}
+    assert {standing.items["my_sums"] for standing in verdict.test.values()} == {10}
+    losses = {name: standing.metrics["my_sums"]["answer_loss"] for name, standing in verdict.test.items()}
     assert losses["math"][0] < losses["winner"][0] < losses["base"][0]
     assert all(error and error > 0 for _, error in losses.values())
     for name, margin in verdict.margins.items():
@@ -103,7 +113,7 @@ def test_upkeep_keeps_all_trials_of_a_named_study(done: tuple[SearchReport, Stor
 
 
 def test_a_search_killed_five_times_ends_as_an_undisturbed_one(
-    done: tuple[SearchReport, Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: Measured
+    done: tuple[SearchReport, Store], task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: Measured
 ) -> None:
     class Killed(BaseException):
         """The process dies."""
@@ -121,9 +131,9 @@ def test_a_search_killed_five_times_ends_as_an_undisturbed_one(
     for number in (1, 2, 2, 3, 4):
         calls, dies_at = 0, number
         with pytest.raises(Killed):
-            impart.search(settings(name="math@best"), store=tmp_path, device="cpu", workers=1)
+            impart.search(settings(task, name="math@best"), store=tmp_path, device="cpu", workers=1)
     dies_at = 0
-    last = impart.search(settings(name="math@best"), store=tmp_path, device="cpu", workers=1)
+    last = impart.search(settings(task, name="math@best"), store=tmp_path, device="cpu", workers=1)
     undisturbed = done[0].record
     assert without_times(last) == without_times(done[0])
     assert (last.record.winner, last.record.verdict) == (undisturbed.winner, undisturbed.verdict)
@@ -136,47 +146,56 @@ def without_times(report: SearchReport) -> list[dict[str, Any]]:
     return [trial.model_dump(exclude={"seconds"}) for trial in report.record.study.trials]
 
 
-def test_a_search_that_is_there_is_found_whole(done: tuple[SearchReport, Store], measured: Measured) -> None:
-    again = impart.search(settings(name="other"), store=done[1], device="cpu")
+def test_a_search_that_is_there_is_found_whole(
+    done: tuple[SearchReport, Store], task: Path, measured: Measured
+) -> None:
+    again = impart.search(settings(task, name="other"), store=done[1], device="cpu")
     assert (again.cached, again.id, measured) == (True, done[0].id, [])
     assert resolve(done[1], "other") == done[0].record.winner
 
 
 def test_a_search_that_shares_candidates_scores_the_others_only(
-    done: tuple[SearchReport, Store], measured: Measured
+    done: tuple[SearchReport, Store], task: Path, measured: Measured
 ) -> None:
-    template = {**settings()["compress"], "seed": {"range": [1, 2], "step": 1}, "method": "impart"}
-    report = impart.search(settings(compress=template), store=done[1], device="cpu")
+    template = {**settings(task)["compress"], "seed": {"range": [1, 2], "step": 1}, "method": "impart"}
+    report = impart.search(settings(task, compress=template), store=done[1], device="cpu")
     assert [items for split, _, items in measured if split == "validation"][:1] == [(0, 4)]
     assert sum(items == (0, 4) for split, _, items in measured if split == "validation") == 1  # seed 2
     assert report.record.tally["found"] >= 1
 
 
-def test_a_candidate_that_cannot_be_made_is_scored_as_failed(tmp_path: Path) -> None:
-    template = {**settings()["compress"], "method": "impart", "seed": 0, "cr": {"choose": [16, 1e6]}}
-    report = impart.search(settings(compress=template, starts=[]), store=tmp_path, device="cpu")
+def test_a_candidate_that_cannot_be_made_is_scored_as_failed(task: Path, tmp_path: Path) -> None:
+    template = {**settings(task)["compress"], "method": "impart", "seed": 0, "cr": {"choose": [16, 1e6]}}
+    report = impart.search(settings(task, compress=template, starts=[]), store=tmp_path, device="cpu")
     good, bad = report.record.study.trials
     assert (good.state, bad.state, report.record.study.best) == ("complete", "failed", 0)
     assert bad.why and "ratio" in bad.why
 
 
 @pytest.mark.parametrize(
-    ("own", "kind", "why"),
+    ("own", "template", "kind", "why"),
     [
-        ({"tasks": ["tinyzoo_maht"]}, UnknownNameError, "Did you mean 'tinyzoo_math'"),
-        ({"items": [4, 301]}, EvaluationError, "has 300 validation items, and 301 are asked for"),
-        ({"tasks": {"tinyzoo_math": "exact_mach"}}, ConfigError, "no metric 'exact_mach'"),
-        ({"name": "a/b"}, ConfigError, "cannot name an artifact"),
-        ({"compress": {**settings()["compress"], "base": {"choose": ["a", "b"]}}}, ConfigError, "no hole"),
-        ({"compress": {**settings()["compress"], "cr": 1e6}}, InfeasibleBudgetError, "ratio"),
-        ({"compress": {**settings()["compress"], "metod": "dare"}}, ConfigError, "Did you mean 'method'"),
-        ({"merge": {"models": {"choose": [1, 2]}}, "compress": None}, ConfigError, "cannot be searched yet"),
+        ({"tasks": ["tinyzoo_maht"]}, {}, UnknownNameError, "Did you mean 'tinyzoo_math'"),
+        ({"items": [4, 17]}, {}, EvaluationError, "has 16 validation items, and 17 are asked for"),
+        ({"tasks": {"tinyzoo_math": "exact_mach"}}, {}, ConfigError, "no metric 'exact_mach'"),
+        ({"name": "a/b"}, {}, ConfigError, "cannot name an artifact"),
+        ({}, {"base": {"choose": ["a", "b"]}}, ConfigError, "no hole"),
+        ({}, {"cr": 1e6}, InfeasibleBudgetError, "ratio"),
+        ({}, {"metod": "dare"}, ConfigError, "Did you mean 'method'"),
+        ({"merge": {"models": {"choose": [1, 2]}}, "compress": None}, {}, ConfigError, "cannot be searched yet"),
     ],
 )
 def test_what_is_wrong_is_said_before_any_work(
-    own: dict[str, Any], kind: type[Exception], why: str, tmp_path: Path, measured: Measured
+    own: dict[str, Any],
+    template: dict[str, Any],
+    kind: type[Exception],
+    why: str,
+    task: Path,
+    tmp_path: Path,
+    measured: Measured,
 ) -> None:
+    compress = {**settings(task)["compress"], **template}
     with pytest.raises(kind, match=why):
-        impart.search(settings(**own), store=tmp_path / "store", device="cpu")
+        impart.search(settings(task, **{"compress": compress, **own}), store=tmp_path / "store", device="cpu")
     assert measured == []
     assert scan(Store(tmp_path / "store")) == {}

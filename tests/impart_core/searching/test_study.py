@@ -130,10 +130,10 @@ def test_bounds_that_none_keeps_leave_no_winner() -> None:
 @pytest.mark.parametrize(
     ("budget", "parallel", "trials", "stopped"),
     [
-        ({"trials": 7}, 3, 7, "7 trials"),
-        ({"items": 810}, 3, 10, "800 of 810 items"),
-        ({"minutes": 0.1}, 1, 6, "0.1 minutes of evaluation"),  # each takes a second, as the ledger has it
-        ({"minutes": 0.1}, 3, 18, "0.1 minutes of evaluation"),
+        ({"trials": 7}, 3, 7, "7 trials were tried"),
+        ({"items": 810}, 3, 10, "800 of 810 items were used"),
+        ({"minutes": 0.1}, 1, 6, "0.1 minutes of evaluation were used"),  # each takes a second, as the ledger has it
+        ({"minutes": 0.1}, 3, 18, "0.1 minutes of evaluation were used"),
     ],
 )
 def test_a_budget_ends_a_search(budget: dict[str, float], parallel: int, trials: int, stopped: str) -> None:
