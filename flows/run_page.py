@@ -58,11 +58,11 @@ def show_merge(report: MergeReport) -> None:
     ]
     kept = [*report.sparsified, *([report.delta] if report.delta else [])]
     rows = [[one.artifact, _ratio(one.cr_projection), f"{one.bytes:,}"] for one in kept]
-    parts = [f"# {name}", f"[{place}]({place})", _table(["", ""], facts)]
-    parts += ["## Models", _table(["model"], [[without_secrets(model)] for model in report.models])]
+    parts = [f"# {name}", f"[{place}]({place})", markdown_table(["", ""], facts)]
+    parts += ["## Models", markdown_table(["model"], [[without_secrets(model)] for model in report.models])]
     if rows:
-        parts += ["## Deltas", _table(["artifact", "cr_projection", "bytes"], rows)]
-    with _never_failing():
+        parts += ["## Deltas", markdown_table(["artifact", "cr_projection", "bytes"], rows)]
+    with never_failing():
         create_markdown_artifact("\n\n".join(parts), page_key("merge", name), f"The merge {name}, as of this run.")
         create_link_artifact(place, f"merge {name}", page_key("place", name), f"Where the merge {name} is recorded.")
 

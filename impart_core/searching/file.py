@@ -6,11 +6,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
 from impart_core.base.errors import ConfigError, unknown_name
-from impart_core.base.settings import Frozen, nearest
+from impart_core.base.settings import Frozen
+from impart_core.base.yaml_text import read_yaml
 from impart_core.evaluation.options import MeasureOptions
 from impart_core.searching.objective import Aims
 from impart_core.searching.space import Space
@@ -101,14 +101,14 @@ class SearchFile(Aims):
     measuring: MeasureOptions = MeasureOptions()
 
     @classmethod
-    def unknown_key(cls, path: tuple[str, ...], values: Mapping[str, Any]) -> str:  # noqa: ARG003 - its base's
+    def unknown_key(cls, path: tuple[str, ...], values: Mapping[str, Any]) -> str:
         """Say of a split that there is none to choose, and of all else what `Frozen` does."""
         if path[-1] in _SPLITS:
             return (
                 f"A search has no setting {'.'.join(path)!r}: it uses validation items only, and scores the winner "
                 "once on the test split. Leave it out."
             )
-        return f"Unknown setting {'.'.join(path)!r}." + nearest(path[-1], _fields_at(cls, path[:-1]))
+        return super().unknown_key(path, values)
 
     @field_validator("starts", mode="before")
     @classmethod
@@ -183,13 +183,14 @@ def read_search_file(place: str | Path) -> SearchFile:
     """
     path = Path(place).expanduser()
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ConfigError(f"The search file {path} cannot be read: {why}.") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"The search file {path} is no YAML: {' '.join(str(error).split())}.") from error
-    return parse_search(content)
+    documents = read_yaml(text, str(path))
+    if len(documents) != 1:
+        raise ConfigError(f"{path} holds {len(documents)} documents. A search file has one, of settings with names.")
+    return parse_search(documents[0])
 
 
 def parse_search(content: Any) -> SearchFile:
@@ -201,13 +202,3 @@ def parse_search(content: Any) -> SearchFile:
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ConfigError("A search file holds settings with names: merge: or compress:, tasks:, budget: and so on.")
     return SearchFile(**content)
-
-
-def _fields_at(model: type[Frozen], path: tuple[str, ...]) -> Mapping[str, Any]:
-    """Return the settings of the model at a path inside of another one."""
-    for part in path:
-        inner = model.model_fields[part].annotation if part in model.model_fields else None
-        if not (isinstance(inner, type) and issubclass(inner, Frozen)):
-            return {}
-        model = inner
-    return model.model_fields

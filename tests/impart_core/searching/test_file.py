@@ -36,7 +36,14 @@ def test_a_file_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "why"), [("a: [", "is no YAML"), ("- a", "settings with names"), ("", "settings with names")]
+    ("text", "why"),
+    [
+        ("a: [", "is no YAML"),
+        ("- a", "settings with names"),
+        ("", "0 documents"),
+        ("a: 1\n---\nb: 2", "2 documents"),
+        ("a: 1\na: 2", "'a' is given twice"),
+    ],
 )
 def test_what_is_no_search_file_is_refused(tmp_path: Path, text: str, why: str) -> None:
     path = tmp_path / "search.yaml"
