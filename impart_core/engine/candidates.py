@@ -1,6 +1,7 @@
 """Candidates of a search scored, each in a stage of its own, and the store as the ledger of their scores."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any, Self
@@ -93,14 +94,15 @@ def try_candidate(job: CandidateJob) -> CandidateResult:
         ImpartError: for a reason that is not the candidate's: a store, a network, a device.
     """
     watch = job.run.watch()
-    try:
-        model = job.template.model_of(job.filled, job.run)
-    except Exception as error:
-        if isinstance(error, _OF_THE_CANDIDATE) or is_out_of_device_memory(error):
-            return CandidateResult(failure=str(error) or type(error).__name__, seconds=watch.seconds)
-        raise
-    made = {one.name: getattr(model, one.name) for one in fields(model)}
-    return score(TrialJob(job.run, job.label, job.tasks, job.items, split=job.split, **made), job.measuring)
+    with ExitStack() as stack:
+        try:
+            model = stack.enter_context(job.template.model_of(job.filled, job.run))
+        except Exception as error:
+            if isinstance(error, _OF_THE_CANDIDATE) or is_out_of_device_memory(error):
+                return CandidateResult(failure=str(error) or type(error).__name__, seconds=watch.seconds)
+            raise
+        made = {one.name: getattr(model, one.name) for one in fields(model)}
+        return score(TrialJob(job.run, job.label, job.tasks, job.items, split=job.split, **made), job.measuring)
 
 
 def score(job: TrialJob, how: Measuring) -> CandidateResult:

@@ -266,7 +266,8 @@ def _publish_names(checked: CheckedSearch, record: StudyRecord, study: str, run:
         return None
     if record.winner and record.study.winner:
         if store.lookup(record.winner) is None:  # cleaned up since
-            checked.template.model_of(checked.file.space.fill(record.study.winner.values).filled, run)
+            with checked.template.model_of(checked.file.space.fill(record.study.winner.values).filled, run):
+                pass
         patiently("name the winner", lambda: set_ref(store, name, record.winner or "", why="search"))
     front, at, label = name.partition("@")
     study_name = f"{front}.study{at}{label}"

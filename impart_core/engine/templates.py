@@ -1,6 +1,7 @@
 """Templates of a search as models: each candidate is made into one that can be scored, and known before it is made."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -76,8 +77,8 @@ class Template(Protocol):
     def bytes_of(self, inputs: Mapping[str, object], store: Store) -> int | None:
         """Return how many bytes a candidate takes up in the store; None: it is not there."""
 
-    def model_of(self, filled: Mapping[str, Any], run: Run) -> Model:
-        """Make a candidate's model, or find it in the store.
+    def model_of(self, filled: Mapping[str, Any], run: Run) -> AbstractContextManager[Model]:
+        """Give a candidate's model, made or found in the store, to be scored inside the block.
 
         Raises:
             ImpartError: it cannot be made.
@@ -132,13 +133,14 @@ class CompressTemplate:
         manifest = store.lookup(str(inputs["delta"]))
         return manifest.content.data_bytes if manifest and isinstance(manifest.content, DeltaContent) else None
 
-    def model_of(self, filled: Mapping[str, Any], run: Run) -> Model:
+    @contextmanager
+    def model_of(self, filled: Mapping[str, Any], run: Run) -> Iterator[Model]:
         """Compress the fine-tune, or find its delta in the store."""
         request = self._request(filled, run)
         checked = check_compress(request, (self.base, self.finetuned))
         with ThreadExecutor(1) as executor:
             delta = compress(request, executor, checked=checked, run_id=run.id).report.artifact
-        return Model(delta=delta, base=self.base)
+        yield Model(delta=delta, base=self.base)
 
     def _request(self, filled: Mapping[str, Any], run: Run) -> CompressRequest:
         config = _config(filled)

@@ -39,10 +39,11 @@ def test_the_id_that_is_foretold_is_that_of_the_delta(template: dict[str, Any], 
     filled = file.space.fill(file.space.defaults).filled
     inputs = opened.inputs(filled)
     assert opened.bytes_of(inputs, store) is None
-    model = opened.model_of(filled, run)
-    assert inputs == {"delta": model.delta}
+    with opened.model_of(filled, run) as model:
+        assert inputs == {"delta": model.delta}
     assert (opened.bytes_of(inputs, store) or 0) > 10_000
-    assert opened.model_of(filled, run) == model
+    with opened.model_of(filled, run) as again:
+        assert again == model
 
 
 def test_models_at_other_places_are_the_same(tmp_path: Path) -> None:
