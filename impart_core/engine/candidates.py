@@ -16,7 +16,7 @@ from impart_core.base.errors import (
     TensorValueError,
     UnknownNameError,
 )
-from impart_core.base.numerics import is_out_of_device_memory
+from impart_core.base.numerics import is_out_of_device_memory, one_thread_per_kernel
 from impart_core.base.retry import NETWORK, patiently
 from impart_core.base.settings import Frozen
 from impart_core.engine.executor import Executor, stage
@@ -106,11 +106,15 @@ def try_candidate(job: CandidateJob) -> CandidateResult:
 
 
 def score(job: TrialJob, how: Measuring) -> CandidateResult:
-    """Score a model by all measures of a search."""
+    """Score a model by all measures of a search, on one core where that is a CPU.
+
+    With more, the last bits of a score would depend on how many candidates are worked on beside it.
+    """
     trials: dict[str, dict[str, tuple[str, ...]]] = {task: {} for task in job.tasks}
     seconds = 0.0
     for measure in how.measures:
-        result = score_model(replace(job, measure=measure, measuring=how.options, code=how.code))
+        with one_thread_per_kernel():
+            result = score_model(replace(job, measure=measure, measuring=how.options, code=how.code))
         seconds += result.seconds
         if result.failure is not None:
             return CandidateResult(failure=result.failure, delta=job.delta, seconds=seconds)
