@@ -28,6 +28,7 @@ from impart_core.engine.verdict import Judge
 from impart_core.evaluation.catalogue import named_tasks
 from impart_core.evaluation.harness import check_items, check_request
 from impart_core.evaluation.items import SplitItems, check_validation_items, split_items
+from impart_core.evaluation.language_model import hush
 from impart_core.evaluation.result import Measure, RunCode
 from impart_core.searching.file import SearchFile
 from impart_core.searching.objective import BYTES, LOSS, Aims
@@ -116,6 +117,7 @@ class SearchReport(Frozen):
 
 def check_search(request: SearchRequest) -> CheckedSearch:
     """Check a request without making or scoring anything; raise an `ImpartError` that says what to change."""
+    hush()  # loading tasks shows bars
     file = request.file
     if file.name is not None:
         require_ref_name(file.name)
