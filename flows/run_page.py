@@ -37,7 +37,7 @@ def show_compression(report: CompressReport, blocks: Sequence[Pointer], made: Co
     """
     name = report.name or report.artifact[:_SHORT]
     place = f"{public_url(report.store)}/artifacts/{report.artifact}"
-    with _never_failing():
+    with never_failing():
         create_markdown_artifact(
             _compression_text(report, blocks, made, place),
             page_key("delta", name),
@@ -58,11 +58,11 @@ def show_merge(report: MergeReport) -> None:
     ]
     kept = [*report.sparsified, *([report.delta] if report.delta else [])]
     rows = [[one.artifact, _ratio(one.cr_projection), f"{one.bytes:,}"] for one in kept]
-    parts = [f"# {name}", f"[{place}]({place})", _table(["", ""], facts)]
-    parts += ["## Models", _table(["model"], [[without_secrets(model)] for model in report.models])]
+    parts = [f"# {name}", f"[{place}]({place})", markdown_table(["", ""], facts)]
+    parts += ["## Models", markdown_table(["model"], [[without_secrets(model)] for model in report.models])]
     if rows:
-        parts += ["## Deltas", _table(["artifact", "cr_projection", "bytes"], rows)]
-    with _never_failing():
+        parts += ["## Deltas", markdown_table(["artifact", "cr_projection", "bytes"], rows)]
+    with never_failing():
         create_markdown_artifact("\n\n".join(parts), page_key("merge", name), f"The merge {name}, as of this run.")
         create_link_artifact(place, f"merge {name}", page_key("place", name), f"Where the merge {name} is recorded.")
 
@@ -89,7 +89,7 @@ def show_evaluation(label: str, results: Sequence[EvaluationResult], how: Mappin
         for task, metrics in result.metrics.items()
         for metric, (value, error) in metrics.items()
     ]
-    with _never_failing():
+    with never_failing():
         create_table_artifact(rows, page_key("evaluation", label), f"What was measured of {label}{told}.")
 
 
@@ -101,9 +101,9 @@ def _compression_text(report: CompressReport, blocks: Sequence[Pointer], made: C
     parts = [
         title,
         f"[{place}]({place})",
-        _table(["", ""], facts),
+        markdown_table(["", ""], facts),
         "## Blocks",
-        _table(["block", "artifact", "bytes", "this run"], rows),
+        markdown_table(["block", "artifact", "bytes", "this run"], rows),
     ]
     return "\n\n".join(parts)
 
@@ -121,13 +121,14 @@ def _text(value: object) -> str:
     return "—" if value is None else " ".join(str(value).split())
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
 @contextmanager
-def _never_failing() -> Iterator[None]:
+def never_failing() -> Iterator[None]:
     """Turn whatever Prefect's server raises into a warning: the artifact itself is published."""
     try:
         yield

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         quantize,
         reconstruct,
     )
+    from impart_core.engine.library_search import search
     from impart_core.evaluation.options import MeasureOptions
     from impart_core.methods.base import METHODS, Coding, Projection
     from impart_core.store.store import Store
@@ -34,6 +35,7 @@ _HOMES = {
     "ImpartError": "impart_core.base.errors",
     "MeasureOptions": "impart_core.evaluation.options",
     "Store": "impart_core.store.store",
+    "search": "impart_core.engine.library_search",
 }
 __all__ = [
     "METHODS",
@@ -52,6 +54,7 @@ __all__ = [
     "open_delta",
     "quantize",
     "reconstruct",
+    "search",
 ]
 
 

@@ -24,6 +24,7 @@ ROOMS = (
     "calibrate",
     "blocks",
     "evaluation",
+    "searching",
     "store",
     "artifacts",
     "lineage",

@@ -107,6 +107,12 @@ def read_pairs(typed: str | None) -> dict[str, Any]:
     return read_options([pair for pair in (typed or "").split(",") if pair])
 
 
+def _read_search(path: Path) -> Any:
+    from impart_core.searching.file import read_search_file
+
+    return read_search_file(path)
+
+
 # Fields that are typed otherwise than their models have them: type on the command line, and what makes a value of it.
 _READERS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
     "options": (list[str] | None, read_options),
@@ -118,6 +124,7 @@ _READERS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
     **dict.fromkeys(("metadata", "gen_kwargs", "model_args"), (str | None, read_pairs)),
     "out": (Path, lambda folder: folder and folder.absolute()),
     "stages": (Path, read_merge_file),
+    "file": (Path, _read_search),
 }
 
 

@@ -24,6 +24,7 @@ FLAGS: dict[str, Any] = {
     "stages": typer.Argument(metavar="FILE", help="The merge file (YAML)."),
     "ref": typer.Argument(help=ARTIFACT),
     "refs": typer.Argument(metavar="REF", help="Artifacts: names, ids, or the beginnings of ids."),
+    "file": typer.Argument(help="The search file (YAML)."),
     "model": typer.Argument(help="A model: folder, Hub id or URL; or a delta, by name or id."),
     "tasks": typer.Option(help="lm-eval tasks or YAML files, with commas; built in: tinyzoo_math, _code, _chat."),
     "split": typer.Option(help="validation or test."),

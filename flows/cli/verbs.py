@@ -30,6 +30,7 @@ VERBS: dict[str, dict[str, Verb]] = {
         "reconstruct": Verb("reconstruct", "reconstruct", "Rebuild a checkpoint from its base and a delta.", "Make"),
         "evaluate": Verb("evaluate", "evaluate", "Measure a model, or a delta beside its base, on tasks.", "Make"),
         "merge": Verb("merge", "merge", "Merge models as a file says: mergekit's YAML, and more.", "Make"),
+        "search": Verb("", "", "Find the best compression on validation items; show what was found.", "Make"),
         "ls": Verb("stored", "list_artifacts", "List the deltas and evaluations in a store.", "Look"),
         "inspect": Verb("contents", "inspect", "Show what an artifact holds: blocks, bytes, ratios.", "Look"),
         "lineage": Verb("lineage", "lineage", "Show what an artifact was made from, and what from it.", "Look"),
@@ -49,11 +50,16 @@ VERBS: dict[str, dict[str, Verb]] = {
         "selftest": Verb("selftest", "check_device", "Check a GPU against the CPU, and time both.", "Try"),
         "tinyzoo": Verb("", "", "A small real model zoo: one base, three fine-tunes (math, code, chat).", "Try"),
     },
+    "search": {
+        "run": Verb("search", "search", "Run a search file; `impart search FILE` is the same."),
+        "show": Verb("search", "show", "Show what a search found, as text or as a picture."),
+    },
     "tinyzoo": {
         "path": Verb("tinyzoo", "path", "Print the folder of one of the zoo's models."),
         "build": Verb("tinyzoo_build", "build", "Make the zoo in a folder: a copy, or trained anew."),
     },
 }
+DEFAULTS = {"search": "run"}  # of a group the verb that is meant where none is named
 
 
 class LazyGroup(TyperGroup):
@@ -65,6 +71,13 @@ class LazyGroup(TyperGroup):
         for name, verb in VERBS[str(self.name)].items():
             about: dict[str, Any] = {"name": name, "help": verb.help, "rich_markup_mode": None}
             self.add_command(LazyGroup(**about, no_args_is_help=True) if name in VERBS else TyperCommand(**about))
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take arguments; those that name no verb are the default verb's, where the group has one."""
+        default = DEFAULTS.get(str(self.name))
+        if default and args and args[0] not in (*VERBS[str(self.name)], "--help"):
+            args = [default, *args]
+        return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """Find the verb that was typed, with its module imported."""

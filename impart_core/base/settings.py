@@ -27,8 +27,7 @@ class Frozen(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            sentences = [_sentence(dict(found), type(self), values) for found in error.errors()]
-            raise ConfigError(" ".join(sentences)) from None
+            raise ConfigError(" ".join(sentences(error, type(self), values))) from None
 
     # Pydantic reads JSON and nested models without the above, as without this mark it would not: what is wrong there
     # stays a ValidationError, which says where it stands.
@@ -74,6 +73,11 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield annotation
     for part in get_args(annotation):
         yield from _models_in(part)
+
+
+def sentences(error: ValidationError, model: type[Frozen], values: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each thing that is wrong with the values that a settings model was to be made from."""
+    return [_sentence(dict(found), model, values) for found in error.errors()]
 
 
 def _sentence(found: dict[str, Any], model: type[Frozen], values: Mapping[str, Any]) -> str:

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, field_validator, model_serializer, model_validator
 
 from impart_core.base.errors import ConfigError
 from impart_core.base.settings import Frozen
+from impart_core.base.yaml_text import read_yaml
 from impart_core.blocks.request import CompressConfig
 from impart_core.merging.values import Setting, parse_setting
 
@@ -266,10 +266,7 @@ def read_merge_file(path: Path) -> tuple[MergeFile, ...]:
 
 def parse_merge(text: str, called: str = "the merge file") -> tuple[MergeFile, ...]:
     """Return the stages of a merge file's text; errors as in `read_merge_file`."""
-    try:
-        documents = [document for document in yaml.load_all(text, _Loader) if document is not None]
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{called} is no YAML: {error}") from error
+    documents = read_yaml(text, called)
     if not documents:
         raise ConfigError(f"{called} is empty. It holds at least merge_method and models.")
     return tuple(merge_of(document, called) for document in documents)
@@ -283,24 +280,3 @@ def merge_of(document: Any, called: str = "the merge") -> MergeFile:
         return MergeFile(**{str(key): value for key, value in document.items()})
     except ConfigError as error:
         raise ConfigError(f"{called}: {error}") from None
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML without keys that are given twice, of which the first would be lost in silence."""
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    loader.flatten_mapping(node)
-    pairs = [
-        (loader.construct_object(key, deep=True), loader.construct_object(value, deep=True))
-        for key, value in node.value
-    ]
-    found: dict[Any, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", node.start_mark)
-        found[key] = value
-    return found
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)

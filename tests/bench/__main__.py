@@ -10,6 +10,7 @@ from tests.bench.codec import measure_codec
 from tests.bench.decomposition import measure_decomposition
 from tests.bench.pipeline import measure_pipeline
 from tests.bench.quantize import measure_quantize
+from tests.bench.search import measure_search
 from tests.bench.store import measure_store
 
 BENCHMARKS = {
@@ -19,6 +20,7 @@ BENCHMARKS = {
     "calibrated": measure_calibrated,
     "pipeline": measure_pipeline,
     "store": measure_store,
+    "search": measure_search,
 }
 TARGETS = {
     "svd_speedup": "≥ 5",
@@ -34,6 +36,8 @@ TARGETS = {
     "lineage_seconds": "≤ 10",
     "gc_seconds": "≤ 20",
     "requests_deviation": "≤ 0.02",
+    "search_overhead_tpe": "≤ 0.05",
+    "search_overhead_gp": "≤ 0.05",
     "peak_8_over_2_blocks": "≤ 1.2",
 }
 

@@ -64,6 +64,8 @@ NAMES: dict[tuple[str, str], list[str]] = {
     ("impart", "plan"): ["--cr", "--workers", "--embeddings", "--factors-for", "--option", "impart methods"],
     ("impart", "demo"): ["--out", "--limit", "--device", "--store"],
     ("impart", "selftest"): ["--device", "--size", "--quick", "Exit code 1"],
+    ("search", "run"): ["--dry-run", "--store", "--workers", "--run-code", "--verify-cache", "winner"],
+    ("search", "show"): ["--out", "Pareto", "--store"],
     ("tinyzoo", "build"): ["--out", "--train", "--seed"],
     ("tinyzoo", "path"): ["base, math, code or chat"],
 }

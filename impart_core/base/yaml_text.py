@@ -1,0 +1,44 @@
+"""YAML as people write it: several documents in a file, and no key twice."""
+
+from typing import Any
+
+import yaml
+
+from impart_core.base.errors import ConfigError
+
+
+def read_yaml(text: str, called: str) -> list[Any]:
+    """Return the documents of a YAML text that are not empty.
+
+    Args:
+        text: the text.
+        called: what its file is called in errors.
+
+    Raises:
+        ConfigError: it is no YAML, or a key is given twice.
+    """
+    try:
+        return [document for document in yaml.load_all(text, _Loader) if document is not None]
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"{called} is no YAML: {error}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without keys that are given twice, of which the first would be lost in silence."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    loader.flatten_mapping(node)
+    pairs = [
+        (loader.construct_object(key, deep=True), loader.construct_object(value, deep=True))
+        for key, value in node.value
+    ]
+    found: dict[Any, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", node.start_mark)
+        found[key] = value
+    return found
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)

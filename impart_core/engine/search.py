@@ -1,0 +1,277 @@
+"""Searching: candidates tried on validation items, the best scored once on the test split and published."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from pydantic import Field
+
+from impart_core.artifacts.study import (
+    StudyContent,
+    StudyRecord,
+    Verdict,
+    publish_study,
+    read_study,
+    study_recipe,
+    tally_of,
+)
+from impart_core.base.errors import ConfigError
+from impart_core.base.retry import patiently, recording
+from impart_core.base.settings import Frozen, nearest
+from impart_core.checkpoint.spool import spooling
+from impart_core.engine.candidates import Measuring, StoreLedger
+from impart_core.engine.executor import Executor, Progress, ThreadExecutor
+from impart_core.engine.references import Run
+from impart_core.engine.requests import Trust
+from impart_core.engine.templates import Template, open_template
+from impart_core.engine.verdict import Judge
+from impart_core.evaluation.catalogue import named_tasks
+from impart_core.evaluation.harness import check_items, check_request
+from impart_core.evaluation.items import SplitItems, check_validation_items, split_items
+from impart_core.evaluation.language_model import hush
+from impart_core.evaluation.result import Measure, RunCode
+from impart_core.searching.file import SearchFile
+from impart_core.searching.objective import BYTES, LOSS, Aims
+from impart_core.searching.result import Study
+from impart_core.searching.starts import starting_values
+from impart_core.searching.study import run_study
+from impart_core.store.catalog import CatalogEntry, entry_of, note
+from impart_core.store.manifest import Manifest
+from impart_core.store.names import require_ref_name, set_ref
+from impart_core.store.pins import pin
+from impart_core.store.publish import Reuse, made_or_found
+from impart_core.store.store import Store, default_store_url
+
+
+class SearchRequest(Frozen):
+    """A search to run.
+
+    Attributes:
+        file: the search.
+        store: the store's URL.
+        device: where models are made and run.
+        workers: candidates worked on at once; None: as many as the file has in parallel.
+        run_code: whether tasks may run code that models write, in a sandbox.
+        run_code_without_sandbox: whether they may without one.
+        trust: how far what is there already is trusted.
+    """
+
+    file: SearchFile
+    store: str = Field(default_factory=default_store_url)
+    device: str = "auto"
+    workers: int | None = Field(default=None, ge=1)
+    run_code: bool = False
+    run_code_without_sandbox: bool = False
+    trust: Trust = Trust()
+
+    @property
+    def code(self) -> RunCode:
+        """What the two flags come to."""
+        if self.run_code_without_sandbox:
+            return "unsandboxed"
+        return "sandboxed" if self.run_code else "never"
+
+
+@dataclass(frozen=True)
+class CheckedSearch:
+    """A search that can be carried out.
+
+    Attributes:
+        file: the search, with tasks by their names, groups replaced by their members, and a metric for each.
+        template: its template, with its checkpoints opened.
+        measuring: how candidates are scored.
+        available: number of validation items of the task with the fewest.
+        test: number of test items of each task.
+    """
+
+    file: SearchFile
+    template: Template
+    measuring: Measuring
+    available: int
+    test: dict[str, int]
+
+
+class SearchReport(Frozen):
+    """What a search found: the id of its study, the names that were given, and all that is kept of it.
+
+    Attributes:
+        id: id of the study's artifact.
+        name: the name that the winner was published under.
+        study_name: the name of the study.
+        record: what is kept of it.
+        cached: whether the whole study was there.
+        sources: where its checkpoints lie.
+        entry: its entry for the catalogue.
+        seconds: how long it took.
+    """
+
+    id: str
+    name: str | None
+    study_name: str | None
+    record: StudyRecord
+    cached: bool
+    sources: tuple[str, ...]
+    entry: CatalogEntry = Field(exclude=True)
+    seconds: float
+
+
+def check_search(request: SearchRequest) -> CheckedSearch:
+    """Check a request without making or scoring anything; raise an `ImpartError` that says what to change."""
+    hush()  # loading tasks shows bars
+    file = request.file
+    if file.name is not None:
+        require_ref_name(file.name)
+    Store(request.store).require_writable()
+    names, options = named_tasks(list(file.tasks), file.measuring)
+    check_request(names, None, options, request.code)
+    metrics = dict(zip(names, file.tasks.values(), strict=True))
+    found = check_validation_items(names, file.items[-1] if file.items else 1, options)
+    members = {name: metrics.get(name) or next(iter(one.higher_is_better), None) for name, one in found.items()}
+    if list(members) != list(file.tasks) or members != file.tasks or options != file.measuring:
+        file = SearchFile.model_validate(
+            {**file.model_dump(exclude={"measuring"}), "tasks": members, "measuring": options}
+        )
+    _check_metrics(file, found)
+    available = min(one.count for one in found.values())
+    rungs = file.rungs(available)
+    if file.items is None:
+        check_validation_items(list(members), available, options)
+    measuring = Measuring(_measures(file), options, request.code, file.counts_bytes)
+    for task in members:
+        for measure in measuring.measures:
+            check_items(task, (0, rungs[-1][1]), "validation", measure, options, request.code)
+    with ThreadExecutor(2) as executor:
+        template = open_template(file, Store(request.store), executor)
+    run = Run(request.store, request.device)
+    for values in starting_values(file.space, file.starts):
+        template.check(file.space.fill(values).filled, run)
+    test = {name: one.count for name, one in split_items(list(members), "test", options).items()}
+    return CheckedSearch(file, template, measuring, available, test)
+
+
+def _check_metrics(aims: Aims, found: Mapping[str, SplitItems]) -> None:
+    """Check that tasks have the metrics that are asked for, and that these are better the way that is taken for it."""
+    for quantity in aims.quantities:
+        if quantity.of == BYTES:
+            continue
+        for task in [quantity.of] if quantity.of in aims.tasks else aims.tasks:
+            known = {LOSS: False, **found[task].higher_is_better}
+            metric = quantity.metric or aims.tasks[task] or ""
+            name = metric.partition(",")[0]
+            if name not in known:
+                listed = ", ".join(known)
+                raise ConfigError(f"The task {task} has no metric {metric!r}.{nearest(name, known)} It has: {listed}.")
+            if quantity.goal is None and known[name] == quantity.minimizes(aims.tasks):
+                goal = "maximize" if known[name] else "minimize"
+                raise ConfigError(
+                    f"Which way is better with {metric} of {task} is not known here. Write the objective as "
+                    f"{{of: {quantity.of}, metric: '{metric}', goal: {goal}}}, which is what the task says."
+                )
+
+
+def _measures(aims: Aims) -> tuple[Measure, ...]:
+    """Return which measures the quantities of a search need."""
+    wanted = {
+        quantity.metric or metric or ""
+        for quantity in aims.quantities
+        if quantity.of != BYTES
+        for metric in ([aims.tasks[quantity.of]] if quantity.of in aims.tasks else aims.tasks.values())
+    }
+    measures: list[Measure] = []
+    if wanted - {LOSS}:
+        measures.append("metrics")
+    if LOSS in wanted:
+        measures.append("answer_loss")
+    return tuple(measures)
+
+
+def search(
+    request: SearchRequest,
+    executor: Executor,
+    *,
+    checked: CheckedSearch | None = None,
+    progress: Progress | None = None,
+    run_id: str = "",
+) -> SearchReport:
+    """Search on validation items, score the winner once on the test split, and publish it and the study.
+
+    What the store holds is reused, whichever search it was made for: one that was killed and is started again, or
+    that shares candidates with another one, evaluates nothing twice.
+
+    Args:
+        request: what to search.
+        executor: runs the stages: one a candidate and rung.
+        checked: what `check_search` returned for the request, where that was called before.
+        progress: called with `search`, trials done, their number (0: not known), and the best so far.
+        run_id: the pipeline's id of the run, to be recorded.
+
+    Raises:
+        ImpartError: the request cannot be carried out; the message says what to change.
+    """
+    with recording(), spooling():
+        checked = checked or patiently("check the request", lambda: check_search(request))
+        sources = (("base", checked.template.base.location),)
+        run = Run(request.store, request.device, request.trust, sources, run_id, workers=1)
+        return _search(request, checked, executor, run, progress)
+
+
+def _search(
+    request: SearchRequest, checked: CheckedSearch, executor: Executor, run: Run, progress: Progress | None
+) -> SearchReport:
+    store, watch, trust, file = run.open_store(), run.watch(), request.trust, checked.file
+    reuse = Reuse(trust.reread, trust.refresh_from is not None, trust.imported)
+    recipe = study_recipe(file, checked.template.settings, checked.template.contents)
+
+    def make() -> Manifest:
+        with StoreLedger(run, checked.template, checked.measuring, executor) as ledger:
+            study = run_study(file, ledger, checked.available, progress)
+            judge = Judge(file, checked.template, run, checked.measuring, executor)
+            verdict = _judged(checked, study, judge)
+            winner = judge.deltas.get("winner")
+            settings, tally = file.model_dump(mode="json"), tally_of(ledger.tally)
+            record = StudyRecord(file=settings, study=study, verdict=verdict, winner=winner, tally=tally)
+            parents = dict.fromkeys([*ledger.trials, *judge.trials, *([winner] if winner else [])])
+            publish = partial(publish_study, store, recipe, record, tuple(parents), watch, reuse=reuse)
+            return patiently("publish the study", publish)
+
+    with pin(store, [recipe.id]):
+        outcome = made_or_found(store, recipe.id, make, kind=StudyContent, reuse=reuse)
+        record = read_study(store, outcome.manifest.id)
+        entry = entry_of(outcome.manifest)
+        patiently("enter the study", lambda: note(store, [entry]))
+        study_name = _publish_names(checked, record, entry.id, run)
+    return SearchReport(
+        id=entry.id,
+        name=file.name if record.winner else None,
+        study_name=study_name,
+        record=record,
+        cached=outcome.cached,
+        sources=tuple(one.location for one in (checked.template.base, *checked.template.experts.values())),
+        entry=entry,
+        seconds=round(watch.seconds, 3),
+    )
+
+
+def _judged(checked: CheckedSearch, study: Study, judge: Judge) -> Verdict | None:
+    """Score the winner and what it is held against on the test split, where there is a winner."""
+    if study.winner is None:
+        return None
+    space = checked.file.space
+    best, default = (space.fill(trial.values) for trial in (study.winner, study.trials[0]))
+    return judge.verdict(best, default, study.winner.rungs[-1].items, checked.test)
+
+
+def _publish_names(checked: CheckedSearch, record: StudyRecord, study: str, run: Run) -> str | None:
+    """Name the winner as asked, and the study beside it; return the study's name."""
+    name, store = checked.file.name, run.open_store()
+    if name is None:
+        return None
+    if record.winner and record.study.winner:
+        if store.lookup(record.winner) is None:  # cleaned up since
+            with checked.template.model_of(checked.file.space.fill(record.study.winner.values).filled, run):
+                pass
+        patiently("name the winner", lambda: set_ref(store, name, record.winner or "", why="search"))
+    front, at, label = name.partition("@")
+    study_name = f"{front}.study{at}{label}"
+    patiently("name the study", lambda: set_ref(store, study_name, study, why="search"))
+    return study_name

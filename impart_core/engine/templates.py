@@ -1,0 +1,202 @@
+"""Templates of a search as models: each candidate is made into one that can be scored, and known before it is made."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from impart_core.artifacts.calibration_text import calibration_recipe
+from impart_core.artifacts.delta import DeltaContent, delta_recipe
+from impart_core.base.errors import ConfigError
+from impart_core.blocks.coding import calibration_of
+from impart_core.blocks.request import CompressConfig
+from impart_core.calibrate.text import PUBLISHED, CalibrationText, check_text, read_tokens
+from impart_core.checkpoint.digest import checkpoint_id
+from impart_core.checkpoint.index import Checkpoint
+from impart_core.engine.compress import compress
+from impart_core.engine.executor import Executor, ThreadExecutor
+from impart_core.engine.preflight import check_compress, open_sides
+from impart_core.engine.references import Run
+from impart_core.engine.requests import CompressRequest, absolute
+from impart_core.engine.stages import digest_checkpoint
+from impart_core.searching.file import SearchFile
+from impart_core.store.names import resolve
+from impart_core.store.store import Store
+
+_PLACES = ("base", "finetuned", "calibration")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A candidate's model, ready to be scored; attributes as in `TrialJob`, whose fields these are.
+
+    Attributes:
+        checkpoint: the model where it is a checkpoint.
+        delta: the id of its artifact where it is a delta.
+        base: the base of a delta.
+        merged: the id of the recipe that merges the checkpoint.
+        parents: ids of artifacts that it was made from.
+    """
+
+    checkpoint: Checkpoint | None = None
+    delta: str | None = None
+    base: Checkpoint | None = None
+    merged: str | None = None
+    parents: tuple[str, ...] = ()
+
+
+class Template(Protocol):
+    """What a search fills; small, and the same in any process."""
+
+    @property
+    def base(self) -> Checkpoint:
+        """The base."""
+
+    @property
+    def experts(self) -> Mapping[str, Checkpoint]:
+        """The fine-tunes that candidates are made of by their names, which the winner is held against."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What is filled, without places: those are in no recipe."""
+
+    @property
+    def contents(self) -> dict[str, object]:
+        """What stands for the models and texts at these places in the recipe of a study, by role."""
+
+    def check(self, filled: Mapping[str, Any], run: Run) -> None:
+        """Raise an `ImpartError` where a candidate cannot be made, without making it."""
+
+    def inputs(self, filled: Mapping[str, Any]) -> dict[str, object]:
+        """Return what stands for a candidate's model in the recipe of a trial, without making it.
+
+        Raises:
+            ImpartError: the candidate cannot be made.
+        """
+
+    def bytes_of(self, inputs: Mapping[str, object], store: Store) -> int | None:
+        """Return how many bytes a candidate takes up in the store; None: it is not there."""
+
+    def model_of(self, filled: Mapping[str, Any], run: Run) -> AbstractContextManager[Model]:
+        """Give a candidate's model, made or found in the store, to be scored inside the block.
+
+        Raises:
+            ImpartError: it cannot be made.
+        """
+
+
+@dataclass(frozen=True)
+class CompressTemplate:
+    """Compressions of one fine-tune.
+
+    Attributes:
+        base: the base.
+        finetuned: the fine-tune.
+        label: what people call the fine-tune.
+        settings: the template without places.
+        digests: of the tensors of both.
+        calibration: where calibration text comes from, if any is given.
+        words: the id of its tokens.
+    """
+
+    base: Checkpoint
+    finetuned: Checkpoint
+    label: str
+    settings: Mapping[str, Any]
+    digests: tuple[dict[str, str], dict[str, str]] = field(repr=False)
+    calibration: str | None = None
+    words: str | None = None
+
+    @property
+    def experts(self) -> dict[str, Checkpoint]:
+        """The fine-tune."""
+        return {self.label: self.finetuned}
+
+    @property
+    def contents(self) -> dict[str, object]:
+        """The ids of both checkpoints and of the text."""
+        sides = {"base": checkpoint_id(self.digests[0]), "finetuned": checkpoint_id(self.digests[1])}
+        return {**sides, **({"calibration": self.words} if self.words else {})}
+
+    def check(self, filled: Mapping[str, Any], run: Run) -> None:
+        """Check a candidate's request."""
+        check_compress(self._request(filled, run), (self.base, self.finetuned))
+
+    def inputs(self, filled: Mapping[str, Any]) -> dict[str, object]:
+        """Return the delta's id."""
+        config = _config(filled)
+        words = self.words if calibration_of(config) != "none" else None
+        return {"delta": delta_recipe(self.base, self.finetuned, config, self.digests, words).id}
+
+    def bytes_of(self, inputs: Mapping[str, object], store: Store) -> int | None:
+        """Return the bytes of the delta's blocks and files."""
+        manifest = store.lookup(str(inputs["delta"]))
+        return manifest.content.data_bytes if manifest and isinstance(manifest.content, DeltaContent) else None
+
+    @contextmanager
+    def model_of(self, filled: Mapping[str, Any], run: Run) -> Iterator[Model]:
+        """Compress the fine-tune, or find its delta in the store."""
+        request = self._request(filled, run)
+        checked = check_compress(request, (self.base, self.finetuned))
+        with ThreadExecutor(1) as executor:
+            delta = compress(request, executor, checked=checked, run_id=run.id).report.artifact
+        yield Model(delta=delta, base=self.base)
+
+    def _request(self, filled: Mapping[str, Any], run: Run) -> CompressRequest:
+        config = _config(filled)
+        text = CalibrationText(source=self.calibration) if self.calibration else None
+        return CompressRequest(
+            base=self.base.location,
+            finetuned=self.finetuned.location,
+            config=config,
+            store=run.store,
+            device=run.device,
+            trust=run.trust,
+            workers=1,
+            calibration=text if calibration_of(config) != "none" else None,
+        )
+
+
+def open_template(file: SearchFile, store: Store, executor: Executor) -> Template:
+    """Open the template of a search; nothing is written.
+
+    Raises:
+        ImpartError: it cannot be; the message says what to change.
+    """
+    if file.compress is not None:
+        return _compress_template(file.compress, store, executor)
+    raise ConfigError("Templates of merges cannot be searched yet. Give compress: with holes in it.")
+
+
+def _compress_template(template: Mapping[str, Any], store: Store, executor: Executor) -> CompressTemplate:
+    for name in ("base", "finetuned"):
+        if name not in template:
+            raise ConfigError(f"compress.{name} is required: a folder, a Hub id or a URL.")
+    for name in _PLACES:
+        if name in template and not isinstance(template[name], str):
+            raise ConfigError(f"compress.{name} is {template[name]!r:.60}; it must be one place, and no hole.")
+    base, finetuned = open_sides(absolute(template["base"]), absolute(template["finetuned"]))
+    sides = [executor.submit(digest_checkpoint, side, False) for side in (base, finetuned)]
+    text = template.get("calibration")
+    return CompressTemplate(
+        base,
+        finetuned,
+        label=finetuned.location.rstrip("/").rpartition("/")[2],
+        settings={name: value for name, value in template.items() if name not in _PLACES},
+        digests=(sides[0].result(), sides[1].result()),
+        calibration=text,
+        words=_words(text, finetuned, store) if text else None,
+    )
+
+
+def _words(source: str, finetuned: Checkpoint, store: Store) -> str:
+    """Return the id of the tokens of a calibration text."""
+    if source.startswith(PUBLISHED):
+        return resolve(store, source.removeprefix(PUBLISHED))
+    text = CalibrationText(source=source)
+    check_text(text, finetuned)
+    return calibration_recipe(read_tokens(text, finetuned)).id
+
+
+def _config(filled: Mapping[str, Any]) -> CompressConfig:
+    return CompressConfig(**{name: value for name, value in filled["compress"].items() if name not in _PLACES})

@@ -1,0 +1,201 @@
+"""A search of real compressions: all is kept, nothing is scored twice, the winner is judged on unseen items."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import impart_core as impart
+from impart_core import tinyzoo
+from impart_core.artifacts.study import read_study
+from impart_core.base.errors import ConfigError, EvaluationError, InfeasibleBudgetError, UnknownNameError
+from impart_core.engine import candidates
+from impart_core.engine.references import TrialJob
+from impart_core.engine.search import SearchReport
+from impart_core.evaluation.harness import Evaluator
+from impart_core.store.catalog import scan
+from impart_core.store.gc import collect
+from impart_core.store.names import resolve
+from impart_core.store.store import Store
+from impart_core.store.verify import verify
+from tests.impart_core.evaluation.own_tasks import SUMS, sums, write_task
+
+pytestmark = pytest.mark.e2e
+
+BASE, MATH = str(tinyzoo.path("base")), str(tinyzoo.path("math"))
+Measured = list[tuple[str, str, tuple[int, int]]]
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A task with few items in each split."""
+    folder = tmp_path_factory.mktemp("task")
+    splits = {"train": sums(range(3)), "validation": sums(range(10, 26)), "test": sums(range(30, 40))}
+    write_task(folder, splits, **SUMS)
+    return folder / "my_sums.yaml"
+
+
+def settings(task: Path, **own: Any) -> dict[str, Any]:
+    """Return a search over two methods and two seeds, by the loss of few answers, which takes no generation."""
+    template = {
+        "base": BASE,
+        "finetuned": MATH,
+        "cr": 16,
+        "method": {"choose": ["impart", "lowrank"]},
+        "seed": {"range": [0, 1], "step": 1},
+    }
+    usual = {
+        "compress": template,
+        "tasks": {str(task): "answer_loss"},
+        "objectives": ["mean", "bytes"],
+        "sampler": "grid",
+        "parallel": 2,
+        "items": [4, 12],
+    }
+    return {**usual, **own}
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Measured:
+    """What is measured: split, task and items."""
+    noted: Measured = []
+    measure = Evaluator.measure_items
+
+    def note(self: Evaluator, task: str, items: tuple[int, int], **asked: Any) -> Any:
+        noted.append((asked["split"], task, items))
+        return measure(self, task, items, **asked)
+
+    monkeypatch.setattr(Evaluator, "measure_items", note)
+    return noted
+
+
+@pytest.fixture(scope="module")
+def done(task: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[SearchReport, Store]:
+    """An undisturbed search, and its store."""
+    store = Store(tmp_path_factory.mktemp("searched") / "store")
+    return impart.search(settings(task, name="math@best"), store=store, device="cpu"), store
+
+
+def test_all_is_kept_and_whole(done: tuple[SearchReport, Store]) -> None:
+    report, store = done
+    assert (resolve(store, "math@best"), resolve(store, "math.study@best")) == (report.record.winner, report.id)
+    assert read_study(store, report.id) == report.record
+    assert verify(store, report.id).faults == ()
+    study = report.record.study
+    assert [trial.values for trial in study.trials] == [
+        {"method": method, "seed": seed} for method in ("impart", "lowrank") for seed in (0, 1)
+    ]
+    assert all(trial.bytes and trial.quantities["bytes"] == trial.bytes for trial in study.trials)
+    assert study.objectives == {"mean": "minimize", "bytes": "minimize"}
+
+
+def test_the_winner_is_judged_on_the_test_split_beside_default_base_and_expert(
+    done: tuple[SearchReport, Store],
+) -> None:
+    verdict = done[0].record.verdict
+    assert verdict is not None
+    assert list(verdict.test) == ["winner", "default", "base", "math"]
+    assert list(verdict.margins) == ["default", "base", "math"]
+    assert {standing.items["my_sums"] for standing in verdict.test.values()} == {10}
+    losses = {name: standing.metrics["my_sums"]["answer_loss"] for name, standing in verdict.test.items()}
+    assert len({loss for loss, _ in losses.values()}) >= 3
+    assert all(error and error > 0 for _, error in losses.values())
+    for name, margin in verdict.margins.items():
+        assert margin.value == pytest.approx(losses["winner"][0] - losses[name][0])
+
+
+def test_upkeep_keeps_all_trials_of_a_named_study(done: tuple[SearchReport, Store]) -> None:
+    _, store = done
+    trials = {name for name, entry in scan(store).items() if entry.kind == "trial"}
+    assert len(trials) >= 4
+    assert collect(store, grace=timedelta(0)).artifacts == {}
+
+
+def test_a_search_killed_five_times_ends_as_an_undisturbed_one(
+    done: tuple[SearchReport, Store], task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: Measured
+) -> None:
+    class Killed(BaseException):
+        """The process dies."""
+
+    calls, dies_at, score = 0, 0, candidates.score_model
+
+    def mortal(job: TrialJob) -> Any:
+        nonlocal calls
+        calls += dies_at > 0
+        if dies_at and calls == dies_at:
+            raise Killed
+        return score(job)
+
+    monkeypatch.setattr(candidates, "score_model", mortal)
+    for number in (1, 2, 2, 3, 4):
+        calls, dies_at = 0, number
+        with pytest.raises(Killed):
+            impart.search(settings(task, name="math@best"), store=tmp_path, device="cpu", workers=1)
+    dies_at = 0
+    last = impart.search(settings(task, name="math@best"), store=tmp_path, device="cpu", workers=1)
+    undisturbed = done[0].record
+    assert without_times(last) == without_times(done[0])
+    assert (last.record.winner, last.record.verdict) == (undisturbed.winner, undisturbed.verdict)
+    on_validation = [items for split, _, items in measured if split == "validation"]
+    assert on_validation.count((0, 4)) == 4  # each candidate once; base and fine-tune are scored on (0, 12)
+
+
+def without_times(report: SearchReport) -> list[dict[str, Any]]:
+    """Return the trials of a study without how long each took."""
+    return [trial.model_dump(exclude={"seconds"}) for trial in report.record.study.trials]
+
+
+def test_a_search_that_is_there_is_found_whole(
+    done: tuple[SearchReport, Store], task: Path, measured: Measured
+) -> None:
+    again = impart.search(settings(task, name="other"), store=done[1], device="cpu")
+    assert (again.cached, again.id, measured) == (True, done[0].id, [])
+    assert resolve(done[1], "other") == done[0].record.winner
+
+
+def test_a_search_that_shares_candidates_scores_the_others_only(
+    done: tuple[SearchReport, Store], task: Path, measured: Measured
+) -> None:
+    template = {**settings(task)["compress"], "seed": {"range": [1, 2], "step": 1}, "method": "impart"}
+    report = impart.search(settings(task, compress=template), store=done[1], device="cpu")
+    assert [items for split, _, items in measured if split == "validation"][:1] == [(0, 4)]
+    assert sum(items == (0, 4) for split, _, items in measured if split == "validation") == 1  # seed 2
+    assert report.record.tally["found"] >= 1
+
+
+def test_a_candidate_that_cannot_be_made_is_scored_as_failed(task: Path, tmp_path: Path) -> None:
+    template = {**settings(task)["compress"], "method": "impart", "seed": 0, "cr": {"choose": [16, 1e6]}}
+    report = impart.search(settings(task, compress=template, starts=[]), store=tmp_path, device="cpu")
+    good, bad = report.record.study.trials
+    assert (good.state, bad.state, report.record.study.best) == ("complete", "failed", 0)
+    assert bad.why and "Lower the CR" in bad.why
+
+
+@pytest.mark.parametrize(
+    ("own", "template", "kind", "why"),
+    [
+        ({"tasks": ["tinyzoo_maht"]}, {}, UnknownNameError, "Did you mean 'tinyzoo_math'"),
+        ({"items": [4, 17]}, {}, EvaluationError, "has 16 validation items, and 17 are asked for"),
+        ({"tasks": {"tinyzoo_math": "exact_mach"}}, {}, ConfigError, "no metric 'exact_mach'"),
+        ({"name": "a/b"}, {}, ConfigError, "cannot name an artifact"),
+        ({}, {"base": {"choose": ["a", "b"]}}, ConfigError, "no hole"),
+        ({}, {"cr": 1e6}, InfeasibleBudgetError, "Lower the CR"),
+        ({}, {"metod": "dare"}, ConfigError, "Did you mean 'method'"),
+        ({"merge": {"models": {"choose": [1, 2]}}, "compress": None}, {}, ConfigError, "cannot be searched yet"),
+    ],
+)
+def test_what_is_wrong_is_said_before_any_work(
+    own: dict[str, Any],
+    template: dict[str, Any],
+    kind: type[Exception],
+    why: str,
+    task: Path,
+    tmp_path: Path,
+    measured: Measured,
+) -> None:
+    compress = {**settings(task)["compress"], **template}
+    with pytest.raises(kind, match=why):
+        impart.search(settings(task, **{"compress": compress, **own}), store=tmp_path / "store", device="cpu")
+    assert measured == []
+    assert scan(Store(tmp_path / "store")) == {}
