@@ -21,7 +21,7 @@ from impart_core.base.retry import NETWORK, patiently
 from impart_core.base.settings import Frozen
 from impart_core.engine.executor import Executor, stage
 from impart_core.engine.references import Run, TrialJob
-from impart_core.engine.templates import Template
+from impart_core.engine.template import Template
 from impart_core.engine.trial import score_model
 from impart_core.evaluation.items import ItemRange, pieces
 from impart_core.evaluation.options import MeasureOptions

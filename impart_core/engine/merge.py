@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import yaml
 
-from impart_core.artifacts.merged import MergedContent, merge_recipe, publish_merged
+from impart_core.artifacts.merged import MergedContent, publish_merged
 from impart_core.base.new_folder import new_folder
 from impart_core.base.numerics import default_workers
 from impart_core.base.parallel import at_once
@@ -175,7 +175,7 @@ class _Run:
     def publish(self, digests: Mapping[str, str]) -> Manifest:
         """Publish what was merged how, under the name where the result is not compressed."""
         planned, store = self._planned, self._store
-        recipe = merge_recipe(planned.recipe["config"], planned.recipe["inputs"])
+        recipe = planned.recipe
         inputs = {
             role: checkpoint_id(tensor_digests(one.checkpoint))
             for role, one in self._roles.items()

@@ -120,7 +120,7 @@ def plan_of(checked: CheckedMerge) -> MergePlan:
             ModelPlan(
                 model=str(ref),
                 options={name: (min(all_), max(all_)) for name, all_ in of_models.get(str(ref), {}).items()},
-                sparsify=f"{config.method} at CR {config.cr:g}" if (config := _sparsifier(stage, ref)) else None,
+                sparsify=f"{config.method} at CR {config.cr:g}" if (config := sparsifier(stage, ref)) else None,
             )
             for ref in models
         ),
@@ -145,7 +145,7 @@ def check_merge(request: MergeRequest) -> CheckedMerge:
     named: set[str] = set()
     stages = []
     for file in request.stages:
-        stages.append(_open_stage(file, named, store))
+        stages.append(open_stage(file, named, store))
         if file.name:
             named.add(file.name)
     if request.out is not None:
@@ -157,10 +157,7 @@ def check_merge(request: MergeRequest) -> CheckedMerge:
     store.require_writable()
     plans: dict[str, Merge] = {}
     for one in stages:
-        for reference, opened in one.models.items():
-            _check_sparsifier(one, reference, opened, request)
-            if isinstance(opened, Delta):
-                require_base(opened, one.base())
+        check_stage(one, request)
         plan = plan_merge(
             one.file, {ref: _stand_in(str(ref), opened, one, plans) for ref, opened in one.models.items()}, device
         )
@@ -176,7 +173,22 @@ def _folder(opened: Opened) -> Path | None:
     return Path(opened.location) if here and isinstance(opened, Checkpoint) else None
 
 
-def _open_stage(file: MergeFile, named: set[str], store: Store) -> Stage:
+def check_stage(stage: Stage, request: MergeRequest) -> None:
+    """Check that a stage's models can be sparsified as its file says, and that deltas were made against its base."""
+    for reference, opened in stage.models.items():
+        _check_sparsifier(stage, reference, opened, request)
+        if isinstance(opened, Delta):
+            require_base(opened, stage.base())
+
+
+def open_stage(file: MergeFile, named: set[str], store: Store) -> Stage:
+    """Open the models of a merge.
+
+    Args:
+        file: the merge.
+        named: the names of earlier stages.
+        store: where deltas are looked for.
+    """
     base_reference = file.base_model
     base = None if base_reference is None else _open_model(file, base_reference, None, named, store)
     opened = {
@@ -223,7 +235,7 @@ def _stand_in(label: str, opened: Opened, stage: Stage, plans: Mapping[str, Merg
 
 
 def _check_sparsifier(stage: Stage, reference: ModelReference, opened: Opened, request: MergeRequest) -> None:
-    config = _sparsifier(stage, reference)
+    config = sparsifier(stage, reference)
     if config is None:
         return
     if not isinstance(opened, Checkpoint):
@@ -234,7 +246,8 @@ def _check_sparsifier(stage: Stage, reference: ModelReference, opened: Opened, r
     check_compress(_compress_request(request, config), (stage.base(), opened))
 
 
-def _sparsifier(stage: Stage, reference: ModelReference) -> CompressConfig | None:
+def sparsifier(stage: Stage, reference: ModelReference) -> CompressConfig | None:
+    """Return how a model is compressed before it is merged, if it is."""
     return None if reference == stage.file.base_model else stage.file.own_of(reference).sparsify
 
 
@@ -285,7 +298,7 @@ def opened_merge(
         for stage in checked.stages:
             sources: dict[ModelReference, Source] = {}
             for reference, opened in stage.models.items():
-                config, label = _sparsifier(stage, reference), str(reference)
+                config, label = sparsifier(stage, reference), str(reference)
                 if config is not None and isinstance(opened, Checkpoint):
                     made.append(compressed(request, config, (stage.base(), opened), executor, progress))
                     opened = open_delta(store, made[-1].report.artifact)

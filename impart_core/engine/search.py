@@ -23,7 +23,8 @@ from impart_core.engine.candidates import Measuring, StoreLedger
 from impart_core.engine.executor import Executor, Progress, ThreadExecutor
 from impart_core.engine.references import Run
 from impart_core.engine.requests import Trust
-from impart_core.engine.templates import Template, open_template
+from impart_core.engine.template import Template
+from impart_core.engine.templates import open_template
 from impart_core.engine.verdict import Judge
 from impart_core.evaluation.catalogue import named_tasks
 from impart_core.evaluation.harness import check_items, check_request
@@ -227,7 +228,8 @@ def _search(
             study = run_study(file, ledger, checked.available, progress)
             judge = Judge(file, checked.template, run, checked.measuring, executor)
             verdict = _judged(checked, study, judge)
-            winner = judge.deltas.get("winner")
+            best = study.winner and file.space.fill(study.winner.values).filled
+            winner = checked.template.publish(best, run) if best else None
             settings, tally = file.model_dump(mode="json"), tally_of(ledger.tally)
             record = StudyRecord(file=settings, study=study, verdict=verdict, winner=winner, tally=tally)
             parents = dict.fromkeys([*ledger.trials, *judge.trials, *([winner] if winner else [])])
@@ -268,8 +270,7 @@ def _publish_names(checked: CheckedSearch, record: StudyRecord, study: str, run:
         return None
     if record.winner and record.study.winner:
         if store.lookup(record.winner) is None:  # cleaned up since
-            with checked.template.model_of(checked.file.space.fill(record.study.winner.values).filled, run):
-                pass
+            checked.template.publish(checked.file.space.fill(record.study.winner.values).filled, run)
         patiently("name the winner", lambda: set_ref(store, name, record.winner or "", why="search"))
     front, at, label = name.partition("@")
     study_name = f"{front}.study{at}{label}"

@@ -1,9 +1,9 @@
 """Templates of a search as models: each candidate is made into one that can be scored, and known before it is made."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from impart_core.artifacts.calibration_text import calibration_recipe
 from impart_core.artifacts.delta import DeltaContent, delta_recipe
@@ -15,74 +15,17 @@ from impart_core.checkpoint.digest import checkpoint_id
 from impart_core.checkpoint.index import Checkpoint
 from impart_core.engine.compress import compress
 from impart_core.engine.executor import Executor, ThreadExecutor
+from impart_core.engine.merge_template import open_merge_template
 from impart_core.engine.preflight import check_compress, open_sides
 from impart_core.engine.references import Run
 from impart_core.engine.requests import CompressRequest, absolute
 from impart_core.engine.stages import digest_checkpoint
+from impart_core.engine.template import Model, Template
 from impart_core.searching.file import SearchFile
 from impart_core.store.names import resolve
 from impart_core.store.store import Store
 
 _PLACES = ("base", "finetuned", "calibration")
-
-
-@dataclass(frozen=True)
-class Model:
-    """A candidate's model, ready to be scored; attributes as in `TrialJob`, whose fields these are.
-
-    Attributes:
-        checkpoint: the model where it is a checkpoint.
-        delta: the id of its artifact where it is a delta.
-        base: the base of a delta.
-        merged: the id of the recipe that merges the checkpoint.
-        parents: ids of artifacts that it was made from.
-    """
-
-    checkpoint: Checkpoint | None = None
-    delta: str | None = None
-    base: Checkpoint | None = None
-    merged: str | None = None
-    parents: tuple[str, ...] = ()
-
-
-class Template(Protocol):
-    """What a search fills; small, and the same in any process."""
-
-    @property
-    def base(self) -> Checkpoint:
-        """The base."""
-
-    @property
-    def experts(self) -> Mapping[str, Checkpoint]:
-        """The fine-tunes that candidates are made of by their names, which the winner is held against."""
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """What is filled, without places: those are in no recipe."""
-
-    @property
-    def contents(self) -> dict[str, object]:
-        """What stands for the models and texts at these places in the recipe of a study, by role."""
-
-    def check(self, filled: Mapping[str, Any], run: Run) -> None:
-        """Raise an `ImpartError` where a candidate cannot be made, without making it."""
-
-    def inputs(self, filled: Mapping[str, Any]) -> dict[str, object]:
-        """Return what stands for a candidate's model in the recipe of a trial, without making it.
-
-        Raises:
-            ImpartError: the candidate cannot be made.
-        """
-
-    def bytes_of(self, inputs: Mapping[str, object], store: Store) -> int | None:
-        """Return how many bytes a candidate takes up in the store; None: it is not there."""
-
-    def model_of(self, filled: Mapping[str, Any], run: Run) -> AbstractContextManager[Model]:
-        """Give a candidate's model, made or found in the store, to be scored inside the block.
-
-        Raises:
-            ImpartError: it cannot be made.
-        """
 
 
 @dataclass(frozen=True)
@@ -142,6 +85,12 @@ class CompressTemplate:
             delta = compress(request, executor, checked=checked, run_id=run.id).report.artifact
         yield Model(delta=delta, base=self.base)
 
+    def publish(self, filled: Mapping[str, Any], run: Run) -> str:
+        """Return the id of its delta."""
+        with self.model_of(filled, run) as model:
+            assert model.delta is not None
+            return model.delta
+
     def _request(self, filled: Mapping[str, Any], run: Run) -> CompressRequest:
         config = _config(filled)
         text = CalibrationText(source=self.calibration) if self.calibration else None
@@ -165,7 +114,7 @@ def open_template(file: SearchFile, store: Store, executor: Executor) -> Templat
     """
     if file.compress is not None:
         return _compress_template(file.compress, store, executor)
-    raise ConfigError("Templates of merges cannot be searched yet. Give compress: with holes in it.")
+    return open_merge_template(file.merge or {}, file.space.fill(file.space.defaults).filled["merge"], store, executor)
 
 
 def _compress_template(template: Mapping[str, Any], store: Store, executor: Executor) -> CompressTemplate:

@@ -14,7 +14,7 @@ from impart_core.checkpoint.index import Checkpoint
 from impart_core.engine.candidates import CandidateJob, CandidateResult, Measuring, score, try_candidate
 from impart_core.engine.executor import Executor, stage
 from impart_core.engine.references import Run, TrialJob
-from impart_core.engine.templates import Template
+from impart_core.engine.template import Template
 from impart_core.evaluation.item_scores import mean_of
 from impart_core.evaluation.result import Split
 from impart_core.searching.file import SearchFile

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from impart_core.base.canonical import digest_of
+from impart_core.artifacts.merged import merge_recipe
 from impart_core.base.numerics import one_thread_per_kernel
 from impart_core.checkpoint.header import DTYPES, TensorInfo
 from impart_core.checkpoint.index import CONFIG, Checkpoint
@@ -22,9 +22,9 @@ from impart_core.merging.method import Draws, MergeMethod
 from impart_core.merging.methods import MERGE_METHODS
 from impart_core.merging.places import layer_settings
 from impart_core.merging.sources import Source
+from impart_core.store.recipe import Recipe
 
 BASE = "base"
-VERSIONS = {"merge": 1}  # raised whenever the same recipe gives other bytes
 _DTYPE_KEYS = ("torch_dtype", "dtype")
 
 
@@ -76,12 +76,12 @@ class Merge:
     device: torch.device
 
     @cached_property
-    def recipe(self) -> dict[str, Any]:
-        """What makes the merged model: `config` and `inputs` of a recipe."""
+    def recipe(self) -> Recipe:
+        """What makes the merged model."""
         inputs: dict[str, Any] = {}
         for reference, source in self.sources.items():
             inputs |= source.inputs(self.roles[reference])
-        return {"config": {"method": self.method.name, **_normal(self.file, self.roles)}, "inputs": inputs}
+        return merge_recipe({"method": self.method.name, **_normal(self.file, self.roles)}, inputs)
 
     @cached_property
     def roles(self) -> dict[ModelReference, str]:
@@ -90,10 +90,10 @@ class Merge:
         named = {reference: f"model {number}" for number, reference in enumerate(others, 1)}
         return {reference: named.get(reference, BASE) for reference in self.sources}
 
-    @cached_property
+    @property
     def key(self) -> str:
-        """A digest of all that its bytes follow from."""
-        return digest_of([VERSIONS["merge"], self.recipe])
+        """A digest of all that its bytes follow from: the id of its recipe."""
+        return self.recipe.id
 
     def compute(self, name: str) -> torch.Tensor:
         """Return a tensor of the merged model, in its dtype, on the CPU; float32 until the last step."""
