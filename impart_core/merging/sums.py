@@ -24,13 +24,18 @@ def plain_sum(
         lambda_: λ.
     """
     total = sum(weights)
-    factor = lambda_ / total if normalize and abs(total) >= LEAST_SUM else lambda_
+    divides = normalize and abs(total) >= LEAST_SUM
     merged = torch.empty(like.shape, dtype=torch.float32, device=like.device)
     for block in blocks(like):
         out = merged.view(-1)[block]
-        torch.mul(entries[0](block), factor * weights[0], out=out)
+        torch.mul(entries[0](block), weights[0], out=out)
         for others, weight in zip(entries[1:], weights[1:], strict=True):
-            out.add_(others(block), alpha=factor * weight)
+            out.add_(others(block), alpha=weight)
+        # Not folded into the weights: what these give exactly, as halves do, is then rounded once.
+        if divides:
+            out.div_(total)
+        if lambda_ != 1:
+            out.mul_(lambda_)
     return merged
 
 

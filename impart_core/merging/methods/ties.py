@@ -27,7 +27,7 @@ def ties(
 ) -> torch.Tensor:
     """Return λ times the mean of the w_i·x_i that agree with the sign of Σ w_i·x_i; x_i is ΔW_i trimmed.
 
-    The paper's reference code, per tensor, is `form` "paper" with weights of 1. It keeps ⌈d·n⌉ + 1 of n entries, and
+    The reference code of the ImPart paper is `form` "paper" with weights of 1. It keeps ⌈d·n⌉ + 1 of n entries, and
     where Σ x_i is nought it elects the sign that most entries of the sum have. The weighted form, mergekit's, keeps
     ⌊d·n⌋, at least one, and elects + there.
 
