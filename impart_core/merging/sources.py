@@ -1,6 +1,5 @@
 """The models of a merge, read tensor by tensor: checkpoints, and deltas, of which nothing is rebuilt on disk."""
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -49,6 +48,10 @@ class Source:
         """Return one of its tensors in float32, memory of its own."""
         return read_tensor(info).float()
 
+    def exact(self, info: TensorInfo) -> torch.Tensor:
+        """Return one of its tensors in float32 as it is before it is rounded to its dtype, memory of its own."""
+        return self.tensor(info)
+
     def delta(self, info: TensorInfo, base: torch.Tensor) -> torch.Tensor:
         """Return what it adds to a tensor of the base, float32, memory of its own.
 
@@ -89,6 +92,14 @@ class DeltaSource(Source):
     def artifact(self) -> str | None:
         """The delta's id."""
         return self.reader.delta.id
+
+    def exact(self, info: TensorInfo) -> torch.Tensor:
+        """Return the base's tensor plus the decoded delta; rows that the base has not are as they are stored."""
+        whole, header = self.tensor(info), self.reader.headers[info.name]
+        base, delta = self.base.tensors.get(header.base or info.name), self.reader.read_delta(info.name, self.base)
+        if base is not None and delta is not None and base.shape[1:] == info.shape[1:]:
+            whole[: base.shape[0]] = delta.add_(read_tensor(base))
+        return whole
 
     def delta(self, info: TensorInfo, base: torch.Tensor) -> torch.Tensor:
         """Return the decoded delta."""
@@ -146,13 +157,3 @@ def _carried(reader: DeltaReader, base: Checkpoint) -> dict[str, SourceFile]:
         if file is not None:
             found[name] = file
     return found
-
-
-def template_of(checkpoint: Checkpoint) -> str | None:
-    """Return a checkpoint's chat template, or None where it has none."""
-    file = checkpoint.carried.get("chat_template.jinja")
-    if file is not None:
-        return bytes(file.read(0, file.size)).decode("utf-8", errors="replace")
-    settings = checkpoint.carried.get("tokenizer_config.json")
-    template = json.loads(bytes(settings.read(0, settings.size))).get("chat_template") if settings else None
-    return template if isinstance(template, str) else None
