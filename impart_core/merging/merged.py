@@ -110,7 +110,7 @@ class Merge:
             return read_tensor(planned.donor).to(DTYPES[planned.dtype])
         with one_thread_per_kernel():
             merged = self._arranged(planned) if planned.tables else self._merged(planned)
-            return merged.reshape(planned.shape).to(DTYPES[planned.dtype]).cpu()
+            return merged.to(DTYPES[planned.dtype]).cpu()
 
     def _merged(self, planned: Planned) -> torch.Tensor:
         base = None
@@ -137,11 +137,12 @@ class Merge:
             for label, (source, info) in planned.tables.items()
             if label in givers
         }
-        arranged = self.vocabulary.rows.arranged(read, list(wanted))
+        rows = self.vocabulary.rows.arranged(read, list(wanted))
+        arranged = {label: tensor.reshape(planned.shape) for label, tensor in rows.items()}
         if not planned.parts:
             return arranged[self.donor.label]
         of_base = arranged.pop(base) if base else None
-        if self.method.takes_deltas:
+        if self.method.takes_deltas and of_base is not None:
             for label in set(parts):
                 arranged[label].sub_(of_base)
         return self._applied(planned, [arranged[label] for label in parts], of_base)

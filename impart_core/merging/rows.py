@@ -76,11 +76,12 @@ class TokenRows:
         """Return the rows of `fills`, summed in the order of the models."""
         like = next(iter(tensors.values()))
         filled = like.new_zeros((len(self.fills), *like.shape[1:]))
-        counts = torch.tensor([max(len(fill.givers), 1) for fill in self.fills], dtype=torch.float32)
+        counts = like.new_zeros((len(self.fills), *[1] * (like.dim() - 1)))
         for model, tensor in tensors.items():
             places, rows = self._given.get(model, ([], []))
             filled[places] += tensor[rows]
-        return filled.div_(counts.to(like.device).reshape(-1, *[1] * (like.dim() - 1)))
+            counts[places] += 1
+        return filled.div_(counts.clamp_(min=1))
 
     def _arranged(self, model: str, tensor: torch.Tensor, filled: torch.Tensor) -> torch.Tensor:
         own = self.own[model].to(tensor.device)
@@ -89,7 +90,7 @@ class TokenRows:
         rows = self._filled_rows.to(tensor.device)
         taken = lacking[rows]
         arranged[rows[taken]] = filled[taken]
-        spare = lacking.index_fill(0, rows, False)  # noqa: FBT003 - torch's own
+        spare = lacking.index_fill(0, rows, False)
         if spare.any():
             arranged[spare] = arranged[~spare].mean(0)
         return arranged

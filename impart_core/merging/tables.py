@@ -42,8 +42,8 @@ def find_tables(sources: Mapping[ModelReference, Source], donor: Source, alignme
         if len(numbers) > 1:
             told = ", ".join(f"{info.name} {rows_of(info)}" for info in own)
             raise MismatchError(
-                f"{source.label} has tensors with a row for each token, and different numbers of rows: {told}. Save the "
-                "model with an embedding and a head of one size (`resize_token_embeddings`)."
+                f"{source.label} has tensors with a row for each token, and different numbers of rows: {told}. Save it "
+                "with an embedding and a head of one size (`resize_token_embeddings`)."
             )
         rows |= dict.fromkeys([source.label], next(iter(numbers))) if numbers else {}
     return Tables(frozenset(names), rows)

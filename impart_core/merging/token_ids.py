@@ -8,7 +8,7 @@ from impart_core.base.errors import MismatchError
 
 _SIZE = "vocab_size"
 _OTHER_SIZES = re.compile(r"(?!type_vocab_size$)\w+_vocab_size|vocab_size_\w+")
-_IDS = re.compile(r"(\w+_)?(token_ids?|token_index|suppress_tokens)")
+_IDS = re.compile(r"(\w+_)?(token_ids?|token_index|suppress_tokens|bad_words_ids)")
 _ABSENT = object()
 
 
@@ -73,6 +73,6 @@ def _renumbered(value: Any, ids: Mapping[int, int | None]) -> Any:
         found = ids.get(value, value)
         return _ABSENT if found is None else found
     if isinstance(value, list) and value:
-        found = [one for one in (_renumbered(one, ids) for one in value) if one is not _ABSENT]
-        return found or _ABSENT
+        kept = [one for one in (_renumbered(one, ids) for one in value) if one is not _ABSENT]
+        return kept or _ABSENT
     return value

@@ -79,7 +79,7 @@ def counted_tokens(checkpoint: Checkpoint) -> int | None:
         stored = json.loads(bytes(file.read(0, file.size))) if file else {}
         vocabulary = stored["model"]["vocab"]
         ids = range(len(vocabulary)) if isinstance(vocabulary, list) else vocabulary.values()
-        return max([*ids, *(one["id"] for one in stored["added_tokens"]), -1]) + 1
+        return int(max([*ids, *(one["id"] for one in stored["added_tokens"]), -1])) + 1
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 

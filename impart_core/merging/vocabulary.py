@@ -120,9 +120,7 @@ def _require_shared(sources: list[Source], donor: Source, tables: Tables) -> tup
             "pad_to_multiple_of: 64} there are new ones."
         )
     if without and known:
-        told = (
-            f"{', '.join(without)}: no tokenizer files. Their rows are taken to be of the same tokens as the others'."
-        )
+        told = f"{', '.join(without)}: no tokenizer files. Their rows are taken to be of the others' tokens."
         return (told,)
     return ()
 
