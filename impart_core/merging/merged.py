@@ -18,7 +18,7 @@ from impart_core.checkpoint.source import MemoryFile
 from impart_core.checkpoint.writer import tensor_bytes
 from impart_core.merging.chat import place_of
 from impart_core.merging.computed import ComputedTensor
-from impart_core.merging.file import InputModel, MergeFile, ModelReference, ModelToken, Tokenizer, settings_of
+from impart_core.merging.file import InputModel, MergeFile, ModelReference, ModelToken, Tokenizer, ZeroRow, settings_of
 from impart_core.merging.method import Draws, MergeMethod
 from impart_core.merging.methods import MERGE_METHODS
 from impart_core.merging.places import layer_settings
@@ -211,10 +211,6 @@ def _normal(file: MergeFile, roles: Mapping[ModelReference, str]) -> dict[str, A
             for one in given
         ]
 
-    def of_model(template: str) -> str | int:
-        places = {str(reference): number for reference, number in numbers.items()}
-        return places.get(place_of(template), template)
-
     modules = {
         name: {
             "models": [model(one) for one in module.models],
@@ -230,22 +226,32 @@ def _normal(file: MergeFile, roles: Mapping[ModelReference, str]) -> dict[str, A
         "modules": modules,
         "parameters": parameters(file.parameters),
         "dtype": file.out_dtype or file.dtype,
-        "tokenizer": _normal_tokenizer(file.vocabulary, numbers) if file.vocabulary else None,
-        "chat_template": of_model(file.chat_template) if file.chat_template else None,
+        "tokenizer": _normal_tokenizer(file.vocabulary, roles) if file.vocabulary else None,
+        "chat_template": _normal_template(file.chat_template, roles) if file.chat_template else None,
         "seed": file.impart.seed if MERGE_METHODS.get(file.merge_method).takes("draws") else 0,
     }
 
 
-def _normal_tokenizer(tokenizer: Tokenizer, numbers: Mapping[ModelReference, int]) -> dict[str, Any]:
-    """Return what a file says of the tokenizer, with models by their numbers."""
+def _normal_tokenizer(tokenizer: Tokenizer, roles: Mapping[ModelReference, str]) -> dict[str, Any]:
+    """Return what a file says of the tokenizer, with models by their roles."""
 
     def source(one: Any) -> Any:
+        if isinstance(one, ModelReference):
+            return {"model": roles[one]}
         if isinstance(one, ModelToken):
-            return {**one.model_dump(mode="json"), "model": numbers[one.model]}
-        return numbers[one] if isinstance(one, ModelReference) else one and one.model_dump(mode="json")
+            return {**one.model_dump(mode="json"), "model": roles[one.model]}
+        return one.model_dump(mode="json") if isinstance(one, ZeroRow) else one
 
     return {
-        "source": numbers[tokenizer.source] if isinstance(tokenizer.source, ModelReference) else tokenizer.source,
-        "tokens": {token: [source(one.source), one.force] for token, one in tokenizer.tokens.items()},
+        "source": source(tokenizer.source),
+        "tokens": {
+            token: {"source": source(one.source), "force": one.force} for token, one in tokenizer.tokens.items()
+        },
         "pad_to_multiple_of": tokenizer.pad_to_multiple_of,
     }
+
+
+def _normal_template(template: str, roles: Mapping[ModelReference, str]) -> Any:
+    """Return the chat template that a file asks for, a model by its role."""
+    named = next((role for reference, role in roles.items() if str(reference) == place_of(template)), None)
+    return template if named is None else {"model": named}
