@@ -102,11 +102,12 @@ def _require_shared(sources: list[Source], donor: Source, tables: Tables) -> tup
     digests = {source.label: tokens_digest(source.checkpoint) for source in sources}
     without = [label for label, digest in digests.items() if digest is None]
     known = {digest for digest in digests.values() if digest is not None}
-    lines = _differing(sources, donor, tables) if len(known) > 1 else []
+    rows = tables.rows
+    sized = len(set(rows.values())) <= 1
+    lines = [] if (len(known) <= 1 and sized) or not known else _differing(sources, donor, tables)
     if lines:
         raise MismatchError(f"The models have different tokens:\n{_list(lines)}\n{_ADVICE}")
-    rows = tables.rows
-    if len(set(rows.values())) > 1:
+    if not sized:
         told = _list([f"{label} has {number} rows" for label, number in rows.items()])
         if without:
             raise MismatchError(

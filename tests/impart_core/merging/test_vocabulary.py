@@ -219,6 +219,7 @@ def _differing(root: Path) -> dict[str, Path]:
         "base": (size, plain),
         "turned": (size, wrapped(turned(trained))),
         "more": (size + 1, wrapped(trained, ["<more>"])),
+        "more, unused": (size, wrapped(trained, ["<more>"])),
         "bare": (size, None),
         "bare and grown": (size + 2, None),
     }
@@ -263,6 +264,27 @@ def test_rows_that_there_are_not_are_refused(source: Mapping[str, Any], told: st
     tokens = {"<x>": {"source": {"kind": "model_token", "model": str(places["more"]), **source}}}
     with pytest.raises(ConfigError, match=told):
         plan(places["base"], places["more"], tokenizer={"source": "base", "tokens": tokens})
+
+
+def test_a_token_without_a_row_is_none_of_its_models(tmp_path: Path) -> None:
+    places = _differing(tmp_path)
+    unused = places["more, unused"]
+    assert plan(places["base"], unused).vocabulary.rows is None
+    with pytest.raises(MismatchError, match=r"more, unused, held against more, lacks '<more>'"):
+        plan(places["more"], unused)
+    for asked, tokens in (("union", {"<more>"}), ("base", set())):
+        merge = plan(places["base"], places["more"], unused, tokenizer_source=asked)
+        named = json.loads(content(merge.checkpoint().carried["tokenizer.json"]))["added_tokens"]
+        assert {one["content"] for one in named} >= tokens
+        if tokens:
+            torch.testing.assert_close(embedding(merge, "<more>"), embedding(places["more"], "<more>"))
+
+
+def test_a_token_that_no_model_has_a_row_for_becomes_zero_and_is_told(tmp_path: Path) -> None:
+    places = _differing(tmp_path)
+    merge = plan(places["more, unused"], places["base"], tokenizer_source="base")
+    assert not embedding(merge, "<more>").any()
+    assert any("'<more>'" in note and "becomes zero" in note for note in merge.notes)
 
 
 @pytest.mark.parametrize("keys", [{}, {"tokenizer_source": "union"}])
