@@ -16,6 +16,7 @@ import impart_core as impart
 from impart_core.base.errors import ConfigError, MismatchError
 from impart_core.merging.file import merge_of
 from impart_core.merging.merged import Merge
+from impart_core.merging.methods import MERGE_METHODS
 from impart_core.merging.planning import plan_merge
 from tests.impart_core.merging.conftest import CPU, sources_of
 from tests.impart_core.merging.speakers import KINDS, TEXT, Kind, content, logits, saved, turned, wrapped, written
@@ -86,6 +87,47 @@ def test_the_same_tokens_with_other_ids_give_what_merging_by_hand_does(kind: Kin
         torch.testing.assert_close(logits(merged, ids), logits(expected, ids))
         found[source] = logits(merged, ids)[:, row_index(wanted, ours)]
     torch.testing.assert_close(*found.values())
+
+
+@pytest.fixture(scope="session")
+def permuted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A base, and two fine-tunes with the same tokens at other ids, as they are and with their rows put in order."""
+    root, kind = tmp_path_factory.mktemp("permuted"), KINDS["llama"]
+    trained = kind.trained()
+    ours, theirs = wrapped(trained), wrapped(turned(trained))
+    places = {"base": saved(root / "base", kind.made(len(ours), 0), ours)}
+    for seed, name in enumerate("ab", 1):
+        model = kind.made(len(ours), seed)
+        places[name] = saved(root / name, model, theirs)
+        index = row_index(theirs, ours)
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            layer.weight.data = layer.weight.data[index].clone()
+        places[f"{name} in order"] = saved(root / f"{name} in order", model, ours)
+    return places
+
+
+@pytest.mark.parametrize("name", list(MERGE_METHODS))
+def test_every_method_merges_tokens_with_tokens(name: str, permuted: dict[str, Path]) -> None:
+    method = MERGE_METHODS.get(name)
+    number = min(method.models[1] or 2, 2) - (method.base == "among")
+    given = {option: 0.5 for option, one in method.options.items() if one.required}
+
+    def tensors(models: list[str], **keys: Any) -> dict[str, torch.Tensor]:
+        file = {
+            "merge_method": name,
+            "models": [{"model": str(permuted[model]), "parameters": {}} for model in models],
+            "base_model": str(permuted["base"]),
+            "parameters": given,
+            **keys,
+        }
+        merge = merge_of(file)
+        planned = plan_merge(merge, sources_of(merge), CPU)
+        assert (planned.vocabulary.rows is not None) == bool(keys)
+        return {tensor: planned.compute(tensor) for tensor in planned.tensors}
+
+    found = tensors(["a", "b"][:number], tokenizer_source="base")
+    expected = tensors(["a in order", "b in order"][:number])
+    assert {tensor for tensor in found if not torch.equal(found[tensor], expected[tensor])} == set()
 
 
 @pytest.fixture
