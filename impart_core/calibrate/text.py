@@ -3,8 +3,6 @@
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -14,7 +12,7 @@ from impart_core.base.errors import CalibrationError
 from impart_core.base.settings import Frozen
 from impart_core.calibrate.documents import check_source, is_one_text, read_documents
 from impart_core.checkpoint.index import Checkpoint
-from impart_core.checkpoint.writer import write_carried
+from impart_core.checkpoint.tokenizer import open_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +73,7 @@ def read_tokens(text: CalibrationText, finetuned: Checkpoint) -> torch.Tensor:
         UnknownNameError: the tiny zoo has no such task.
     """
     check_text(text, finetuned)
-    tokenizer, length, tokens = _open_tokenizer(finetuned), _length(text, finetuned), list[int]()
+    tokenizer, length, tokens = open_tokenizer(finetuned, CalibrationError), _length(text, finetuned), list[int]()
     first = _beginning(tokenizer)
     taken = length - len(first)
     for ids in _token_ids(text.source, tokenizer):
@@ -128,21 +126,6 @@ def _beginning(tokenizer: Any) -> list[int]:
     begin = tokenizer.bos_token_id
     usual, plain = (tokenizer("a", add_special_tokens=added)["input_ids"][:1] for added in (True, False))
     return [int(begin)] if begin is not None and usual == [begin] != plain else []
-
-
-def _open_tokenizer(finetuned: Checkpoint) -> Any:
-    """Load the tokenizer from copies of its files, wherever the checkpoint lies; no code of it is run."""
-    from transformers import AutoTokenizer
-
-    with TemporaryDirectory(prefix="impart-tokenizer-") as folder:
-        write_carried(Path(folder), finetuned)
-        try:
-            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except Exception as error:  # each kind of tokenizer has its own
-            raise CalibrationError(
-                f"The tokenizer of {finetuned.location} cannot be loaded: {error}. Save it there again with "
-                "`save_pretrained`."
-            ) from error
 
 
 def _require_tokenizer(finetuned: Checkpoint) -> None:

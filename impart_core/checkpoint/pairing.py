@@ -140,18 +140,25 @@ def _prefixes(names: Iterable[str]) -> list[str]:
 
 def _tied_embedding(base: Checkpoint, finetuned: Checkpoint, head: TensorInfo) -> TensorInfo | None:
     """Return the base's embedding that a head of the vocabulary's shape was tied to; None where there is none."""
-    ours, theirs = _vocabulary(base, head.shape[1]), _vocabulary(finetuned, head.shape[1])
+    ours, theirs = (embedding_of_tokens(side, head.shape[1]) for side in (base, finetuned))
     if ours is None or ours.shape[0] > head.shape[0] or (theirs and theirs.shape != head.shape):
         return None
     untied = any(info.shape == ours.shape and role_of(info, base.config) is Role.HEAD for info in base.tensors.values())
     return None if untied else ours
 
 
-def _vocabulary(checkpoint: Checkpoint, width: int) -> TensorInfo | None:
-    """Return a checkpoint's largest embedding of this width that is one of tokens."""
+def embedding_of_tokens(checkpoint: Checkpoint, width: int | None = None) -> TensorInfo | None:
+    """Return a checkpoint's largest embedding, by rows, of this width that is one of tokens; None: of any width."""
     fitting = [
         info
         for name, info in checkpoint.tensors.items()
-        if role_of(info, checkpoint.config) is Role.EMBEDDING and info.shape[1] == width and not _NO_TOKENS.search(name)
+        if role_of(info, checkpoint.config) is Role.EMBEDDING
+        and width in (None, info.shape[1])
+        and not names_no_tokens(name)
     ]
     return max(fitting, key=lambda info: info.shape[0], default=None)
+
+
+def names_no_tokens(name: str) -> bool:
+    """Return whether an embedding of this name is one of places, or of kinds of input."""
+    return bool(_NO_TOKENS.search(name))

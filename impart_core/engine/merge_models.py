@@ -25,7 +25,7 @@ from impart_core.merging.file import MergeFile, ModelReference
 from impart_core.merging.merged import Merge
 from impart_core.merging.methods import MERGE_METHODS
 from impart_core.merging.planning import plan_merge
-from impart_core.merging.sources import Source, StageSource, delta_source
+from impart_core.merging.sources import Source, StageSource, delta_source, foreseen_source
 from impart_core.store.names import require_ref_name, resolve
 from impart_core.store.store import Store
 
@@ -228,9 +228,9 @@ def _open_model(
 
 
 def _stand_in(label: str, opened: Opened, stage: Stage, plans: Mapping[str, Merge]) -> Source:
-    """Return a model for planning alone: a delta has the tensors of its base."""
+    """Return a model for planning alone."""
     if isinstance(opened, Delta):
-        return Source(label, stage.base())
+        return patiently(f"look into {label}", lambda: foreseen_source(label, opened, stage.base()))
     return Source(label, opened if isinstance(opened, Checkpoint) else plans[opened].checkpoint())
 
 

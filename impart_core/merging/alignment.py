@@ -8,7 +8,7 @@ from impart_core.base.text import visible
 from impart_core.checkpoint.header import TensorInfo
 from impart_core.checkpoint.index import Checkpoint
 from impart_core.checkpoint.layout import Role, in_layer, role_of
-from impart_core.checkpoint.pairing import pair_tensors
+from impart_core.checkpoint.pairing import embedding_of_tokens, pair_tensors
 
 _TIED = "tie_word_embeddings"
 _TOLD = 5
@@ -74,10 +74,10 @@ def align(donor: Checkpoint, models: Sequence[tuple[str, Checkpoint]]) -> Alignm
         name: Aligned(info, tuple(column.get(name) for column in columns), role_of(info, donor.config))
         for name, info in donor.tensors.items()
     }
-    tied = _embedding_of(donor)
+    tied = embedding_of_tokens(donor)
     for name, info in heads.items():
         own = tuple(
-            column.get(name) or _embedding_of(model) for column, (_, model) in zip(columns, models, strict=True)
+            column.get(name) or embedding_of_tokens(model) for column, (_, model) in zip(columns, models, strict=True)
         )
         tensors[name] = Aligned(tied or info, own, Role.HEAD)
     others = [number for number, (_, model) in enumerate(models) if model is not donor]
@@ -103,16 +103,10 @@ def _column(donor: Checkpoint, model: Checkpoint) -> tuple[dict[str, TensorInfo]
             column[base.name] = pair.finetuned
     for name, info in donor.tensors.items():
         if name not in column and role_of(info, donor.config) is Role.HEAD and not in_layer(name):
-            embedding = _embedding_of(model)
+            embedding = embedding_of_tokens(model)
             if embedding is not None and len(info.shape) == 2:
                 column[name] = embedding
     return column, extra
-
-
-def _embedding_of(model: Checkpoint) -> TensorInfo | None:
-    """Return the embedding of tokens: the largest, by rows."""
-    found = [info for info in model.tensors.values() if role_of(info, model.config) is Role.EMBEDDING]
-    return max(found, key=lambda info: info.shape[0], default=None)
 
 
 def _notes(tensors: Mapping[str, Aligned], donor: Checkpoint, others: Sequence[int]) -> list[str]:

@@ -107,16 +107,55 @@ class Module(Frozen):
     parameters: Parameters = Field(default_factory=dict)
 
 
-class TokenSource(Frozen):
-    """Where the embedding of a token comes from that not all models have.
+class ZeroRow(Frozen):
+    """A row of zeros, for a token that no model has."""
+
+    kind: Literal["zero"]
+
+
+class ModelToken(Frozen):
+    """The row of another token, given by itself or by its id.
 
     Attributes:
-        source: a model, `{kind: zero}`, or `{kind: model_token, model, token_id | token}`.
+        kind: tells it from the others.
+        model: whose row it is.
+        token: the token; or
+        token_id: its id in that model.
+    """
+
+    kind: Literal["model_token"]
+    model: ModelReference
+    token: str | None = None
+    token_id: int | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "ModelToken":
+        if (self.token is None) == (self.token_id is None):
+            raise ValueError("give either token or token_id")
+        return self
+
+
+class TokenSource(Frozen):
+    """Where the row of a token comes from that not all models have.
+
+    Attributes:
+        source: a model, `{kind: zero}`, or `{kind: model_token, model, token_id | token}`; None: as for all tokens.
         force: whether it is taken from there for all models, those that have the token too.
     """
 
-    source: Any = None
+    source: ZeroRow | ModelToken | ModelReference | None = None
     force: bool = False
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _of_kind(cls, raw: Any) -> Any:
+        """Read the kind that is named, so that what is wrong is told of it alone."""
+        kinds = {"zero": ZeroRow, "model_token": ModelToken}
+        if not isinstance(raw, Mapping) or "kind" not in raw:
+            return raw
+        if raw["kind"] not in kinds:
+            raise ValueError(f"kind is {raw['kind']!r:.40}; it is zero or model_token")
+        return kinds[raw["kind"]](**raw)
 
 
 class Tokenizer(Frozen):

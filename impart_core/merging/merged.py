@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -16,12 +16,15 @@ from impart_core.checkpoint.merging import with_settings
 from impart_core.checkpoint.reader import read_tensor
 from impart_core.checkpoint.source import MemoryFile
 from impart_core.checkpoint.writer import tensor_bytes
+from impart_core.merging.chat import place_of
 from impart_core.merging.computed import ComputedTensor
-from impart_core.merging.file import InputModel, MergeFile, ModelReference, settings_of
+from impart_core.merging.file import InputModel, MergeFile, ModelReference, ModelToken, Tokenizer, ZeroRow, settings_of
 from impart_core.merging.method import Draws, MergeMethod
 from impart_core.merging.methods import MERGE_METHODS
 from impart_core.merging.places import layer_settings
 from impart_core.merging.sources import Source
+from impart_core.merging.tables import rows_of
+from impart_core.merging.vocabulary import Vocabulary
 from impart_core.store.recipe import Recipe
 
 BASE = "base"
@@ -40,6 +43,8 @@ class Planned:
         base: the base and its tensor, where the method has a use for it.
         options: the method's keywords for it; those of each model as a list, in the order of the parts.
         donor: the donor's tensor.
+        tables: models and their tensors, by what the file calls them, whose rows are arranged by the merged model's
+            tokens before they are merged; none where rows are no tokens, or stay as they are.
     """
 
     name: str
@@ -49,6 +54,7 @@ class Planned:
     base: tuple[Source, TensorInfo] | None
     options: Mapping[str, Any]
     donor: TensorInfo
+    tables: Mapping[str, tuple[Source, TensorInfo]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,7 @@ class Merge:
         notes: sentences that whoever asked should know.
         untied: whether the merged model has a head of its own although the donor ties it.
         device: where it is computed.
+        vocabulary: its tokens.
     """
 
     file: MergeFile
@@ -74,6 +81,7 @@ class Merge:
     notes: tuple[str, ...]
     untied: bool
     device: torch.device
+    vocabulary: Vocabulary
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -98,34 +106,64 @@ class Merge:
     def compute(self, name: str) -> torch.Tensor:
         """Return a tensor of the merged model, in its dtype, on the CPU; float32 until the last step."""
         planned = self.tensors[name]
-        if not planned.parts:
+        if not planned.parts and not planned.tables:
             return read_tensor(planned.donor).to(DTYPES[planned.dtype])
         with one_thread_per_kernel():
-            return self._merged(planned).to(DTYPES[planned.dtype]).cpu()
+            merged = self._arranged(planned) if planned.tables else self._merged(planned)
+            return merged.to(DTYPES[planned.dtype]).cpu()
 
     def _merged(self, planned: Planned) -> torch.Tensor:
-        method, options = self.method, dict(planned.options)
-        if method.takes("draws"):
-            options["draws"] = Draws(self.file.impart.seed, planned.name)
         base = None
         if planned.base is not None:
             source, info = planned.base
             base = source.tensor(info).to(self.device)
-        if method.takes_deltas:
+        if self.method.takes_deltas:
             assert base is not None
             host = base.cpu()
-            deltas = [source.delta(info, host).to(self.device) for source, info in planned.parts]
-            merged = method.function(deltas, **options)
-            return base.add_(merged)
+            inputs = [source.delta(info, host).to(self.device) for source, info in planned.parts]
+        else:
+            inputs = [source.tensor(info).to(self.device) for source, info in planned.parts]
+        return self._applied(planned, inputs, base)
+
+    def _arranged(self, planned: Planned) -> torch.Tensor:
+        """Return a tensor that has a row for each token, of the models' with their rows arranged."""
+        assert self.vocabulary.rows is not None
+        base = planned.base[0].label if planned.base else None
+        parts = [source.label for source, _ in planned.parts] or [self.donor.label]
+        wanted = dict.fromkeys([*parts, *([base] if base else [])])
+        givers = self.vocabulary.rows.givers(list(wanted)) & set(planned.tables)
+        read = {
+            label: source.exact(info).to(self.device).reshape(rows_of(info), -1)
+            for label, (source, info) in planned.tables.items()
+            if label in givers
+        }
+        rows = self.vocabulary.rows.arranged(read, list(wanted))
+        arranged = {label: tensor.reshape(planned.shape) for label, tensor in rows.items()}
+        if not planned.parts:
+            return arranged[self.donor.label]
+        of_base = arranged.pop(base) if base else None
+        if self.method.takes_deltas and of_base is not None:
+            for label in set(parts):
+                arranged[label].sub_(of_base)
+        return self._applied(planned, [arranged[label] for label in parts], of_base)
+
+    def _applied(self, planned: Planned, inputs: list[torch.Tensor], base: torch.Tensor | None) -> torch.Tensor:
+        """Return what the method makes of a tensor of each model, or of what each adds to the base."""
+        method, options = self.method, dict(planned.options)
+        if method.takes("draws"):
+            options["draws"] = Draws(self.file.impart.seed, planned.name)
+        if method.takes_deltas:
+            assert base is not None
+            return base.add_(method.function(inputs, **options))
         if method.takes("base"):
             options["base"] = base
-        return method.function([source.tensor(info).to(self.device) for source, info in planned.parts], **options)
+        return method.function(inputs, **options)
 
     def checkpoint(self) -> Checkpoint:
         """Return the merged model as a checkpoint; its tensors are computed whenever they are read."""
         tensors = {name: self._info(planned) for name, planned in self.tensors.items()}
         config = self._config()
-        carried = dict(self.donor.checkpoint.carried)
+        carried = dict(self.vocabulary.files)
         data = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
         carried[CONFIG] = MemoryFile(CONFIG, len(data), None, data)
         nbytes = sum(info.nbytes for info in tensors.values()) + sum(file.size for file in carried.values())
@@ -143,7 +181,7 @@ class Merge:
         return TensorInfo(planned.name, planned.dtype, planned.shape, file, 0, size)
 
     def _config(self) -> dict[str, Any]:
-        config = dict(self.donor.checkpoint.config)
+        config = dict(self.vocabulary.config)
         settings = layer_settings(config, self.file)
         if self.untied:
             settings["tie_word_embeddings"] = False
@@ -188,7 +226,32 @@ def _normal(file: MergeFile, roles: Mapping[ModelReference, str]) -> dict[str, A
         "modules": modules,
         "parameters": parameters(file.parameters),
         "dtype": file.out_dtype or file.dtype,
-        "tokenizer": file.vocabulary.model_dump(mode="json") if file.vocabulary else None,
-        "chat_template": file.chat_template,
+        "tokenizer": _normal_tokenizer(file.vocabulary, roles) if file.vocabulary else None,
+        "chat_template": _normal_template(file.chat_template, roles) if file.chat_template else None,
         "seed": file.impart.seed if MERGE_METHODS.get(file.merge_method).takes("draws") else 0,
     }
+
+
+def _normal_tokenizer(tokenizer: Tokenizer, roles: Mapping[ModelReference, str]) -> dict[str, Any]:
+    """Return what a file says of the tokenizer, with models by their roles."""
+
+    def source(one: Any) -> Any:
+        if isinstance(one, ModelReference):
+            return {"model": roles[one]}
+        if isinstance(one, ModelToken):
+            return {**one.model_dump(mode="json"), "model": roles[one.model]}
+        return one.model_dump(mode="json") if isinstance(one, ZeroRow) else one
+
+    return {
+        "source": source(tokenizer.source),
+        "tokens": {
+            token: {"source": source(one.source), "force": one.force} for token, one in tokenizer.tokens.items()
+        },
+        "pad_to_multiple_of": tokenizer.pad_to_multiple_of,
+    }
+
+
+def _normal_template(template: str, roles: Mapping[ModelReference, str]) -> Any:
+    """Return the chat template that a file asks for, a model by its role."""
+    named = next((role for reference, role in roles.items() if str(reference) == place_of(template)), None)
+    return template if named is None else {"model": named}

@@ -1,6 +1,7 @@
 """A merge checked against its models, from headers and configurations alone, and every tensor of it planned."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from impart_core.merging.method import Option
 from impart_core.merging.methods import MERGE_METHODS
 from impart_core.merging.places import Place, places_of
 from impart_core.merging.sources import Source
+from impart_core.merging.tables import with_rows
 from impart_core.merging.values import Scalar, Setting
+from impart_core.merging.vocabulary import Vocabulary, merged_vocabulary
 
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -53,9 +56,11 @@ class _Planner:
         models = [(source.label, source.checkpoint) for source in self._sources.values()]
         alignment = align(donor.checkpoint, models)
         columns = {reference: number for number, reference in enumerate(references)}
+        vocabulary = merged_vocabulary(file, self._sources, donor, alignment)
         tensors = {}
         for place in places_of(file, donor.checkpoint, alignment.tensors):
-            tensors[place.name] = self._planned(place, alignment, columns)
+            planned = self._planned(place, alignment, columns)
+            tensors[place.name] = self._with_tokens(planned, place, alignment, vocabulary)
         self._check_shapes(tensors)
         return Merge(
             file=file,
@@ -63,7 +68,8 @@ class _Planner:
             sources=self._sources,
             donor=donor,
             tensors=dict(sorted(tensors.items())),
-            notes=(*self._notes, *alignment.notes),
+            notes=(*self._notes, *alignment.notes, *vocabulary.notes),
+            vocabulary=vocabulary,
             untied=alignment.untied,
             device=self._device,
         )
@@ -148,6 +154,16 @@ class _Planner:
             donor=aligned.donor,
         )
 
+    def _with_tokens(self, planned: Planned, place: Place, alignment: Alignment, vocabulary: Vocabulary) -> Planned:
+        """Return a tensor with a row for each token in the merged model's shape, and all that its rows come from."""
+        donor_name = place.sources[0][1] if place.sources else place.name
+        if vocabulary.rows is None or donor_name not in vocabulary.tables:
+            return planned
+        columns = zip(self._sources.values(), alignment.tensors[donor_name].of, strict=True)
+        tables = {source.label: (source, info) for source, info in columns if info is not None}
+        size = vocabulary.rows.size
+        return replace(planned, shape=with_rows(planned.shape, size), tables=tables)
+
     def _is_base(self, one: InputModel, place: Place) -> bool:
         return place.base is not None and one.model == place.base[0]
 
@@ -188,23 +204,16 @@ class _Planner:
         return self._parsed[id(parameters)]
 
     def _check_shapes(self, tensors: Mapping[str, Planned]) -> None:
-        """Refuse tensors of different shapes; more tokens in some models than in others are a case of its own."""
-        lines, tokens = [], False
+        """Refuse tensors of different shapes; rows of tokens may be more in some models than in others."""
+        lines = []
         for name, planned in tensors.items():
             parts = [*planned.parts, *([planned.base] if planned.base else [])]
-            shapes = {info.shape for _, info in parts}
+            shapes = {with_rows(info.shape, 1) if planned.tables else info.shape for _, info in parts}
             if len(shapes) > 1:
                 told = ", ".join(f"{list(info.shape)} in {source.label}" for source, info in parts)
                 lines.append(f"{name}: {told}")
-                tokens |= len({shape[1:] for shape in shapes}) == 1
         if lines:
             shown = "\n".join(f"  - {line}" for line in lines[:8])
             raise MismatchError(
-                f"{len(lines)} tensors have different shapes in the models:\n{shown}\n"
-                + (
-                    "If the models have different tokens, say which the merged model is to have: tokenizer_source: base"
-                    " or union, or the place of a model."
-                    if tokens
-                    else "Merge models of one shape."
-                )
+                f"{len(lines)} tensors have different shapes in the models:\n{shown}\nMerge models of one shape."
             )

@@ -1,6 +1,5 @@
 """The models of a merge, read tensor by tensor: checkpoints, and deltas, of which nothing is rebuilt on disk."""
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 
 from impart_core.apply.reader import DeltaReader, open_reader, require_base
+from impart_core.artifacts.block import block_content
 from impart_core.artifacts.delta import Delta
 from impart_core.checkpoint.carried import stored_name
 from impart_core.checkpoint.digest import carried_digests, checkpoint_id, tensor_digests
@@ -16,7 +16,7 @@ from impart_core.checkpoint.header import DTYPES, TensorInfo
 from impart_core.checkpoint.index import CONFIG, Checkpoint
 from impart_core.checkpoint.local import local_file
 from impart_core.checkpoint.reader import read_tensor
-from impart_core.checkpoint.source import SourceFile, read_json
+from impart_core.checkpoint.source import MemoryFile, SourceFile, read_json
 from impart_core.checkpoint.writer import tensor_bytes
 from impart_core.merging.computed import ComputedTensor
 
@@ -48,6 +48,10 @@ class Source:
     def tensor(self, info: TensorInfo) -> torch.Tensor:
         """Return one of its tensors in float32, memory of its own."""
         return read_tensor(info).float()
+
+    def exact(self, info: TensorInfo) -> torch.Tensor:
+        """Return one of its tensors in float32 as it is before it is rounded to its dtype, memory of its own."""
+        return self.tensor(info)
 
     def delta(self, info: TensorInfo, base: torch.Tensor) -> torch.Tensor:
         """Return what it adds to a tensor of the base, float32, memory of its own.
@@ -90,6 +94,15 @@ class DeltaSource(Source):
         """The delta's id."""
         return self.reader.delta.id
 
+    def exact(self, info: TensorInfo) -> torch.Tensor:
+        """Return the base's tensor plus the decoded delta; rows that the base has not are as they are stored."""
+        base = self.base.tensors.get(self.reader.headers[info.name].base or info.name)
+        delta = self.reader.read_delta(info.name, self.base) if base and base.shape[1:] == info.shape[1:] else None
+        if base is None or delta is None:
+            return self.tensor(info)
+        delta.add_(read_tensor(base))
+        return delta if base.shape == info.shape else torch.cat([delta, self.tensor(info)[base.shape[0] :]])
+
     def delta(self, info: TensorInfo, base: torch.Tensor) -> torch.Tensor:
         """Return the decoded delta."""
         header = self.reader.headers[info.name]
@@ -112,6 +125,29 @@ def delta_source(label: str, delta: Delta, base: Checkpoint) -> Iterator[DeltaSo
     require_base(delta, base)
     with open_reader(delta) as reader:
         yield DeltaSource(label, _checkpoint_of(reader, base), reader, base)
+
+
+def foreseen_source(label: str, delta: Delta, base: Checkpoint) -> Source:
+    """Return a delta as a source to plan with: none of its codes is read, and neither can its tensors be.
+
+    Raises:
+        CorruptArtifactError: a file beside the weights is damaged.
+    """
+    tensors = {
+        name: TensorInfo(name, entry.dtype, entry.shape, MemoryFile(f"delta {delta.id[:12]}", 0, None, b""), 0, 0)
+        for block in delta.blocks
+        for name, entry in block_content(block).tensors.items()
+    }
+    carried: dict[str, SourceFile] = {}
+    own = {entry.name for entry in delta.manifest.files}
+    for name in sorted(delta.content.carried):
+        if stored_name(name) in own:
+            with delta.store.local_file(delta.manifest, stored_name(name), verified=True) as path:
+                carried[name] = local_file(path).in_memory()
+        elif name in base.carried:
+            carried[name] = base.carried[name]
+    config = read_json(carried[CONFIG]) if CONFIG in carried else base.config
+    return Source(label, Checkpoint(f"delta {delta.id[:12]}", config, dict(sorted(tensors.items())), carried, 0))
 
 
 def _checkpoint_of(reader: DeltaReader, base: Checkpoint) -> Checkpoint:
@@ -146,13 +182,3 @@ def _carried(reader: DeltaReader, base: Checkpoint) -> dict[str, SourceFile]:
         if file is not None:
             found[name] = file
     return found
-
-
-def template_of(checkpoint: Checkpoint) -> str | None:
-    """Return a checkpoint's chat template, or None where it has none."""
-    file = checkpoint.carried.get("chat_template.jinja")
-    if file is not None:
-        return bytes(file.read(0, file.size)).decode("utf-8", errors="replace")
-    settings = checkpoint.carried.get("tokenizer_config.json")
-    template = json.loads(bytes(settings.read(0, settings.size))).get("chat_template") if settings else None
-    return template if isinstance(template, str) else None
