@@ -260,6 +260,15 @@ class MergeFile(Frozen):
         """The tokenizer that is asked for; None: the base's, which all models have to share."""
         return Tokenizer(source=self.tokenizer_source) if self.tokenizer_source else self.tokenizer
 
+    def groups(self) -> Iterator[tuple[tuple[InputModel, ...], ModelReference | None]]:
+        """Give the models that are merged with each other, and their base, wherever the file says it."""
+        parts: tuple[MergeFile | Module, ...] = (self, *self.modules.values())
+        for part in parts:
+            if part.models:
+                yield part.models, self.base_model
+            for one in part.slices:
+                yield one.sources, one.base_model or self.base_model
+
     def inputs(self) -> Iterator[InputModel]:
         """Give what is merged, wherever the file says it."""
         yield from self.models

@@ -86,9 +86,14 @@ class _Planner:
                     f"nothing to itself: take it out of the list."
                 )
             self._notes.append(f"The base {file.base_model} is listed among the models; it adds nothing to itself.")
-        merged = [one for one in file.references() if one != file.base_model]
-        number = len(merged) + (method.base == "among" or (method.base == "donor" and bool(listed)))
-        least, most = method.models
+        for models, base in file.groups():
+            self._check_number({one.model for one in models}, base)
+
+    def _check_number(self, models: set[ModelReference], base: ModelReference | None) -> None:
+        """Refuse other numbers of models than the method merges; `base` is that of the same tensors."""
+        method, (least, most) = self._method, self._method.models
+        listed = method.base == "among" or (method.base == "donor" and base in models)
+        number = len(models - {base}) + listed
         if number < least or (most is not None and number > most):
             wanted = f"{least}" if most == least else f"{least} or more" if most is None else f"{least} to {most}"
             with_base = ", the base among them" if method.base == "among" else ""
