@@ -72,9 +72,16 @@ class CompressTemplate:
         return {"delta": delta_recipe(self.base, self.finetuned, config, self.digests, words).id}
 
     def bytes_of(self, inputs: Mapping[str, object], store: Store) -> int | None:
-        """Return the bytes of the delta's blocks and files."""
-        manifest = store.lookup(str(inputs["delta"]))
-        return manifest.content.data_bytes if manifest and isinstance(manifest.content, DeltaContent) else None
+        """Return the bytes of the files of the delta and of its blocks.
+
+        Manifests are not counted: they hold dates, and may differ by some bytes when a delta is made again.
+        """
+        delta = store.lookup(str(inputs["delta"]))
+        if delta is None or not isinstance(delta.content, DeltaContent):
+            return None
+        blocks = [store.lookup(block.id) for block in delta.content.blocks]
+        parts = [delta, *(block for block in blocks if block is not None)]
+        return None if None in blocks else sum(entry.size for part in parts for entry in part.files)
 
     @contextmanager
     def model_of(self, filled: Mapping[str, Any], run: Run) -> Iterator[Model]:
