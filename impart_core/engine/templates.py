@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from impart_core.artifacts.calibration_text import calibration_recipe
-from impart_core.artifacts.delta import DeltaContent, delta_recipe
+from impart_core.artifacts.delta import delta_recipe, file_bytes
 from impart_core.base.errors import ConfigError
 from impart_core.blocks.coding import calibration_of
 from impart_core.blocks.request import CompressConfig
@@ -72,16 +72,8 @@ class CompressTemplate:
         return {"delta": delta_recipe(self.base, self.finetuned, config, self.digests, words).id}
 
     def bytes_of(self, inputs: Mapping[str, object], store: Store) -> int | None:
-        """Return the bytes of the files of the delta and of its blocks.
-
-        Manifests are not counted: they hold dates, and may differ by some bytes when a delta is made again.
-        """
-        delta = store.lookup(str(inputs["delta"]))
-        if delta is None or not isinstance(delta.content, DeltaContent):
-            return None
-        blocks = [store.lookup(block.id) for block in delta.content.blocks]
-        parts = [delta, *(block for block in blocks if block is not None)]
-        return None if None in blocks else sum(entry.size for part in parts for entry in part.files)
+        """Return the bytes of the delta's files."""
+        return file_bytes(store, str(inputs["delta"]))
 
     @contextmanager
     def model_of(self, filled: Mapping[str, Any], run: Run) -> Iterator[Model]:
