@@ -117,6 +117,19 @@ def own_files(recipe: Recipe) -> list[str]:
     return [name for name in sorted(carried) if base_files.get(name) != carried[name]]
 
 
+def file_bytes(store: Store, delta: str) -> int | None:
+    """Return the bytes of the files of a delta and of its blocks; None: one of them is not in the store.
+
+    Manifests are not counted: they hold dates, and may differ by some bytes when a delta is made again.
+    """
+    top = store.lookup(delta)
+    if top is None or not isinstance(top.content, DeltaContent):
+        return None
+    blocks = [store.lookup(block.id) for block in top.content.blocks]
+    found = [top, *(block for block in blocks if block is not None)]
+    return None if None in blocks else sum(entry.size for manifest in found for entry in manifest.files)
+
+
 @dataclass(frozen=True, repr=False)
 class Delta:
     """A published delta: its manifest and its blocks' manifests, in the model's order."""

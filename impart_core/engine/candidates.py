@@ -138,6 +138,7 @@ class StoreLedger(Ledger):
         self._inputs: dict[str, dict[str, object] | None] = {}
         self.trials: dict[str, None] = {}
         self._deltas: dict[str, None] = {}
+        self._bytes: dict[str, int] = {}
         self._hold: Pin | None = None
 
     def __enter__(self) -> Self:
@@ -220,6 +221,11 @@ class StoreLedger(Ledger):
                 self._inputs[candidate.digest] = None
         return self._inputs[candidate.digest]
 
+    def _bytes_of(self, digest: str, inputs: Mapping[str, object]) -> int | None:
+        if digest not in self._bytes and (counted := self._template.bytes_of(inputs, self._store)) is not None:
+            self._bytes[digest] = counted
+        return self._bytes.get(digest)
+
     def _score(self, candidate: Candidate, trials: Sequence[Sequence[Manifest]]) -> Score:
         """Return the score that trials of each measure hold together."""
         metrics: dict[str, tuple[float, ...]] = {}
@@ -229,6 +235,6 @@ class StoreLedger(Ledger):
         inputs = self._inputs_of(candidate)
         return Score(
             metrics=metrics,
-            bytes=self._template.bytes_of(inputs, self._store) if inputs else None,
+            bytes=self._bytes_of(candidate.digest, inputs) if inputs and self._how.bytes else None,
             seconds=round(sum(trial.provenance.seconds for each in trials for trial in each), 3),
         )

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from impart_core.artifacts.delta import DeltaContent, delta_recipe
+from impart_core.artifacts.delta import delta_recipe, file_bytes
 from impart_core.base.errors import ConfigError
 from impart_core.base.numerics import resolve_device
 from impart_core.blocks.coding import calibration_of
@@ -84,9 +84,7 @@ class MergeTemplate:
         deltas = self._deltas.get(str(inputs["merged"]), ())
         if not deltas:
             return self.base.nbytes
-        found = [store.lookup(delta) for delta in deltas]
-        contents = [manifest.content for manifest in found if manifest]
-        sizes = [content.data_bytes for content in contents if isinstance(content, DeltaContent)]
+        sizes = [size for delta in deltas if (size := file_bytes(store, delta)) is not None]
         return sum(sizes) if len(sizes) == len(deltas) else None
 
     @contextmanager

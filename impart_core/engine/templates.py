@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from impart_core.artifacts.calibration_text import calibration_recipe
-from impart_core.artifacts.delta import DeltaContent, delta_recipe
+from impart_core.artifacts.delta import delta_recipe, file_bytes
 from impart_core.base.errors import ConfigError
 from impart_core.blocks.coding import calibration_of
 from impart_core.blocks.request import CompressConfig
@@ -72,9 +72,8 @@ class CompressTemplate:
         return {"delta": delta_recipe(self.base, self.finetuned, config, self.digests, words).id}
 
     def bytes_of(self, inputs: Mapping[str, object], store: Store) -> int | None:
-        """Return the bytes of the delta's blocks and files."""
-        manifest = store.lookup(str(inputs["delta"]))
-        return manifest.content.data_bytes if manifest and isinstance(manifest.content, DeltaContent) else None
+        """Return the bytes of the delta's files."""
+        return file_bytes(store, str(inputs["delta"]))
 
     @contextmanager
     def model_of(self, filled: Mapping[str, Any], run: Run) -> Iterator[Model]:

@@ -17,7 +17,7 @@ class Score(Frozen):
 
     Attributes:
         metrics: for each metric the value of each item, in the order of the items.
-        bytes: what the candidate's model takes up in a store; None: nobody counted.
+        bytes: what the files of the candidate's model take up in a store; None: nobody counted.
         seconds: how long it took to make the model and to score it.
     """
 

@@ -24,6 +24,7 @@ from tests.impart_core.evaluation.own_tasks import SUMS, sums, write_task
 pytestmark = pytest.mark.e2e
 
 BASE, MATH = str(tinyzoo.path("base")), str(tinyzoo.path("math"))
+CODE = str(tinyzoo.path("code"))
 Measured = list[tuple[str, str, tuple[int, int]]]
 
 
@@ -54,6 +55,13 @@ def settings(task: Path, **own: Any) -> dict[str, Any]:
         "items": [4, 12],
     }
     return {**usual, **own}
+
+
+def merge(**first: Any) -> dict[str, Any]:
+    """Return a merge of two models by Task Arithmetic at two scales."""
+    models = [{"model": MATH, "parameters": {"weight": 1.0}, **first}, {"model": CODE, "parameters": {"weight": 1.0}}]
+    parameters = {"lambda": {"choose": [0.5, 1.0]}}
+    return {"merge_method": "task_arithmetic", "base_model": BASE, "models": models, "parameters": parameters}
 
 
 @pytest.fixture
@@ -172,6 +180,16 @@ def test_a_candidate_that_cannot_be_made_is_scored_as_failed(task: Path, tmp_pat
     assert bad.why and "Lower the CR" in bad.why
 
 
+def test_merges_are_searched_and_the_winner_is_held_against_each_expert(task: Path, tmp_path: Path) -> None:
+    file = settings(task, merge=merge(), compress=None, objectives="mean", name="both")
+    report = impart.search(file, store=tmp_path, device="cpu")
+    study, verdict = report.record.study, report.record.verdict
+    assert [trial.values for trial in study.trials] == [{"parameters.lambda": 0.5}, {"parameters.lambda": 1.0}]
+    assert verdict is not None and verdict.expert in ("math", "code")
+    assert list(verdict.margins) == ["default", "base", "math", "code"]
+    assert resolve(Store(tmp_path), "both") == report.record.winner
+
+
 @pytest.mark.parametrize(
     ("own", "template", "kind", "why"),
     [
@@ -182,7 +200,7 @@ def test_a_candidate_that_cannot_be_made_is_scored_as_failed(task: Path, tmp_pat
         ({}, {"base": {"choose": ["a", "b"]}}, ConfigError, "no hole"),
         ({}, {"cr": 1e6}, InfeasibleBudgetError, "Lower the CR"),
         ({}, {"metod": "dare"}, ConfigError, "Did you mean 'method'"),
-        ({"merge": {"models": {"choose": [1, 2]}}, "compress": None}, {}, ConfigError, "cannot be searched yet"),
+        ({"merge": merge(model={"choose": [MATH, CODE]}), "compress": None}, {}, ConfigError, "is no hole"),
     ],
 )
 def test_what_is_wrong_is_said_before_any_work(
