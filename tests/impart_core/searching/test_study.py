@@ -16,7 +16,7 @@ TWO = ["mean", "bytes"]
 def settings_of(sampler: Any) -> dict[str, Any]:
     """Return a short search by a sampler, long enough for it to learn."""
     short = {"name": sampler, "startup": 4} if sampler in ("tpe", "gp") else sampler
-    return {"sampler": short, "parallel": 2, "budget": {"trials": 8 if sampler == "gp" else 12}, "starts": []}
+    return {"sampler": short, "parallel": 2, "budget": {"trials": 12}, "starts": []}
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
