@@ -106,7 +106,7 @@ def kept_by_step(key: int, rows: int, columns: int, steps: int) -> npt.NDArray[n
         key: the mask's key.
         rows: entries of each column.
         columns: how many columns.
-        steps: a power of two, at most `LEVELS`: those keep codes are counted that stand for 1/steps, 2/steps, …, 1.
+        steps: a power of two from 2 to `LEVELS`: those keep codes are counted that stand for 1/steps, 2/steps, …, 1.
     """
     counts = np.empty((columns, steps), dtype=np.int64)
     for lines, levels in level_chunks(key, rows, columns):

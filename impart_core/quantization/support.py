@@ -22,7 +22,7 @@ from impart_core.quantization.grid import EntryGrid, nearest_half
 # Entries of the factors worked on at once: 64 MiB, 1 GiB on devices, where a step over columns takes as long for few
 # rows as for many; and a few times that in temporaries. Never by the memory that is free: the bytes would depend on it.
 MOST_ENTRIES, _MOST_ENTRIES_ON_DEVICE = 1 << 24, 1 << 28
-_BLOCK = 64  # columns whose errors are gathered before they go to the columns after them, in one product
+_BLOCK = 32  # columns whose errors are gathered before they go to the columns after them, in one product
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _quantize(
         diagonal = root.diagonal(dim1=1, dim2=2)[:, block, None]
         wanted = state.target[block].clone()
         if stop < root.shape[1]:
-            owed = torch.bmm(root[:, done, block].mT, state.delta[done].transpose(0, 1))
+            owed = torch.bmm(root[:, done, block].mT, state.delta[:, done])
             wanted += owed.div_(diagonal).transpose(0, 1)
         _quantize_block(state, block, wanted, root[:, block, block].mT / diagonal)
         rounding = (wanted - state.found[block]).mul_(diagonal.transpose(0, 1))
@@ -149,7 +149,7 @@ def _quantize(
 
 @dataclass(frozen=True)
 class _State:
-    """The entries of a batch, columns as they are listed; each (size, batch, most rows), float32.
+    """The entries of a batch, columns as they are listed; each (size, batch, most rows), float32, but for `delta`.
 
     Steps are codes less the zero point, so that zero is zero in every grid, and what is filled up stays zero.
 
@@ -162,7 +162,7 @@ class _State:
         any_half: whether any is.
         steps: found so far.
         found: what these stand for.
-        delta: target less found; zero for columns to come.
+        delta: target less found, zero for columns to come; (batch, size, most rows), as products read it.
     """
 
     target: torch.Tensor
@@ -190,7 +190,7 @@ class _State:
             any_half=bool(half.any()),
             steps=torch.empty_like(target),
             found=torch.empty_like(target),
-            delta=torch.zeros_like(target),
+            delta=torch.zeros_like(target.transpose(0, 1), memory_format=torch.contiguous_format),
         )
 
 
@@ -203,11 +203,10 @@ def _quantize_block(state: _State, block: slice, wanted: torch.Tensor, into: tor
         wanted: what they are to be rounded to, as far as columns before the block say; completed here.
         into: R_ij/R_jj among them, row j what an error in column i does to it, (batch, block, block).
     """
-    errors = state.delta[block].transpose(0, 1)  # those to come are zero as yet
-    parts = (state.target, state.scales, state.lowest, state.highest, state.steps, state.found, state.delta)
-    columns = list(zip(*(part[block].unbind() for part in parts), wanted.unbind(), into.unbind(1), strict=True))
-    for j in reversed(range(len(columns))):
-        target, scale, lowest, highest, step, found, delta, goal, factors = columns[j]
+    errors = state.delta[:, block]  # those to come are zero as yet
+    parts = (state.target, state.scales, state.lowest, state.highest, state.steps, state.found)
+    columns = zip(*(part[block].unbind() for part in parts), wanted.unbind(), into.unbind(1), errors.unbind(1), strict=True)
+    for j, (target, scale, lowest, highest, step, found, goal, factors, delta) in reversed(list(enumerate(columns))):
         goal.unsqueeze(1).baddbmm_(factors.unsqueeze(1), errors)
         torch.div(goal, scale, out=step).round_().clamp_(lowest, highest)
         torch.mul(step, scale, out=found)
