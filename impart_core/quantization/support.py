@@ -205,7 +205,9 @@ def _quantize_block(state: _State, block: slice, wanted: torch.Tensor, into: tor
     """
     errors = state.delta[:, block]  # those to come are zero as yet
     parts = (state.target, state.scales, state.lowest, state.highest, state.steps, state.found)
-    columns = zip(*(part[block].unbind() for part in parts), wanted.unbind(), into.unbind(1), errors.unbind(1), strict=True)
+    columns = zip(
+        *(part[block].unbind() for part in parts), wanted.unbind(), into.unbind(1), errors.unbind(1), strict=True
+    )
     for j, (target, scale, lowest, highest, step, found, goal, factors, delta) in reversed(list(enumerate(columns))):
         goal.unsqueeze(1).baddbmm_(factors.unsqueeze(1), errors)
         torch.div(goal, scale, out=step).round_().clamp_(lowest, highest)
