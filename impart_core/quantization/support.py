@@ -142,8 +142,8 @@ def _quantize(
         finite &= torch.isfinite(rounding.square_().sum(dtype=torch.float64))
     found = torch.where(state.half, state.found, state.steps - state.lowest)
     written = kept.T[:, :, None] & batch.own[None]
-    places = torch.broadcast_tensors(*at)
-    codes[places[0][written], places[1][written]] = found[written]
+    rows, places = (index.expand_as(written)[written] for index in at)
+    codes[rows, places] = found[written]
     return bool(finite)
 
 
