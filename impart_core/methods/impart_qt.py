@@ -123,7 +123,8 @@ class ImpartQt(FactorMethod):
         sigma = factors.sigma.cpu().double().numpy()
         importance = importance_of(sigma[: self.needed_rank(m, n, coding)], options)
         importance = importance[: numerical_rank(sigma, m, n)]  # what lies below is the rounding of the rest
-        shared: Side = "u" if projection.inputs and projection.inputs.of_rows else "v"
+        met = projection.inputs if options.calibration == "inputs" else None
+        shared: Side = "u" if met and met.of_rows else "v"
         kept = _kept_of(name, (m, n), coding.seed, len(importance), shared)
 
         def encode(packed: int, by: ImpartQtOptions) -> Codes:
