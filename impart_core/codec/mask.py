@@ -2,6 +2,7 @@
 
 An entry (row i, column k) is kept when its 32-bit Philox word is below the threshold of column k. Column k
 owns a whole number of Philox blocks, so its words depend on nothing but the key, k and the row count.
+Columns may share words, so many of them one line: their masks are then nested, and equal where thresholds are.
 """
 
 import hashlib
@@ -86,9 +87,33 @@ def word_levels(words: UInt32Array) -> UInt16Array:
     return (words >> np.uint32(16)).astype(np.uint16)
 
 
-def mask_from_levels(levels: UInt16Array, codes: UInt16Array) -> BoolArray:
-    """Return the kept entries from the words' upper halves: word < (c + 1)·2¹⁶ is the same as level ≤ c."""
-    return levels <= codes[:, None]
+def mask_from_levels(levels: UInt16Array, codes: UInt16Array, sharing: int = 1) -> BoolArray:
+    """Return the kept entries, (columns, rows): word < (c + 1)·2¹⁶ is the same as level ≤ c.
+
+    Args:
+        levels: upper halves of the words, (⌈columns/sharing⌉, rows).
+        codes: keep codes, (columns,).
+        sharing: how many columns that follow each other take one line of words.
+    """
+    own = levels if sharing == 1 else levels.repeat(sharing, axis=0)[: len(codes)]
+    return own <= codes[:, None]
+
+
+def kept_by_step(key: int, rows: int, columns: int, steps: int) -> npt.NDArray[np.int64]:
+    """Return how many entries of each column are kept by each of so many keep codes, (columns, steps).
+
+    Args:
+        key: the mask's key.
+        rows: entries of each column.
+        columns: how many columns.
+        steps: a power of two from 2 to `LEVELS`: those keep codes are counted that stand for 1/steps, 2/steps, …, 1.
+    """
+    counts = np.empty((columns, steps), dtype=np.int64)
+    for lines, levels in level_chunks(key, rows, columns):
+        first = steps * np.arange(len(levels))[:, None]
+        found = np.bincount((levels // (LEVELS // steps) + first).ravel(), minlength=steps * len(levels))
+        counts[lines] = found.reshape(-1, steps).cumsum(axis=1)
+    return counts
 
 
 def level_chunks(key: int, rows: int, columns: int) -> Iterator[tuple[slice, UInt16Array]]:

@@ -53,7 +53,7 @@ class DareQt(Method):
     `codec.half`. Where nothing fits, `keep` is empty.
     """
 
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     parts: ClassVar[tuple[str, ...]] = ("keep", "exponent", *STREAM_PARTS)
     options_model: ClassVar[type[MethodOptions]] = DareQtOptions
     summary: ClassVar[str] = "entries of the delta at random, rescaled, at 2, 4 or 8 bits; needs calibration text"

@@ -23,7 +23,6 @@ from impart_core.codec.mask import (
     keep_codes,
     keep_probability,
     mask_from_levels,
-    mask_from_words,
     mask_key,
     mask_words,
     may_keep,
@@ -322,9 +321,19 @@ def select_kept(vectors: torch.Tensor, levels: UInt16Array, keep: UInt16Array) -
     return vectors.cpu()[mask].half()
 
 
-def factor_mask(seed: int, name: str, role: str, side: int, keep: UInt16Array) -> torch.Tensor:
-    """Return which entries of a factor's vectors are kept, bool, (K, side); role is "u" or "v"."""
-    return torch.from_numpy(mask_from_words(mask_words(mask_key(seed, name, role), side, len(keep)), keep))
+def factor_mask(seed: int, name: str, role: str, side: int, keep: UInt16Array, sharing: int = 1) -> torch.Tensor:
+    """Return which entries of a factor's vectors are kept, bool, (K, side).
+
+    Args:
+        seed: the masks' seed.
+        name: the projection's name.
+        role: "u" or "v".
+        side: entries of each vector.
+        keep: keep codes of the pairs, (K,).
+        sharing: how many pairs that follow each other take the same words.
+    """
+    words = mask_words(mask_key(seed, name, role), side, -(-len(keep) // sharing))
+    return torch.from_numpy(mask_from_levels(word_levels(words), keep, sharing))
 
 
 def _scatter(values: torch.Tensor, seed: int, name: str, role: str, rows: int, keep: UInt16Array) -> torch.Tensor:

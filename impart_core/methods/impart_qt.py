@@ -1,7 +1,7 @@
 """ImPart-Qt: what ImPart's masks keep of the singular vectors, at few bits (paper §3.3, Algorithms 2 and 3)."""
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +10,7 @@ from pydantic import Field
 
 from impart_core.base.errors import CorruptArtifactError
 from impart_core.base.settings import MethodOptions
-from impart_core.codec.mask import LEVELS, UInt16Array, keep_probability, mask_from_levels
+from impart_core.codec.mask import LEVELS, UInt16Array, keep_probability, kept_by_step, mask_key
 from impart_core.codec.parts import Codes, read_part
 from impart_core.delta.budget import budget_bytes, candidate_pairs, kept_fraction, vector_fraction
 from impart_core.delta.factors import Factors
@@ -21,13 +21,11 @@ from impart_core.methods.impart import (
     USUAL_BETA,
     FloatArray,
     ImpartOptions,
-    MaskLevels,
     allocate,
     factor_mask,
     importance_of,
     is_usual,
     least_fitting,
-    levels_of,
 )
 from impart_core.quantization.cost import most_fitting, paper_alpha, paper_sparsity
 from impart_core.quantization.options import LadderOptions
@@ -36,6 +34,13 @@ from impart_core.quantization.vectors import SIGMA, SIGMA_BYTES, IntArray, decod
 
 _PAIR_BYTES = SIGMA_BYTES + 1  # a singular value, and a keep probability in steps of 1/256
 _STEP = 256  # of the 65536 steps that masks can tell apart
+_SHARING = 64  # pairs that take the same words, on the side that shares
+
+Side = Literal["u", "v"]
+# The part that holds the keep codes says which side shares; `keep`, none, was written up to version 4.
+_KEEP_PARTS: dict[str, Side | None] = {"keep_shared_v": "v", "keep_shared_u": "u", "keep": None}
+# Of each side, how many entries each pair would keep at each keep probability in steps of 1/256, (K, 256).
+_Kept = tuple[IntArray, IntArray]
 
 
 class ImpartQtOptions(LadderOptions, ImpartOptions):
@@ -58,13 +63,18 @@ class ImpartQtOptions(LadderOptions, ImpartOptions):
 class ImpartQt(FactorMethod):
     """The method.
 
-    Codes of one projection, K pairs kept: `sigma` bfloat16 (K,), as ImPart has it; `keep` uint8 (K,), code c standing
-    for the keep probability (c + 1)/256; and the kept entries of U and V before rescaling as codes; see
-    `quantize.streams`. What a pair costs beyond its entries counts for more than at 16 bits, so it has half the bytes.
+    Codes of one projection, K pairs kept: `sigma` bfloat16 (K,), as ImPart has it; `keep_shared_v` or `keep_shared_u`
+    uint8 (K,), code c standing for the keep probability (c + 1)/256; and the kept entries of U and V before rescaling
+    as codes; see `quantize.streams`. What a pair costs beyond its entries counts for more than at 16 bits, so it has
+    half the bytes.
+
+    On the side that meets the inputs 64 pairs after each other share the random words of their masks. So there are few
+    masks, and the solver factors the Hessian once for each. The expected error is the same: terms of two pairs have
+    Σ_i u_ki·u_li = 0 as a factor where V's masks are shared, Σ_j v_kj·v_lj = 0 where U's are.
     """
 
-    version: ClassVar[int] = 4
-    parts: ClassVar[tuple[str, ...]] = ("sigma", "keep", *STREAM_PARTS)
+    version: ClassVar[int] = 5
+    parts: ClassVar[tuple[str, ...]] = ("sigma", "keep_shared_v", "keep_shared_u", *STREAM_PARTS)
     options_model: ClassVar[type[MethodOptions]] = ImpartQtOptions
     summary: ClassVar[str] = "ImPart, its kept entries at 8, 3 and 2 bits by rank; needs calibration text"
 
@@ -85,9 +95,11 @@ class ImpartQt(FactorMethod):
             return budget_bytes(m, n, coding.cr)
         options, pairs = _options(coding), self.needed_rank(m, n, coding)
         widest = max(group.bits for group in options.ladder.groups) / 8
-        # The count is met to about one pair and Algorithm 3's tolerance; masks keep 6 standard deviations more at most.
+        # The count is met to about one pair and Algorithm 3's tolerance; masks keep 6 standard deviations more at most,
+        # of entries that come and go in as many pairs as share them.
         counted = 2.1 * kept_fraction(m, n, coding.cr) * min(m, n) * (m + n) + widest * (m + n)
-        codes = counted + 6 * math.sqrt(widest * counted) + 12 * widest
+        together = widest * min(_SHARING, pairs)
+        codes = min(counted + 6 * math.sqrt(together * counted) + 12 * together, widest * pairs * (m + n))
         groups = 8 * codes / options.fewest_bits / options.group_size + 2 * len(options.ladder.groups)
         return int(codes + 3 * groups) + _PAIR_BYTES * pairs + 64
 
@@ -111,53 +123,58 @@ class ImpartQt(FactorMethod):
         sigma = factors.sigma.cpu().double().numpy()
         importance = importance_of(sigma[: self.needed_rank(m, n, coding)], options)
         importance = importance[: numerical_rank(sigma, m, n)]  # what lies below is the rounding of the rest
-        levels = levels_of(name, (m, n), coding.seed, len(importance))
+        met = projection.inputs if options.calibration == "inputs" else None
+        shared: Side = "u" if met and met.of_rows else "v"
+        kept = _kept_of(name, (m, n), coding.seed, len(importance), shared)
 
         def encode(packed: int, by: ImpartQtOptions) -> Codes:
-            keep = self._fit(importance, levels, (m, n), coding, packed)
-            return self._encode(projection, factors, levels, keep, by)
+            keep = self._fit(importance, kept, (m, n), coding, packed)
+            return self._encode(projection, factors, keep, shared, coding.seed, by)
 
         if coding.accounting == "paper":
             keep = _keep_codes(1.0 - _paper_drop(importance, m, n, coding))
-            return self._encode(projection, factors, levels, keep, options)
+            return self._encode(projection, factors, keep, shared, coding.seed, options)
         budget = budget_bytes(m, n, coding.cr)
         return options.within(budget, encode, budget / options.entries_share)
 
     @staticmethod
     def _encode(
-        projection: Projection, factors: Factors, levels: MaskLevels, keep: UInt16Array, options: ImpartQtOptions
+        projection: Projection,
+        factors: Factors,
+        keep: UInt16Array,
+        shared: Side,
+        seed: int,
+        options: ImpartQtOptions,
     ) -> Codes:
-        kept = keep_probability(keep)
         weights = factors.sigma[: len(keep)].cpu().double().numpy()
-        stored = torch.from_numpy(weights if options.rescale else weights * kept**2).to(SIGMA)
-        masks = tuple(torch.from_numpy(mask_from_levels(side[: len(keep)], keep)) for side in (levels.u, levels.v))
+        stored = torch.from_numpy(weights if options.rescale else weights * keep_probability(keep) ** 2).to(SIGMA)
         parts = encode_vectors(
             factors.u[: len(keep)],
             factors.v[: len(keep)],
             _weights(stored, keep),
-            (masks[0], masks[1]),
+            _masks(projection.name, projection.shape, seed, keep, shared),
             projection.inputs,
             projection.name,
             options,
         )
-        return {"sigma": stored, "keep": torch.from_numpy((keep // _STEP).astype(np.uint8)), **parts}
+        return {"sigma": stored, f"keep_shared_{shared}": torch.from_numpy((keep // _STEP).astype(np.uint8)), **parts}
 
     def decode_factors(
         self, codes: Codes, name: str, shape: tuple[int, int], seed: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return σ_k û_k and v̂_k, both rescaled by 1/(1 − p_k); see `FactorMethod`."""
-        keep = _whole_steps(read_part(codes, name, "keep", torch.uint8, None).numpy())
+        part = next((part for part in _KEEP_PARTS if part in codes), next(iter(_KEEP_PARTS)))
+        keep = _whole_steps(read_part(codes, name, part, torch.uint8, None).numpy())
         sigma = read_part(codes, name, "sigma", SIGMA, len(keep))
         if len(keep) > min(shape):
             raise CorruptArtifactError(f"The codes of {name!r} have {len(keep)} vector pairs, more than its rank.")
         require_plausible(codes, name, sum(shape) * float(keep_probability(keep).sum()))
-        masks = tuple(factor_mask(seed, name, role, side, keep) for role, side in zip("uv", shape, strict=True))
-        return decode_vectors(codes, name, _weights(sigma, keep), (masks[0], masks[1]))
+        return decode_vectors(codes, name, _weights(sigma, keep), _masks(name, shape, seed, keep, _KEEP_PARTS[part]))
 
     def _fit(
         self,
         importance: FloatArray,
-        levels: MaskLevels,
+        entries: _Kept,
         shape: tuple[int, int],
         coding: Coding,
         budget: int,
@@ -170,8 +187,8 @@ class ImpartQt(FactorMethod):
         rank, beta, options = min(shape), _beta(*shape, coding), _options(coding)
 
         def fits(keep: UInt16Array) -> bool:
-            kept = [mask_from_levels(side[: len(keep)], keep).sum(axis=1) for side in (levels.u, levels.v)]
-            return self._bytes(kept[0], kept[1], options) <= budget
+            u, v = (side[np.arange(len(keep)), keep // _STEP] for side in entries)
+            return self._bytes(u, v, options) <= budget
 
         alpha = least_fitting(lambda a: fits(_keep_codes(1.0 - allocate(importance, rank, a, beta))), beta)
         pairs = max(1, len(allocate(importance, rank, alpha, beta)))
@@ -184,6 +201,28 @@ class ImpartQt(FactorMethod):
     @staticmethod
     def _bytes(kept_u: IntArray, kept_v: IntArray, options: ImpartQtOptions) -> int:
         return _PAIR_BYTES * len(kept_u) + vectors_bytes(kept_u, kept_v, options)
+
+
+def _sharing(role: str, shared: Side | None) -> int:
+    return _SHARING if role == shared else 1
+
+
+def _masks(
+    name: str, shape: tuple[int, int], seed: int, keep: UInt16Array, shared: Side | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return which entries of U and of V are kept, bool, (K, m) and (K, n)."""
+    m, n = shape
+    u, v = (factor_mask(seed, name, role, side, keep, _sharing(role, shared)) for role, side in (("u", m), ("v", n)))
+    return u, v
+
+
+def _kept_of(name: str, shape: tuple[int, int], seed: int, pairs: int, shared: Side) -> _Kept:
+    def of_side(role: str, side: int) -> IntArray:
+        sharing = _sharing(role, shared)
+        own = kept_by_step(mask_key(seed, name, role), side, -(-pairs // sharing), LEVELS // _STEP)
+        return own.repeat(sharing, axis=0)[:pairs]
+
+    return of_side("u", shape[0]), of_side("v", shape[1])
 
 
 def _options(coding: Coding) -> ImpartQtOptions:

@@ -123,10 +123,11 @@ def words(key: int, lines: int, length: int) -> Any:
     return np.asarray(raw, "<u8").view("<u4").reshape(lines, 8 * blocks)[:, :length]
 
 
-def mask(seed: int, tensor: str, role: str, codes: Any, length: int) -> Any:
-    """Return which entries are kept, bool, (lines, length), by the keep code of each line."""
+def mask(seed: int, tensor: str, role: str, codes: Any, length: int, sharing: int = 1) -> Any:
+    """Return which entries are kept, bool, (lines, length), by the keep code of each line; so many share words."""
     threshold = (codes.astype(np.uint64) + 1) << np.uint64(16)
-    return words(mask_key(seed, tensor, role), len(codes), length) < threshold[:, None]
+    own = words(mask_key(seed, tensor, role), -(-len(codes) // sharing), length)
+    return own[np.arange(len(codes)) // sharing] < threshold[:, None]
 
 
 def _delta_mask(parts: Parts, m: int, n: int, name: str, seed: int) -> Any:
@@ -235,8 +236,11 @@ def _bitdelta(parts: Parts, m: int, n: int, name: str, seed: int) -> Any:
 
 
 def _impart_qt(parts: Parts, m: int, n: int, name: str, seed: int) -> Any:
-    keep = parts["keep"].astype(np.int64) * 256 + 255
-    u, v = streams(parts, [mask(seed, name, role, keep, length) for role, length in (("u", m), ("v", n))])
+    part = next(part for part in ("keep_shared_v", "keep_shared_u", "keep") if part in parts)
+    keep = parts[part].astype(np.int64) * 256 + 255
+    sharing = {role: 64 if part == f"keep_shared_{role}" else 1 for role in "uv"}
+    masks = [mask(seed, name, role, keep, length, sharing[role]) for role, length in (("u", m), ("v", n))]
+    u, v = streams(parts, masks)
     weights = (parts["sigma"].astype(np.float64) / _probability(keep) ** 2).astype(np.float32)
     return (u * weights[:, None]).T @ v
 

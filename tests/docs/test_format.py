@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 # All that is needed of the library, in one place.
 from impart_core.checkpoint.layout import Role
@@ -25,7 +26,8 @@ from impart_core.methods import METHODS, QUANTIZING, Coding, Projection
 from impart_core.methods.decode import decode_delta, decode_stack
 from tests.docs import reader
 from tests.e2e.test_golden import COMPRESSIONS, GOLDEN
-from tests.support import decaying_delta, run_json
+from tests.impart_core.methods.codes import calibrated
+from tests.support import VECTORS, decaying_delta, run_json
 
 PAGE = Path(__file__).parents[2] / "docs" / "format.md"
 NAME = "model.layers.0.mlp.up_proj.weight"
@@ -96,6 +98,26 @@ def test_every_method_is_decoded_as_the_page_says(case: str, name: str, shape: t
     parts = encode(method, cr, options, name, decaying_delta(*shape))
     write_block(tmp_path / "block", {name: tensor(method, shape, parts)})
     assert compare(tmp_path / "block") == {method}
+
+
+@pytest.mark.parametrize("of_rows", [False, True])
+def test_lines_that_share_words_are_decoded(of_rows: bool, tmp_path: Path) -> None:
+    shape = (150, 140)
+    projection = calibrated(decaying_delta(*shape), NAME, of_rows=of_rows)
+    config = Coding(method="impart-qt", cr=8.0, seed=7, options={"ladder": "3x4,2", "beta": 0.0, "fill": False})
+    parts = METHODS.get("impart-qt").encode(projection, config)
+    assert len(parts["sigma"]) > 64
+    write_block(tmp_path / "block", {NAME: tensor("impart-qt", shape, parts)})
+    assert compare(tmp_path / "block") == {"impart-qt"}
+
+
+def test_codes_of_an_older_version_are_decoded(tmp_path: Path) -> None:
+    parts = load_file(VECTORS / "impart_qt_4.safetensors")
+    expected = parts.pop("decoded").numpy()
+    write_block(tmp_path / "block", {"layer.w": tensor("impart-qt", (48, 80), parts)})
+    headers, found = reader.read_block(tmp_path / "block")
+    (delta,) = reader.deltas_of("layer.w", headers["layer.w"], found["layer.w"])
+    np.testing.assert_allclose(delta, expected, rtol=0, atol=ROUNDING * np.abs(expected).max())
 
 
 def test_every_form_of_a_stream_is_decoded(tmp_path: Path) -> None:

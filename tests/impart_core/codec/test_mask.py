@@ -14,6 +14,7 @@ from impart_core.codec.mask import (
     fitting_code,
     keep_codes,
     keep_probability,
+    kept_by_step,
     level_chunks,
     mask_from_levels,
     mask_from_words,
@@ -156,3 +157,24 @@ def test_entries_are_counted_in_pieces_as_in_the_whole_mask(rows: int, columns: 
     codes = np.linspace(100, 60_000, columns if each else 1).astype(np.uint16)
     words = mask_words(5, rows, columns)
     assert count_kept(5, rows, columns, codes) == int(mask_from_words(words, codes).sum())
+
+
+@given(key=keys, rows=st.integers(1, 40), columns=st.integers(1, 70), steps=st.sampled_from([2, 256, 65536]))
+@settings(max_examples=50, deadline=None)
+def test_entries_are_counted_for_every_keep_code_at_once(key: int, rows: int, columns: int, steps: int) -> None:
+    counts, words = kept_by_step(key, rows, columns, steps), mask_words(key, rows, columns)
+    assert counts.shape == (columns, steps)
+    for step in {0, steps // 3, steps - 1}:
+        codes = np.full(columns, (step + 1) * (65536 // steps) - 1).astype(np.uint16)
+        assert np.array_equal(counts[:, step], mask_from_words(words, codes).sum(axis=1))
+
+
+@pytest.mark.parametrize("columns", [1, 3, 4, 5, 9])
+def test_columns_that_share_words_have_nested_masks(columns: int) -> None:
+    codes = np.linspace(65535, 20_000, columns).astype(np.uint16)
+    words = mask_words(7, 50, columns)
+    mask = mask_from_levels(word_levels(words[: -(-columns // 4)]), codes, 4)
+    for column, code in enumerate(codes):
+        own = mask_from_words(words[column // 4][None], code[None])[0]
+        assert np.array_equal(mask[column], own)
+        assert column % 4 == 0 or not bool((mask[column] & ~mask[column - 1]).any())

@@ -36,9 +36,10 @@ def digest(codes: Codes) -> str:
 
 def keep_of(codes: Codes) -> UInt16Array:
     """Return the keep code of each vector pair as masks take it; ImPart-Qt stores steps of 1/256, others keep all."""
-    if "keep" not in codes:
+    part = next((part for part in codes if part.startswith("keep")), None)
+    if part is None:
         return np.full(len(codes["sigma"]), 65535, np.uint16)
-    keep = codes["keep"].numpy()
+    keep = codes[part].numpy()
     return keep if keep.dtype == np.uint16 else keep.astype(np.uint16) * 256 + 255
 
 
@@ -48,10 +49,14 @@ def entry_mask(keep: int, shape: tuple[int, int], seed: int = 0, name: str = "w"
     return torch.from_numpy(mask_from_words(words, np.full(shape[0], keep, np.uint16)))
 
 
-def vector_masks(keep: UInt16Array, shape: tuple[int, int], seed: int = 0, name: str = "w") -> list[torch.Tensor]:
-    """Return which entries of U and of V keep codes keep, bool, (K, m) and (K, n), from all words at once."""
-    words = (mask_words(mask_key(seed, name, role), side, len(keep)) for role, side in zip("uv", shape, strict=True))
-    return [torch.from_numpy(mask_from_words(each, keep)) for each in words]
+def vector_masks(codes: Codes, shape: tuple[int, int], seed: int = 0, name: str = "w") -> list[torch.Tensor]:
+    """Return which entries of U and of V codes keep, bool, (K, m) and (K, n), from all words at once."""
+    keep, masks = keep_of(codes), []
+    for role, side in zip("uv", shape, strict=True):
+        words = mask_words(mask_key(seed, name, role), side, len(keep))
+        lines = np.arange(len(keep)) // (64 if f"keep_shared_{role}" in codes else 1)
+        masks.append(torch.from_numpy(mask_from_words(words[lines], keep)))
+    return masks
 
 
 def stored_vectors(codes: Codes, masks: list[torch.Tensor], name: str = "w") -> list[torch.Tensor]:

@@ -64,7 +64,7 @@ PARTS: dict[str, dict[str, torch.dtype]] = {
     "dare-qt": {"keep": torch.uint16, "exponent": torch.int8},
     "delta-come": {"sigma": torch.bfloat16},
     "impart": {"sigma": torch.float32, "keep": torch.uint16, "u": torch.float16, "v": torch.float16},
-    "impart-qt": {"sigma": torch.bfloat16, "keep": torch.uint8},
+    "impart-qt": {"sigma": torch.bfloat16, "keep_shared_v": torch.uint8},
     "lowrank": {"sigma": torch.float32, "u": torch.float16, "v": torch.float16},
     "magnitude": {
         **{"values": torch.float16, "exponent": torch.int8},

@@ -29,7 +29,7 @@ def damaged(codes: Codes) -> Iterator[tuple[str, Codes]]:
             "of another dtype": code.double(),
             "of another shape": code[None],
         }
-        if part == "keep":
+        if part.startswith("keep"):
             changes |= {
                 "of nothing": torch.zeros_like(code),
                 "of all": torch.full_like(code, torch.iinfo(code.dtype).max),
@@ -37,8 +37,8 @@ def damaged(codes: Codes) -> Iterator[tuple[str, Codes]]:
         for change, other in changes.items():
             if other.dtype != code.dtype or not torch.equal(other, code):  # of an empty part some are what it was
                 yield f"{part} {change}", {**codes, part: other}
-    if codes.keys() >= {"sigma", "keep"}:
-        yield "a pair fewer", {**codes, "sigma": codes["sigma"][:-1], "keep": codes["keep"][:-1]}
+    if keep := [part for part in codes if part.startswith("keep") and "sigma" in codes]:
+        yield "a pair fewer", {**codes, **{part: codes[part][:-1] for part in ("sigma", *keep)}}
 
 
 @pytest.mark.parametrize(("method", "options"), VARIANTS, ids=str)

@@ -173,7 +173,7 @@ def test_a_uniform_allocation_keeps_the_same_share_of_every_candidate(method: st
 
 def stored_bytes(keep: UInt16Array, m: int, n: int) -> int:
     """Count the bytes that these keep codes of a matrix named `w` take, from the masks' words themselves."""
-    return 2 * sum(int(mask.sum()) for mask in vector_masks(keep, (m, n))) + 6 * len(keep)
+    return 2 * sum(int(mask.sum()) for mask in vector_masks({"keep": torch.from_numpy(keep)}, (m, n))) + 6 * len(keep)
 
 
 def projection_of(sigma: FloatArray, m: int, n: int) -> Projection:

@@ -62,7 +62,7 @@ def decode_unquantised(projection: Projection, request: CompressConfig) -> torch
         ones = decode(encode(Projection.of(torch.ones(shape), name), request), projection, request)
         return torch.where(ones != 0, projection.delta() / probability, 0.0)
     factors, keep = projection.factors(), keep_of(codes)
-    sides = zip((factors.u, factors.v), vector_masks(keep, shape, request.seed, name), strict=True)
+    sides = zip((factors.u, factors.v), vector_masks(codes, shape, request.seed, name), strict=True)
     return sum_of_pairs(codes, [torch.where(mask, side[: len(keep)], 0.0) for side, mask in sides]).float()
 
 

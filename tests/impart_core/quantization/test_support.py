@@ -35,6 +35,7 @@ def test_on_the_references_cases_outputs_differ_by_far_less(case: Case) -> None:
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_each_row_is_plain_gptq_of_its_kept_columns_alone(bits: Bits, keep: float) -> None:
     weight, mask = factor_of(6, 90, keep)
+    mask = mask[[0, 0, 0, 3, 4, 4]]  # some share a support, and each has its own values
     groups, curvature = Groups(mask, (RowRange(0, 6, bits),), 16), Curvature.of(hessian_of("correlated", 90), "w")
     made = quantize_matrix(weight, groups, curvature, "w")
     grid = groups.entries(made.scales, made.zeros)
@@ -54,6 +55,7 @@ def test_how_many_rows_are_worked_on_at_once_changes_nothing() -> None:
     weight, _ = factor_of(rows, columns)
     shares = torch.linspace(0, 1, rows)[torch.randperm(rows, generator=torch.Generator().manual_seed(5))]
     mask = torch.rand(rows, columns, generator=torch.Generator().manual_seed(6)) < shares[:, None]
+    mask[40:80] = mask[40:80:5].repeat_interleave(5, dim=0)
     ranges = (RowRange(0, 20, 16), RowRange(20, rows, 3))
     groups, curvature = Groups(mask, ranges, 16), Curvature.of(hessian_of("correlated", columns), "w")
     values = torch.where(mask, weight, 0.0)
