@@ -38,7 +38,7 @@ def test_a_search_killed_five_times_ends_as_an_undisturbed_one(sampler: Any) -> 
     assert last.tally.found == undisturbed.tally.found + len(evaluated)
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2", "nsga3"])
+@pytest.mark.parametrize("sampler", ["tpe", pytest.param("gp", marks=pytest.mark.slow), "nsga2", "nsga3"])
 def test_a_search_for_two_objectives_is_repeated_too(sampler: str) -> None:
     file = search(objectives=TWO, constraints=["bytes <= 1800"], **settings_of(sampler))
     studies = [run_study(file, Synthetic(), AVAILABLE) for _ in range(2)]
