@@ -3,6 +3,7 @@
 Its documents, separated by `---`, are stages: each may name models that earlier ones made.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_serializer, model_validator
 
 from impart_core.base.errors import ConfigError
-from impart_core.base.settings import Frozen
+from impart_core.base.settings import Frozen, nearest
 from impart_core.base.yaml_text import read_yaml
 from impart_core.blocks.request import CompressConfig
 from impart_core.merging.values import Setting, parse_setting
@@ -251,6 +252,17 @@ class MergeFile(Frozen):
         if len(given) != 1:
             found = " and ".join(given) or "none of them"
             raise ValueError(f"exactly one of models, slices and modules says what is merged; this file has {found}")
+        for group, _ in self.groups():
+            twice = next((one for one, count in Counter(each.model for each in group).items() if count > 1), None)
+            if twice is not None:
+                raise ValueError(f"{twice} is listed twice; give it once, with the sum of its weights")
+        models = [*self.references(), *([self.base_model] if self.base_model else [])]
+        known = [*map(str, models), *(one.place for one in models)]
+        unknown = next((place for place in self.impart.models if place not in known), None)
+        if unknown is not None:
+            raise ValueError(
+                f"impart.models speaks of {unknown}, which is none of the models.{nearest(unknown, known)}"
+            )
         if self.tokenizer_source is not None and self.tokenizer is not None:
             raise ValueError("tokenizer_source and tokenizer say the same; give one of them")
         return self

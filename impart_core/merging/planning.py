@@ -1,6 +1,6 @@
 """A merge checked against its models, from headers and configurations alone, and every tensor of it planned."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from impart_core.checkpoint.header import TensorInfo
 from impart_core.merging.alignment import Alignment, align
 from impart_core.merging.file import InputModel, MergeFile, ModelReference, settings_of
 from impart_core.merging.merged import Merge, Planned
-from impart_core.merging.method import Option
+from impart_core.merging.method import Draws, Option
 from impart_core.merging.methods import MERGE_METHODS
 from impart_core.merging.places import Place, places_of
 from impart_core.merging.sources import Source
@@ -62,6 +62,7 @@ class _Planner:
             planned = self._planned(place, alignment, columns)
             tensors[place.name] = self._with_tokens(planned, place, alignment, vocabulary)
         self._check_shapes(tensors)
+        self._check_values(tensors.values())
         return Merge(
             file=file,
             method=method,
@@ -207,6 +208,25 @@ class _Planner:
         if id(parameters) not in self._parsed:
             self._parsed[id(parameters)] = settings_of(parameters, "parameters")
         return self._parsed[id(parameters)]
+
+    def _check_values(self, tensors: Iterable[Planned]) -> None:
+        """Refuse values that cannot go together, by merging tensors without entries."""
+        method, seen, empty = self._method, set[str](), torch.empty(0)
+        for planned in tensors:
+            number = len(planned.parts)
+            told = f"{number} {planned.options}"
+            if not number or told in seen:
+                continue
+            seen.add(told)
+            options = dict(planned.options)
+            if method.takes("draws"):
+                options["draws"] = Draws(0, planned.name)
+            if method.takes("base"):
+                options["base"] = empty if planned.base else None
+            try:
+                method.function([empty] * number, **options)
+            except (ConfigError, ValueError) as error:
+                raise ConfigError(f"{planned.name}: {error}") from error
 
     def _check_shapes(self, tensors: Mapping[str, Planned]) -> None:
         """Refuse tensors of different shapes; rows of tokens may be more in some models than in others."""

@@ -93,13 +93,13 @@ def _dropped(deltas: Tensors, density: Each, epsilon: Each, rescale: Rescale, dr
 
 def _probabilities(delta: torch.Tensor, mean: float, spread: float) -> torch.Tensor:
     """Return with which probability each entry is kept; of equal ones in a row, those that come first more often."""
-    if mean >= 1 or delta.dim() == 0 or delta.numel() == 0 or delta.shape[-1] == 1:
-        return torch.full_like(delta, mean)
-    if not 0 < mean - spread <= mean + spread < 1:
+    if mean < 1 and not 0 < mean - spread <= mean + spread < 1:
         raise ConfigError(
             f"density {mean:g} ± epsilon {spread:g} is not between 0 and 1. "
             f"Set epsilon below {min(mean, 1 - mean):g}, or another density."
         )
+    if mean >= 1 or delta.dim() == 0 or delta.numel() == 0 or delta.shape[-1] == 1:
+        return torch.full_like(delta, mean)
     steps = torch.linspace(mean + spread, mean - spread, delta.shape[-1], device=delta.device)
     order = delta.abs().argsort(dim=-1, descending=True, stable=True)
     return torch.empty_like(delta).scatter_(-1, order, steps.expand_as(delta))

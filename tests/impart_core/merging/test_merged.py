@@ -100,6 +100,12 @@ def test_a_filter_that_fits_nothing_leaves_the_value_to_what_stands_further(plan
         ({"models": [{"model": "a", "parameters": {"weight": 1, "lambda": 1}}]}, "one for all models"),
         ({"models": [{"model": "base", "parameters": {"weight": 1}}, {"model": "a"}]}, "adds nothing to itself"),
         ({"base_model": None}, "needs base_model"),
+        ({"models": [{"model": "a"}, {"model": "a"}]}, "listed twice"),
+        ({"impart": {"models": {"b": {}}}}, "b, which is none of the models"),
+        ({"merge_method": "ties", "parameters": {"weight": 1, "density": 1.5}}, "density is 1.5"),
+        ({"merge_method": "della", "parameters": {"weight": 1, "density": 0.1}}, "epsilon"),
+        ({"merge_method": "linear", "models": [{"model": "a", "parameters": {"weight": 0}}]}, "weight"),
+        ({"merge_method": "slerp", "parameters": {"t": 0.5}, "models": [{"model": "a"}, {"model": "b"}]}, "has 3"),
     ],
 )
 def test_mistakes_are_told_before_any_weight_is_read(
