@@ -46,6 +46,7 @@ class TrialContent(Content):
     kind: Literal["trial"] = "trial"
     plural: ClassVar[str] = "trials"
     colour: ClassVar[str] = "#f7e3d0"
+    part_of: ClassVar[str | None] = "study"
     files: ClassVar[tuple[str, ...]] = (SCORES_FILE,)
     metrics: dict[str, Measured]
     items: int = Field(ge=0)
