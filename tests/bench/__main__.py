@@ -8,6 +8,7 @@ from typing import Any
 from tests.bench.calibrated import measure_calibrated
 from tests.bench.codec import measure_codec
 from tests.bench.decomposition import measure_decomposition
+from tests.bench.merge import measure_against_mergekit, measure_merge
 from tests.bench.pipeline import measure_pipeline
 from tests.bench.quantize import measure_quantize
 from tests.bench.search import measure_search
@@ -18,6 +19,8 @@ BENCHMARKS = {
     "codec": measure_codec,
     "quantize": measure_quantize,
     "calibrated": measure_calibrated,
+    "merge": measure_merge,
+    "mergekit": measure_against_mergekit,
     "pipeline": measure_pipeline,
     "store": measure_store,
     "search": measure_search,
@@ -35,6 +38,13 @@ TARGETS = {
     "ls_seconds": "≤ 10",
     "lineage_seconds": "≤ 10",
     "gc_seconds": "≤ 20",
+    "merge_overhead_task_arithmetic": "≤ 1.3",
+    "merge_overhead_ties": "≤ 1.3",
+    "merge_rss_task_arithmetic": "≤ 6 tensors",
+    "merge_rss_ties": "≤ 6 tensors",
+    "merge_seconds_over_mergekit_task_arithmetic": "≤ 1",
+    "merge_seconds_over_mergekit_ties": "≤ 0.5",
+    "merge_rss_over_mergekit_ties": "≤ 0.5",
     "requests_deviation": "≤ 0.02",
     "search_overhead_tpe": "≤ 0.05",
     "search_overhead_gp": "≤ 0.05",
