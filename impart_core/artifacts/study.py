@@ -126,6 +126,7 @@ def study_recipe(file: SearchFile, template: Mapping[str, Any], inputs: Mapping[
     """
     config = file.model_dump(mode="json", exclude={"name", "measuring", "merge", "compress"})
     config[file.kind] = dict(template)
+    config["parameters"] = list(file.space.holes)  # in this order they are drawn
     config["measuring"] = {**file.measuring.of_recipe(), "seed": file.measuring.seed}
     config["definitions"] = task_fingerprint(list(file.tasks), file.measuring)
     return Recipe(operation="search", version=VERSIONS["study"], config=config, inputs=dict(inputs))

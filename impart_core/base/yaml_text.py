@@ -19,7 +19,7 @@ def read_yaml(text: str, called: str) -> list[Any]:
     """
     try:
         return [document for document in yaml.load_all(text, _Loader) if document is not None]
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:  # dates, numbers and keys that are none
         raise ConfigError(f"{called} is no YAML: {error}") from error
 
 

@@ -210,4 +210,4 @@ class _Run:
         return compressed(self._request, config, sides, executor, progress, self._name)
 
     def _file(self) -> list[dict[str, Any]]:
-        return [stage.model_dump(mode="json", exclude_defaults=True) for stage in self._request.stages]
+        return [stage.model_dump(mode="json", exclude_unset=True) for stage in self._request.stages]

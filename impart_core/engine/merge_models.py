@@ -21,7 +21,7 @@ from impart_core.engine.compress import Compression, compress
 from impart_core.engine.executor import Executor, Progress
 from impart_core.engine.preflight import check_compress, open_side
 from impart_core.engine.requests import CompressRequest, MergeRequest, absolute
-from impart_core.merging.file import MergeFile, ModelReference
+from impart_core.merging.file import MergeFile, ModelReference, check_stages
 from impart_core.merging.merged import Merge
 from impart_core.merging.methods import MERGE_METHODS
 from impart_core.merging.planning import plan_merge
@@ -142,6 +142,7 @@ def check_merge(request: MergeRequest) -> CheckedMerge:
             "Nothing would become of the merged model. Name a folder for it (--out, or out=…), or say in the file how "
             "it is compressed (impart: {compress: {method: …, cr: …}})."
         )
+    check_stages(request.stages)
     named: set[str] = set()
     stages = []
     for file in request.stages:
@@ -151,9 +152,10 @@ def check_merge(request: MergeRequest) -> CheckedMerge:
     if request.out is not None:
         check_output_folder(request.out, request.overwrite)
         local = store.objects.local("artifacts")
-        places = {f"the model {one}": _folder(opened) for one in stages for opened in one.models.values()}
-        kept = {"the store": local.parent if local else None, **places}
-        require_apart(request.out, {what: place for what, place in kept.items() if place})
+        kept = {"the store": local.parent} if local else {}
+        for one in stages:
+            kept |= {f"the model {place}": place for place in _folders(one)}
+        require_apart(request.out, kept)
     store.require_writable()
     plans: dict[str, Merge] = {}
     for one in stages:
@@ -168,9 +170,13 @@ def check_merge(request: MergeRequest) -> CheckedMerge:
     return CheckedMerge(tuple(stages), plan)
 
 
-def _folder(opened: Opened) -> Path | None:
-    here = isinstance(opened, Checkpoint) and "://" not in opened.location
-    return Path(opened.location) if here and isinstance(opened, Checkpoint) else None
+def _folders(stage: Stage) -> Iterator[Path]:
+    """Give the folders of this machine that a stage reads from, those of adapters and what these are on among them."""
+    places = [place for one in stage.models for place in (one.place, one.adapter) if place]
+    places += [opened.location for opened in stage.models.values() if isinstance(opened, Checkpoint)]
+    for place in dict.fromkeys(places):
+        if "://" not in place and Path(place).is_dir():
+            yield Path(place)
 
 
 def check_stage(stage: Stage, request: MergeRequest) -> None:
@@ -193,7 +199,7 @@ def open_stage(file: MergeFile, named: set[str], store: Store) -> Stage:
     base = None if base_reference is None else _open_model(file, base_reference, None, named, store)
     opened = {
         reference: _open_model(file, reference, base, named, store)
-        for reference in file.references()
+        for reference in dict.fromkeys([*file.references(), *file.bases()])
         if reference != base_reference
     }
     deltas = [one for one in opened.values() if isinstance(one, Delta)]
@@ -210,11 +216,15 @@ def _open_model(
 ) -> Opened:
     """Open one model: a delta that the own block names, an earlier stage, a checkpoint, or a delta by name or id."""
     own, place = file.own_of(reference), reference.place
+    if reference.adapter is not None and (own.ref is not None or place in named or _may_be_named(place)):
+        raise ConfigError(
+            f"{reference}: an adapter is merged into a checkpoint, and {place} is none here. Give the checkpoint."
+        )
     if own.ref is not None:
         return patiently(f"look for {own.ref}", lambda: open_delta(store, resolve(store, str(own.ref))))
     if place in named:
         return place
-    if not is_remote(place) and not Path(place).expanduser().exists() and "/" not in place:
+    if _may_be_named(place):
         try:
             return patiently(f"look for {place}", lambda: open_delta(store, resolve(store, place)))
         except (ArtifactNotFoundError, UnknownNameError) as error:
@@ -225,6 +235,11 @@ def _open_model(
         return whole
     adapter = absolute(reference.adapter)
     return patiently(f"open {adapter}", lambda: plain(open_checkpoint(adapter, whole)).with_files_at_hand())
+
+
+def _may_be_named(place: str) -> bool:
+    """Return whether a place is none of a checkpoint, and so the name or id of a delta."""
+    return "/" not in place and not is_remote(place) and not Path(place).exists()
 
 
 def _stand_in(label: str, opened: Opened, stage: Stage, plans: Mapping[str, Merge]) -> Source:

@@ -10,7 +10,7 @@ from impart_core.base.errors import ConfigError
 from impart_core.base.numerics import resolve_device
 from impart_core.blocks.coding import calibration_of
 from impart_core.blocks.request import CompressConfig
-from impart_core.checkpoint.digest import checkpoint_id
+from impart_core.checkpoint.digest import carried_digests, checkpoint_id
 from impart_core.checkpoint.index import Checkpoint
 from impart_core.engine.executor import Executor, ThreadExecutor
 from impart_core.engine.merge import merge
@@ -44,7 +44,7 @@ class MergeTemplate:
     digests: Mapping[ModelReference, Digests] = field(repr=False)
     reference: ModelReference
     settings: Mapping[str, Any]
-    _deltas: dict[str, tuple[str, ...]] = field(default_factory=dict, compare=False, repr=False)
+    _parts: dict[str, tuple[tuple[str, ...], int]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def base(self) -> Checkpoint:
@@ -62,7 +62,11 @@ class MergeTemplate:
     @property
     def contents(self) -> dict[str, object]:
         """The ids of the checkpoints."""
-        return {f"model {number}": checkpoint_id(self.digests[one]) for number, one in enumerate(self.models)}
+        found: dict[str, object] = {}
+        for number, (reference, opened) in enumerate(self.models.items()):
+            found[f"model {number}"] = checkpoint_id(self.digests[reference])
+            found[f"model {number}_files"] = carried_digests(opened)
+        return found
 
     def check(self, filled: Mapping[str, Any], run: Run) -> None:
         """Check a candidate's merge, and the compressions before it."""
@@ -74,18 +78,17 @@ class MergeTemplate:
         """Return the id of the recipe that merges it."""
         stage = self._stage(filled)
         planned = self._plan(stage, None)
-        self._deltas[planned.key] = tuple(
-            source.key for source in planned.sources.values() if isinstance(source, StageSource)
-        )
+        merged = [source for one, source in planned.sources.items() if one != self.reference]
+        deltas = tuple(source.key for source in merged if isinstance(source, StageSource))
+        whole = sum(source.checkpoint.nbytes for source in merged if not isinstance(source, StageSource))
+        self._parts[planned.key] = deltas, whole
         return {"merged": planned.key}
 
     def bytes_of(self, inputs: Mapping[str, object], store: Store) -> int | None:
-        """Return the bytes of the deltas that are merged; without a sparsifier, those of one of the models."""
-        deltas = self._deltas.get(str(inputs["merged"]), ())
-        if not deltas:
-            return self.base.nbytes
+        """Return the bytes of what is merged beside the base: of deltas, and of models that are not sparsified."""
+        deltas, whole = self._parts[str(inputs["merged"])]
         sizes = [size for delta in deltas if (size := file_bytes(store, delta)) is not None]
-        return sum(sizes) if len(sizes) == len(deltas) else None
+        return whole + sum(sizes) if len(sizes) == len(deltas) else None
 
     @contextmanager
     def model_of(self, filled: Mapping[str, Any], run: Run) -> Iterator[Model]:

@@ -11,7 +11,7 @@ from impart_core.base.errors import ConfigError
 from impart_core.blocks.coding import calibration_of
 from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.text import PUBLISHED, CalibrationText, check_text, read_tokens
-from impart_core.checkpoint.digest import checkpoint_id
+from impart_core.checkpoint.digest import carried_digests, checkpoint_id
 from impart_core.checkpoint.index import Checkpoint
 from impart_core.engine.compress import compress
 from impart_core.engine.executor import Executor, ThreadExecutor
@@ -59,7 +59,8 @@ class CompressTemplate:
     def contents(self) -> dict[str, object]:
         """The ids of both checkpoints and of the text."""
         sides = {"base": checkpoint_id(self.digests[0]), "finetuned": checkpoint_id(self.digests[1])}
-        return {**sides, **({"calibration": self.words} if self.words else {})}
+        files = {"base_files": carried_digests(self.base), "finetuned_files": carried_digests(self.finetuned)}
+        return {**sides, **files, **({"calibration": self.words} if self.words else {})}
 
     def check(self, filled: Mapping[str, Any], run: Run) -> None:
         """Check a candidate's request."""

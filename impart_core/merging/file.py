@@ -3,8 +3,9 @@
 Its documents, separated by `---`, are stages: each may name models that earlier ones made.
 """
 
+import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,8 +63,13 @@ def _place(raw: Any) -> Any:
     """Return a place as text, a folder of this machine as its absolute path."""
     if isinstance(raw, Mapping) and "path" in raw:
         return f"{raw['path']}@{raw['revision']}" if raw.get("revision") else raw["path"]
-    here = isinstance(raw, str) and raw and "://" not in raw and Path(raw).expanduser().exists()
-    return str(Path(raw).expanduser().absolute()) if here else raw
+    if not isinstance(raw, str) or not raw or "://" in raw:
+        return raw
+    try:
+        path = Path(raw).expanduser()
+        return os.path.normpath(path.absolute()) if path.exists() else raw
+    except (OSError, RuntimeError, ValueError):  # a name that no file system has, a user that there is not
+        return raw
 
 
 class InputModel(Frozen):
@@ -106,6 +112,12 @@ class Module(Frozen):
     models: tuple[InputModel, ...] = ()
     slices: tuple[OutputSlice, ...] = ()
     parameters: Parameters = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> "Module":
+        if bool(self.models) == bool(self.slices):
+            raise ValueError("a module is made of models or of slices: of one of them")
+        return self
 
 
 class ZeroRow(Frozen):
@@ -170,7 +182,7 @@ class Tokenizer(Frozen):
 
     source: Literal["base", "union"] | ModelReference = "union"
     tokens: dict[str, TokenSource] = Field(default_factory=dict)
-    pad_to_multiple_of: int | None = Field(default=None, ge=1)
+    pad_to_multiple_of: int | None = Field(default=None, ge=1, le=1 << 20)
 
     @field_validator("tokens", mode="before")
     @classmethod
@@ -257,7 +269,7 @@ class MergeFile(Frozen):
             if twice is not None:
                 raise ValueError(f"{twice} is listed twice; give it once, with the sum of its weights")
         models = [*self.references(), *([self.base_model] if self.base_model else [])]
-        known = [*map(str, models), *(one.place for one in models)]
+        known = list(map(str, models))
         unknown = next((place for place in self.impart.models if place not in known), None)
         if unknown is not None:
             raise ValueError(
@@ -290,13 +302,18 @@ class MergeFile(Frozen):
         for module in self.modules.values():
             yield from module.models
 
+    def bases(self) -> tuple[ModelReference, ...]:
+        """Return the bases that slices name for themselves."""
+        parts: tuple[MergeFile | Module, ...] = (self, *self.modules.values())
+        return tuple(dict.fromkeys(one.base_model for part in parts for one in part.slices if one.base_model))
+
     def references(self) -> tuple[ModelReference, ...]:
         """Return what is merged, each model once, in the order in which the file names them."""
         return tuple(dict.fromkeys(one.model for one in self.inputs()))
 
     def own_of(self, model: ModelReference) -> OwnModel:
         """Return what the own block says of a model."""
-        named = self.impart.models.get(str(model), self.impart.models.get(model.place))
+        named = self.impart.models.get(str(model))
         if named is None:
             return OwnModel(sparsify=self.impart.sparsify)
         return (
@@ -304,6 +321,31 @@ class MergeFile(Frozen):
             if "sparsify" in named.model_fields_set
             else named.model_copy(update={"sparsify": self.impart.sparsify})
         )
+
+
+def check_stages(stages: Sequence[MergeFile]) -> None:
+    """Refuse stages that none could tell apart, or that nothing comes of.
+
+    Raises:
+        ConfigError: saying which.
+    """
+    names: set[str] = set()
+    for file in stages[:-1]:
+        if not file.name:
+            raise ConfigError("Every merge but the last needs a name, by which later ones call it.")
+        if file.impart.compress is not None or file.impart.name is not None:
+            raise ConfigError(
+                f"The stage {file.name} is not published: impart.compress and impart.name belong in the last merge."
+            )
+    for file in stages:
+        if file.name in names:
+            raise ConfigError(f"Two merges of the file are called {file.name}. Call one of them otherwise.")
+        if file.name and Path(file.name).exists():
+            raise ConfigError(
+                f"A merge of the file is called {file.name}, and so is what lies at {Path(file.name).absolute()}. "
+                "Call it otherwise."
+            )
+        names |= {file.name} if file.name else set()
 
 
 def settings_of(parameters: Mapping[str, Any], where: str) -> dict[str, Setting]:

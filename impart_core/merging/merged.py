@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from impart_core.artifacts.merged import merge_recipe
+from impart_core.base.errors import TensorValueError
 from impart_core.base.numerics import one_thread_per_kernel
 from impart_core.checkpoint.header import DTYPES, TensorInfo
 from impart_core.checkpoint.index import CONFIG, Checkpoint
@@ -104,13 +105,23 @@ class Merge:
         return self.recipe.id
 
     def compute(self, name: str) -> torch.Tensor:
-        """Return a tensor of the merged model, in its dtype, on the CPU; float32 until the last step."""
+        """Return a tensor of the merged model, in its dtype, on the CPU; float32 until the last step.
+
+        Raises:
+            TensorValueError: it would hold NaN or infinity.
+        """
         planned = self.tensors[name]
         if not planned.parts and not planned.tables:
             return read_tensor(planned.donor).to(DTYPES[planned.dtype])
         with one_thread_per_kernel():
             merged = self._arranged(planned) if planned.tables else self._merged(planned)
-            return merged.to(DTYPES[planned.dtype]).cpu()
+            cast = merged.to(DTYPES[planned.dtype]).cpu()
+        if not bool(torch.isfinite(cast).all()):
+            raise TensorValueError(
+                f"The merged {name!r} would hold NaN or infinity: a model does, or weights are so large that "
+                f"{planned.dtype} cannot hold what comes of them."
+            )
+        return cast
 
     def _merged(self, planned: Planned) -> torch.Tensor:
         base = None
@@ -211,14 +222,15 @@ def _normal(file: MergeFile, roles: Mapping[ModelReference, str]) -> dict[str, A
             for one in given
         ]
 
-    modules = {
-        name: {
+    modules = [  # of two that a tensor could be in, the first has it
+        {
+            "name": name,
             "models": [model(one) for one in module.models],
             "slices": slices(module.slices),
             "parameters": parameters(module.parameters),
         }
         for name, module in file.modules.items()
-    }
+    ]
     return {
         "base": None if file.base_model is None else roles[file.base_model],
         "models": [model(one) for one in file.models],
@@ -244,9 +256,10 @@ def _normal_tokenizer(tokenizer: Tokenizer, roles: Mapping[ModelReference, str])
 
     return {
         "source": source(tokenizer.source),
-        "tokens": {
-            token: {"source": source(one.source), "force": one.force} for token, one in tokenizer.tokens.items()
-        },
+        "tokens": [  # in this order they get their ids
+            {"token": token, "source": source(one.source), "force": one.force}
+            for token, one in tokenizer.tokens.items()
+        ],
         "pad_to_multiple_of": tokenizer.pad_to_multiple_of,
     }
 

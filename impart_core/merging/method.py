@@ -57,6 +57,8 @@ class Option:
         Raises:
             ConfigError: it is another kind of value, or out of range.
         """
+        if isinstance(value, bool) and self.per_model:
+            raise ConfigError(f"{self.name} is {value}; it must be a number.")
         try:
             return self.adapter.validate_python(value)
         except ValidationError as error:

@@ -140,7 +140,7 @@ class _Planner:
         if method.base == "among" and place.base is not None:
             inputs = [(one, name) for one, name in inputs if not self._is_base(one, place)]
             inputs.insert(0, (InputModel(model=place.base[0]), place.base[1]))
-        found = [(one, info) for one, name in inputs if (info := own(one.model, name)) is not None]
+        found = [(one, name, info) for one, name in inputs if (info := own(one.model, name)) is not None]
         base = own(*place.base) if place.base else None
         baseless = base is None and method.base != "donor" and (method.needs_base or place.base is not None)
         alone = not found or not aligned.donor.is_floating or baseless
@@ -148,13 +148,13 @@ class _Planner:
             alone = True
         if alone:
             return Planned(place.name, dtype, aligned.donor.shape, (), None, {}, aligned.donor)
-        shape = found[0][1].shape if base is None else base.shape
+        shape = found[0][2].shape if base is None else base.shape
         options = {option.keyword: self._value(option, place, found) for option in method.options.values()}
         return Planned(
             name=place.name,
             dtype=dtype,
             shape=shape,
-            parts=tuple((self._sources[one.model], info) for one, info in found),
+            parts=tuple((self._sources[one.model], info) for one, _, info in found),
             base=(self._sources[place.base[0]], base) if place.base and base and method.base == "apart" else None,
             options=options,
             donor=aligned.donor,
@@ -173,11 +173,14 @@ class _Planner:
     def _is_base(self, one: InputModel, place: Place) -> bool:
         return place.base is not None and one.model == place.base[0]
 
-    def _value(self, option: Option, place: Place, found: Sequence[tuple[InputModel, TensorInfo]]) -> Any:
-        """Return an option's value for a tensor, or those of its models: the nearest that the file states."""
+    def _value(self, option: Option, place: Place, found: Sequence[tuple[InputModel, str, TensorInfo]]) -> Any:
+        """Return an option's value for a tensor, or those of its models: the nearest that the file states.
+
+        Filters go by the donor's names, which are the same for a model with a prefix more, or with a tied head.
+        """
         if not option.per_model:
             return self._looked_up(option, place, None, place.name)
-        return [self._looked_up(option, place, one, info.name) for one, info in found]
+        return [self._looked_up(option, place, one, name) for one, name, _ in found]
 
     def _looked_up(self, option: Option, place: Place, model: InputModel | None, tensor: str) -> Any:
         file = self._file

@@ -70,7 +70,8 @@ def parse_setting(name: str, raw: Any) -> Setting:
 
 
 def _case(name: str, raw: Any) -> tuple[str | None, Scalar | Gradient]:
-    if not isinstance(raw, Mapping) or "value" not in raw or not set(raw) <= {"filter", "value"}:
+    named = isinstance(raw, Mapping) and isinstance(raw.get("filter", ""), str | None)
+    if not isinstance(raw, Mapping) or not named or "value" not in raw or not set(raw) <= {"filter", "value"}:
         raise ConfigError(
             f"{name} holds {raw!r:.80}. Values by the names of tensors are written {{filter: part of a name, value: "
             "number}; without a filter one holds for all that are left."
@@ -83,23 +84,27 @@ def _value(name: str, raw: Any) -> Scalar | Gradient:
     if isinstance(raw, list | tuple):
         if not raw or not all(isinstance(one, Scalar) for one in raw):
             raise ConfigError(f"{name} is {raw!r:.80}. A gradient over layers is a list of one or more numbers.")
-        return Gradient(tuple(_number(one) for one in raw))
+        return Gradient(tuple(_number(name, one) for one in raw))
     if not isinstance(raw, Scalar):
         raise ConfigError(
             f"{name} is {raw!r:.80}. It must be a number, a list of numbers (a gradient over layers), or a list of "
             "{filter, value}."
         )
-    return _number(raw)
+    return _number(name, raw)
 
 
-def _number(value: Scalar) -> Scalar:
+def _number(name: str, value: Scalar) -> Scalar:
     """Return a number that YAML reads as text, as it does `1e-5`, as a number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    if isinstance(value, bool):
+        return value
+    try:
+        return float(value) if isinstance(value, str) or abs(value) > 2**53 else value
+    except ValueError:
+        return value
+    except OverflowError:
+        raise ConfigError(
+            f"{name} is {str(value)[:20]}…, which is larger than any number that is computed with."
+        ) from None
 
 
 def _is_number(value: Scalar) -> bool:

@@ -9,6 +9,7 @@ from impart_core.base.errors import ConfigError
 from impart_core.base.settings import Frozen
 
 SIGNIFICANT = 6  # digits of a suggested number: what is tried can be read, and written down again exactly
+_LARGEST, _MOST_STEPS = 1e15, 1_000_000  # of a range
 _FIT = 1e-9  # how far a step may miss the end of its range, as a share of a step
 
 
@@ -98,6 +99,8 @@ class Range(Hole):
     @model_validator(mode="after")
     def _is_no_nonsense(self) -> "Range":
         low, high = self.range
+        if max(abs(low), abs(high)) > _LARGEST:
+            raise ConfigError(f"The range reaches further than {_LARGEST:g}. Give a nearer end.")
         if low > high:
             raise ConfigError(f"The lowest value, {low}, is above the highest, {high}.")
         if self.log and low <= 0:
@@ -106,6 +109,8 @@ class Range(Hole):
             raise ConfigError("log and step do not go together. Leave one out, or list the values: {choose: […]}.")
         if self.step is not None:
             steps = (high - low) / self.step
+            if steps > _MOST_STEPS:
+                raise ConfigError(f"A step of {self.step} makes {steps:g} values of the range. Take a larger one.")
             if abs(steps - round(steps)) > _FIT * max(1.0, steps):
                 fitting = low + math.floor(steps + _FIT) * self.step
                 raise ConfigError(f"Steps of {self.step} from {low} do not end at {high}; they end at {fitting:g}.")

@@ -37,7 +37,9 @@ class Objective(Frozen):
     @classmethod
     def _from_text(cls, value: Any) -> Any:
         if isinstance(value, str):
-            return {"of": MEAN, "metric": LOSS} if value == LOSS else {"of": value}
+            value = {"of": value}
+        if isinstance(value, dict) and value.get("of") == LOSS:
+            return {**value, "of": MEAN, "metric": value.get("metric", LOSS)}
         return value
 
     @property

@@ -1,5 +1,6 @@
 """Merging by the library: folders, deltas, sparsifiers, stages, and what the store tells afterwards."""
 
+import shutil
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import yaml
 import impart_core as impart
 from impart_core import tinyzoo
 from impart_core.artifacts.merged import MergedContent
-from impart_core.base.errors import ConfigError, ImpartError, OutputExistsError, WrongBaseError
+from impart_core.base.errors import ConfigError, ImpartError, OutputExistsError, TensorValueError, WrongBaseError
 from impart_core.checkpoint.digest import checkpoint_id, tensor_digests
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
 from impart_core.checkpoint.reader import read_tensor
@@ -162,3 +163,83 @@ def test_models_and_store_are_not_written_over(store: impart.Store, tmp_path: Pa
         impart.merge([MATH], base=BASE, out=MATH, overwrite=True, store=store)
     with pytest.raises(OutputExistsError, match="inside the store"):
         impart.merge([MATH], base=BASE, out=Path(store.url) / "out", store=store)
+
+
+@pytest.mark.parametrize("lost", ["base", "math", "code"])
+def test_none_of_the_models_is_written_over(lost: str, store: impart.Store, tmp_path: Path) -> None:
+    places = {name: tmp_path / name for name in ("base", "math", "code")}
+    for name, place in places.items():
+        shutil.copytree(tinyzoo.path(name), place)
+    before = (places[lost] / "model.safetensors").read_bytes()
+    for out in (places[lost], places[lost] / "inside"):
+        with pytest.raises(OutputExistsError, match="the model"):
+            impart.merge([places["math"], places["code"]], base=places["base"], out=out, overwrite=True, store=store)
+    assert (places[lost] / "model.safetensors").read_bytes() == before
+
+
+def artifact_of(store: impart.Store, out: Path, *stages: dict[str, Any]) -> str:
+    """Merge a file of these stages; return the id."""
+    path = out.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump_all(stages, sort_keys=False))
+    return impart.merge(path, out=out, store=store).artifact
+
+
+def test_modules_and_tokens_in_another_order_are_another_merge(store: impart.Store, tmp_path: Path) -> None:
+    parts = {"mlp": {"models": [weighted(MATH)]}, "layers.0": {"models": [weighted(CODE)]}}
+    swapped = dict(reversed(parts.items()))
+    file = {"merge_method": "linear", "base_model": str(BASE)}
+    ids = [
+        artifact_of(store, tmp_path / f"modules{number}", {**file, "modules": modules})
+        for number, modules in enumerate((parts, swapped))
+    ]
+    tokens = {token: {"source": {"kind": "zero"}} for token in ("<A>", "<B>")}
+    for number, ordered in enumerate((tokens, dict(reversed(tokens.items())))):
+        own = {**file, "models": [weighted(MATH)], "tokenizer": {"source": "base", "tokens": ordered}}
+        ids.append(artifact_of(store, tmp_path / f"tokens{number}", own))
+    assert len(set(ids)) == 4
+
+
+def weighted(place: Path) -> dict[str, Any]:
+    return {"model": str(place), "parameters": {"weight": 1.0}}
+
+
+def test_what_is_written_beside_a_merge_makes_it_again(store: impart.Store, tmp_path: Path) -> None:
+    own = {"sparsify": {"method": "magnitude", "cr": 8}, "models": {str(CODE): {"sparsify": None}}}
+    file = {"merge_method": "linear", "base_model": str(BASE), "models": [weighted(MATH), weighted(CODE)]}
+    first = artifact_of(store, tmp_path / "out", {**file, "impart": own})
+    again = impart.merge(tmp_path / "out" / "merge.yaml", out=tmp_path / "again", store=store)
+    assert again.artifact == first
+    assert len(again.sparsified) == 1
+
+
+def test_an_adapter_needs_a_checkpoint(store: impart.Store, math: impart.Delta, tmp_path: Path) -> None:
+    stage = {"name": "one", "merge_method": "linear", "models": [weighted(MATH)]}
+    for place in ("math+no/adapter", "one+no/adapter"):
+        last = {"merge_method": "task_arithmetic", "base_model": str(BASE), "models": [weighted(Path(place))]}
+        with pytest.raises(ConfigError, match="an adapter is merged into a checkpoint"):
+            artifact_of(store, tmp_path / "out", stage, last)
+
+
+@pytest.mark.parametrize(
+    ("first", "told"),
+    [
+        ({"name": None}, "needs a name"),
+        ({"name": "two"}, "Two merges of the file are called two"),
+        ({"impart": {"name": "x"}}, "belong in the last merge"),
+        ({"name": "folder"}, "so is what lies at"),
+    ],
+)
+def test_stages_that_none_could_tell_apart_are_refused(
+    first: dict[str, Any], told: str, store: impart.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    stage = {"merge_method": "linear", "models": [weighted(MATH)]}
+    with pytest.raises(ConfigError, match=told):
+        artifact_of(store, tmp_path / "out", {**stage, "name": "one", **first}, {**stage, "name": "two"})
+
+
+def test_a_model_of_infinities_is_not_written(store: impart.Store, tmp_path: Path) -> None:
+    with pytest.raises(TensorValueError, match="NaN or infinity"):
+        impart.merge([MATH], weights=1e300, base=BASE, out=tmp_path / "out", store=store)
+    assert not (tmp_path / "out").exists()

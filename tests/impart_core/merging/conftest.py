@@ -46,7 +46,7 @@ def planned(tmp_path: Path, zoo: Models) -> Callable[..., Merge]:
 
 def sources_of(merge: MergeFile) -> dict[ModelReference, Source]:
     """Open the models of a file, the base first."""
-    references = dict.fromkeys([*([merge.base_model] if merge.base_model else []), *merge.references()])
+    references = dict.fromkeys([*([merge.base_model] if merge.base_model else []), *merge.references(), *merge.bases()])
     return {one: Source(Path(one.place).name, open_checkpoint(one.place)) for one in references}
 
 

@@ -95,6 +95,9 @@ def test_the_own_block_speaks_of_all_models_or_of_one() -> None:
         ("merge_method: ties\nmodels: [{model: a}]\nimpart: {sparsify: {method: impar, cr: 3}}", "mean 'impart'"),
         ("merge_method: ties\nmodels: [{model: a}]\nimpart: {sparsfy: null}", "Did you mean 'sparsify'"),
         ("merge_method: ties\nmodels: [{model: 5}]", "models.0.model"),
+        ("merge_method: ties\nmodels: [{model: a}]\n? [a]\n: 3", "no YAML"),
+        ("merge_method: ties\nmodels: [{model: a, parameters: {weight: 2020-99-99}}]", "no YAML"),
+        ("merge_method: ties\nmodels: [{model: a}]\ntokenizer: {pad_to_multiple_of: 1000000000000}", "pad_to"),
         ("merge_method: ties\nslices: [{sources: [{model: a, layer_range: [3, 1]}]}]", "the one after the last"),
         (
             "merge_method: ties\nslices: [{sources: [{model: a, layer_range: [0, 1]}, "

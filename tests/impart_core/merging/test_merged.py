@@ -258,3 +258,34 @@ def test_nuslerp_takes_a_base_or_does_without(planned: Planned, zoo: Models, lis
     file |= {"base_model": "base", "models": [{"model": "base"}, *models] if listed else models}
     expected = function([a, b], weight=1.0, base=zoo["base"][name].float())
     assert torch.equal(tensors_of(planned(file))[name], expected)
+
+
+def test_filters_go_by_the_names_of_the_merged_model(planned: Planned, zoo: Models) -> None:
+    file = task_arithmetic("a")
+    file["models"][0]["parameters"]["weight"] = [
+        {"filter": "lm_head", "value": 0},
+        {"filter": "model.layers.0.", "value": 0},
+        {"value": 1},
+    ]
+    tied = {name.removeprefix("model."): one for name, one in zoo["a"].items() if name != "lm_head.weight"}
+    merge = planned(file, {"base": zoo["base"], "a": tied}, a={"tie_word_embeddings": True})
+    merged = tensors_of(merge)
+    for name in ("lm_head.weight", "model.layers.0.mlp.up_proj.weight"):
+        assert torch.equal(merged[name], zoo["base"][name])
+    name = "model.layers.1.mlp.up_proj.weight"
+    torch.testing.assert_close(merged[name], zoo["a"][name], rtol=2**-7, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "module", [{}, {"models": [{"model": "a"}], "slices": [{"sources": [{"model": "a", "layer_range": [0, 1]}]}]}]
+)
+def test_a_module_is_of_one_kind(module: dict[str, Any], planned: Planned) -> None:
+    with pytest.raises(ConfigError, match="of one of them"):
+        planned({"merge_method": "linear", "base_model": "base", "modules": {"mlp": module}})
+
+
+def test_a_slice_may_have_a_base_of_its_own(planned: Planned) -> None:
+    sources = [{"model": "a", "layer_range": [0, 3], "parameters": {"weight": 1.0}}]
+    file = {"merge_method": "task_arithmetic", "base_model": "base", "slices": [{"sources": sources}]}
+    own = {**file, "slices": [{"sources": sources, "base_model": "b"}]}
+    assert planned(file).key != planned(own).key

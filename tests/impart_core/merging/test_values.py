@@ -59,7 +59,17 @@ def test_a_gradient_stays_between_its_numbers_and_meets_its_ends(numbers: list[f
 
 @pytest.mark.parametrize(
     "raw",
-    [None, [], [[1]], {"filter": "mlp"}, [{"value": 1, "fliter": "mlp"}], [{"value": 1}, 3], {"a": 1}],
+    [
+        None,
+        [],
+        [[1]],
+        {"filter": "mlp"},
+        [{"value": 1, "fliter": "mlp"}],
+        [{"value": 1}, 3],
+        {"a": 1},
+        {"filter": ["a"], "value": 1},
+        10**400,
+    ],
 )
 def test_what_is_no_value_is_refused_by_name(raw: object) -> None:
     with pytest.raises(ConfigError, match=r"parameters\.weight"):
