@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from impart_core.methods import METHODS, QUANTIZING
+from impart_flows import cli
 from impart_flows.cli.verbs import VERBS, load
 from tests.e2e.here import impart, printed, told
 
@@ -64,6 +65,7 @@ NAMES: dict[tuple[str, str], list[str]] = {
     ("impart", "plan"): ["--cr", "--workers", "--embeddings", "--factors-for", "--option", "impart methods"],
     ("impart", "demo"): ["--out", "--limit", "--device", "--store"],
     ("impart", "selftest"): ["--device", "--size", "--quick", "Exit code 1"],
+    ("impart", "merge"): ["--out", "--dry-run", "--workers", "--overwrite", "--store"],
     ("search", "run"): ["--dry-run", "--store", "--workers", "--run-code", "--verify-cache", "winner"],
     ("search", "show"): ["--out", "Pareto", "--store"],
     ("tinyzoo", "build"): ["--out", "--train", "--seed"],
@@ -95,8 +97,9 @@ def typed(group: str, name: str) -> list[str]:
 
 @pytest.mark.parametrize(("group", "name"), LEAVES)
 def test_help_teaches_a_verb_and_imports_no_other(group: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in MODULES:
+    for module in MODULES:  # with its package's attribute, so that both are as before afterwards
         monkeypatch.delitem(sys.modules, module, raising=False)
+        monkeypatch.delattr(cli, module.rpartition(".")[2], raising=False)
     shown = printed(*typed(group, name), "--help")
     assert set(sys.modules) & MODULES == {f"impart_flows.cli.{VERBS[group][name].module}"}
     lines = shown.splitlines()
