@@ -31,6 +31,7 @@ from impart_core.store.pins import pin
 from impart_core.store.provenance import Stopwatch, peak_rss_bytes
 from impart_core.store.store import Store
 
+_IN_FLIGHT = 12  # tensors in memory at once, unless somebody says how many are to be merged at once
 OWN_FILE = "merge.yaml"  # beside the weights that were made by it
 
 
@@ -164,7 +165,8 @@ class _Run:
             return tensor
 
         specs = [TensorSpec(name, info.dtype, info.shape) for name, info in whole.tensors.items()]
-        with new_folder(request.out, request.overwrite) as scratch, at_once(request.workers or default_workers()):
+        workers = request.workers or min(default_workers(), max(1, _IN_FLIGHT // (1 + len(planned.sources))))
+        with new_folder(request.out, request.overwrite) as scratch, at_once(workers):
             write_checkpoint(scratch, specs, produce, request.max_shard_bytes)
             for name, file in whole.carried.items():
                 (scratch / name).parent.mkdir(exist_ok=True)

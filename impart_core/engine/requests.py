@@ -141,7 +141,7 @@ class MergeRequest(Frozen):
         store: the store's URL.
         name: what the result is published under; None: as the file says.
         device: where it is computed: `auto`, `cpu`, `cuda` or `cuda:N`.
-        workers: tensors that are merged at once; None: one for each core.
+        workers: tensors that are merged at once; None: one for each core, fewer where many models are merged.
         overwrite: whether `out` may be replaced when it holds a model.
         max_shard_bytes: largest size of one weights file.
         trust: how far what is there already is trusted.

@@ -116,7 +116,7 @@ class Merge:
         with one_thread_per_kernel():
             merged = self._arranged(planned) if planned.tables else self._merged(planned)
             cast = merged.to(DTYPES[planned.dtype]).cpu()
-        if not bool(torch.isfinite(cast).all()):
+        if cast.numel() and not all(bool(torch.isfinite(end)) for end in torch.aminmax(cast)):  # NaN is either end
             raise TensorValueError(
                 f"The merged {name!r} would hold NaN or infinity: a model does, or weights are so large that "
                 f"{planned.dtype} cannot hold what comes of them."

@@ -60,7 +60,9 @@ class Source:
             info: its tensor, of the base's shape.
             base: the base's tensor, float32.
         """
-        return self.tensor(info).sub_(base)
+        stored = read_tensor(info)
+        # Narrower dtypes are widened as they are subtracted: no float32 copy of the tensor is made.
+        return stored - base if stored.dtype.itemsize < base.dtype.itemsize else stored.float().sub_(base)
 
 
 @dataclass(frozen=True)

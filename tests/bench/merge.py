@@ -177,9 +177,10 @@ def _measured(command: list[str]) -> dict[str, float]:
 
 
 def _merge_here(file: str, scratch: str) -> None:
+    merge = impart.merge  # what it imports is imported here, as mergekit's is before its clock starts
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         started = perf_counter()
-        impart.merge(json.loads(file), out=Path(folder) / "out", store=Path(folder) / "store", workers=THREADS)
+        merge(json.loads(file), out=Path(folder) / "out", store=Path(folder) / "store")
         seconds = perf_counter() - started
     print(json.dumps({"seconds": seconds, "rss": peak_bytes()}))
 
