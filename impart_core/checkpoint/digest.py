@@ -65,20 +65,34 @@ def _file_digests(file: SourceFile, infos: Iterable[TensorInfo], refresh: bool) 
     wanted = {info.name: info for info in infos}
     if file.stamp is None:
         return {name: tensor_digest(info) for name, info in wanted.items()}
-    stamp = [file.address, file.size, file.stamp]
-    record = cache_folder() / "digests" / f"{hashlib.sha256(file.address.encode()).hexdigest()}.json"
-    known = {} if refresh else _remembered(record, stamp)
+    known = {} if refresh else _remembered(file)
     missing = {name: tensor_digest(info) for name, info in wanted.items() if name not in known}
-    # A cache that cannot be written costs time, nothing else.
-    with contextlib.suppress(OSError):
-        if missing:
-            record.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(record, json.dumps({"stamp": stamp, "digests": known | missing}).encode())
+    if missing:
+        _remember(file, known | missing)
     return {name: digest for name, digest in (known | missing).items() if name in wanted}
 
 
-def _remembered(record: Path, stamp: list[object]) -> dict[str, str]:
+def remember_digest(info: TensorInfo, digest: str) -> None:
+    """Remember the digest of a tensor that is a file of its own, as computed ones are: it is not read for it again."""
+    _remember(info.file, {info.name: digest})
+
+
+def _record_of(file: SourceFile) -> tuple[Path, list[object]]:
+    """Return where a file's digests are remembered, and what tells that the file is still the same."""
+    record = cache_folder() / "digests" / f"{hashlib.sha256(file.address.encode()).hexdigest()}.json"
+    return record, [file.address, file.size, file.stamp]
+
+
+def _remember(file: SourceFile, digests: Mapping[str, str]) -> None:
+    record, stamp = _record_of(file)
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
+        record.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(record, json.dumps({"stamp": stamp, "digests": dict(digests)}).encode())
+
+
+def _remembered(file: SourceFile) -> dict[str, str]:
     """Return the digests of a file's tensors that were read before; none where it has changed since."""
+    record, stamp = _record_of(file)
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
         remembered = json.loads(record.read_text())
         if remembered["stamp"] == stamp:

@@ -151,9 +151,9 @@ def folder_of(checkpoint: Checkpoint) -> Iterator[Path]:
         yield folder
 
 
-def write_carried(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write the files beside a checkpoint's weights into a folder, but for its code."""
+def write_carried(folder: Path, checkpoint: Checkpoint, *, with_code: bool = False) -> None:
+    """Write the files beside a checkpoint's weights into a folder, its code only where that is asked for."""
     for name, file in checkpoint.carried.items():
-        if not is_code(name):
+        if with_code or not is_code(name):
             (folder / name).parent.mkdir(exist_ok=True)
             file.copy_to(folder / name)

@@ -14,10 +14,10 @@ from impart_core.base.numerics import default_workers
 from impart_core.base.parallel import at_once
 from impart_core.base.retry import Retried, patiently, recording
 from impart_core.base.settings import Frozen
-from impart_core.checkpoint.digest import checkpoint_id, tensor_digests
+from impart_core.checkpoint.digest import checkpoint_id, remember_digest, tensor_digests
 from impart_core.checkpoint.reader import digest_of_value
 from impart_core.checkpoint.spool import spooling
-from impart_core.checkpoint.writer import TensorSpec, write_checkpoint
+from impart_core.checkpoint.writer import TensorSpec, write_carried, write_checkpoint
 from impart_core.engine.compress import Compression, CompressReport
 from impart_core.engine.executor import Executor, Progress
 from impart_core.engine.merge_models import CheckedMerge, check_merge, compressed, opened_merge
@@ -116,12 +116,11 @@ def merge(
             digests = patiently("merge", work)
             manifest = run.publish(digests)
             delta = run.compress(executor, checked, progress)
-        name = request.name or request.stages[-1].impart.name
         content = manifest.content
         assert isinstance(content, MergedContent)
         report = MergeReport(
             artifact=manifest.id,
-            name=name,
+            name=run.name,
             store=request.store,
             out=request.out,
             method=content.method,
@@ -150,7 +149,7 @@ class _Run:
         self._roles = {planned.roles[reference]: source for reference, source in planned.sources.items()}
         self.sources = {role: one.checkpoint.location for role, one in self._roles.items() if one.artifact is None}
         self.watch = Stopwatch(self.sources, run=run_id)
-        self._name = request.name or request.stages[-1].impart.name
+        self.name = request.name or request.stages[-1].impart.name
 
     def write(self, progress: Progress | None) -> dict[str, str]:
         """Write the merged model's folder; return the digests of its tensors."""
@@ -161,6 +160,8 @@ class _Run:
         def produce(name: str) -> torch.Tensor:
             tensor = planned.compute(name)
             digests[name] = digest_of_value(tensor, whole.tensors[name].dtype)
+            if planned.file.impart.compress:  # which asks for it again
+                remember_digest(whole.tensors[name], digests[name])
             tell("merge", len(digests), len(whole.tensors), name)
             return tensor
 
@@ -168,9 +169,7 @@ class _Run:
         workers = request.workers or min(default_workers(), max(1, _IN_FLIGHT // (1 + len(planned.sources))))
         with new_folder(request.out, request.overwrite) as scratch, at_once(workers):
             write_checkpoint(scratch, specs, produce, request.max_shard_bytes)
-            for name, file in whole.carried.items():
-                (scratch / name).parent.mkdir(exist_ok=True)
-                file.copy_to(scratch / name)
+            write_carried(scratch, whole, with_code=True)
             (scratch / OWN_FILE).write_text(yaml.safe_dump_all(self._file(), sort_keys=False))
         return dict(sorted(digests.items()))
 
@@ -179,7 +178,7 @@ class _Run:
         planned, store = self._planned, self._store
         recipe = planned.recipe
         inputs = {
-            role: checkpoint_id(tensor_digests(one.checkpoint))
+            role: recipe.inputs[role]
             for role, one in self._roles.items()
             if one.artifact is None and not isinstance(one, StageSource)
         }
@@ -197,9 +196,9 @@ class _Run:
                 "publish the merge",
                 lambda: publish_merged(store, recipe, content, {"stages": self._file()}, parents, self.watch),
             )
-            if self._name and not planned.file.impart.compress:
+            if self.name and not planned.file.impart.compress:
                 require_whole(store, manifest.id)
-                set_ref(store, self._name, manifest.id, why="merge")
+                set_ref(store, self.name, manifest.id, why="merge")
             note(store, [entry_of(manifest)])
         return manifest
 
@@ -209,7 +208,7 @@ class _Run:
         if config is None:
             return None
         sides = checked.stages[-1].base(), self._planned.checkpoint()
-        return compressed(self._request, config, sides, executor, progress, self._name)
+        return compressed(self._request, config, sides, executor, progress, self.name)
 
     def _file(self) -> list[dict[str, Any]]:
         return [stage.model_dump(mode="json", exclude_unset=True) for stage in self._request.stages]

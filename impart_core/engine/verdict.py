@@ -45,7 +45,6 @@ class Judge:
 
     Attributes:
         trials: ids of all trials that it read.
-        deltas: id of the delta of each candidate that is one, by what it is called.
     """
 
     def __init__(
@@ -56,7 +55,6 @@ class Judge:
         self._how, self._executor, self._store = measuring, executor, Store(run.store)
         self._objective: Objective = next(one for one in file.objectives if one.of != BYTES)
         self.trials: dict[str, None] = {}
-        self.deltas: dict[str, str] = {}
 
     def verdict(self, winner: Candidate, default: Candidate, validation: int, test: Mapping[str, int]) -> Verdict:
         """Score the winner and what it is held against.
@@ -97,8 +95,6 @@ class Judge:
             )
             result = self._executor.run(try_candidate, job)
             values |= self._read(label, result)
-            if result.delta is not None:
-                self.deltas[label] = result.delta
         return values
 
     def _of_checkpoint(self, label: str, model: Checkpoint, split: Split, items: Mapping[str, int]) -> Values:

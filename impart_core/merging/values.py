@@ -44,12 +44,6 @@ class Setting:
                 return value.at(depth) if isinstance(value, Gradient) else value
         return None
 
-    def all(self) -> tuple[Scalar, ...]:
-        """Return every value that it states."""
-        return tuple(
-            one for _, value in self.cases for one in (value.values if isinstance(value, Gradient) else (value,))
-        )
-
     def plain(self) -> Any:
         """Return it as JSON, the same for files that mean the same."""
         plain = [[part, list(value.values) if isinstance(value, Gradient) else value] for part, value in self.cases]

@@ -1,6 +1,7 @@
 """Merging by the library: folders, deltas, sparsifiers, stages, and what the store tells afterwards."""
 
 import shutil
+from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from impart_core.checkpoint.digest import checkpoint_id, tensor_digests
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
 from impart_core.checkpoint.reader import read_tensor
 from impart_core.lineage.graph import lineage_of
+from impart_core.merging.merged import Merge
 from impart_core.store.gc import collect
 from impart_core.store.names import resolve
 
@@ -243,3 +245,19 @@ def test_a_model_of_infinities_is_not_written(store: impart.Store, tmp_path: Pat
     with pytest.raises(TensorValueError, match="NaN or infinity"):
         impart.merge([MATH], weights=1e300, base=BASE, out=tmp_path / "out", store=store)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_tensor_is_merged_once_for_the_folder_and_once_to_be_compressed(
+    store: impart.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: Counter[str] = Counter()
+    compute = Merge.compute
+
+    def counted(self: Merge, name: str) -> torch.Tensor:
+        computed[name] += 1
+        return compute(self, name)
+
+    monkeypatch.setattr(Merge, "compute", counted)
+    config = impart.CompressConfig(method="dare", cr=4)
+    impart.merge([MATH, CODE], weights=[0.31, 0.47], base=BASE, out=tmp_path / "out", compress=config, store=store)
+    assert set(computed.values()) == {2}
