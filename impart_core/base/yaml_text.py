@@ -1,5 +1,6 @@
 """YAML as people write it: several documents in a file, and no key twice."""
 
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -21,6 +22,25 @@ def read_yaml(text: str, called: str) -> list[Any]:
         return [document for document in yaml.load_all(text, _Loader) if document is not None]
     except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:  # dates, numbers and keys that are none
         raise ConfigError(f"{called} is no YAML: {error}") from error
+
+
+def read_yaml_file(place: str | Path, what: str) -> list[Any]:
+    """Return the documents of a YAML file.
+
+    Args:
+        place: where it lies.
+        what: what kind of file it is, for errors ("merge file").
+
+    Raises:
+        ConfigError: it cannot be read, or is no YAML.
+    """
+    path = Path(place).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigError(f"The {what} {path} cannot be read: {why}.") from error
+    return read_yaml(text, str(path))
 
 
 class _Loader(yaml.SafeLoader):

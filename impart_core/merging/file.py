@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_serializer, model_validator
 
 from impart_core.base.errors import ConfigError
 from impart_core.base.settings import Frozen, nearest
-from impart_core.base.yaml_text import read_yaml
+from impart_core.base.yaml_text import read_yaml, read_yaml_file
 from impart_core.blocks.request import CompressConfig
 from impart_core.merging.values import Setting, parse_setting
 
@@ -359,16 +359,15 @@ def read_merge_file(path: Path) -> tuple[MergeFile, ...]:
     Raises:
         ConfigError: it cannot be read or is none; the message names every key that is wrong.
     """
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The merge file {path} cannot be read: {error}.") from error
-    return parse_merge(text, str(path))
+    return _stages(read_yaml_file(path, "merge file"), str(path))
 
 
 def parse_merge(text: str, called: str = "the merge file") -> tuple[MergeFile, ...]:
     """Return the stages of a merge file's text; errors as in `read_merge_file`."""
-    documents = read_yaml(text, called)
+    return _stages(read_yaml(text, called), called)
+
+
+def _stages(documents: Sequence[Any], called: str) -> tuple[MergeFile, ...]:
     if not documents:
         raise ConfigError(f"{called} is empty. It holds at least merge_method and models.")
     return tuple(merge_of(document, called) for document in documents)

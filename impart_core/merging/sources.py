@@ -140,16 +140,11 @@ def foreseen_source(label: str, delta: Delta, base: Checkpoint) -> Source:
         for block in delta.blocks
         for name, entry in block_content(block).tensors.items()
     }
-    carried: dict[str, SourceFile] = {}
-    own = {entry.name for entry in delta.manifest.files}
-    for name in sorted(delta.content.carried):
-        if stored_name(name) in own:
-            with delta.store.local_file(delta.manifest, stored_name(name), verified=True) as path:
-                carried[name] = local_file(path).in_memory()
-        elif name in base.carried:
-            carried[name] = base.carried[name]
-    config = read_json(carried[CONFIG]) if CONFIG in carried else base.config
-    return Source(label, Checkpoint(f"delta {delta.id[:12]}", config, dict(sorted(tensors.items())), carried, 0))
+    own: dict[str, SourceFile] = {}
+    for entry in delta.manifest.files:
+        with delta.store.local_file(delta.manifest, entry.name, verified=True) as path:
+            own[entry.name] = local_file(path).in_memory()
+    return Source(label, _stood_for(delta, base, dict(sorted(tensors.items())), own))
 
 
 def _checkpoint_of(reader: DeltaReader, base: Checkpoint) -> Checkpoint:
@@ -168,19 +163,16 @@ def _checkpoint_of(reader: DeltaReader, base: Checkpoint) -> Checkpoint:
         )
         return TensorInfo(name, header.dtype, header.shape, file, 0, size)
 
-    tensors = {name: info(name) for name in reader.headers}
-    carried = _carried(reader, base)
+    own = {name: local_file(path) for name, path in reader.files.items()}
+    return _stood_for(reader.delta, base, {name: info(name) for name in reader.headers}, own)
+
+
+def _stood_for(
+    delta: Delta, base: Checkpoint, tensors: Mapping[str, TensorInfo], own: Mapping[str, SourceFile]
+) -> Checkpoint:
+    """Return a delta's checkpoint: its own files by the names that a store gives them, else those of the base."""
+    names = sorted(delta.content.carried)
+    carried = {name: file for name in names if (file := own.get(stored_name(name)) or base.carried.get(name))}
     config: Mapping[str, Any] = read_json(carried[CONFIG]) if CONFIG in carried else base.config
     nbytes = sum(one.nbytes for one in tensors.values()) + sum(file.size for file in carried.values())
-    return Checkpoint(f"delta {made[:12]}", config, tensors, carried, nbytes)
-
-
-def _carried(reader: DeltaReader, base: Checkpoint) -> dict[str, SourceFile]:
-    """Return the files beside the weights: the delta's own, and the base's where they are the same."""
-    found: dict[str, SourceFile] = {}
-    for name in sorted(reader.delta.content.carried):
-        own = reader.files.get(stored_name(name))
-        file = local_file(own) if own else base.carried.get(name)
-        if file is not None:
-            found[name] = file
-    return found
+    return Checkpoint(f"delta {delta.id[:12]}", config, tensors, carried, nbytes)

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from impart_core.base.errors import ConfigError, unknown_name
 from impart_core.base.settings import Frozen
-from impart_core.base.yaml_text import read_yaml
+from impart_core.base.yaml_text import read_yaml_file
 from impart_core.evaluation.options import MeasureOptions
 from impart_core.searching.objective import Aims
 from impart_core.searching.space import Space
@@ -181,15 +181,9 @@ def read_search_file(place: str | Path) -> SearchFile:
     Raises:
         ConfigError: it cannot be read, is no YAML, or something in it is wrong.
     """
-    path = Path(place).expanduser()
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise ConfigError(f"The search file {path} cannot be read: {why}.") from error
-    documents = read_yaml(text, str(path))
+    documents = read_yaml_file(place, "search file")
     if len(documents) != 1:
-        raise ConfigError(f"{path} holds {len(documents)} documents. A search file has one, of settings with names.")
+        raise ConfigError(f"{place} holds {len(documents)} documents. A search file has one, of settings with names.")
     return parse_search(documents[0])
 
 
