@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -145,6 +147,33 @@ def start_impart(
         env={name: value for name, value in merged.items() if value is not None},
         start_new_session=True,  # Ctrl-C for the child is not one for the tests
     )
+
+
+def halt_when(
+    condition: Callable[[], object],
+    send: Callable[[signal.Signals], object],
+    running: Callable[[], object],
+    seconds: float = 240,
+) -> None:
+    """Stop a process once a condition holds, which is looked at while the process stands still.
+
+    So the process cannot end between the look and what a test does next; SIGCONT lets it go on.
+
+    Args:
+        condition: what is waited for.
+        send: sends the process a signal.
+        running: whether it still runs.
+        seconds: how long to wait.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        send(signal.SIGSTOP)
+        if condition():
+            return
+        send(signal.SIGCONT)
+        assert running(), "it was over before it could be stopped; its work must be larger"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def run_impart(

@@ -9,12 +9,13 @@ import torch
 
 from impart_core.artifacts.block import block_content
 from impart_core.artifacts.delta import Delta
-from impart_core.base.errors import CheckpointError, CorruptArtifactError, WrongBaseError
+from impart_core.base.errors import CheckpointError, CorruptArtifactError, ImpartError, WrongBaseError
 from impart_core.blocks.rebuild import read_delta, rebuild_tensor
 from impart_core.checkpoint.carried import is_code, may_be_carried, stored_name
 from impart_core.checkpoint.digest import file_digest, tensor_digests
 from impart_core.checkpoint.index import Checkpoint
 from impart_core.checkpoint.local import local_file
+from impart_core.checkpoint.source import SourceFile
 from impart_core.codec.format import CODES_FILE, BlockFile, TensorHeader
 
 
@@ -66,16 +67,11 @@ class DeltaReader:
             own = self.files.get(stored_name(name))
             if own and is_code(name) and not with_code:
                 continue
-            source = local_file(own) if own else base.carried.get(name)
-            if source is None:
-                raise CheckpointError(
-                    f"{base.location} has no {name}, which the fine-tuned model shares with its base."
-                )
+            source = local_file(own) if own else base_file(name, base)
             (folder / name).parent.mkdir(exist_ok=True)
             source.copy_to(folder / name)
-            if file_digest(local_file(folder / name)) != digest:
-                kind = CorruptArtifactError if own else WrongBaseError
-                raise kind(f"{name} is not the file that this delta was made with. Use the base's original {name}.")
+            kind = CorruptArtifactError if own else WrongBaseError
+            require_file(local_file(folder / name), name, digest, kind)
 
 
 @contextmanager
@@ -98,6 +94,27 @@ def open_reader(delta: Delta) -> Iterator[DeltaReader]:
             blocks.update(dict.fromkeys(file.headers, file))
         headers = {name: file.headers[name] for name, file in sorted(blocks.items())}
         yield DeltaReader(delta, headers, blocks, files)
+
+
+def base_file(name: str, base: Checkpoint) -> SourceFile:
+    """Return a file of the base that a fine-tuned model shares with it.
+
+    Raises:
+        CheckpointError: the base has no such file.
+    """
+    if name not in base.carried:
+        raise CheckpointError(f"{base.location} has no {name}, which the fine-tuned model shares with its base.")
+    return base.carried[name]
+
+
+def require_file(file: SourceFile, name: str, digest: str, kind: type[ImpartError] = WrongBaseError) -> None:
+    """Check that a file beside the weights is the one that a delta was made with.
+
+    Raises:
+        WrongBaseError: it is another; or the given kind of error.
+    """
+    if file_digest(file) != digest:
+        raise kind(f"{name} is not the file that this delta was made with. Use the base's original {name}.")
 
 
 def require_base(delta: Delta, base: Checkpoint) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from impart_core.apply.reader import DeltaReader, open_reader, require_base
+from impart_core.apply.reader import DeltaReader, base_file, open_reader, require_base, require_file
 from impart_core.artifacts.block import block_content
 from impart_core.artifacts.delta import Delta
 from impart_core.checkpoint.carried import stored_name
@@ -170,9 +170,16 @@ def _checkpoint_of(reader: DeltaReader, base: Checkpoint) -> Checkpoint:
 def _stood_for(
     delta: Delta, base: Checkpoint, tensors: Mapping[str, TensorInfo], own: Mapping[str, SourceFile]
 ) -> Checkpoint:
-    """Return a delta's checkpoint: its own files by the names that a store gives them, else those of the base."""
-    names = sorted(delta.content.carried)
-    carried = {name: file for name in names if (file := own.get(stored_name(name)) or base.carried.get(name))}
+    """Return a delta's checkpoint: its own files by the names that a store gives them, else those of the base.
+
+    Raises:
+        CheckpointError: the base lacks a file that it shares with the delta's model.
+        WrongBaseError: its file is another than when the delta was made.
+    """
+    carried: dict[str, SourceFile] = {}
+    for name, digest in sorted(delta.content.carried.items()):
+        carried[name] = own.get(stored_name(name)) or base_file(name, base)
+        require_file(carried[name], name, digest)
     config: Mapping[str, Any] = read_json(carried[CONFIG]) if CONFIG in carried else base.config
     nbytes = sum(one.nbytes for one in tensors.values()) + sum(file.size for file in carried.values())
     return Checkpoint(f"delta {delta.id[:12]}", config, tensors, carried, nbytes)

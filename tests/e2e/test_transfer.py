@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +20,7 @@ from tests.servers import UPLOADER, hub_server
 from tests.support import (
     Environment,
     finetune,
+    halt_when,
     llama_shapes,
     manifests,
     random_tensors,
@@ -99,9 +99,11 @@ def test_a_killed_export_shows_no_delta_and_goes_on_where_it_was(deep: Delta, tm
     arguments = ["export", NAME, "--to", str(tmp_path), "--store", deep.store.url]
     process = start_impart(*arguments)
     try:
-        while len(list(tmp_path.glob("artifacts/*/manifest.json"))) < 3:
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.001)
+        halt_when(
+            lambda: len(list(tmp_path.glob("artifacts/*/manifest.json"))) >= 3,
+            process.send_signal,
+            lambda: process.poll() is None,
+        )
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=30)
     finally:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from tests.faults.conftest import Wanted
 from tests.faults.places import Place, assert_whole, manifests_in
 from tests.faults.tally import Tally
 from tests.faults.warm import run_warm, warm_json
-from tests.support import Environment, run_impart, start_impart
+from tests.support import Environment, halt_when, run_impart, start_impart
 
 pytestmark = [
     pytest.mark.faults,
@@ -70,12 +71,13 @@ def jump_in_run(
     process = start_impart(*arguments, environment={**place.environment, **clock.environment})
     try:
         for number, jump in enumerate(jumps, 1):
-            deadline = time.monotonic() + 60
-            while len(manifests_in(place.objects(), "block")) < 2 * number:
-                assert process.poll() is None, process.communicate()
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
+            halt_when(
+                lambda count=2 * number: len(manifests_in(place.objects(), "block")) >= count,
+                process.send_signal,
+                lambda: process.poll() is None,
+            )
             clock.jump(jump)
+            process.send_signal(signal.SIGCONT)
         out, err = process.communicate(timeout=60)
     finally:
         process.kill()

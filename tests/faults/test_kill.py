@@ -1,7 +1,6 @@
 """A compression that is killed or stopped half-way: what was finished is kept, and nothing is left running."""
 
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,22 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import MATRICES
-from tests.support import Environment, data_files, manifests, run_json, start_impart
+from tests.support import Environment, data_files, halt_when, manifests, run_json, start_impart
 
 pytestmark = pytest.mark.faults
 
 Arguments = Callable[..., list[str]]
-DEADLINE_SECONDS = 240
 UNFINISHED = "it was over before it could be stopped; the model must be larger"
-
-
-def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    """Wait until a condition holds while a process runs."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def stop_half_way(
@@ -41,8 +30,9 @@ def stop_half_way(
     """
     process = start_impart(*arguments, environment=environment)
     try:
-        wait_for(lambda: len(manifests(store, kind)) >= 3, process)
+        halt_when(lambda: len(manifests(store, kind)) >= 3, process.send_signal, lambda: process.poll() is None)
         process.send_signal(how)
+        process.send_signal(signal.SIGCONT)
         _, said = process.communicate(timeout=30)  # the block in flight takes a second
     finally:
         process.kill()
@@ -123,9 +113,10 @@ def test_the_embedded_server_ends_with_its_command(
     alone: Environment = {"PREFECT_API_URL": None, "PREFECT_HOME": str(home)}
     process = start_impart(*compress_large(tmp_path, "--workers", "1"), environment=alone)
     try:
-        wait_for(lambda: manifests(tmp_path), process)
+        halt_when(lambda: manifests(tmp_path), process.send_signal, lambda: process.poll() is None)
         assert servers_of(home)
         process.send_signal(how)
+        process.send_signal(signal.SIGCONT)
         _, said = process.communicate(timeout=60)
     finally:
         process.kill()

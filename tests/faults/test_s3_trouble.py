@@ -1,5 +1,6 @@
 """A network that cuts, stalls and refuses, a server that fails and throttles, rights taken away: runs on S3."""
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from tests.faults.tally import Tally
 from tests.faults.warm import run_warm, wait_until, warm, warm_json
 from tests.s3proxy import Fault, Request, S3Proxy
 from tests.servers import S3Server
+from tests.support import halt_when
 
 pytestmark = pytest.mark.faults
 
@@ -118,8 +120,10 @@ def test_rights_taken_away_end_a_run_with_a_sentence_and_it_goes_on_when_they_ar
 ) -> None:
     run = ["compress", *map(str, large_pair), "--cr", "4", "--store", behind_proxy.url, "--json", "--workers", "1"]
     with warm(*run, environment=behind_proxy.environment) as command:
-        wait_until(lambda: proxy.count("PUT", 200) >= 12, command)  # a pin, and two objects for each artifact
+        # A pin, and two objects for each artifact.
+        halt_when(lambda: proxy.count("PUT", 200) >= 12, command.send, lambda: command.running)
         revoked()
+        command.send(signal.SIGCONT)
         done = command.wait(30)
     count("rights taken away in mid-run")
     assert done.returncode == 2, done.stderr

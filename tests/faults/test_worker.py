@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tests.faults.conftest import Wanted
 from tests.faults.places import Place, assert_whole, manifests_in
 from tests.faults.tally import Tally
 from tests.faults.warm import run_warm
-from tests.support import Environment
+from tests.support import Environment, halt_when
 
 pytestmark = pytest.mark.faults
 
@@ -46,15 +47,20 @@ def worker(pool: str, environment: Environment, log: Path) -> Iterator[subproces
             kill_session(process)
 
 
-def kill_session(process: subprocess.Popen[bytes]) -> None:
-    """Kill a worker and the runs that it started, as when its machine goes."""
+def signal_session(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Send a signal to a worker and the runs that it started."""
     for child in Path("/proc").glob("[0-9]*"):
         try:
             fields = (child / "stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue
         if int(fields[3]) == process.pid:
-            os.kill(int(child.name), signal.SIGKILL)
+            os.kill(int(child.name), number)
+
+
+def kill_session(process: subprocess.Popen[bytes]) -> None:
+    """Kill a worker and the runs that it started, as when its machine goes."""
+    signal_session(process, signal.SIGKILL)
     process.wait()
 
 
@@ -83,11 +89,11 @@ def test_a_run_of_a_killed_worker_is_taken_up_by_the_next(
     with worker(pool, place.environment, log) as first:
         name = wait_for_pool(pool, request, first, log)
         run_deployment(name, timeout=0)
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while len(manifests_in(place.objects(), "block")) < 3:
-            assert time.monotonic() < deadline, log.read_text()
-            assert first.poll() is None, log.read_text()
-            time.sleep(0.02)
+        halt_when(
+            lambda: len(manifests_in(place.objects(), "block")) >= 3,
+            partial(signal_session, first),
+            lambda: first.poll() is None,
+        )
         kill_session(first)
     count("workers killed")
     before = place.written()

@@ -155,6 +155,21 @@ def test_a_delta_of_another_base_is_refused(store: impart.Store, math: impart.De
         impart.merge([math], base=CODE, out=tmp_path / "out", store=store)
 
 
+@pytest.mark.parametrize("change", ["altered", "gone"])
+def test_a_base_whose_tokenizer_is_not_the_one_a_delta_shares_with_it_is_refused(
+    change: str, store: impart.Store, math: impart.Delta, tmp_path: Path
+) -> None:
+    base = shutil.copytree(BASE, tmp_path / "base")
+    file = base / "tokenizer.json"
+    if change == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes() + b" ")
+    with pytest.raises(ImpartError, match=r"tokenizer\.json"):
+        impart.merge([math], base=base, out=tmp_path / "out", store=store)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_delta_is_not_sparsified_again(store: impart.Store, math: impart.Delta, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be sparsified"):
         impart.merge([math], sparsify={"cr": 4}, out=tmp_path / "out", store=store)
