@@ -19,13 +19,15 @@ def read_tensor(info: TensorInfo, digest: str | None = None) -> torch.Tensor:
     Raises:
         CheckpointError: the file cannot be read, is shorter than when it was indexed, or was changed.
     """
-    buffer = bytearray(info.nbytes)
-    if info.file.read_into(info.start, memoryview(buffer)) < len(buffer):
+    tensor = torch.empty(info.shape, dtype=info.torch_dtype)  # not a bytearray, which would be zeroed first
+    if not info.nbytes:
+        return tensor
+    buffer = memoryview(tensor.reshape(-1).view(torch.uint8).numpy()).cast("B")
+    if info.file.read_into(info.start, buffer) < len(buffer):
         raise CheckpointError(f"{info.file} became shorter while tensor {info.name!r} was read.")
     if digest is not None and _digest(info, [buffer]) != digest:
         raise _changed(info)
-    flat = torch.frombuffer(buffer, dtype=info.torch_dtype) if buffer else torch.empty(0, dtype=info.torch_dtype)
-    return flat.reshape(info.shape)
+    return tensor
 
 
 def tensor_digest(info: TensorInfo) -> str:

@@ -2,9 +2,11 @@
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +50,8 @@ def write_safetensors(
 ) -> None:
     """Write one safetensors file, holding one tensor in memory at a time, or as many as `at_once` says.
 
+    Each is written where it belongs as soon as it is there, by the thread that produced it.
+
     Wider dtypes come first, so that every tensor is aligned to its own item size; then by name.
 
     Args:
@@ -57,13 +61,29 @@ def write_safetensors(
         metadata: the file's string metadata.
     """
     ordered = sorted(specs, key=lambda spec: (-DTYPES[spec.dtype].itemsize, spec.name))
-    with path.open("wb") as file:
-        file.write(header_bytes(ordered, metadata))
-        for spec, produced in zip(ordered, in_order(produce, [spec.name for spec in ordered]), strict=True):
-            tensor = produced.detach().cpu().contiguous()
+    header = header_bytes(ordered, metadata)
+    ends = list(accumulate((spec.nbytes for spec in ordered), initial=len(header)))
+
+    with path.open("wb", buffering=0) as file:
+
+        def write(piece: tuple[TensorSpec, int]) -> None:
+            spec, start = piece
+            tensor = produce(spec.name).detach().cpu().contiguous()
             if spec_of(spec.name, tensor) != spec:
                 raise ValueError(f"{spec.name} was announced as {spec} but is {tensor.dtype} {tensor.shape}")
-            file.write(tensor_bytes(tensor))
+            _write_at(file.fileno(), start, tensor_bytes(tensor))
+
+        _write_at(file.fileno(), 0, header)
+        for _ in in_order(write, zip(ordered, ends, strict=False)):
+            pass
+
+
+def _write_at(file: int, start: int, data: bytes | memoryview) -> None:
+    """Write bytes at a place of a file that is open; the system takes up to 2 GiB at once."""
+    rest = memoryview(data)
+    while rest:
+        written = os.pwrite(file, rest, start)
+        rest, start = rest[written:], start + written
 
 
 def header_bytes(ordered: Iterable[TensorSpec], metadata: Mapping[str, str]) -> bytes:

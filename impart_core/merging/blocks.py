@@ -12,9 +12,14 @@ Entries = Callable[[slice], torch.Tensor]
 _ON_CPU, _ELSEWHERE = 1 << 15, 1 << 22
 
 
-def blocks(tensor: torch.Tensor) -> Iterator[slice]:
-    """Yield the blocks of a tensor's entries, row by row, by their positions in the flat tensor."""
-    size = _ON_CPU if tensor.device.type == "cpu" else _ELSEWHERE
+def blocks(tensor: torch.Tensor, device: torch.device | None = None) -> Iterator[slice]:
+    """Yield the blocks of a tensor's entries, row by row, by their positions in the flat tensor.
+
+    Args:
+        tensor: the tensor.
+        device: where blocks are computed, if not where the tensor lies.
+    """
+    size = _ON_CPU if (device or tensor.device).type == "cpu" else _ELSEWHERE
     for start in range(0, tensor.numel(), size):
         yield slice(start, min(start + size, tensor.numel()))
 

@@ -17,6 +17,7 @@ from impart_core.checkpoint.merging import with_settings
 from impart_core.checkpoint.reader import read_tensor
 from impart_core.checkpoint.source import MemoryFile
 from impart_core.checkpoint.writer import tensor_bytes
+from impart_core.merging.blocks import blocks
 from impart_core.merging.chat import place_of
 from impart_core.merging.computed import ComputedTensor
 from impart_core.merging.file import InputModel, MergeFile, ModelReference, ModelToken, Tokenizer, ZeroRow, settings_of
@@ -114,7 +115,8 @@ class Merge:
         if not planned.parts and not planned.tables:
             return read_tensor(planned.donor).to(DTYPES[planned.dtype])
         with one_thread_per_kernel():
-            merged = self._arranged(planned) if planned.tables else self._merged(planned)
+            by_blocks = self.method.entrywise and not planned.tables
+            merged = self._by_blocks(planned) if by_blocks else self._whole(planned)
             cast = merged.to(DTYPES[planned.dtype]).cpu()
         if cast.numel() and not all(bool(torch.isfinite(end)) for end in torch.aminmax(cast)):  # NaN is either end
             raise TensorValueError(
@@ -123,7 +125,25 @@ class Merge:
             )
         return cast
 
-    def _merged(self, planned: Planned) -> torch.Tensor:
+    def _by_blocks(self, planned: Planned) -> torch.Tensor:
+        """Return a tensor of an entrywise method, in its dtype: only a block at a time is in float32."""
+        whole = None if planned.base is None else read_tensor(planned.base[1])
+        of_delta = whole if self.method.takes_deltas else None
+        parts = [source.part(info, of_delta) for source, info in planned.parts]
+        merged = torch.empty(planned.shape, dtype=DTYPES[planned.dtype])
+        for block in blocks(merged, self.device):
+            base = None if whole is None else self._wide(whole.reshape(-1)[block])
+            start = base if self.method.takes_deltas else None
+            inputs = [self._wide(part(block, start)) for part in parts]
+            merged.view(-1)[block] = self._applied(planned, inputs, base)
+        return merged
+
+    def _wide(self, entries: torch.Tensor) -> torch.Tensor:
+        return entries.to(self.device, torch.float32)
+
+    def _whole(self, planned: Planned) -> torch.Tensor:
+        if planned.tables:
+            return self._arranged(planned)
         base = None
         if planned.base is not None:
             source, info = planned.base

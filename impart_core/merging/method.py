@@ -4,6 +4,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -117,6 +118,8 @@ class MergeMethod:
         models: the fewest and the most models that it merges, those of `tensors`; None: any number.
         options: its options by the name that files write.
         ignored: names that files of mergekit may have for it, and that change nothing.
+        entrywise: whether each entry of what it returns follows from the same entry of its arguments alone, and from
+            no draws: it may be given any part of the tensors.
     """
 
     name: str
@@ -127,21 +130,26 @@ class MergeMethod:
     models: tuple[int, int | None]
     options: Mapping[str, Option]
     ignored: tuple[str, ...]
+    entrywise: bool
 
     @property
     def takes_deltas(self) -> bool:
         """Whether it is given what the models add to the base."""
-        return next(iter(inspect.signature(self.function).parameters)) == "deltas"
+        return next(iter(self._parameters)) == "deltas"
 
     @property
     def needs_base(self) -> bool:
         """Whether it merges nothing without a base: `donor` and a `base` that may be None do without."""
-        own = inspect.signature(self.function).parameters.get("base")
+        own = self._parameters.get("base")
         return self.base != "donor" and (own is None or own.default is inspect.Parameter.empty)
 
     def takes(self, keyword: str) -> bool:
         """Return whether its function has a parameter of this name."""
-        return keyword in inspect.signature(self.function).parameters
+        return keyword in self._parameters
+
+    @cached_property
+    def _parameters(self) -> Mapping[str, inspect.Parameter]:
+        return inspect.signature(self.function).parameters
 
 
 MERGE_METHODS: Registry[MergeMethod] = Registry("merge method")
@@ -155,12 +163,13 @@ def merge_method(
     base: BaseUse = "apart",
     models: tuple[int, int | None] = (1, None),
     ignored: tuple[str, ...] = (),
+    entrywise: bool = False,
 ) -> Callable[[_Merge], _Merge]:
     """Return the decorator that registers a merge method; arguments as in `MergeMethod`."""
 
     def registered(function: _Merge) -> _Merge:
         options = {option.name: option for option in _options(function)}
-        method = MergeMethod(name, title, source, function, base, models, options, ignored)
+        method = MergeMethod(name, title, source, function, base, models, options, ignored, entrywise)
         if not method.takes_deltas and "tensors" not in inspect.signature(function).parameters:
             raise TypeError(f"{name}: the first parameter of a merge method is `deltas` or `tensors`")
         MERGE_METHODS.register(name, method)

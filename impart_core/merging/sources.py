@@ -1,6 +1,6 @@
 """The models of a merge, read tensor by tensor: checkpoints, and deltas, of which nothing is rebuilt on disk."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +18,11 @@ from impart_core.checkpoint.local import local_file
 from impart_core.checkpoint.reader import read_tensor
 from impart_core.checkpoint.source import MemoryFile, SourceFile, read_json
 from impart_core.checkpoint.writer import tensor_bytes
+from impart_core.merging.blocks import entries_of
 from impart_core.merging.computed import ComputedTensor
+
+# Gives a model's entries in a block, flat; where it is given those of the base, in float32, what it adds to them.
+Part = Callable[[slice, torch.Tensor | None], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,23 @@ class Source:
 
         Args:
             info: its tensor, of the base's shape.
-            base: the base's tensor, float32.
+            base: the base's tensor.
         """
-        stored = read_tensor(info)
-        # Narrower dtypes are widened as they are subtracted: no float32 copy of the tensor is made.
-        return stored - base if stored.dtype.itemsize < base.dtype.itemsize else stored.float().sub_(base)
+        return self.tensor(info).sub_(base)
+
+    def part(self, info: TensorInfo, base: torch.Tensor | None) -> Part:
+        """Return what gives the entries of one of its tensors, or of what it adds to a tensor of the base.
+
+        Args:
+            info: its tensor.
+            base: the base's tensor as it is stored, of this shape; None: the tensor itself is asked for.
+        """
+        entries = entries_of(read_tensor(info))
+
+        def part(block: slice, start: torch.Tensor | None) -> torch.Tensor:
+            return entries(block) if start is None else entries(block).to(start.device, torch.float32) - start
+
+        return part
 
 
 @dataclass(frozen=True)
@@ -106,14 +122,21 @@ class DeltaSource(Source):
         return delta if base.shape == info.shape else torch.cat([delta, self.tensor(info)[base.shape[0] :]])
 
     def delta(self, info: TensorInfo, base: torch.Tensor) -> torch.Tensor:
-        """Return the decoded delta."""
+        """Return the decoded delta; arguments as for a checkpoint."""
         header = self.reader.headers[info.name]
         if header.base not in (None, info.name) and self.base.tensors[header.base].shape != base.shape:
             return super().delta(info, base)
         delta = self.reader.read_delta(info.name, self.base)
         if delta is None:
-            return torch.zeros_like(base)
+            return torch.zeros(base.shape)
         return delta if delta.shape == base.shape else super().delta(info, base)
+
+    def part(self, info: TensorInfo, base: torch.Tensor | None) -> Part:
+        """Return what gives the entries of the decoded delta; arguments as for a checkpoint."""
+        if base is None:
+            return super().part(info, base)
+        entries = entries_of(self.delta(info, base))
+        return lambda block, _: entries(block)
 
 
 @contextmanager

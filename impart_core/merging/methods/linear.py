@@ -7,7 +7,7 @@ from impart_core.merging.method import Each, Tensors, each, merge_method, shares
 from impart_core.merging.sums import plain_sum
 
 
-@merge_method("linear", "Linear", "arXiv 2203.05482", base="donor")
+@merge_method("linear", "Linear", "arXiv 2203.05482", base="donor", entrywise=True)
 def linear(tensors: Tensors, *, weight: Each, normalize: bool = True) -> torch.Tensor:
     """Return Σ w_i·W_i.
 

@@ -11,7 +11,7 @@ _SOURCE = "https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001"
 _LEAST = 1e-6  # a smaller |ΔW| counts as this
 
 
-@merge_method("nearswap", "NearSwap", _SOURCE, models=(1, 1))
+@merge_method("nearswap", "NearSwap", _SOURCE, models=(1, 1), entrywise=True)
 def nearswap(deltas: Tensors, *, t: Annotated[float, Field(ge=0)]) -> torch.Tensor:
     """Return min(1, t/|ΔW|)·ΔW, entry by entry.
 

@@ -5,7 +5,7 @@ import torch
 from impart_core.merging.method import Each, Tensors, each, merge_method
 
 
-@merge_method("passthrough", "Passthrough", "mergekit", base="donor", models=(1, 1))
+@merge_method("passthrough", "Passthrough", "mergekit", base="donor", models=(1, 1), entrywise=True)
 def passthrough(tensors: Tensors, *, scale: Each = 1.0) -> torch.Tensor:
     """Return s·W.
 

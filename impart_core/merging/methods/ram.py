@@ -11,7 +11,7 @@ from impart_core.merging.method import Tensors, merge_method
 Bound = Annotated[float, Field(ge=0)]
 
 
-@merge_method("ram", "Reinforced Agent Merging", "arXiv 2601.13572")
+@merge_method("ram", "Reinforced Agent Merging", "arXiv 2601.13572", entrywise=True)
 def ram(deltas: Tensors, *, epsilon: Bound = 1e-5) -> torch.Tensor:
     """Return, entry by entry, the mean of ΔW_i over the models that changed it.
 

@@ -7,7 +7,10 @@ from impart_core.merging.method import Each, Tensors, each, merge_method
 from impart_core.merging.sums import INT8_MASK, plain_sum
 
 
-@merge_method("task_arithmetic", "Task Arithmetic", "arXiv 2212.04089", ignored=("density", "rescale", INT8_MASK))
+_IGNORED = ("density", "rescale", INT8_MASK)
+
+
+@merge_method("task_arithmetic", "Task Arithmetic", "arXiv 2212.04089", ignored=_IGNORED, entrywise=True)
 def task_arithmetic(deltas: Tensors, *, weight: Each, normalize: bool = False, lambda_: float = 1.0) -> torch.Tensor:
     """Return λ·Σ w_i·ΔW_i.
 
