@@ -22,7 +22,7 @@ def read_tensor(info: TensorInfo, digest: str | None = None) -> torch.Tensor:
     tensor = torch.empty(info.shape, dtype=info.torch_dtype)  # not a bytearray, which would be zeroed first
     if not info.nbytes:
         return tensor
-    buffer = memoryview(tensor.reshape(-1).view(torch.uint8).numpy()).cast("B")
+    buffer = tensor.reshape(-1).view(torch.uint8).numpy().data
     if info.file.read_into(info.start, buffer) < len(buffer):
         raise CheckpointError(f"{info.file} became shorter while tensor {info.name!r} was read.")
     if digest is not None and _digest(info, [buffer]) != digest:

@@ -155,7 +155,11 @@ class _Run:
         """Write the merged model's folder; return the digests of its tensors."""
         request, planned = self._request, self._planned
         assert request.out is not None
-        whole, digests, tell = planned.checkpoint(), {}, progress or (lambda *_: None)
+        workers = request.workers or min(default_workers(), max(1, _IN_FLIGHT // (1 + len(planned.sources))))
+        with at_once(workers):
+            whole = planned.checkpoint()
+        digests: dict[str, str] = {}
+        tell = progress or (lambda *_: None)
 
         def produce(name: str) -> torch.Tensor:
             tensor = planned.compute(name)
@@ -166,7 +170,6 @@ class _Run:
             return tensor
 
         specs = [TensorSpec(name, info.dtype, info.shape) for name, info in whole.tensors.items()]
-        workers = request.workers or min(default_workers(), max(1, _IN_FLIGHT // (1 + len(planned.sources))))
         with new_folder(request.out, request.overwrite) as scratch, at_once(workers):
             write_checkpoint(scratch, specs, produce, request.max_shard_bytes)
             write_carried(scratch, whole, with_code=True)

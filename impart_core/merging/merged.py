@@ -11,6 +11,7 @@ import torch
 from impart_core.artifacts.merged import merge_recipe
 from impart_core.base.errors import TensorValueError
 from impart_core.base.numerics import one_thread_per_kernel
+from impart_core.base.parallel import in_order
 from impart_core.checkpoint.header import DTYPES, TensorInfo
 from impart_core.checkpoint.index import CONFIG, Checkpoint
 from impart_core.checkpoint.merging import with_settings
@@ -89,8 +90,9 @@ class Merge:
     def recipe(self) -> Recipe:
         """What makes the merged model."""
         inputs: dict[str, Any] = {}
-        for reference, source in self.sources.items():
-            inputs |= source.inputs(self.roles[reference])
+        named = [(source, self.roles[reference]) for reference, source in self.sources.items()]
+        for one in in_order(lambda pair: pair[0].inputs(pair[1]), named):  # which may read all of a model
+            inputs |= one
         return merge_recipe({"method": self.method.name, **_normal(self.file, self.roles)}, inputs)
 
     @cached_property
@@ -128,33 +130,36 @@ class Merge:
     def _by_blocks(self, planned: Planned) -> torch.Tensor:
         """Return a tensor of an entrywise method, in its dtype: only a block at a time is in float32."""
         whole = None if planned.base is None else read_tensor(planned.base[1])
-        of_delta = whole if self.method.takes_deltas else None
-        parts = [source.part(info, of_delta) for source, info in planned.parts]
+        deltas = self.method.takes_deltas
+        parts = [source.part(info, whole if deltas else None) for source, info in planned.parts]
         merged = torch.empty(planned.shape, dtype=DTYPES[planned.dtype])
         for block in blocks(merged, self.device):
             base = None if whole is None else self._wide(whole.reshape(-1)[block])
-            start = base if self.method.takes_deltas else None
-            inputs = [self._wide(part(block, start)) for part in parts]
-            merged.view(-1)[block] = self._applied(planned, inputs, base)
+            made = self._made(planned, [self._wide(part(block, base if deltas else None)) for part in parts], base)
+            merged.view(-1)[block] = base + made if deltas and base is not None else made
+        return merged
+
+    def _whole(self, planned: Planned) -> torch.Tensor:
+        """Return a tensor of any method: of those that take deltas in its dtype, of others in float32."""
+        if planned.tables:
+            return self._arranged(planned)
+        base = None if planned.base is None else read_tensor(planned.base[1])
+        if self.method.takes_deltas:
+            assert base is not None
+            deltas = [source.delta(info, base).to(self.device) for source, info in planned.parts]
+            return self._added(base, self._made(planned, deltas), DTYPES[planned.dtype])
+        inputs = [self._wide(source.tensor(info)) for source, info in planned.parts]
+        return self._made(planned, inputs, None if base is None else self._wide(base))
+
+    def _added(self, base: torch.Tensor, delta: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Return a tensor of the base, which is given as it is stored, plus a delta, rounded once; block by block."""
+        merged, flat = torch.empty(base.shape, dtype=dtype), delta.reshape(-1)
+        for block in blocks(merged, self.device):
+            merged.view(-1)[block] = self._wide(base.reshape(-1)[block]) + flat[block]
         return merged
 
     def _wide(self, entries: torch.Tensor) -> torch.Tensor:
         return entries.to(self.device, torch.float32)
-
-    def _whole(self, planned: Planned) -> torch.Tensor:
-        if planned.tables:
-            return self._arranged(planned)
-        base = None
-        if planned.base is not None:
-            source, info = planned.base
-            base = source.tensor(info).to(self.device)
-        if self.method.takes_deltas:
-            assert base is not None
-            host = base.cpu()
-            inputs = [source.delta(info, host).to(self.device) for source, info in planned.parts]
-        else:
-            inputs = [source.tensor(info).to(self.device) for source, info in planned.parts]
-        return self._applied(planned, inputs, base)
 
     def _arranged(self, planned: Planned) -> torch.Tensor:
         """Return a tensor that has a row for each token, of the models' with their rows arranged."""
@@ -173,19 +178,17 @@ class Merge:
         if not planned.parts:
             return arranged[self.donor.label]
         of_base = arranged.pop(base) if base else None
-        if self.method.takes_deltas and of_base is not None:
-            for label in set(parts):
-                arranged[label].sub_(of_base)
-        return self._applied(planned, [arranged[label] for label in parts], of_base)
+        if not self.method.takes_deltas or of_base is None:
+            return self._made(planned, [arranged[label] for label in parts], of_base)
+        for label in set(parts):
+            arranged[label].sub_(of_base)
+        return of_base.add_(self._made(planned, [arranged[label] for label in parts]))
 
-    def _applied(self, planned: Planned, inputs: list[torch.Tensor], base: torch.Tensor | None) -> torch.Tensor:
-        """Return what the method makes of a tensor of each model, or of what each adds to the base."""
+    def _made(self, planned: Planned, inputs: list[torch.Tensor], base: torch.Tensor | None = None) -> torch.Tensor:
+        """Return what the method makes of a tensor of each model, or of what each adds to the base, float32."""
         method, options = self.method, dict(planned.options)
         if method.takes("draws"):
             options["draws"] = Draws(self.file.impart.seed, planned.name)
-        if method.takes_deltas:
-            assert base is not None
-            return base.add_(method.function(inputs, **options))
         if method.takes("base"):
             options["base"] = base
         return method.function(inputs, **options)

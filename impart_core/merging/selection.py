@@ -7,6 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from impart_core.merging.blocks import blocks
+
 Bits = npt.NDArray[np.int32]
 
 
@@ -56,8 +58,18 @@ def largest(tensor: torch.Tensor, count: int) -> Largest:
         threshold = float(torch.kthvalue(magnitudes, place + 1).values)
         kept = count - int((magnitudes > threshold).sum())
         dropped = int((magnitudes == threshold).sum()) - kept
-    before = int((flat.abs() == threshold).nonzero()[kept]) if dropped else len(flat)
-    return Largest(threshold, before)
+    return Largest(threshold, _position(flat, threshold, kept) if dropped else len(flat))
+
+
+def _position(flat: torch.Tensor, magnitude: float, number: int) -> int:
+    """Return where the entry of just this magnitude lies that so many others come before."""
+    for block in blocks(flat):
+        equal = flat[block].abs() == magnitude
+        here = int(torch.count_nonzero(equal))
+        if number < here:
+            return int(block.start) + int(torch.nonzero(equal)[number])
+        number -= here
+    raise ValueError(f"fewer entries have the magnitude {magnitude}")
 
 
 def smallest(magnitudes: torch.Tensor, place: int) -> float:

@@ -66,7 +66,7 @@ class Source:
         """
         return self.tensor(info).sub_(base)
 
-    def part(self, info: TensorInfo, base: torch.Tensor | None) -> Part:
+    def part(self, info: TensorInfo, base: torch.Tensor | None) -> Part:  # noqa: ARG002 - a delta needs its shape
         """Return what gives the entries of one of its tensors, or of what it adds to a tensor of the base.
 
         Args:

@@ -6,7 +6,6 @@ from impart_core.merging.blocks import entries_of
 from impart_core.merging.method import Each, Tensors, each, merge_method
 from impart_core.merging.sums import INT8_MASK, plain_sum
 
-
 _IGNORED = ("density", "rescale", INT8_MASK)
 
 
