@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from threading import Event
 
 import pytest
 import safetensors
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from impart_core.base.parallel import at_once
 from impart_core.checkpoint.header import DTYPES, read_header
 from impart_core.checkpoint.local import local_file
 from impart_core.checkpoint.weights import SHARD_INDEX, SINGLE
@@ -54,6 +56,22 @@ def test_the_order_of_specs_changes_no_byte(tmp_path: Path) -> None:
     for name, ordered in (("one", specs), ("two", specs[::-1])):
         write_safetensors(tmp_path / name, ordered, tensors.__getitem__, {"y": "1", "x": "2"})
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_tensors_that_are_done_in_any_order_lie_where_they_belong(tmp_path: Path) -> None:
+    tensors = {name: torch.full((3 + number,), number) for number, name in enumerate("abcd")}
+    done = {name: Event() for name in tensors}
+
+    def produce(name: str) -> torch.Tensor:
+        if name != "d":  # each waits for the next one, so that the last is done first
+            assert done[chr(ord(name) + 1)].wait(10)
+        done[name].set()
+        return tensors[name]
+
+    with at_once(4):
+        write_safetensors(tmp_path / "together", specs_of(tensors), produce, {})
+    write_safetensors(tmp_path / "alone", specs_of(tensors), tensors.__getitem__, {})
+    assert (tmp_path / "together").read_bytes() == (tmp_path / "alone").read_bytes()
 
 
 def test_a_file_is_its_length_field_padded_header_and_data_exactly(tmp_path: Path) -> None:

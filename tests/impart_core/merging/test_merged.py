@@ -13,6 +13,7 @@ from impart_core.base.errors import ConfigError, MismatchError, UnknownNameError
 from impart_core.checkpoint import reader
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.checkpoint.writer import folder_of
+from impart_core.merging import blocks
 from impart_core.merging.merged import Merge
 from impart_core.merging.methods import MERGE_METHODS
 from impart_core.merging.sources import delta_source
@@ -237,6 +238,28 @@ def test_a_merged_model_can_be_written_for_transformers(planned: Planned) -> Non
     }
 
 
+BLOCKWISE = {"linear": {}, "nearswap": {"t": 0.01}, "passthrough": {"scale": 0.7}, "ties": {"density": 0.4}}
+BLOCKWISE |= {"ram": {}, "task_arithmetic": {}, "dare_linear": {"density": 0.6, "rescale": False}}
+
+
+@pytest.mark.parametrize("method", BLOCKWISE)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_bits_do_not_depend_on_the_size_of_blocks(
+    method: str, dtype: torch.dtype, planned: Planned, zoo: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither those of methods that go entry by entry, nor those of one that sees whole tensors."""
+    models = {name: {key: tensor.to(dtype) for key, tensor in tensors.items()} for name, tensors in zoo.items()}
+    names = "abc"[: MERGE_METHODS.get(method).models[1]]
+    parameters = {"weight": 0.5} if "weight" in MERGE_METHODS.get(method).options else {}
+    file = {"merge_method": method, "models": [{"model": name, "parameters": parameters} for name in names]}
+    merge = planned({**file, "base_model": "base", "parameters": BLOCKWISE[method]}, models)
+    expected = tensors_of(merge)
+    monkeypatch.setattr(blocks, "_ON_CPU", 37)
+    found = tensors_of(merge)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+    assert max(tensor.numel() for tensor in found.values()) > 37
+
+
 def test_a_delta_is_added_before_any_cast(math_delta: Delta) -> None:
     base = open_checkpoint(tinyzoo.path("base"))
     with delta_source("math", math_delta, base) as source:
@@ -245,6 +268,8 @@ def test_a_delta_is_added_before_any_cast(math_delta: Delta) -> None:
             delta = source.delta(info, before)
             rebuilt = reader.read_tensor(info)
             assert torch.equal((before + delta).to(rebuilt.dtype), rebuilt), name
+            part = source.part(info, before)
+            assert torch.equal(part(slice(1, 9), before.flatten()[1:9]), delta.flatten()[1:9]), name
 
 
 @pytest.mark.parametrize("listed", [False, True], ids=["apart", "listed"])

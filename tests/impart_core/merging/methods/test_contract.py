@@ -101,6 +101,17 @@ def test_a_device_gives_the_results_of_the_cpu(name: str, shape: tuple[int, ...]
     torch.testing.assert_close(there.cpu(), merged(name, base, deltas, **sparse(name)), rtol=0, atol=1e-7)
 
 
+@pytest.mark.parametrize("name", [name for name in MERGE_METHODS if MERGE_METHODS.get(name).entrywise])
+def test_an_entrywise_method_gives_the_same_bits_whatever_part_it_is_given(name: str) -> None:
+    base, deltas = inputs(name, (6, 50))
+    whole, flat = merged(name, base, deltas, **sparse(name)), [delta.flatten() for delta in deltas]
+    parts = [
+        merged(name, base.flatten()[start : start + 37], [delta[start : start + 37] for delta in flat], **sparse(name))
+        for start in range(0, base.numel(), 37)
+    ]
+    assert torch.equal(torch.cat(parts), whole.flatten())
+
+
 @methods
 def test_the_order_of_models_is_immaterial(name: str) -> None:
     if name in ORDERED or models_of(MERGE_METHODS.get(name)) < 2:
