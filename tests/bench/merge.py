@@ -2,14 +2,16 @@
 
 import argparse
 import json
+import os
 import re
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import torch
@@ -35,39 +37,59 @@ CONFIG = {
     "rms_norm_eps": 1e-6,
 }
 METHODS = {"task_arithmetic": {}, "ties": {"density": 0.4}}
-RUNS = 3
+RUNS = 5
 THREADS = 2
+
+Measured = dict[str, float]
 
 
 def measure_merge() -> dict[str, Any]:
-    """Return `merge_overhead` by method (medians) and what eight models take beside two, in tensors (`merge_rss`)."""
+    """Return what merging takes over bare work on tensors, and (`merge_rss`) eight models beside two, in tensors."""
     with tempfile.TemporaryDirectory() as scratch:
         base, *models = save_models(Path(scratch), 8)
         figures: dict[str, Any] = {}
         for method, options in METHODS.items():
-            ratios = []
+            pairs = []
             for _ in range(RUNS):
-                bare = bare_seconds(method, base, models[:3], Path(scratch) / "bare.safetensors")
-                ratios.append(own_run(method, options, base, models[:3], scratch)["seconds"] / bare)
-            figures[f"merge_overhead_{method}"] = statistics.median(ratios)
+                bare = bare_run(method, base, models[:3], Path(scratch) / "bare.safetensors")
+                pairs.append((own_run(method, options, base, models[:3], scratch), bare))
+            figures |= _ratios(pairs, {"seconds": f"merge_overhead_{method}", "cpu": f"merge_cpu_overhead_{method}"})
             few, many = (own_run(method, options, base, models[:count], scratch)["rss"] for count in (2, 8))
             figures[f"merge_rss_{method}"] = (many - few) / largest_bytes(base)
         return figures
 
 
 def measure_against_mergekit() -> dict[str, Any]:
-    """Return time and peak memory over mergekit's, by method (medians)."""
+    """Return time and peak memory over mergekit's, by method; also of a first run, which digests its models."""
     python, figures = mergekit_python(), {}
     with tempfile.TemporaryDirectory() as scratch:
         base, *models = save_models(Path(scratch), 3)
         for method, options in METHODS.items():
-            pairs = [
-                (own_run(method, options, base, models, scratch), mergekit_run(python, method, options, base, models))
-                for _ in range(RUNS)
-            ]
-            for key in ("seconds", "rss"):
-                figures[f"merge_{key}_over_mergekit_{method}"] = statistics.median(a[key] / b[key] for a, b in pairs)
-            figures[f"merge_seconds_{method}"] = statistics.median(own["seconds"] for own, _ in pairs)
+            runs = []
+            for _ in range(RUNS):
+                theirs = mergekit_run(python, method, options, base, models)
+                own, first = (own_run(method, options, base, models, scratch, known=known) for known in (True, False))
+                runs.append((own, first, theirs))
+            names = {key: f"merge_{key}_over_mergekit_{method}" for key in ("seconds", "cpu", "rss")}
+            figures |= _ratios([(own, theirs) for own, _, theirs in runs], names)
+            figures |= _ratios([(first, theirs) for _, first, theirs in runs], _prefixed("first_", names))
+            for which, one in (("", 0), ("first_", 1), ("mergekit_", 2)):
+                figures[f"{which}merge_seconds_{method}"] = statistics.median(run[one]["seconds"] for run in runs)
+                figures[f"{which}merge_cpu_{method}"] = statistics.median(run[one]["cpu"] for run in runs)
+        return figures
+
+
+def _prefixed(prefix: str, names: Mapping[str, str]) -> dict[str, str]:
+    return {key: prefix + name for key, name in names.items()}
+
+
+def _ratios(pairs: Sequence[tuple[Measured, Measured]], names: Mapping[str, str]) -> dict[str, Any]:
+    """Return the median, and the least and the most, of the ratios of what was measured in turns."""
+    figures: dict[str, Any] = {}
+    for key, name in names.items():
+        ratios = [a[key] / b[key] for a, b in pairs]
+        figures[name] = statistics.median(ratios)
+        figures[f"{name}_range"] = [round(min(ratios), 3), round(max(ratios), 3)]
     return figures
 
 
@@ -89,18 +111,27 @@ def largest_bytes(place: Path) -> int:
     return max(4 * info.numel for info in open_checkpoint(place).tensors.values())
 
 
-def bare_seconds(method: str, base: Path, models: Sequence[Path], out: Path) -> float:
-    """Return the seconds that reading, selecting, summing and writing take with torch alone, on the same threads."""
+def bare_run(method: str, base: Path, models: Sequence[Path], out: Path) -> Measured:
+    """Return what reading, selecting, summing and writing take with torch alone, on the same threads."""
     torch.set_num_threads(THREADS)
-    started = perf_counter()
-    files = [safe_open(place / "model.safetensors", "pt") for place in (base, *models)]
-    merge: Callable[..., torch.Tensor] = {"task_arithmetic": _bare_sum, "ties": _bare_ties}[method]
-    merged = {}
-    for name in files[0].keys():  # noqa: SIM118 - no mapping
-        start, *tuned = (file.get_tensor(name).float() for file in files)
-        merged[name] = start.add_(merge([tensor.sub_(start) for tensor in tuned])).bfloat16()
-    save_file(merged, out, {"format": "pt"})
-    return perf_counter() - started
+    with _clock() as found:
+        files = [safe_open(place / "model.safetensors", "pt") for place in (base, *models)]
+        merge: Callable[..., torch.Tensor] = {"task_arithmetic": _bare_sum, "ties": _bare_ties}[method]
+        merged = {}
+        for name in files[0].keys():  # noqa: SIM118 - no mapping
+            start, *tuned = (file.get_tensor(name).float() for file in files)
+            merged[name] = start.add_(merge([tensor.sub_(start) for tensor in tuned])).bfloat16()
+        save_file(merged, out, {"format": "pt"})
+    return found
+
+
+@contextmanager
+def _clock() -> Iterator[Measured]:
+    """Give what the block takes, once it has ended: seconds, and seconds of processors in all threads."""
+    found: Measured = {}
+    started, processors = perf_counter(), process_time()
+    yield found
+    found |= {"seconds": perf_counter() - started, "cpu": process_time() - processors}
 
 
 def _bare_sum(deltas: list[torch.Tensor]) -> torch.Tensor:
@@ -140,16 +171,25 @@ def file_of(method: str, options: dict[str, float], base: Path, models: Sequence
 
 
 def own_run(
-    method: str, options: dict[str, float], base: Path, models: Sequence[Path], scratch: str
-) -> dict[str, float]:
-    """Merge in a process of its own; return its seconds without the start of Python, and its peak memory in bytes."""
+    method: str, options: dict[str, float], base: Path, models: Sequence[Path], scratch: str, *, known: bool = True
+) -> Measured:
+    """Merge in a process of its own; return its seconds without the start of Python, and its peak memory in bytes.
+
+    Args:
+        method: the method.
+        options: those of each model.
+        base: the base.
+        models: the models.
+        scratch: a folder for what is written.
+        known: whether the models' digests are remembered.
+    """
     file = json.dumps(file_of(method, options, base, models))
-    return _measured([sys.executable, "-m", "tests.bench.merge", "--own", file, scratch])
+    with tempfile.TemporaryDirectory() as empty:
+        cache = {} if known else {"IMPART_CACHE": empty}
+        return _measured([sys.executable, "-m", "tests.bench.merge", "--own", file, scratch], cache)
 
 
-def mergekit_run(
-    python: Path, method: str, options: dict[str, float], base: Path, models: Sequence[Path]
-) -> dict[str, float]:
+def mergekit_run(python: Path, method: str, options: dict[str, float], base: Path, models: Sequence[Path]) -> Measured:
     """Merge with mergekit; as `own_run`."""
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "merge.yaml"
@@ -162,27 +202,25 @@ import json, re, sys, time, yaml
 from mergekit.config import MergeConfiguration
 from mergekit.merge import MergeOptions, run_merge
 config = MergeConfiguration.model_validate(yaml.safe_load(open(sys.argv[1])))
-started = time.perf_counter()
+started, processors = time.perf_counter(), time.process_time()
 run_merge(config, sys.argv[2], MergeOptions(copy_tokenizer=False, quiet=True, write_model_card=False))
-seconds = time.perf_counter() - started
+seconds, cpu = time.perf_counter() - started, time.process_time() - processors
 peak = re.search("VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]
-print(json.dumps({"seconds": seconds, "rss": 1024 * int(peak)}))
+print(json.dumps({"seconds": seconds, "cpu": cpu, "rss": 1024 * int(peak)}))
 """
 
 
-def _measured(command: list[str]) -> dict[str, float]:
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+def _measured(command: list[str], environment: Mapping[str, str] | None = None) -> Measured:
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | dict(environment or {}))
+    found: Measured = json.loads(done.stdout.strip().splitlines()[-1])
     return found
 
 
 def _merge_here(file: str, scratch: str) -> None:
     merge = impart.merge  # what it imports is imported here, as mergekit's is before its clock starts
-    with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        started = perf_counter()
+    with tempfile.TemporaryDirectory(dir=scratch) as folder, _clock() as found:
         merge(json.loads(file), out=Path(folder) / "out", store=Path(folder) / "store")
-        seconds = perf_counter() - started
-    print(json.dumps({"seconds": seconds, "rss": peak_bytes()}))
+    print(json.dumps(found | {"rss": peak_bytes()}))
 
 
 def peak_bytes() -> int:
