@@ -112,17 +112,22 @@ def largest_bytes(place: Path) -> int:
 
 
 def bare_run(method: str, base: Path, models: Sequence[Path], out: Path) -> Measured:
-    """Return what reading, selecting, summing and writing take with torch alone, on the same threads."""
+    """Return what reading, selecting, summing and writing take with torch alone, in a process of its own."""
+    places = [str(place) for place in (out, base, *models)]
+    return _measured([sys.executable, "-m", "tests.bench.merge", "--bare", method, *places])
+
+
+def _bare_here(method: str, out: str, base: str, *models: str) -> None:
     torch.set_num_threads(THREADS)
     with _clock() as found:
-        files = [safe_open(place / "model.safetensors", "pt") for place in (base, *models)]
+        files = [safe_open(Path(place) / "model.safetensors", "pt") for place in (base, *models)]
         merge: Callable[..., torch.Tensor] = {"task_arithmetic": _bare_sum, "ties": _bare_ties}[method]
         merged = {}
         for name in files[0].keys():  # noqa: SIM118 - no mapping
             start, *tuned = (file.get_tensor(name).float() for file in files)
             merged[name] = start.add_(merge([tensor.sub_(start) for tensor in tuned])).bfloat16()
         save_file(merged, out, {"format": "pt"})
-    return found
+    print(json.dumps(found | {"rss": peak_bytes()}))
 
 
 @contextmanager
@@ -210,8 +215,14 @@ print(json.dumps({"seconds": seconds, "cpu": cpu, "rss": 1024 * int(peak)}))
 """
 
 
+# Threads of torch that wait for others do so without taking a processor from these, or from what else runs here.
+_PASSIVE = {"OMP_WAIT_POLICY": "passive"}
+
+
 def _measured(command: list[str], environment: Mapping[str, str] | None = None) -> Measured:
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | dict(environment or {}))
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=os.environ | _PASSIVE | dict(environment or {})
+    )
     found: Measured = json.loads(done.stdout.strip().splitlines()[-1])
     return found
 
@@ -233,8 +244,13 @@ def peak_bytes() -> int:
 def main() -> None:
     """Merge once, in a process that the bench starts."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--own", nargs=2, metavar=("FILE", "SCRATCH"), required=True)
-    _merge_here(*parser.parse_args().own)
+    parser.add_argument("--own", nargs=2, metavar=("FILE", "SCRATCH"))
+    parser.add_argument("--bare", nargs="+", metavar="METHOD OUT BASE MODEL")
+    arguments = parser.parse_args()
+    if arguments.bare:
+        _bare_here(*arguments.bare)
+    else:
+        _merge_here(*arguments.own)
 
 
 if __name__ == "__main__":
