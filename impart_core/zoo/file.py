@@ -199,9 +199,8 @@ class Schedule(Frozen):
         try:
             next(CronSim(self.cron, datetime.now(ZoneInfo(self.timezone))))
         except CronSimError as error:
-            raise ConfigError(
-                f"schedule.cron {self.cron!r} is none: {error}. Give five fields, as 0 2 * * *."
-            ) from error
+            found = f"schedule.cron {self.cron!r} never fires, or is no cron expression: {error}."
+            raise ConfigError(f"{found} Give five fields: 0 2 * * * is every night at two.") from error
         except StopIteration:
             raise ConfigError(f"schedule.cron {self.cron!r} never fires: there is no such day. Give another.") from None
         return self

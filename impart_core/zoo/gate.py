@@ -12,6 +12,7 @@ from impart_core.evaluation.options import MeasureOptions
 from impart_core.evaluation.result import Split
 from impart_core.searching.objective import lower_is_better
 
+_ROUNDING = 1e-9  # .50 less .48 is more than .02 in binary
 _SHARES = ("acc", "acc_norm", "exact_match", "em", "f1", "pass@1")  # metrics of lm-eval between 0 and 1
 Measured = tuple[float, float | None]  # a value and its standard error
 Metrics = Mapping[str, Mapping[str, Measured]]  # by task and metric
@@ -117,7 +118,7 @@ def _compare(gate: Gate, task: str, before: Mapping[str, Measured] | None, after
     sign = -1.0 if lower_is_better(metric) else 1.0
     value, _ = after[metric]
     floor = gate.at_least.get(task)
-    passed = math.isfinite(value) and (floor is None or sign * value >= sign * floor)
+    passed = floor is None or sign * value >= sign * floor - _ROUNDING
     if before is None:
         return Comparison(
             task=task, metric=metric, before=None, after=after[metric], lost=None, allowed=None, passed=passed
@@ -131,7 +132,7 @@ def _compare(gate: Gate, task: str, before: Mapping[str, Measured] | None, after
         after=after[metric],
         lost=lost,
         allowed=allowed,
-        passed=passed and lost <= allowed,
+        passed=passed and lost <= allowed + _ROUNDING,
     )
 
 
