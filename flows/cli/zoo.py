@@ -17,6 +17,7 @@ from impart_core.zoo.record import ZooRun
 from impart_core.zoo.report import headline, html_report, markdown_report, rows, saved
 from impart_flows.cli import options as opt
 from impart_flows.cli.output import print_json, print_table, progress, say, show
+from impart_flows.deployment import Deployed, deploy_zoo
 from impart_flows.embedded import prefect_server
 from impart_flows.zoo import run_zoo_flow
 
@@ -27,6 +28,8 @@ Only = Annotated[
     typer.Option("--only", help="Only these entries: a name, a pattern with *, tag:WORD or owner:NAME."),
 ]
 Again = Annotated[bool, typer.Option("--again", help="Also what nothing has changed for.")]
+Pool = Annotated[str, typer.Option(help="The work pool.", show_default=False)]
+Queue = Annotated[str | None, typer.Option(help="A queue of the pool; none: its default.")]
 Out = Annotated[Path | None, typer.Option(help="Write it to this file: .html, .md or .json.")]
 
 
@@ -98,8 +101,32 @@ def schema() -> None:
     print_json(ZooFile.model_json_schema())
 
 
-def _request(file: Path, store: str | None, only: list[str] | None, again: bool) -> ZooRequest:
-    return ZooRequest(zoo=read_zoo_file(file), store=store, only=tuple(only or ()), again=again)
+def deploy(
+    file: File, pool: Pool, queue: Queue = None, store: opt.StoreOption = None, json: opt.JsonOption = False
+) -> None:
+    """Deploy the zoo to a Prefect server: it is run by its schedule, by workers of a pool.
+
+    The file becomes part of the deployment: deploy it again after a change.
+
+    Example: impart zoo deploy zoo.yaml --pool models
+    """
+    request = _request(file, store)
+    check_zoo(request)
+    show(deploy_zoo(request, pool, queue), json, _print_deployed)
+
+
+def _print_deployed(made: Deployed) -> None:
+    when = f"{made.cron} ({made.timezone})" if made.cron else "only when asked for"
+    say(f"deployment  {made.name}")
+    say(f"pool        {made.pool}")
+    say(f"runs        {when}")
+    say(f"now         prefect deployment run {made.name}")
+
+
+def _request(file: Path, store: str | None, only: list[str] | None = None, again: bool = False) -> ZooRequest:
+    """Return the request; a store's folder becomes a whole path, for runs elsewhere."""
+    place = store if store is None or "://" in store else str(Path(store).expanduser().absolute())
+    return ZooRequest(zoo=read_zoo_file(file), store=place, only=tuple(only or ()), again=again)
 
 
 def _last(zoo: ZooFile, store: str | None) -> ZooRun:

@@ -17,7 +17,7 @@ from impart_core.base.yaml_text import read_yaml_file
 from impart_core.blocks.coding import calibration_of
 from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.text import CalibrationText
-from impart_core.zoo.gate import Gate, tasks_of
+from impart_core.zoo.gate import Gate, Tasks, tasks_of
 
 DEFAULT_RECIPE = "default"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -99,7 +99,7 @@ class ZooModel(Entry):
     finetuned: str
     revision: str | None = None
     recipe: str = DEFAULT_RECIPE
-    tasks: dict[str, str | None] = Field(default_factory=dict)
+    tasks: Tasks = Field(default_factory=dict)
 
     @field_validator("tasks", mode="before")
     @classmethod
@@ -127,7 +127,7 @@ class Pattern(Frozen):
     name: str = "{folder}"
     base: str
     recipe: str = DEFAULT_RECIPE
-    tasks: dict[str, str | None] = Field(default_factory=dict)
+    tasks: Tasks = Field(default_factory=dict)
     owner: str | None = None
     tags: tuple[str, ...] = ()
 
@@ -396,4 +396,5 @@ def _placed(content: dict[str, Any], folder: Path) -> dict[str, Any]:
         for key in ("models", "merges", "searches")
         if isinstance(content.get(key), list)
     }
-    return {**content, **lists}
+    store = {"store": place(content["store"], needed=True)} if "store" in content else {}
+    return {**content, **lists, **store}

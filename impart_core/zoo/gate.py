@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from impart_core.base.errors import ConfigError
 from impart_core.base.settings import Frozen, nearest
@@ -16,6 +16,12 @@ _ROUNDING = 1e-9  # .50 less .48 is more than .02 in binary
 _SHARES = ("acc", "acc_norm", "exact_match", "em", "f1", "pass@1")  # metrics of lm-eval between 0 and 1
 Measured = tuple[float, float | None]  # a value and its standard error
 Metrics = Mapping[str, Mapping[str, Measured]]  # by task and metric
+
+
+_WAYS = [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]
+_BY_NAME = {"type": "object", "additionalProperties": {"type": ["string", "null"]}}
+# Tasks, and each one's metric: in a file, a name or a list of names will do.
+Tasks = Annotated[dict[str, str | None], WithJsonSchema({"anyOf": [*_WAYS, _BY_NAME]})]
 
 
 class Gate(Frozen):
@@ -34,7 +40,7 @@ class Gate(Frozen):
         measuring: how tasks are measured.
     """
 
-    tasks: dict[str, str | None] = Field(default_factory=dict)
+    tasks: Tasks = Field(default_factory=dict)
     loses: float = Field(default=0.02, ge=0)
     errors: float = Field(default=1.0, ge=0)
     at_least: dict[str, float] = Field(default_factory=dict)
