@@ -20,8 +20,8 @@ from impart_flows.webhook import notify
 from impart_tasks.executor import PrefectExecutor
 
 
-def entry_flow() -> "Flow[[EntryJob], Outcome]":
-    """Return the flow of one entry."""
+def entry_flow(progress: Progress | None = None) -> "Flow[[EntryJob], Outcome]":
+    """Return the flow of one entry; a run of this process is handed who listens to its progress."""
 
     def zoo_entry(job: EntryJob) -> Outcome:
         """Compress a model until it passes its gate, or merge, or search; and promote the result.
@@ -29,7 +29,7 @@ def entry_flow() -> "Flow[[EntryJob], Outcome]":
         Raises:
             ImpartError: it cannot be done; the name stays where it was.
         """
-        return work_on(job, PrefectExecutor(), run_id=str(flow_run.id or ""))
+        return work_on(job, PrefectExecutor(), progress, str(flow_run.id or ""))
 
     return Flow(zoo_entry, name="zoo-entry", flow_run_name="{job.kind} {job.name}")
 
@@ -44,10 +44,13 @@ def flow_of(checked: CheckedZoo | None = None, progress: Progress | None = None)
             ImpartError: the file cannot be carried out; the message says what to change.
         """
         runner: Any = ThreadPoolTaskRunner(max_workers=request.zoo.workers or default_workers())
-        one = entry_flow().with_options(task_runner=runner)
+
+        def each(job: EntryJob, listener: Progress) -> Outcome:
+            return entry_flow(listener).with_options(task_runner=runner)(job)
+
         with observed_run():
             run = run_zoo(
-                request, PrefectExecutor(), checked=checked, each=one, progress=progress, run_id=str(flow_run.id or "")
+                request, PrefectExecutor(), checked=checked, each=each, progress=progress, run_id=str(flow_run.id or "")
             )
         get_run_logger().info("%s", headline(run))
         with never_failing():

@@ -2,14 +2,14 @@
 
 import logging
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path
+from threading import Event
 
 from impart_core.artifacts.zoo_run import last_zoo_run, publish_zoo_run, ref_of
 from impart_core.base.errors import ConfigError, ImpartError, unknown_name
@@ -37,7 +37,7 @@ from impart_core.zoo.gate import Gate
 from impart_core.zoo.record import Kind, Outcome, ZooRun
 
 logger = logging.getLogger(__name__)
-Each = Callable[[EntryJob], Outcome]
+Each = Callable[[EntryJob, Progress], Outcome]
 
 
 class ZooRequest(Frozen):
@@ -124,7 +124,7 @@ def run_zoo(
         request: the zoo.
         executor: runs the stages of entries.
         checked: what `check_zoo` returned for the request, where that was called before.
-        each: brings one entry up to date; None: `work_on`, here.
+        each: brings one entry up to date, and calls what it is given with its progress; None: `work_on`, here.
         progress: called with `zoo`, entries done, their number, and what became of the last.
         run_id: the pipeline's id of the run, to be recorded.
 
@@ -134,7 +134,9 @@ def run_zoo(
     with recording():
         watch, started = Stopwatch(run=run_id), datetime.now(UTC)
         checked = checked or check_zoo(request)
-        outcomes = _outcomes(request, checked, each or partial(work_on, executor=executor, run_id=run_id), progress)
+        outcomes = _outcomes(
+            request, checked, each or (lambda job, tick: work_on(job, executor, tick, run_id)), progress
+        )
         collected, trouble = _clean_up(request)
         run = ZooRun(
             zoo=request.zoo.zoo,
@@ -153,28 +155,45 @@ def run_zoo(
 
 
 def _outcomes(request: ZooRequest, checked: CheckedZoo, each: Each, progress: Progress | None) -> dict[str, Outcome]:
-    """Work on entries, so many at once; merges begin once all models are done, and searches once all merges are."""
+    """Work on entries; merges begin once all models are done, and searches once all merges are."""
     found: dict[str, Outcome] = {}
     tell = progress or (lambda *_: None)
     tell("zoo", 0, len(checked.jobs), "")
-    with ThreadPoolExecutor(request.zoo.concurrency, thread_name_prefix="zoo") as pool:
-        for kind in ("model", "merge", "search"):
-            known, work = _foreseen(request, checked, kind, found)
-            found |= known
-            pending = []
-            for job in work:
-                before = checked.before.get(job.name)
-                attempt = partial(_attempt, each, job, before.artifact if before else None)
-                pending.append(pool.submit(copy_context().run, attempt))
-            try:
-                for one in as_completed(pending):
-                    outcome = one.result()
-                    found[outcome.name] = outcome
-                    tell("zoo", len(found), len(checked.jobs), f"{outcome.name} {outcome.status}")
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
+    for kind in ("model", "merge", "search"):
+        known, work = _foreseen(request, checked, kind, found)
+        found |= known
+        for outcome in _worked_on(work, checked.before, each, request.zoo.concurrency):
+            found[outcome.name] = outcome
+            tell("zoo", len(found), len(checked.jobs), f"{outcome.name} {outcome.status}")
     return found
+
+
+def _worked_on(jobs: Sequence[EntryJob], before: Mapping[str, Outcome], each: Each, at_once: int) -> Iterator[Outcome]:
+    """Give what becomes of entries, so many of which are worked on at once, in the order in which they get done.
+
+    When the caller is interrupted, those under way are stopped before their next block or task.
+    """
+    stopping = Event()
+
+    def tick(*_: object) -> None:
+        if stopping.is_set():
+            raise KeyboardInterrupt
+
+    def attempt(job: EntryJob) -> Outcome:
+        return _attempt(each, job, tick, before[job.name].artifact if job.name in before else None)
+
+    if at_once == 1:  # in this thread, so that an interrupt reaches the work itself
+        yield from map(attempt, jobs)
+        return
+    with ThreadPoolExecutor(at_once, thread_name_prefix="zoo") as pool:
+        try:
+            pending = [pool.submit(copy_context().run, attempt, job) for job in jobs]
+            for one in as_completed(pending):
+                yield one.result()
+        except BaseException:
+            stopping.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
 
 
 def _foreseen(
@@ -196,11 +215,11 @@ def _foreseen(
     )
 
 
-def _attempt(each: Each, job: EntryJob, kept: str | None) -> Outcome:
+def _attempt(each: Each, job: EntryJob, progress: Progress, kept: str | None) -> Outcome:
     """Work on an entry; what goes wrong is told of it alone."""
     watch = Stopwatch()
     try:
-        return each(job)
+        return each(job, progress)
     except Exception as error:
         ours = isinstance(error, ImpartError)
         if not ours:

@@ -17,10 +17,11 @@ from impart_core.artifacts import (
     study,
 )
 from impart_core.base.canonical import digest_of
-from impart_core.base.errors import CheckpointError, ConfigError, ImpartError
+from impart_core.base.errors import CheckpointError, ConfigError, ImpartError, UnreachableError
 from impart_core.base.retry import patiently
 from impart_core.checkpoint.digest import checkpoint_id, tensor_digests
 from impart_core.checkpoint.listing import listing_digest
+from impart_core.checkpoint.location import is_remote
 from impart_core.engine.preflight import open_side
 from impart_core.engine.zoo_entry import EntryJob
 from impart_core.evaluation.catalogue import named_tasks, task_fingerprint
@@ -48,6 +49,7 @@ class Inputs:
         self._listings: dict[str, str | None] = {}
         self._refs: Mapping[str, str] | None = None
         self._definitions: dict[str, Any] = {}
+        self._silent: dict[str, UnreachableError] = {}  # hosts that do not answer now
 
     def stamped(self, job: EntryJob) -> EntryJob:
         """Return an entry with its fingerprint, and the listing of its base."""
@@ -110,9 +112,20 @@ class Inputs:
         if place not in self._listings:
             if self._refs is None:
                 self._refs = patiently("read names", lambda: all_refs(self._store))
-            named = self._refs.get(place)
-            self._listings[place] = named or patiently(f"list {place}", lambda: listing_digest(place))
+            self._listings[place] = self._refs.get(place) or self._listed(place)
         return self._listings[place]
+
+    def _listed(self, place: str) -> str | None:
+        """List a place once: whoever works on the entry has the patience; a host that is silent is not asked again."""
+        scheme, _, rest = place.rpartition("://")
+        host = f"{scheme}://{rest.partition('/')[0]}" if scheme not in ("", "hf") else "the Hub"
+        if is_remote(place) and host in self._silent:
+            raise self._silent[host]
+        try:
+            return listing_digest(place)
+        except UnreachableError as error:
+            self._silent[host] = error
+            raise
 
 
 def _places(job: EntryJob) -> Iterator[str]:
@@ -146,7 +159,7 @@ def _texts(template: Any, key: str = "") -> Iterator[str]:
 def _content(place: str) -> str | None:
     """Return the id of a checkpoint by content; None where it cannot be opened: its models will say why."""
     try:
-        return checkpoint_id(tensor_digests(patiently(f"open {place}", lambda: open_side(place))))
+        return checkpoint_id(tensor_digests(open_side(place)))
     except CheckpointError:
         return None
 

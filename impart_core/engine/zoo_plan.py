@@ -5,7 +5,6 @@ from collections.abc import Iterable
 
 from impart_core.base.errors import ImpartError
 from impart_core.base.numerics import default_workers
-from impart_core.base.retry import patiently
 from impart_core.base.settings import Frozen
 from impart_core.base.units import human_bytes, human_seconds
 from impart_core.engine.plan import make_plan
@@ -119,7 +118,7 @@ def _entry(job: EntryJob, workers: int, before: Outcome | None, rate: float | No
         return PlannedEntry(**about, seconds=own)
     model = job.model
     try:
-        base, finetuned = patiently("open the checkpoints", lambda: open_sides(model.base, model.place))
+        base, finetuned = open_sides(model.base, model.place)
         found = make_plan(base, finetuned, job.steps[0].config, workers)
     except ImpartError as error:
         return PlannedEntry(**about, why=str(error))

@@ -1,8 +1,10 @@
 """The zoo by the library: what changed is worked on, the gate promotes, failures stay alone, bases stay the same."""
 
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -11,8 +13,8 @@ from impart_core import tinyzoo
 from impart_core.artifacts.zoo_run import last_zoo_run
 from impart_core.base.errors import ConfigError, ImpartError, UnknownNameError
 from impart_core.engine import zoo_entry
-from impart_core.engine.executor import ThreadExecutor
-from impart_core.engine.zoo import ZooRequest, check_zoo, run_zoo
+from impart_core.engine.executor import Progress, ThreadExecutor
+from impart_core.engine.zoo import Each, ZooRequest, check_zoo, run_zoo
 from impart_core.engine.zoo_entry import EntryJob, work_on
 from impart_core.engine.zoo_plan import plan_zoo
 from impart_core.store.gc import collect
@@ -50,7 +52,7 @@ class Zoo:
         """Return the request to run it."""
         return ZooRequest(zoo=parse_zoo(self.content), only=only, **own)
 
-    def run(self, *only: str, each: Callable[[EntryJob], Any] | None = None, **own: Any) -> ZooRun:
+    def run(self, *only: str, each: Each | None = None, **own: Any) -> ZooRun:
         """Run it."""
         with ThreadExecutor(2) as executor:
             return run_zoo(self.request(*only, **own), executor, each=each)
@@ -225,11 +227,11 @@ def test_a_merge_follows_the_models_that_it_names(zoo: Zoo) -> None:
 
 
 def test_a_run_that_dies_goes_on_where_it_was(zoo: Zoo, worked_on: list[str]) -> None:
-    def dies(job: EntryJob) -> Any:
+    def dies(job: EntryJob, progress: Progress) -> Any:
         if job.name == "code":
             raise KeyboardInterrupt
         with ThreadExecutor(1) as executor:
-            return work_on(job, executor)
+            return work_on(job, executor, progress)
 
     with pytest.raises(KeyboardInterrupt):
         zoo.run(each=dies)
@@ -239,6 +241,28 @@ def test_a_run_that_dies_goes_on_where_it_was(zoo: Zoo, worked_on: list[str]) ->
     assert (
         before.items() <= {path: path.stat().st_mtime_ns for path in Path(zoo.store.url).glob("artifacts/*/*")}.items()
     )
+
+
+def test_an_interrupt_stops_what_is_under_way_at_its_next_block(zoo: Zoo) -> None:
+    begun, stopped = Event(), Event()
+
+    def each(job: EntryJob, progress: Progress) -> Any:
+        if job.name == "math":
+            assert begun.wait(60)
+            raise KeyboardInterrupt
+        begun.set()
+        try:
+            while True:
+                progress("compress", 0, 1, "a block")
+                time.sleep(0.01)
+        except KeyboardInterrupt:
+            stopped.set()
+            raise
+
+    zoo.content["concurrency"] = 2
+    with pytest.raises(KeyboardInterrupt):
+        zoo.run(each=each)
+    assert stopped.is_set()
 
 
 def test_the_plan_tells_what_would_be_done_and_how_long_it_took(zoo: Zoo) -> None:
