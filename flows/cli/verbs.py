@@ -56,6 +56,7 @@ VERBS: dict[str, dict[str, Verb]] = {
         "show": Verb("search", "show", "Show what a search found, as text or as a picture."),
     },
     "zoo": {
+        "init": Verb("zoo", "init", "Write a first zoo file for the models at a place."),
         "plan": Verb("zoo", "plan", "Say what a run would do, and what it would take."),
         "run": Verb("zoo", "run", "Bring every entry up to date, and promote what passes its gate."),
         "deploy": Verb("zoo", "deploy", "Have it run by its schedule, on a Prefect server and its workers."),

@@ -13,6 +13,7 @@ from impart_core.engine.zoo import ZooRequest, check_zoo
 from impart_core.engine.zoo_plan import ZooPlan, plan_zoo
 from impart_core.store.store import Store
 from impart_core.zoo.file import ZooFile, read_zoo_file
+from impart_core.zoo.initial import initial_zoo
 from impart_core.zoo.record import ZooRun
 from impart_core.zoo.report import headline, html_report, markdown_report, rows, saved
 from impart_flows.cli import options as opt
@@ -30,7 +31,27 @@ Only = Annotated[
 Again = Annotated[bool, typer.Option("--again", help="Also what nothing has changed for.")]
 Pool = Annotated[str, typer.Option(help="The work pool.", show_default=False)]
 Queue = Annotated[str | None, typer.Option(help="A queue of the pool; none: its default.")]
+Place = Annotated[str, typer.Argument(help="Where the models lie.", show_default=False)]
+Base = Annotated[str | None, typer.Option(help="Their base; none: what each model's card or configuration says.")]
+NewFile = Annotated[Path | None, typer.Option("--out", help="Write it to this file; none: print it.")]
 Out = Annotated[Path | None, typer.Option(help="Write it to this file: .html, .md or .json.")]
+
+
+def init(place: Place, base: Base = None, out: NewFile = None, json: opt.JsonOption = False) -> None:
+    """Write a first zoo file for the models at a place: a folder, an S3 prefix, or hf://org.
+
+    Example: impart zoo init /models --base org/base --out zoo.yaml
+    """
+    text = initial_zoo(place if "://" in place else str(Path(place).expanduser().absolute()), base)
+    if out is None:
+        print_json({"out": None, "text": text}) if json else typer.echo(text, nl=False)
+        return
+    target = out.absolute()
+    if target.exists():
+        raise OutputExistsError(f"{target} exists already. Give another --out, or remove it.")
+    with disk_errors(target):
+        write_atomically(target, text.encode())
+    print_json({"out": str(target), "text": text}) if json else say(str(target))
 
 
 def plan(
@@ -47,7 +68,7 @@ def plan(
 def run(
     file: File, only: Only = None, again: Again = False, store: opt.StoreOption = None, json: opt.JsonOption = False
 ) -> None:
-    """Bring every entry up to date; what fails stops none of the others, and is told at the end (exit code 2).
+    """Bring every entry up to date; what fails stops none of the others, and gives exit code 2.
 
     A run that was stopped goes on where it was.
 
@@ -70,7 +91,7 @@ def status(file: File, store: opt.StoreOption = None, json: opt.JsonOption = Fal
     show(_last(read_zoo_file(file), store), json, _print_run)
 
 
-def report(file: File, out: Out = None, store: opt.StoreOption = None) -> None:
+def report(file: File, out: Out = None, store: opt.StoreOption = None, json: opt.JsonOption = False) -> None:
     """Write the report of the last run: a page in HTML, Markdown or JSON.
 
     Example: impart zoo report zoo.yaml --out report.html
@@ -82,7 +103,7 @@ def report(file: File, out: Out = None, store: opt.StoreOption = None) -> None:
         ".json": lambda run: run.model_dump_json(),
     }
     if out is None:
-        typer.echo(markdown_report(done), nl=False)
+        print_json(done.model_dump(mode="json")) if json else typer.echo(markdown_report(done), nl=False)
         return
     if out.is_dir() or out.suffix not in writers:
         kind = OutputExistsError if out.is_dir() else ConfigError
@@ -90,13 +111,13 @@ def report(file: File, out: Out = None, store: opt.StoreOption = None) -> None:
     target = out.absolute()
     with disk_errors(target):
         write_atomically(target, writers[out.suffix](done).encode())
-    say(str(target))
+    print_json({"out": str(target), **done.model_dump(mode="json")}) if json else say(str(target))
 
 
-def schema() -> None:
+def schema(json: opt.JsonOption = True) -> None:  # noqa: ARG001 - it is nothing but JSON
     """Print the JSON schema of zoo files, for editors.
 
-    Example: impart zoo schema > zoo.schema.json
+    Example: impart zoo schema
     """
     print_json(ZooFile.model_json_schema())
 

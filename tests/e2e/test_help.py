@@ -68,6 +68,7 @@ NAMES: dict[tuple[str, str], list[str]] = {
     ("impart", "merge"): ["--out", "--dry-run", "--workers", "--overwrite", "--store"],
     ("search", "run"): ["--dry-run", "--store", "--workers", "--run-code", "--verify-cache", "winner"],
     ("search", "show"): ["--out", "Pareto", "--store"],
+    ("zoo", "init"): ["--base", "--out", "hf://org"],
     ("zoo", "plan"): ["--only", "--again", "--store", "memory"],
     ("zoo", "run"): ["--only", "tag:WORD", "--again", "--store", "exit code 2"],
     ("zoo", "deploy"): ["--pool", "--queue", "--store", "schedule"],
