@@ -1,21 +1,24 @@
-"""Servers on this machine that stand where S3 and the Hugging Face Hub would."""
+"""Servers on this machine: S3, PostgreSQL and Prefect, real ones, and what stands where the Hugging Face Hub would."""
 
 import json
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-SCRIPT = Path(__file__).parent.parent / "infra" / "s3-server"
+INFRA = Path(__file__).parent.parent / "infra"
+SCRIPT = INFRA / "s3-server"
 _RELOAD_SECONDS = 0.3  # it reads its identities again within a few milliseconds of being told
 _SERVER_PORTS = (10_000, 32_000)
 UPLOADER = "hf_uploader"  # the token that may write
@@ -94,6 +97,86 @@ def running_s3(server: S3Server) -> Iterator[S3Server]:
         yield server
     finally:
         server.stop()
+
+
+class PostgresServer:
+    """A real PostgreSQL server of its own, that may be killed and started again; see `has_postgres`.
+
+    Attributes:
+        variables: what has a Prefect server keep its records in it.
+    """
+
+    def __init__(self, home: Path) -> None:
+        """Choose a port; nothing is started yet.
+
+        Args:
+            home: its folder. Where tests run as root, another user's server has to reach it.
+        """
+        places = {"POSTGRES_DEV_HOME": str(home), "POSTGRES_PORT": str(_free_ports(1))}
+        self._environment = {**os.environ, **places}
+        self.variables: dict[str, str] = {}
+
+    def start(self) -> None:
+        """Start it on the data and the port that it had, and wait until it answers."""
+        self.variables = _exports(self._run("start"))
+
+    def stop(self) -> None:
+        """Stop it, as an administrator would."""
+        self._run("stop")
+
+    def kill(self) -> None:
+        """End it without a chance to tidy up."""
+        self._run("kill")
+
+    def _run(self, verb: str) -> str:
+        return run_script(INFRA / "postgres-server", verb, self._environment)
+
+
+def has_postgres() -> bool:
+    """Return whether PostgreSQL is installed here."""
+    return bool(shutil.which("pg_ctl") or list(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl")))
+
+
+@contextmanager
+def postgres_server() -> Iterator[PostgresServer]:
+    """Run a real PostgreSQL server in a folder of its own that any user may reach."""
+    with tempfile.TemporaryDirectory(prefix="impart-postgres-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)
+        server = PostgresServer(Path(folder) / "home")
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
+
+
+@contextmanager
+def persistent_prefect(home: Path, database: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """Run a Prefect server with its scheduler, as a team does; give the variables that point a client to it.
+
+    Args:
+        home: its folder.
+        database: variables that say where it keeps its records.
+    """
+    port = _free_ports(1)
+    own = {"PREFECT_DEV_HOME": str(home), "PREFECT_PORT": str(port), **database}
+    environment = {**os.environ, **own}
+    try:
+        run_script(INFRA / "prefect-server", "start", environment)
+        yield {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api", "PREFECT_HOME": str(home)}
+    finally:
+        run_script(INFRA / "prefect-server", "stop", environment)
+
+
+def run_script(script: Path, verb: str, environment: Mapping[str, str]) -> str:
+    """Run a script of `infra`, which must succeed, and return what it prints."""
+    # Servers that it leaves behind would keep a pipe open: it prints to a file.
+    with tempfile.TemporaryFile("w+") as said:
+        done = subprocess.run([script, verb], env=environment, stdout=said, stderr=said, check=False)
+        said.seek(0)
+        printed = said.read()
+    assert done.returncode == 0, printed
+    return printed
 
 
 def _exports(printed: str) -> dict[str, str]:

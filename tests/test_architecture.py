@@ -25,6 +25,7 @@ ROOMS = (
     "blocks",
     "evaluation",
     "searching",
+    "zoo",
     "store",
     "artifacts",
     "lineage",

@@ -31,6 +31,7 @@ VERBS: dict[str, dict[str, Verb]] = {
         "evaluate": Verb("evaluate", "evaluate", "Measure a model, or a delta beside its base, on tasks.", "Make"),
         "merge": Verb("merge", "merge", "Merge models as a file says: mergekit's YAML, and more.", "Make"),
         "search": Verb("", "", "Find the best compression on validation items; show what was found.", "Make"),
+        "zoo": Verb("", "", "Keep a whole zoo of models up to date, as a file says.", "Make"),
         "ls": Verb("stored", "list_artifacts", "List the deltas and evaluations in a store.", "Look"),
         "inspect": Verb("contents", "inspect", "Show what an artifact holds: blocks, bytes, ratios.", "Look"),
         "lineage": Verb("lineage", "lineage", "Show what an artifact was made from, and what from it.", "Look"),
@@ -53,6 +54,15 @@ VERBS: dict[str, dict[str, Verb]] = {
     "search": {
         "run": Verb("search", "search", "Run a search file; `impart search FILE` is the same."),
         "show": Verb("search", "show", "Show what a search found, as text or as a picture."),
+    },
+    "zoo": {
+        "init": Verb("zoo", "init", "Write a first zoo file for the models at a place."),
+        "plan": Verb("zoo", "plan", "Say what a run would do, and what it would take."),
+        "run": Verb("zoo", "run", "Bring every entry up to date, and promote what passes its gate."),
+        "deploy": Verb("zoo", "deploy", "Have it run by its schedule, on a Prefect server and its workers."),
+        "status": Verb("zoo", "status", "Show what became of each entry in the last run."),
+        "report": Verb("zoo", "report", "Write the last run's report as HTML, Markdown or JSON."),
+        "schema": Verb("zoo", "schema", "Print the JSON schema of zoo files, for editors."),
     },
     "tinyzoo": {
         "path": Verb("tinyzoo", "path", "Print the folder of one of the zoo's models."),

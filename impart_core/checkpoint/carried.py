@@ -7,7 +7,7 @@ weights, no pickles, and no adapter that transformers would load by itself.
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,8 +69,7 @@ def files_beside(folder: Folder, weights: Collection[str]) -> Beside:
     """
     carried: dict[str, SourceFile] = {}
     left: list[str] = []
-    folders = [name for name, file in folder.entries.items() if file is None]
-    looked_into = [name for name in folders if not _LEFTOVERS.fullmatch(name)][:_MOST_FOLDERS]
+    looked_into = _folders_to_look_into(folder)
     files = dict(folder.entries)
     for name in looked_into:
         inner = _files_in(folder, name)
@@ -84,6 +83,21 @@ def files_beside(folder: Folder, weights: Collection[str]) -> Beside:
         elif name not in weights:
             left.append(name)
     return Beside(dict(sorted(carried.items())), tuple(name for name in left if not name.startswith(".")))
+
+
+def folders_beside(folder: Folder) -> Iterator[dict[str, SourceFile | None]]:
+    """Give the files, by their names in the checkpoint's folder, of each folder in it that may hold carried ones.
+
+    Raises:
+        UnreachableError: one cannot be listed now.
+    """
+    for name in _folders_to_look_into(folder):
+        yield _files_in(folder, name)
+
+
+def _folders_to_look_into(folder: Folder) -> list[str]:
+    folders = [name for name, file in folder.entries.items() if file is None]
+    return [name for name in folders if not _LEFTOVERS.fullmatch(name)][:_MOST_FOLDERS]
 
 
 def _files_in(folder: Folder, name: str) -> dict[str, SourceFile | None]:

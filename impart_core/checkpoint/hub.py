@@ -81,6 +81,19 @@ def hub_folder(wanted: HubId, inside: str | None = None) -> Folder:
         return Folder(f"{pinned}/{inside}" if inside else str(pinned), dict(sorted(entries.items())))
 
 
+def hub_models(owner: str) -> list[str]:
+    """Return the names of an organisation's or a user's models, sorted.
+
+    Raises:
+        CheckpointError: the Hub does not answer.
+        ConfigError: huggingface_hub is not installed.
+    """
+    with _hub_errors(HubId(f"{owner}/*")):
+        from huggingface_hub import HfApi
+
+        return sorted(found.id.rpartition("/")[2] for found in HfApi().list_models(author=owner))
+
+
 def _commit(wanted: HubId) -> str:
     """Return the commit that a revision stands for now; a commit is not asked for."""
     if wanted.revision and _COMMIT.fullmatch(wanted.revision):

@@ -1,10 +1,13 @@
 """Which of two checkpoints is the base: given twice, or the wrong way round."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from impart_core.base.errors import CheckpointError, ConfigError
 from impart_core.checkpoint.index import Checkpoint
 from impart_core.checkpoint.location import model_name
+from impart_core.checkpoint.source import SourceFile
 
 _FRONT = re.compile(r"\A---\s*\n(?P<yaml>.*?)\n---", re.DOTALL)
 _BASE_MODEL = re.compile(r"^base_model:(?P<same>[^\n]*)(?P<below>(\n\s*-[^\n]*)*)", re.MULTILINE)
@@ -41,16 +44,25 @@ def swapped(base: Checkpoint, finetuned: Checkpoint) -> tuple[str, ...]:
 
 
 def _bases_of(checkpoint: Checkpoint) -> set[str]:
-    """Return the names of what a checkpoint was fine-tuned from, by its card and its configuration."""
-    named = [str(checkpoint.config.get("_name_or_path") or "")]
+    """Return the names of what a checkpoint was fine-tuned from, without owners, by its card and its configuration."""
+    named = bases_named(checkpoint.config, checkpoint.card)
+    return {text.rstrip("/").rpartition("/")[2].lower() for text in named}
+
+
+def bases_named(config: Mapping[str, Any], card: SourceFile | None) -> tuple[str, ...]:
+    """Return what a checkpoint says that it was fine-tuned from, its card before its configuration.
+
+    Args:
+        config: its configuration, or that of an adapter.
+        card: its model card.
+    """
     try:
-        card = checkpoint.card
         text = bytes(card.read(0, min(card.size, _MOST_OF_A_CARD))).decode(errors="replace") if card else ""
     except CheckpointError:  # a hint is not worth an error
         text = ""
     front = _FRONT.search(text)
     found = _BASE_MODEL.search(front["yaml"]) if front else None
-    if found:
-        named += [found["same"], *found["below"].split("\n")]
-    plain = (text.strip(" -'\"\t\r[]") for text in named)
-    return {text.rstrip("/").rpartition("/")[2].lower() for text in plain if text}
+    named = [found["same"], *found["below"].split("\n")] if found else []
+    named += [str(config.get(key) or "") for key in ("base_model_name_or_path", "_name_or_path")]
+    plain = (one.strip(" -'\"\t\r[]") for one in named)
+    return tuple(dict.fromkeys(one for one in plain if one))

@@ -50,6 +50,11 @@ class ModelReference(Frozen):
             return {"place": _place(raw["model"]), "adapter": None if lora is None else _place(lora)}
         return raw
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: Any, handler: Any) -> dict[str, Any]:
+        """Describe it as the text that is read and written, or mergekit's mapping."""
+        return {"title": "ModelReference", "type": ["string", "object"]}
+
     @model_serializer
     def _written(self) -> str:
         return str(self)

@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
@@ -170,6 +170,14 @@ class FactorMethod(Method):
 METHODS: Registry[Method] = Registry("method")
 
 
+class _SchemaOfOptions:
+    """Describes `options` in JSON schemas as what any of the methods takes: which one depends on `method`."""
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: Any) -> dict[str, Any]:
+        models = dict.fromkeys(METHODS.get(name).options_model for name in METHODS)
+        return {"anyOf": [handler(model.__pydantic_core_schema__) for model in models]}
+
+
 class Coding(Frozen):
     """How one tensor, or every tensor of a role, is coded by a method.
 
@@ -186,7 +194,9 @@ class Coding(Frozen):
     cr: float = Field(ge=1.0)
     seed: int = Field(default=0, ge=0, lt=2**63)
     accounting: Accounting = "bytes"
-    options: SerializeAsAny[MethodOptions] = Field(default_factory=MethodOptions, validate_default=True)
+    options: Annotated[SerializeAsAny[MethodOptions], _SchemaOfOptions()] = Field(
+        default_factory=MethodOptions, validate_default=True
+    )
 
     @field_validator("options", mode="before")
     @classmethod

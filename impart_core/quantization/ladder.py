@@ -48,6 +48,11 @@ class Ladder(Frozen):
     def _of_text(cls, value: Any) -> Any:
         return {"groups": cls.parse(str(value)).groups} if isinstance(value, str | int) else value
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: Any, handler: Any) -> dict[str, Any]:
+        """Describe it as the text that is read and written."""
+        return {"title": "Ladder", "type": ["string", "integer"], "description": _EXAMPLE}
+
     @model_serializer
     def _as_text(self) -> str:
         return str(self)

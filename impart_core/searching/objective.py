@@ -82,7 +82,7 @@ class Objective(Frozen):
         if self.goal or self.of == BYTES:
             return self.goal != "maximize"
         own = [self.metric or metrics[task] or "" for task in self._tasks(metrics)]
-        lower = {_plain(metric) in LOWER_IS_BETTER for metric in own}
+        lower = {lower_is_better(metric) for metric in own}
         if len(lower) > 1:
             raise ConfigError(
                 f"With some of {', '.join(own)} lower is better, with others higher: they have no {self.of}."
@@ -106,9 +106,9 @@ class Objective(Frozen):
         return [*metrics] if self.of in (MEAN, WORST) else [self.of]
 
 
-def _plain(metric: str) -> str:
-    """Return a metric's name without the filter of answers behind it."""
-    return metric.partition(",")[0]
+def lower_is_better(metric: str) -> bool:
+    """Return whether lower values of a metric are better; a filter of answers may follow its name after a comma."""
+    return metric.partition(",")[0] in LOWER_IS_BETTER
 
 
 def value_of(contributions: Mapping[str, np.ndarray]) -> float:

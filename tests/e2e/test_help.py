@@ -68,6 +68,13 @@ NAMES: dict[tuple[str, str], list[str]] = {
     ("impart", "merge"): ["--out", "--dry-run", "--workers", "--overwrite", "--store"],
     ("search", "run"): ["--dry-run", "--store", "--workers", "--run-code", "--verify-cache", "winner"],
     ("search", "show"): ["--out", "Pareto", "--store"],
+    ("zoo", "init"): ["--base", "--out", "hf://org"],
+    ("zoo", "plan"): ["--only", "--again", "--store", "memory"],
+    ("zoo", "run"): ["--only", "tag:WORD", "--again", "--store", "exit code 2"],
+    ("zoo", "deploy"): ["--pool", "--queue", "--store", "schedule"],
+    ("zoo", "status"): ["--store", "last run"],
+    ("zoo", "report"): ["--out", ".html", "--store"],
+    ("zoo", "schema"): ["JSON schema"],
     ("tinyzoo", "build"): ["--out", "--train", "--seed"],
     ("tinyzoo", "path"): ["base, math, code or chat"],
 }

@@ -1,14 +1,9 @@
 """A Prefect process worker that is killed with the run that it serves; the next worker's run goes on from there."""
 
 import json
-import os
-import signal
 import subprocess
-import sys
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,49 +14,14 @@ from tests.faults.conftest import Wanted
 from tests.faults.places import Place, assert_whole, manifests_in
 from tests.faults.tally import Tally
 from tests.faults.warm import run_warm
-from tests.support import Environment, halt_when
+from tests.support import halt_when
+from tests.workers import kill_session, signal_session, worker
 
 pytestmark = pytest.mark.faults
 
 Pair = tuple[Path, Path]
 ROOT = Path(__file__).parents[2]
 DEADLINE_SECONDS = 60
-
-
-@contextmanager
-def worker(pool: str, environment: Environment, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process worker in a session of its own, which is killed with all its runs at the end."""
-    merged = {**os.environ, **environment, "PYTHONPATH": str(ROOT), "PREFECT_WORKER_QUERY_SECONDS": "1"}
-    arguments = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
-    with log.open("ab") as said:
-        process = subprocess.Popen(
-            arguments,
-            env={name: value for name, value in merged.items() if value is not None},
-            stdout=said,
-            stderr=said,
-            start_new_session=True,
-        )
-        try:
-            yield process
-        finally:
-            kill_session(process)
-
-
-def signal_session(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """Send a signal to a worker and the runs that it started."""
-    for child in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (child / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[3]) == process.pid:
-            os.kill(int(child.name), number)
-
-
-def kill_session(process: subprocess.Popen[bytes]) -> None:
-    """Kill a worker and the runs that it started, as when its machine goes."""
-    signal_session(process, signal.SIGKILL)
-    process.wait()
 
 
 def deploy(pool: str, request: dict[str, Any]) -> str:

@@ -1,0 +1,92 @@
+"""A zoo as a deployment of a Prefect server: run by its schedule on a work pool, one run at a time."""
+
+from typing import Any
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.schedules import Cron
+from prefect.settings import PREFECT_API_URL
+from prefect.types.entrypoint import EntrypointType
+
+from impart_core.base.errors import ConfigError
+from impart_core.base.settings import Frozen
+from impart_core.engine.zoo import ZooRequest
+from impart_flows.embedded import ServerError
+from impart_flows.zoo import zoo
+
+
+class Deployed(Frozen):
+    """A deployment.
+
+    Attributes:
+        id: its id.
+        name: what `prefect deployment run` takes.
+        pool: the work pool.
+        cron: its schedule; None: it runs when somebody asks for it.
+        timezone: of the schedule.
+    """
+
+    id: str
+    name: str
+    pool: str
+    cron: str | None
+    timezone: str | None
+
+
+def deploy_zoo(request: ZooRequest, pool: str, queue: str | None = None) -> Deployed:
+    """Make, or change, the deployment of a zoo; workers of the pool need impart installed, and no source tree.
+
+    The file is part of the deployment: after a change it is deployed again. A run that is due while another one is
+    under way is left out.
+
+    Args:
+        request: the zoo, checked.
+        pool: the work pool.
+        queue: a queue of the pool; None: its default.
+
+    Raises:
+        ConfigError: there is no server to deploy to, or no such pool.
+        ServerError: the server refuses it.
+    """
+    _require_pool(pool)
+    file = request.zoo
+    schedule = Cron(file.schedule.cron, timezone=file.schedule.timezone) if file.schedule else None
+    made = zoo.to_deployment(
+        file.zoo,
+        schedule=schedule,
+        parameters={"request": request.model_copy(update={"store": request.place}).model_dump(mode="json")},
+        tags=["impart", f"zoo:{file.zoo}"],
+        concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
+        work_pool_name=pool,
+        work_queue_name=queue,
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
+    try:
+        found: Any = made.apply()  # type: ignore[union-attr]
+    except PrefectHTTPStatusError as error:
+        raise ServerError(f"The Prefect server refuses the deployment: {' '.join(str(error).split())[:300]}") from error
+    return Deployed(
+        id=str(found),
+        name=f"{zoo.name}/{file.zoo}",
+        pool=pool,
+        cron=file.schedule.cron if file.schedule else None,
+        timezone=file.schedule.timezone if file.schedule else None,
+    )
+
+
+def _require_pool(pool: str) -> None:
+    if not PREFECT_API_URL.value():
+        raise ConfigError(
+            "A zoo is deployed to a Prefect server that stays: set PREFECT_API_URL to its address "
+            "(infra/README.md says how to start one)."
+        )
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_work_pool(pool)
+        except ObjectNotFound:
+            known = ", ".join(sorted(found.name for found in client.read_work_pools())) or "none"
+            raise ConfigError(
+                f"There is no work pool {pool!r} (there are: {known}). Start a worker, which makes it: "
+                f"prefect worker start --pool {pool} --type process"
+            ) from None

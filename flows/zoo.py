@@ -1,0 +1,71 @@
+"""Flow: a zoo file → every model up to date, each in a sub-flow of its own, and a report."""
+
+from typing import Any
+
+from prefect import Flow
+from prefect.artifacts import create_markdown_artifact
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from impart_core.base.numerics import default_workers
+from impart_core.engine.executor import Progress
+from impart_core.engine.zoo import CheckedZoo, ZooRequest, run_zoo
+from impart_core.engine.zoo_entry import EntryJob, work_on
+from impart_core.zoo.record import Outcome, ZooRun
+from impart_core.zoo.report import headline, markdown_report
+from impart_flows.events import observed_run
+from impart_flows.run_page import never_failing, page_key
+from impart_flows.webhook import notify
+from impart_tasks.executor import PrefectExecutor
+
+
+def entry_flow(progress: Progress | None = None) -> "Flow[[EntryJob], Outcome]":
+    """Return the flow of one entry; a run of this process is handed who listens to its progress."""
+
+    def zoo_entry(job: EntryJob) -> Outcome:
+        """Compress a model until it passes its gate, or merge, or search; and promote the result.
+
+        Raises:
+            ImpartError: it cannot be done; the name stays where it was.
+        """
+        return work_on(job, PrefectExecutor(), progress, str(flow_run.id or ""))
+
+    return Flow(zoo_entry, name="zoo-entry", flow_run_name="{job.kind} {job.name}")
+
+
+def flow_of(checked: CheckedZoo | None = None, progress: Progress | None = None) -> "Flow[[ZooRequest], ZooRun]":
+    """Return the flow; a run of this process is handed what was checked before and who listens to its progress."""
+
+    def zoo(request: ZooRequest) -> ZooRun:
+        """Bring a zoo up to date: failures of entries are told in the report, and stop none of the others.
+
+        Raises:
+            ImpartError: the file cannot be carried out; the message says what to change.
+        """
+        runner: Any = ThreadPoolTaskRunner(max_workers=request.zoo.workers or default_workers())
+
+        def each(job: EntryJob, listener: Progress) -> Outcome:
+            return entry_flow(listener).with_options(task_runner=runner)(job)
+
+        with observed_run():
+            run = run_zoo(
+                request, PrefectExecutor(), checked=checked, each=each, progress=progress, run_id=str(flow_run.id or "")
+            )
+        get_run_logger().info("%s", headline(run))
+        with never_failing():
+            page = page_key("zoo", run.zoo)
+            create_markdown_artifact(markdown_report(run), page, f"The zoo {run.zoo}, as of this run.")
+        if request.zoo.notify:
+            notify(request.zoo.notify, run)
+        return run
+
+    return Flow(zoo, name="zoo", flow_run_name="zoo {request.zoo.zoo}")
+
+
+zoo = flow_of()
+
+
+def run_zoo_flow(request: ZooRequest, checked: CheckedZoo | None = None, progress: Progress | None = None) -> ZooRun:
+    """Run the flow in this process."""
+    return flow_of(checked, progress)(request)

@@ -1,0 +1,236 @@
+"""One entry of the zoo brought up to date: compressed step by step until its gate is passed, then promoted."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from impart_core.artifacts.delta import DeltaContent
+from impart_core.base.errors import ConfigError
+from impart_core.base.retry import patiently
+from impart_core.base.settings import Frozen
+from impart_core.checkpoint.digest import checkpoint_id, tensor_digests
+from impart_core.engine.compress import CompressReport, compress
+from impart_core.engine.evaluate import evaluate
+from impart_core.engine.executor import Executor, Progress
+from impart_core.engine.merge import merge
+from impart_core.engine.preflight import check_compress, open_sides
+from impart_core.engine.requests import CompressRequest, EvaluateRequest, MergeRequest, Trust
+from impart_core.engine.search import SearchRequest, search
+from impart_core.merging.file import MergeFile
+from impart_core.searching.file import SearchFile
+from impart_core.store.names import get_ref, require_whole, set_ref
+from impart_core.store.pins import pin
+from impart_core.store.provenance import Stopwatch, peak_rss_bytes
+from impart_core.store.store import Store
+from impart_core.zoo.file import Step, ZooModel
+from impart_core.zoo.gate import Gate, Metrics, compare, quality
+from impart_core.zoo.record import Attempt, Kind, Outcome
+
+
+class EntryJob(Frozen):
+    """An entry to bring up to date: a model, a merge or a search.
+
+    Attributes:
+        name: the entry's name.
+        ref: the name that it is published under.
+        store: the store.
+        device: where models are compressed and run.
+        workers: blocks worked on at once.
+        run_code: whether tasks may run code that models write.
+        trust: how far what is there already is trusted.
+        fingerprint: of all that it depends on; see `Outcome`.
+        base_listing: of a model's base; see `Outcome`.
+        owner: whose it is.
+        tags: its tags.
+        gate: what the result has to keep.
+        steps: what is tried, of a model.
+        model: where a model lies.
+        stages: of a merge.
+        search: a search.
+    """
+
+    name: str
+    ref: str
+    store: str
+    device: str = "auto"
+    workers: int | None = None
+    run_code: bool = False
+    trust: Trust = Trust()
+    fingerprint: str | None = None
+    base_listing: str | None = None
+    owner: str | None = None
+    tags: tuple[str, ...] = ()
+    gate: Gate = Gate()
+    steps: tuple[Step, ...] = ()
+    model: ZooModel | None = None
+    stages: tuple[MergeFile, ...] = ()
+    search: SearchFile | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """What the entry is."""
+        return "model" if self.model else "merge" if self.stages else "search"
+
+    def outcome(self, **found: Any) -> Outcome:
+        """Return what became of it."""
+        known = {
+            name: getattr(self, name)
+            for name in ("name", "kind", "ref", "owner", "tags", "fingerprint", "base_listing")
+        }
+        return Outcome(**{**known, "peak_rss_bytes": peak_rss_bytes(), **found})
+
+
+def work_on(job: EntryJob, executor: Executor, progress: Progress | None = None, run_id: str = "") -> Outcome:
+    """Bring an entry up to date, and return what became of it.
+
+    Args:
+        job: the entry.
+        executor: runs the stages.
+        progress: as for `compress`.
+        run_id: the pipeline's id of the run, to be recorded.
+
+    Raises:
+        ImpartError: it cannot be; its name stays where it was.
+    """
+    watch, work = Stopwatch(), _Work(job, executor, progress, run_id)
+    outcome = {"model": work.model, "merge": work.merge, "search": work.search}[job.kind]()
+    return outcome.model_copy(update={"seconds": round(watch.seconds, 3)})
+
+
+@dataclass(frozen=True)
+class _Work:
+    """An entry that is worked on; attributes as for `work_on`."""
+
+    job: EntryJob
+    executor: Executor
+    progress: Progress | None
+    run_id: str
+
+    def model(self) -> Outcome:
+        """Try the steps of a model's recipe until one passes the gate."""
+        model, gate = self.job.model, self.job.gate
+        assert model is not None
+        base, finetuned = patiently("open the checkpoints", lambda: open_sides(model.base, model.place))
+        before = self._measure(model.place, model.base if finetuned.adapter else None) if gate.tasks else None
+        attempts: list[Attempt] = []
+        for step in self.job.steps:
+            request = self._request(model, step)
+            checked = patiently("check the request", lambda: check_compress(request, (base, finetuned)))  # noqa: B023
+            made = compress(request, self.executor, checked=checked, progress=self.progress, run_id=self.run_id).report
+            attempts.append(self._attempt(step.label, made, model.base, before))
+            if attempts[-1].passed:
+                break
+        base_id = checkpoint_id(tensor_digests(base))
+        return self._end(attempts, bytes_before=finetuned.nbytes, base=model.base, base_id=base_id)
+
+    def merge(self) -> Outcome:
+        """Merge, and compress the result as the file says."""
+        request = MergeRequest(
+            stages=self.job.stages,
+            store=self.job.store,
+            device=self.job.device,
+            workers=self.job.workers,
+            trust=self.job.trust,
+        )
+        made = merge(request, self.executor, progress=self.progress, run_id=self.run_id).report
+        if made.delta is None:
+            raise ConfigError(f"The merge {self.job.name} is not compressed. Give it impart: {{compress: {{cr: 16}}}}.")
+        label = f"{made.method} of {len(self.job.stages[-1].references())} models"
+        return self._end([self._attempt(label, made.delta, None, None)], bytes_before=made.bytes)
+
+    def search(self) -> Outcome:
+        """Run a search, which publishes its winner."""
+        assert self.job.search is not None
+        request = SearchRequest(
+            file=self.job.search.model_copy(update={"name": self.job.ref}),
+            store=self.job.store,
+            device=self.job.device,
+            run_code=self.job.run_code,
+            trust=self.job.trust,
+        )
+        found = search(request, self.executor, progress=self.progress, run_id=self.run_id)
+        winner = found.record.winner
+        if winner is None:
+            return self._refused("No candidate keeps the search's constraints.")
+        return self.job.outcome(status="promoted", artifact=winner, bytes_after=_bytes_of(self._store, winner))
+
+    @property
+    def _store(self) -> Store:
+        return Store(self.job.store)
+
+    def _request(self, model: ZooModel, step: Step) -> CompressRequest:
+        return CompressRequest(
+            base=model.base,
+            finetuned=model.place,
+            config=step.config,
+            store=self.job.store,
+            device=self.job.device,
+            workers=self.job.workers,
+            keep_factors=len(self.job.steps) > 1,
+            calibration=step.calibration,
+            trust=self.job.trust,
+        )
+
+    def _measure(self, model: str, base: str | None) -> Metrics:
+        """Return what a model, a delta's id or a place, scores on the gate's tasks."""
+        gate = self.job.gate
+        request = EvaluateRequest(
+            model=model,
+            base=base,
+            tasks=tuple(gate.tasks),
+            split=gate.split,
+            limit=gate.limit,
+            store=self.job.store,
+            device=self.job.device,
+            run_code=self.job.run_code,
+            measuring=gate.measuring,
+            trust=self.job.trust,
+        )
+        results = evaluate(request, self.executor, progress=self.progress, run_id=self.run_id)
+        # A task may be given by its file's path: results come in the order in which tasks are asked for.
+        group = next((one.task for one in results if one.task not in one.metrics), None)
+        if group is not None:
+            raise ConfigError(f"{group} is a group of tasks that has no score of its own. Name its tasks in the gate.")
+        return {task: one.metrics[one.task] for task, one in zip(gate.tasks, results, strict=True)}
+
+    def _attempt(self, label: str, made: CompressReport, base: str | None, before: Metrics | None) -> Attempt:
+        """Measure what was compressed, and hold it against the gate."""
+        gate = self.job.gate
+        found = compare(gate, before, self._measure(made.artifact, base)) if gate.tasks else ()
+        return Attempt(
+            step=label,
+            artifact=made.artifact,
+            bytes=made.bytes,
+            cr_model=made.cr_model,
+            cached=made.cached_blocks == made.blocks,
+            gate=found,
+            passed=all(one.passed for one in found),
+        )
+
+    def _end(self, attempts: list[Attempt], **about: Any) -> Outcome:
+        """Promote what the last attempt made if it passed."""
+        last, store, job = attempts[-1], self._store, self.job
+        about["attempts"] = tuple(attempts)
+        if not last.passed:
+            failing = "; ".join(quality(one) for one in last.gate if not one.passed)
+            advice = "Add a step of a lower ratio to the recipe, or let the gate allow more."
+            tried = f"The last of {len(attempts)} steps, {last.step}," if len(attempts) > 1 else f"{last.step}"
+            return self._refused(f"{tried} does not pass the gate: {failing}. {advice}", **about)
+        with pin(store, [last.artifact]):
+            patiently("look for the delta", lambda: require_whole(store, last.artifact))
+            patiently("promote the delta", lambda: set_ref(store, job.ref, last.artifact, why=f"zoo: {last.step}"))
+        return job.outcome(status="promoted", artifact=last.artifact, bytes_after=last.bytes, **about)
+
+    def _refused(self, why: str, **about: Any) -> Outcome:
+        kept = get_ref(self._store, self.job.ref)
+        stays = f"{self.job.ref} stays as it was." if kept else f"There is no {self.job.ref}."
+        return self.job.outcome(
+            status="refused", artifact=kept, bytes_after=_bytes_of(self._store, kept), why=f"{why} {stays}", **about
+        )
+
+
+def _bytes_of(store: Store, artifact: str | None) -> int:
+    """Return all bytes of a delta; 0 for anything else."""
+    found = store.lookup(artifact) if artifact else None
+    if found is None or not isinstance(found.content, DeltaContent):
+        return 0
+    return found.nbytes + sum(pointer.bytes for pointer in found.content.pointers())

@@ -1,0 +1,123 @@
+"""`impart zoo`: a file is checked, planned, run, told of, and fired by its schedule on a server with a worker."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from impart_core import tinyzoo
+from impart_core.artifacts.zoo_run import last_zoo_run
+from impart_core.store.names import get_ref
+from impart_core.store.store import Store
+from impart_core.zoo.record import ZooRun
+from tests.e2e.here import printed, told
+from tests.servers import has_postgres, persistent_prefect, postgres_server
+from tests.support import Environment, run_impart, run_json
+from tests.workers import worker
+
+pytestmark = pytest.mark.e2e
+
+BASE, MATH = str(tinyzoo.path("base")), str(tinyzoo.path("math"))
+PATIENCE = 400  # seconds; a schedule fires each minute
+
+
+def write_zoo(folder: Path, **own: Any) -> Path:
+    """Write a zoo of one model that is quick to compress, and of one that is not there."""
+    models = [
+        {"name": "math", "base": BASE, "finetuned": MATH, "owner": "nlp"},
+        {"name": "gone", "base": BASE, "finetuned": "./gone"},
+    ]
+    recipes = {"default": {"steps": [{"method": "lowrank", "cr": 32, "options": {}}]}}
+    path = folder / "zoo.yaml"
+    path.write_text(yaml.safe_dump({"zoo": "team", "store": "./store", "recipes": recipes, "models": models, **own}))
+    return path
+
+
+def test_a_zoo_is_planned_run_and_told_of(environment: Environment, tmp_path: Path) -> None:
+    file = write_zoo(tmp_path)
+    plan = told("zoo", "plan", str(file))
+    assert [one["work"] for one in plan["entries"]] == [True, True]
+    assert not list((tmp_path / "store").glob("artifacts/*"))
+    done = run_impart("zoo", "run", str(file), "--json", environment=environment)
+    assert done.returncode == 2, done.stderr
+    run = json.loads(done.stdout)
+    assert {one["name"]: one["status"] for one in run["outcomes"]} == {"math": "promoted", "gone": "failed"}
+    store = Store(str(tmp_path / "store"))
+    assert get_ref(store, "math@prod") == run["outcomes"][0]["artifact"]
+    again = run_json("zoo", "run", str(file), "--only", "math", environment=environment)
+    assert [one["status"] for one in again["outcomes"]] == ["unchanged", "left out"]
+    assert told("zoo", "status", str(file))["run"] == again["run"]
+    shown = printed("zoo", "report", str(file))
+    assert "| math | unchanged | nlp | lowrank at CR 32 |" in shown
+    assert "gone" in shown
+    printed("zoo", "report", str(file), "--out", str(tmp_path / "report.html"))
+    assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
+    assert "1 promoted" in printed("ls", "--store", store.url)
+
+
+def test_the_published_schema_is_that_of_the_program_and_fits_a_file(tmp_path: Path) -> None:
+    schema = json.loads(printed("zoo", "schema"))
+    published = Path(__file__).parents[2] / "docs" / "zoo.schema.json"
+    assert json.loads(published.read_text()) == schema, "write it again: impart zoo schema > docs/zoo.schema.json"
+    jsonschema.validate(yaml.safe_load(write_zoo(tmp_path).read_text()), schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"zoo": "team", "modles": []}, schema)
+
+
+@pytest.fixture
+def server(tmp_path: Path, environment: Environment) -> Iterator[Environment]:
+    """The variables of a Prefect server on PostgreSQL."""
+    with postgres_server() as database, persistent_prefect(tmp_path / "prefect", database.variables) as variables:
+        yield {**environment, **variables}
+
+
+@pytest.mark.skipif(not has_postgres(), reason="PostgreSQL is not installed")
+def test_a_zoo_is_run_by_its_schedule(server: Environment, tmp_path: Path) -> None:
+    log = tmp_path / "worker.log"
+    file = write_zoo(tmp_path, schedule={"cron": "* * * * *"})
+    store = Store(str(tmp_path / "store"))
+    missing = run_impart("zoo", "deploy", str(file), "--pool", "none-such", environment=server)
+    assert missing.returncode == 2
+    assert "There is no work pool 'none-such'" in missing.stderr
+    with worker("models", server, log) as process:
+        deadline = time.monotonic() + PATIENCE
+        while True:  # until the worker has made its pool
+            done = run_impart("zoo", "deploy", str(file), "--pool", "models", "--json", environment=server)
+            if done.returncode == 0:
+                break
+            assert "There is no work pool" in done.stderr, done.stderr
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+        assert json.loads(done.stdout)["cron"] == "* * * * *"
+        runs: dict[str, ZooRun] = {}
+        while len(runs) < 2:  # it fires again, and then nothing has changed
+            run = last_zoo_run(store, "team") if store.objects.exists() else None
+            if run is not None:
+                runs[run.run] = run
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.5)
+    first, second = runs.values()
+    assert {one.name: one.status for one in first.outcomes} == {"math": "promoted", "gone": "failed"}
+    assert {one.name: one.status for one in second.outcomes} == {"math": "unchanged", "gone": "failed"}
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ({"models": [{"name": "m", "base": BASE, "finetuned": MATH, "recipe": "smal"}]}, "Unknown recipe 'smal'"),
+        ({"schedule": {"cron": "0 0 31 2 *"}}, "never fires"),
+        ({"modles": []}, "Did you mean 'models'?"),
+    ],
+)
+def test_bad_files_are_a_sentence(own: dict[str, Any], said: str, tmp_path: Path) -> None:
+    done = run_impart("zoo", "run", str(write_zoo(tmp_path, **own)))
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "store").exists()

@@ -1,0 +1,49 @@
+"""Prefect process workers for tests, each in a session of its own, so that all of it can be killed."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.support import Environment
+
+ROOT = Path(__file__).parent.parent
+
+
+@contextmanager
+def worker(pool: str, environment: Environment, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a process worker in a session of its own, which is killed with all its runs at the end."""
+    merged = {**os.environ, **environment, "PYTHONPATH": str(ROOT), "PREFECT_WORKER_QUERY_SECONDS": "1"}
+    arguments = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
+    with log.open("ab") as said:
+        process = subprocess.Popen(
+            arguments,
+            env={name: value for name, value in merged.items() if value is not None},
+            stdout=said,
+            stderr=said,
+            start_new_session=True,
+        )
+        try:
+            yield process
+        finally:
+            kill_session(process)
+
+
+def signal_session(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Send a signal to a worker and the runs that it started."""
+    for child in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (child / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == process.pid:
+            os.kill(int(child.name), number)
+
+
+def kill_session(process: subprocess.Popen[bytes]) -> None:
+    """Kill a worker and the runs that it started, as when its machine goes."""
+    signal_session(process, signal.SIGKILL)
+    process.wait()
