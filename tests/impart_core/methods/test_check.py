@@ -73,7 +73,7 @@ def test_checking_takes_codes_of_earlier_versions() -> None:
     del old["decoded"]
     header = header_of("impart-qt", (48, 80), old).model_copy(update={"seed": 7})
     check_delta("layer.w", header, old)
-    with pytest.raises(CorruptArtifactError, match="'layer.w'"):  # more entries than the masks of that seed keep
+    with pytest.raises(CorruptArtifactError, match=r"'layer\.w'"):  # more entries than the masks of that seed keep
         check_delta("layer.w", header.model_copy(update={"seed": 8}), old)
 
 
