@@ -53,6 +53,16 @@ def require_ref_name(name: str) -> str:
     return name
 
 
+def require_movable(store: Store, name: str) -> None:
+    """Check before any work that a name can be given at its end.
+
+    Raises:
+        ConfigError: it may not be given to an artifact.
+        CorruptArtifactError: its last move is damaged or lost.
+    """
+    get_ref(store, require_ref_name(name))
+
+
 def set_ref(store: Store, name: str, artifact_id: str, why: str = "", by: str | None = None) -> Move:
     """Point a name to an artifact and return the move in force; nothing is written when it points there already.
 

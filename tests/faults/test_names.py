@@ -40,6 +40,7 @@ def test_the_loss_of_a_names_last_move_is_found_and_mended(
     count("last move of a name lost")
     mend = f"`impart tag {made[-1][:12]} prod`"
     for command, code in {
+        ("compress", *map(str, pair), "--cr", "8", "--name", "prod"): 2,
         ("inspect", "prod"): 2,
         ("history", "prod"): 2,
         ("rollback", "prod"): 2,
@@ -50,6 +51,8 @@ def test_the_loss_of_a_names_last_move_is_found_and_mended(
         found, said = ask(*command)
         assert (found, f"{moves:08d}.json is missing" in said, mend in said) == (code, True, True), said
     assert ask("verify", "other")[0] == 0
+    deltas = warm_json("ls", "--store", place.url, environment=place.environment)["artifacts"]
+    assert {delta["id"] for delta in deltas} == set(made)  # it was refused before the work
     assert ask("tag", made[-1], "prod")[0] == 0
     assert ask("gc", "--grace", "0s", "--delete")[0] == 0
     found, said = ask("verify", "--all")

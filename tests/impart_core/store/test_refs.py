@@ -9,12 +9,18 @@ from pathlib import Path
 import pytest
 
 from impart_core.base.canonical import canonical_json
-from impart_core.base.errors import ArtifactNotFoundError, CorruptArtifactError, StoreError, UnknownNameError
+from impart_core.base.errors import (
+    ArtifactNotFoundError,
+    ConfigError,
+    CorruptArtifactError,
+    StoreError,
+    UnknownNameError,
+)
 from impart_core.share.transfer import transfer
 from impart_core.store.catalog import CatalogEntry, entry_of, list_entries, note
 from impart_core.store.gc import collect
 from impart_core.store.manifest import Manifest
-from impart_core.store.names import all_refs, get_ref, history, rollback, set_ref, tag, untag
+from impart_core.store.names import all_refs, get_ref, history, require_movable, rollback, set_ref, tag, untag
 from impart_core.store.refs import new_move, path_of, read_log, write_move
 from impart_core.store.store import Store
 from impart_core.store.verify import verify_store
@@ -233,6 +239,16 @@ def test_the_loss_of_the_last_moves_is_noticed_and_mended(moves: int, lost: int,
     assert untag(store, "math") == len(set(range(1, moves + 2)) - set(range(1, moves + 1)[-lost:]))
     assert store.objects.names("refs/math") == []
     is_well(store)
+
+
+def test_a_name_that_cannot_be_moved_is_told_before_any_work(store: Store) -> None:
+    damaged_pair(store)
+    require_movable(store, "new")
+    require_movable(store, "well")
+    with pytest.raises(CorruptArtifactError, match="`impart untag math` removes the name"):
+        require_movable(store, "math")
+    with pytest.raises(ConfigError, match="cannot name an artifact"):
+        require_movable(store, "a/b")
 
 
 def test_a_name_of_which_all_but_a_copy_is_lost_can_be_removed(store: Store) -> None:
