@@ -75,7 +75,7 @@ def untag(name: Name, store: opt.StoreOption = None, json: opt.JsonOption = Fals
     if json:
         print_json({"name": name, "moves": moves})
         return
-    say(f"{name} is no name any more ({moves} moves removed)")
+    say(f"{name} is no name any more ({moves} {'move' if moves == 1 else 'moves'} removed)")
 
 
 def _print_move(name: str, move: Move, json: bool) -> None:

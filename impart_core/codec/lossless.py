@@ -11,11 +11,15 @@ to no matches, or few that are weighed. The smaller result is below that of leve
 small part of its time, so that every try of a size search can afford it: 6 s instead of 47 for a 4096×11008 matrix.
 """
 
+from collections.abc import Iterator
+
 import zstandard
 
 from impart_core.base.errors import CorruptArtifactError
 
 PACKED, SQUEEZED, BYTES_SQUEEZED = 0, 1, 2
+_PIECE = 32  # bytes expanded at once: in the worst case 4 of them stand for 128 KiB
+_LARGEST_WINDOW = 8 << 20  # as any decoder takes (RFC 8878), and no stream of ours goes beyond
 _PLAIN = {"write_content_size": False, "write_checksum": False, "window_log": 17, "search_log": 1}
 _SETTINGS = (
     zstandard.ZstdCompressionParameters(
@@ -33,18 +37,33 @@ def squeeze(data: bytes) -> bytes:
     return min(found, key=len)
 
 
-def expand(data: bytes, size: int, what: str) -> bytes:
-    """Return what was compressed, of a size that is known.
+def expanding(data: bytes, size: int, what: str) -> Iterator[bytes]:
+    """Yield what was compressed, of a size that is known, a little at a time.
 
     Raises:
-        CorruptArtifactError: it is no such data, of another size, or more follows; no more than `size` is taken for it.
+        CorruptArtifactError: it is no such data, of another size, or more follows. Nothing beyond `size` is yielded.
     """
+    found, at = 0, 0
     try:
         if zstandard.frame_content_size(data) != -1:  # ours never say their size, and memory would be taken by it
             raise zstandard.ZstdError("it says its size")
-        found = zstandard.ZstdDecompressor().decompress(data, max_output_size=max(1, size), allow_extra_data=False)
+        stream = zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW).decompressobj()
+        while at < len(data) and not stream.eof:
+            piece = stream.decompress(data[at : at + _PIECE])
+            found, at = found + len(piece), at + _PIECE
+            if found > size:
+                raise zstandard.ZstdError(f"it goes on after {size:,} bytes")
+            yield piece
+        if not stream.eof:
+            raise zstandard.ZstdError("it is cut short")
+        if at < len(data) or stream.unused_data:
+            raise zstandard.ZstdError("something follows its end")
     except zstandard.ZstdError as error:
         raise CorruptArtifactError(f"The codes of {what!r} cannot be expanded: {error}.") from error
-    if len(found) != size:
-        raise CorruptArtifactError(f"The codes of {what!r} expand to {len(found):,} bytes, not {size:,}.")
-    return found
+    if found != size:
+        raise CorruptArtifactError(f"The codes of {what!r} expand to {found:,} bytes, not {size:,}.")
+
+
+def expand(data: bytes, size: int, what: str) -> bytes:
+    """Return what was compressed as a whole; see `expanding`."""
+    return b"".join(expanding(data, size, what))

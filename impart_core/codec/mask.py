@@ -116,40 +116,76 @@ def kept_by_step(key: int, rows: int, columns: int, steps: int) -> npt.NDArray[n
     return counts
 
 
-def level_chunks(key: int, rows: int, columns: int) -> Iterator[tuple[slice, UInt16Array]]:
+def level_chunks(key: int, rows: int, columns: int, first: int = 0) -> Iterator[tuple[slice, UInt16Array]]:
     """Yield the upper halves of a mask's words a few columns at a time, to bound memory for masks of any size.
-
-    Yields:
-        Which columns, and their levels, shape (columns of the chunk, rows).
-    """
-    step = max(1, _CHUNK_BYTES // max(1, -(-rows // _WORDS_PER_BLOCK) * _WORDS_PER_BLOCK * 4))
-    for first in range(0, columns, step):
-        last = min(first + step, columns)
-        yield slice(first, last), word_levels(mask_words(key, rows, last - first, first))
-
-
-def count_kept(key: int, rows: int, columns: int, codes: UInt16Array) -> int:
-    """Return how many entries a mask keeps, in little memory however large it is.
 
     Args:
         key: the mask's key.
         rows: entries of each column.
         columns: how many columns.
-        codes: the keep code of each column, (columns,), or of all, (1,).
+        first: the column that they begin with.
+
+    Yields:
+        Which of the columns, counted from the first, and their levels, (columns of the chunk, rows).
+    """
+    step = max(1, _CHUNK_BYTES // max(1, -(-rows // _WORDS_PER_BLOCK) * _WORDS_PER_BLOCK * 4))
+    for start in range(0, columns, step):
+        stop = min(start + step, columns)
+        yield slice(start, stop), word_levels(mask_words(key, rows, stop - start, first + start))
+
+
+def level_pieces(key: int, rows: int, columns: int, first: int = 0) -> Iterator[tuple[slice, UInt16Array]]:
+    """Yield the upper halves of a mask's words in little memory, however long a column is.
+
+    Args:
+        key: the mask's key.
+        rows: entries of each column.
+        columns: how many columns.
+        first: the column that they begin with.
+
+    Yields:
+        Which of the columns, counted from the first, and their levels, (columns of the piece, entries): several whole
+        columns, or a part of one.
     """
     blocks, most = -(-rows // _WORDS_PER_BLOCK), _CHUNK_BYTES // (4 * _WORDS_PER_BLOCK)
     if blocks <= most:
-        chunks = level_chunks(key, rows, columns)
-        return sum(
-            int(np.count_nonzero(mask_from_levels(levels, codes if len(codes) == 1 else codes[lines])))
-            for lines, levels in chunks
-        )
-    kept = 0
-    for column, code in enumerate(np.broadcast_to(codes, columns)):
-        for first in range(0, blocks, most):  # the blocks of a piece of one column, as if they were columns
-            words = mask_words(key, _WORDS_PER_BLOCK, min(most, blocks - first), column * blocks + first)
-            piece = word_levels(words).ravel()[: rows - first * _WORDS_PER_BLOCK]
-            kept += int(np.count_nonzero(piece <= code))
+        yield from level_chunks(key, rows, columns, first)
+        return
+    for column in range(columns):
+        for block in range(0, blocks, most):  # the blocks of a piece of one column, as if they were columns
+            words = mask_words(key, _WORDS_PER_BLOCK, min(most, blocks - block), (first + column) * blocks + block)
+            piece = word_levels(words).reshape(1, -1)[:, : rows - block * _WORDS_PER_BLOCK]
+            yield slice(column, column + 1), piece
+
+
+def count_kept(key: int, rows: int, columns: int, code: UInt16Array, first: int = 0) -> int:
+    """Return how many entries of columns a mask keeps, in little memory however many there are.
+
+    Args:
+        key: the mask's key.
+        rows: entries of each column.
+        columns: how many columns.
+        code: the keep code of all of them, (1,).
+        first: the column that they begin with.
+    """
+    pieces = level_pieces(key, rows, columns, first)
+    return sum(int(np.count_nonzero(mask_from_levels(levels, code))) for _, levels in pieces)
+
+
+def kept_of_columns(key: int, rows: int, codes: UInt16Array, sharing: int = 1) -> npt.NDArray[np.int64]:
+    """Return how many entries of each column a mask keeps, (columns,), in little memory however long columns are.
+
+    Args:
+        key: the mask's key.
+        rows: entries of each column.
+        codes: the keep code of each column, (columns,).
+        sharing: how many columns that follow each other take one line of words.
+    """
+    kept = np.zeros(len(codes), dtype=np.int64)
+    for lines, levels in level_pieces(key, rows, -(-len(codes) // sharing)):
+        for place in range(min(sharing, len(codes))):  # of the columns that share a line
+            own = codes[place::sharing][lines]
+            kept[place::sharing][lines] += np.count_nonzero(mask_from_levels(levels[: len(own)], own), axis=1)
     return kept
 
 

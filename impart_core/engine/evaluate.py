@@ -13,6 +13,7 @@ from impart_core.base.errors import (
     ArtifactNotFoundError,
     CheckpointError,
     ConfigError,
+    ModelError,
     StoreError,
     StoreUnreachableError,
     UnknownNameError,
@@ -208,7 +209,13 @@ def _measure(
             return manifest
 
     def make() -> Manifest:
-        measured = evaluator().measure([task], split=job.split, limit=job.limit)
+        measuring = evaluator()
+        try:
+            measured = measuring.measure([task], split=job.split, limit=job.limit)
+        except ModelError as error:
+            if isinstance(model, Delta) or is_remote(job.model):
+                error.args = (failure_of(error, measuring.folder, job.label),)
+            raise
         return patiently(f"publish {job.label} on {task}", lambda: publish(measured))
 
     here = store.examine(recipe.id, reread=reuse.reread, imported=reuse.imported, kind=EvaluationContent)
@@ -217,6 +224,11 @@ def _measure(
     content = outcome.manifest.content
     assert isinstance(content, EvaluationContent)
     return EvaluationResult.of(outcome, watch, task=task, metrics=content.metrics, items=content.items)
+
+
+def failure_of(error: Exception, folder: Path, name: str) -> str:
+    """Return what a model failed by, with its name in the place of a folder that may be gone."""
+    return str(error).replace(str(folder), name)
 
 
 def model_folder(model: Checkpoint | Delta, base: Checkpoint | None, stack: ExitStack) -> Path:

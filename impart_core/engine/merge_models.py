@@ -26,7 +26,7 @@ from impart_core.merging.merged import Merge
 from impart_core.merging.methods import MERGE_METHODS
 from impart_core.merging.planning import plan_merge
 from impart_core.merging.sources import Source, StageSource, delta_source, foreseen_source
-from impart_core.store.names import require_ref_name, resolve
+from impart_core.store.names import require_movable, resolve
 from impart_core.store.store import Store
 
 # A model as it was opened: a checkpoint, a delta, or the name of an earlier stage of the same file.
@@ -136,7 +136,7 @@ def check_merge(request: MergeRequest) -> CheckedMerge:
     """Check a merge without doing any of its work; raise an `ImpartError` that says what to change."""
     device, store, last = resolve_device(request.device), Store(request.store), request.stages[-1]
     if (request.name or last.impart.name) is not None:
-        require_ref_name(request.name or str(last.impart.name))
+        require_movable(store, request.name or str(last.impart.name))
     if request.out is None and last.impart.compress is None:
         raise ConfigError(
             "Nothing would become of the merged model. Name a folder for it (--out, or out=…), or say in the file how "

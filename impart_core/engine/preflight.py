@@ -14,7 +14,7 @@ from impart_core.checkpoint.plain import plain
 from impart_core.checkpoint.sides import require_different
 from impart_core.engine.plan import Work, check_request
 from impart_core.engine.requests import CompressRequest
-from impart_core.store.names import require_ref_name
+from impart_core.store.names import require_movable, require_ref_name
 from impart_core.store.store import Store
 
 
@@ -73,7 +73,10 @@ def check_compress(request: CompressRequest, opened: tuple[Checkpoint, Checkpoin
     base, finetuned = opened or open_sides(request.base, request.finetuned)
     work = check_request(base, finetuned, request.config)
     layers = _check_calibration(request, finetuned)
-    Store(request.store).require_writable()
+    store = Store(request.store)
+    store.require_writable()
+    if request.name is not None:
+        require_movable(store, request.name)
     return Checked(base, finetuned, work, request.config, layers)
 
 

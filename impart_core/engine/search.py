@@ -38,7 +38,7 @@ from impart_core.searching.starts import starting_values
 from impart_core.searching.study import run_study
 from impart_core.store.catalog import CatalogEntry, entry_of, note
 from impart_core.store.manifest import Manifest
-from impart_core.store.names import require_ref_name, set_ref
+from impart_core.store.names import require_movable, set_ref
 from impart_core.store.pins import pin
 from impart_core.store.publish import Reuse, made_or_found
 from impart_core.store.store import Store, default_store_url
@@ -120,9 +120,11 @@ def check_search(request: SearchRequest) -> CheckedSearch:
     """Check a request without making or scoring anything; raise an `ImpartError` that says what to change."""
     hush()  # loading tasks shows bars
     file = request.file
+    store = Store(request.store)
     if file.name is not None:
-        require_ref_name(file.name)
-    Store(request.store).require_writable()
+        require_movable(store, file.name)
+        require_movable(store, _study_name(file.name))
+    store.require_writable()
     names, options = named_tasks(list(file.tasks), file.measuring)
     check_request(names, None, options, request.code)
     metrics = dict(zip(names, file.tasks.values(), strict=True))
@@ -272,7 +274,12 @@ def _publish_names(checked: CheckedSearch, record: StudyRecord, study: str, run:
         if store.lookup(record.winner) is None:  # cleaned up since
             checked.template.publish(checked.file.space.fill(record.study.winner.values).filled, run)
         patiently("name the winner", lambda: set_ref(store, name, record.winner or "", why="search"))
-    front, at, label = name.partition("@")
-    study_name = f"{front}.study{at}{label}"
+    study_name = _study_name(name)
     patiently("name the study", lambda: set_ref(store, study_name, study, why="search"))
     return study_name
+
+
+def _study_name(name: str) -> str:
+    """Return the name of a study whose winner has a name: `math.study@prod` of `math@prod`."""
+    front, at, label = name.partition("@")
+    return f"{front}.study{at}{label}"

@@ -18,7 +18,7 @@ from impart_core.base.errors import InfeasibleBudgetError, MismatchError, ModelE
 from impart_core.base.numerics import is_out_of_device_memory, resolve_device
 from impart_core.base.retry import GPU, patiently
 from impart_core.checkpoint.index import Checkpoint
-from impart_core.engine.evaluate import model_folder
+from impart_core.engine.evaluate import failure_of, model_folder
 from impart_core.engine.executor import stage
 from impart_core.engine.references import TaskScores, TrialJob, TrialResult
 from impart_core.evaluation.harness import Evaluator, check_items, check_request
@@ -155,9 +155,8 @@ class _Scorer:
             return patiently(f"publish the trial of {job.label} on {task}", publish)
 
     def _told(self, error: Exception) -> str:
-        """Return why the model failed, with its name in the place of a folder that may be gone."""
         folder = vars(self).get("_folder")
-        return str(error).replace(str(folder), self._job.label) if folder else str(error)
+        return failure_of(error, folder, self._job.label) if folder else str(error)
 
     def _measure(self, task: str, items: ItemRange) -> ItemScores:
         try:

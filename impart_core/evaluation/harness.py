@@ -34,7 +34,7 @@ class Evaluator:
             options: how it is measured.
             run_code: whether tasks may run code that the model writes, and whether in a sandbox.
         """
-        self._folder, self._device, self._options = model_dir, device, options
+        self.folder, self._device, self._options = model_dir, device, options
         self._run_code = run_code
         self._model: Any = None
 
@@ -139,14 +139,15 @@ class Evaluator:
         from impart_core.evaluation.language_model import open_model
 
         if self._model is None:
-            self._model = open_model(self._folder, self._device, self._options)
+            self._model = open_model(self.folder, self._device, self._options)
         return self._model
 
     def _explained(self, tasks: Sequence[str]) -> AbstractContextManager[None]:
         from impart_core.evaluation.language_model import misfit
 
-        doing = f"The model in {self._folder} failed on {', '.join(tasks)}"
-        return explained_failures(doing, lambda: misfit(self._model), ModelError)
+        doing = f"The model in {self.folder} failed on {', '.join(tasks)}"
+        settings = "Settings of generation and model can be given: --gen-kwargs, --model-args."
+        return explained_failures(doing, lambda: misfit(self._model) or settings, ModelError)
 
     def _run(self, names: Sequence[str], loaded: Mapping[str, Any], **asked: Any) -> Mapping[str, Any]:
         """Run lm-eval on loaded tasks."""

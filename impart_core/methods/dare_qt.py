@@ -1,5 +1,6 @@
 """DARE-Qt: DARE's entries of the delta, quantised on their mask by GPTQ (paper §4)."""
 
+import math
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from impart_core.codec.half import EXPONENT_BYTES, exponent_part, half_exponent,
 from impart_core.codec.mask import (
     LEVELS,
     UInt16Array,
+    count_kept,
     fitting_code,
     keep_codes,
     keep_probability,
@@ -19,7 +21,7 @@ from impart_core.codec.mask import (
     most_kept,
     whole_mask,
 )
-from impart_core.codec.parts import Codes, read_part
+from impart_core.codec.parts import Codes, read_part, require_proportion
 from impart_core.delta.budget import budget_bytes
 from impart_core.methods.base import METHODS, Calibration, Coding, Method, Projection
 from impart_core.quantization.cost import SCALE_BYTES, most_fitting, stream_bytes
@@ -30,6 +32,7 @@ from impart_core.quantization.solve import quantize_matrix
 from impart_core.quantization.streams import (
     MOST_ROWS,
     STREAM_PARTS,
+    check_matrices,
     layout_bytes,
     pack_matrices,
     require_plausible,
@@ -90,13 +93,30 @@ class DareQt(Method):
 
     def decode_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:
         """Return the kept entries divided by the keep probability; see `Method.decode`."""
-        keep = read_part(codes, name, "keep", torch.uint16, None).numpy()
-        if len(keep) > 1:
-            raise CorruptArtifactError(f"The codes of {name!r} have {len(keep)} keep probabilities instead of one.")
-        probability = float(keep_probability(keep)[0]) if len(keep) else 1.0
-        require_plausible(codes, name, shape[0] * shape[1] * probability * len(keep))
+        keep = _read(codes, name, shape)
         (values,) = unpack_matrices(codes, name, [_mask(seed, name, *shape, keep)])
-        return values.mul_(2.0 ** read_exponent(codes, name)) / probability
+        return values.mul_(2.0 ** read_exponent(codes, name)) / float(keep_probability(keep).prod())  # of none: 1
+
+    def check_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> None:
+        """Check that the streams hold what the mask keeps, which is not made as a whole; see `Method`."""
+        require_proportion(codes, name, math.prod(shape))
+        keep, (m, n) = _read(codes, name, shape), shape
+
+        def kept(span: RowRange) -> int:
+            key = mask_key(seed, name, "delta")
+            return count_kept(key, n, span.stop - span.start, keep, span.start) if len(keep) else 0
+
+        check_matrices(codes, name, m, [kept])
+        read_exponent(codes, name)
+
+
+def _read(codes: Codes, name: str, shape: tuple[int, int]) -> UInt16Array:
+    """Return the keep code, (1,), or (0,) where nothing is kept."""
+    keep = read_part(codes, name, "keep", torch.uint16, None).numpy()
+    if len(keep) > 1:
+        raise CorruptArtifactError(f"The codes of {name!r} have {len(keep)} keep probabilities instead of one.")
+    require_plausible(codes, name, math.prod(shape) * float(keep_probability(keep).sum()))
+    return keep
 
 
 def _encode(projection: Projection, keep: UInt16Array, seed: int, options: DareQtOptions) -> Codes:

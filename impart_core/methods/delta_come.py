@@ -10,14 +10,21 @@ import torch
 
 from impart_core.base.errors import CorruptArtifactError
 from impart_core.base.settings import MethodOptions
-from impart_core.codec.parts import Codes, read_part
+from impart_core.codec.parts import Codes, read_part, require_proportion
 from impart_core.delta.budget import budget_bytes, kept_fraction
 from impart_core.delta.svd import numerical_rank
 from impart_core.methods.base import METHODS, Calibration, Coding, FactorMethod, Projection
 from impart_core.quantization.cost import most_fitting, paper_sparsity
 from impart_core.quantization.options import LadderOptions
 from impart_core.quantization.streams import STREAM_PARTS, require_plausible
-from impart_core.quantization.vectors import SIGMA, SIGMA_BYTES, decode_vectors, encode_vectors, vectors_bytes
+from impart_core.quantization.vectors import (
+    SIGMA,
+    SIGMA_BYTES,
+    check_vectors,
+    decode_vectors,
+    encode_vectors,
+    vectors_bytes,
+)
 
 
 class DeltaCome(FactorMethod):
@@ -90,11 +97,15 @@ class DeltaCome(FactorMethod):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return σ_k u_k and v_k; see `FactorMethod`."""
         m, n = shape
-        sigma = read_part(codes, name, "sigma", SIGMA, None)
-        if len(sigma) > min(shape):
-            raise CorruptArtifactError(f"The codes of {name!r} have {len(sigma)} vector pairs, more than its rank.")
-        require_plausible(codes, name, len(sigma) * (m + n))
+        sigma = _read(codes, name, shape)
         return decode_vectors(codes, name, sigma.float(), (_whole(len(sigma), m), _whole(len(sigma), n)))
+
+    def check_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> None:  # noqa: ARG002
+        """Check that the streams hold the entries of as many vectors, which are not made; see `Method`."""
+        pairs = len(_read(codes, name, shape))
+        require_proportion(codes, name, pairs * sum(shape))
+        u, v = (np.full(pairs, side) for side in shape)
+        check_vectors(codes, name, u, v)
 
     @staticmethod
     def _fitting(m: int, n: int, packed: int, coding: Coding) -> int:
@@ -108,6 +119,15 @@ class DeltaCome(FactorMethod):
             return paper_sparsity(np.zeros(count), rank, options.ladder) >= room
 
         return most_fitting(fits, 1, rank)
+
+
+def _read(codes: Codes, name: str, shape: tuple[int, int]) -> torch.Tensor:
+    """Return the singular values, bfloat16, (K,)."""
+    sigma = read_part(codes, name, "sigma", SIGMA, None)
+    if len(sigma) > min(shape):
+        raise CorruptArtifactError(f"The codes of {name!r} have {len(sigma)} vector pairs, more than its rank.")
+    require_plausible(codes, name, len(sigma) * sum(shape))
+    return sigma
 
 
 def _options(coding: Coding) -> LadderOptions:

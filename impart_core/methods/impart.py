@@ -19,9 +19,9 @@ from impart_core.base.settings import Accounting, MethodOptions
 from impart_core.codec.mask import (
     LEVELS,
     UInt16Array,
-    count_kept,
     keep_codes,
     keep_probability,
+    kept_of_columns,
     mask_from_levels,
     mask_key,
     mask_words,
@@ -276,7 +276,7 @@ class Impart(FactorMethod):
         sigma, keep, values = _read(codes, name, shape)
         require_proportion(codes, name, len(sigma) * sum(shape))
         for role, size in zip("uv", shape, strict=True):
-            kept = count_kept(mask_key(seed, name, role), size, len(keep), keep)
+            kept = int(kept_of_columns(mask_key(seed, name, role), size, keep).sum())
             if kept != len(values[role]):
                 raise _other_number(name, role, len(values[role]), f"{kept:,}")
 

@@ -10,8 +10,8 @@ from pydantic import Field
 
 from impart_core.base.errors import CorruptArtifactError
 from impart_core.base.settings import MethodOptions
-from impart_core.codec.mask import LEVELS, UInt16Array, keep_probability, kept_by_step, mask_key
-from impart_core.codec.parts import Codes, read_part
+from impart_core.codec.mask import LEVELS, UInt16Array, keep_probability, kept_by_step, kept_of_columns, mask_key
+from impart_core.codec.parts import Codes, read_part, require_proportion
 from impart_core.delta.budget import budget_bytes, candidate_pairs, kept_fraction, vector_fraction
 from impart_core.delta.factors import Factors
 from impart_core.delta.svd import numerical_rank
@@ -30,7 +30,15 @@ from impart_core.methods.impart import (
 from impart_core.quantization.cost import most_fitting, paper_alpha, paper_sparsity
 from impart_core.quantization.options import LadderOptions
 from impart_core.quantization.streams import STREAM_PARTS, require_plausible
-from impart_core.quantization.vectors import SIGMA, SIGMA_BYTES, IntArray, decode_vectors, encode_vectors, vectors_bytes
+from impart_core.quantization.vectors import (
+    SIGMA,
+    SIGMA_BYTES,
+    IntArray,
+    check_vectors,
+    decode_vectors,
+    encode_vectors,
+    vectors_bytes,
+)
 
 _PAIR_BYTES = SIGMA_BYTES + 1  # a singular value, and a keep probability in steps of 1/256
 _STEP = 256  # of the 65536 steps that masks can tell apart
@@ -163,13 +171,18 @@ class ImpartQt(FactorMethod):
         self, codes: Codes, name: str, shape: tuple[int, int], seed: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return σ_k û_k and v̂_k, both rescaled by 1/(1 − p_k); see `FactorMethod`."""
-        part = next((part for part in _KEEP_PARTS if part in codes), next(iter(_KEEP_PARTS)))
-        keep = _whole_steps(read_part(codes, name, part, torch.uint8, None).numpy())
-        sigma = read_part(codes, name, "sigma", SIGMA, len(keep))
-        if len(keep) > min(shape):
-            raise CorruptArtifactError(f"The codes of {name!r} have {len(keep)} vector pairs, more than its rank.")
-        require_plausible(codes, name, sum(shape) * float(keep_probability(keep).sum()))
-        return decode_vectors(codes, name, _weights(sigma, keep), _masks(name, shape, seed, keep, _KEEP_PARTS[part]))
+        sigma, keep, shared = _read(codes, name, shape)
+        return decode_vectors(codes, name, _weights(sigma, keep), _masks(name, shape, seed, keep, shared))
+
+    def check_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> None:
+        """Check that the streams hold what both masks keep; neither these nor the factors are made. See `Method`."""
+        sigma, keep, shared = _read(codes, name, shape)
+        require_proportion(codes, name, len(sigma) * sum(shape))
+        u, v = (
+            kept_of_columns(mask_key(seed, name, role), side, keep, _sharing(role, shared))
+            for role, side in zip("uv", shape, strict=True)
+        )
+        check_vectors(codes, name, u, v)
 
     def _fit(
         self,
@@ -201,6 +214,17 @@ class ImpartQt(FactorMethod):
     @staticmethod
     def _bytes(kept_u: IntArray, kept_v: IntArray, options: ImpartQtOptions) -> int:
         return _PAIR_BYTES * len(kept_u) + vectors_bytes(kept_u, kept_v, options)
+
+
+def _read(codes: Codes, name: str, shape: tuple[int, int]) -> tuple[torch.Tensor, UInt16Array, Side | None]:
+    """Return the singular values, the keep codes as masks take them, both (K,), and which side shares its words."""
+    part = next((part for part in _KEEP_PARTS if part in codes), next(iter(_KEEP_PARTS)))
+    keep = _whole_steps(read_part(codes, name, part, torch.uint8, None).numpy())
+    sigma = read_part(codes, name, "sigma", SIGMA, len(keep))
+    if len(keep) > min(shape):
+        raise CorruptArtifactError(f"The codes of {name!r} have {len(keep)} vector pairs, more than its rank.")
+    require_plausible(codes, name, sum(shape) * float(keep_probability(keep).sum()))
+    return sigma, keep, _KEEP_PARTS[part]
 
 
 def _sharing(role: str, shared: Side | None) -> int:

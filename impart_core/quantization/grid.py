@@ -14,7 +14,7 @@ HALF: Bits = 16  # no grid: values are kept as float16
 _SMALLEST_HALF = 2.0**-24  # the least positive float16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RowRange:
     """Rows that are quantised alike.
 

@@ -10,7 +10,7 @@ Each range of rows of each matrix is a stream of codes of its kept entries, in s
 - `codes` uint8: the streams. At 16 bits a code is the float16 itself.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +20,10 @@ import torch
 
 from impart_core.base.errors import CorruptArtifactError
 from impart_core.codec.bitpack import UInt8Array, UIntArray, pack, packed_bytes, unpack
-from impart_core.codec.lossless import BYTES_SQUEEZED, PACKED, SQUEEZED, expand, squeeze
+from impart_core.codec.lossless import BYTES_SQUEEZED, PACKED, SQUEEZED, expanding, squeeze
 from impart_core.codec.parts import Codes, read_part
 from impart_core.quantization.grid import HALF, Bits, RowRange
-from impart_core.quantization.groups import Groups
+from impart_core.quantization.groups import Groups, group_count
 from impart_core.quantization.ladder import WIDTHS
 
 STREAM_PARTS = ("layout", "scales", "zeros", "forms", "lengths", "packed", "codes")
@@ -96,33 +96,41 @@ def unpack_matrices(codes: Codes, name: str, masks: Sequence[torch.Tensor]) -> l
     """
     layout = read_layout(codes, name, len(masks[0]))
     matrices = [Groups(mask, layout.ranges, layout.size) for mask in masks]
-    spans = [(each, number) for each in matrices for number in range(len(layout.ranges))]
-    scales = read_part(codes, name, "scales", torch.float16, sum(sum(each.counts) for each in matrices))
-    if not bool(torch.isfinite(scales).all()):
-        raise CorruptArtifactError(f"The codes of {name!r} have a scale that is not finite.")
-    zeros = _cut(codes, name, "zeros", [packed_bytes(g.counts[i], g.ranges[i].bits) for g, i in spans])
-    points = [unpack(data, g.ranges[i].bits, g.counts[i]) for data, (g, i) in zip(zeros, spans, strict=True)]
-    packed = [packed_bytes(g.kept[i], g.ranges[i].bits) for g, i in spans]
-    if layout.lossless and read_part(codes, name, "packed", torch.uint32, 1).tolist() != [sum(packed)]:
-        raise CorruptArtifactError(f"The codes of {name!r} are not of the size that they say.")
-    forms, lengths = _forms(codes, name, packed) if layout.lossless else ([PACKED] * len(spans), packed)
-    data = _cut(codes, name, "codes", lengths)
+    streams = _read_streams(codes, name, layout, [kept for each in matrices for kept in each.kept])
     found, first = [], 0
     for number, each in enumerate(matrices):
-        own = range(number * len(layout.ranges), (number + 1) * len(layout.ranges))
-        zero = torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.uint8), *(points[i] for i in own)]))
+        own = streams.of[number * len(layout.ranges) : (number + 1) * len(layout.ranges)]
+        zeros = torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.uint8), *(stream.points() for stream in own)]))
         count = sum(each.counts)
         matrix = torch.zeros(each.mask.shape)
-        for i, span, kept in zip(own, each.ranges, each.kept, strict=True):
-            stream = _read(data[i], forms[i], kept, span.bits, name)
-            values = torch.from_numpy(stream).view(torch.float16) if span.bits == HALF else torch.from_numpy(stream)
+        for stream, span in zip(own, each.ranges, strict=True):
+            read = torch.from_numpy(stream.read(name))
+            values = read.view(torch.float16) if span.bits == HALF else read
             matrix[span.rows][each.mask[span.rows]] = values.float()
-        grid = each.entries(scales[first : first + count], zero)
+        grid = each.entries(streams.scales[first : first + count], zeros)
         if layout.lossless:
             matrix = torch.where(grid.half, matrix, torch.remainder(matrix + grid.zeros, grid.levels + 1))
         found.append(torch.where(each.mask, grid.values(matrix), 0.0))
         first += count
     return found
+
+
+def check_matrices(codes: Codes, name: str, rows: int, kept: Sequence[Callable[[RowRange], int]]) -> None:
+    """Check that the parts can be unpacked, in no more memory than a small multiple of what they store.
+
+    Args:
+        codes: the parts.
+        name: the tensor, for errors.
+        rows: of each matrix.
+        kept: for each matrix, what tells how many entries of given rows its mask keeps.
+
+    Raises:
+        CorruptArtifactError: the parts are not of such matrices.
+    """
+    layout = read_layout(codes, name, rows)
+    for stream in _read_streams(codes, name, layout, [count(span) for count in kept for span in layout.ranges]).of:
+        for _ in stream.pieces(name):
+            pass
 
 
 @dataclass(frozen=True)
@@ -249,15 +257,75 @@ def _smallest(stream: _Stream) -> tuple[int, bytes]:
     return min(within, key=lambda form: len(form[1]))
 
 
-def _read(data: UInt8Array, form: int, count: int, bits: Bits, name: str) -> UIntArray:
-    if form == BYTES_SQUEEZED:
-        codes = np.frombuffer(expand(data.tobytes(), count, name), dtype=np.uint8)
-        if bits == HALF or (count and int(codes.max()) >> bits):
-            raise CorruptArtifactError(f"The codes of {name!r} have one that does not fit {bits} bits.")
-        return codes.copy()
-    size = packed_bytes(count, bits)
-    plain = np.frombuffer(expand(data.tobytes(), size, name), dtype=np.uint8) if form == SQUEEZED else data
-    return unpack(plain, bits, count)
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A range's codes as they are stored, of which nothing but lengths has been read.
+
+    Attributes:
+        bits: of each code.
+        kept: how many codes.
+        groups: how many zero points.
+        zeros: these, packed.
+        form: see `codec.lossless`.
+        data: the codes in that form.
+    """
+
+    bits: Bits
+    kept: int
+    groups: int
+    zeros: UInt8Array
+    form: int
+    data: UInt8Array
+
+    def points(self) -> UInt8Array:
+        """Return the zero points, uint8, (groups,)."""
+        return unpack(self.zeros, self.bits, self.groups).astype(np.uint8)
+
+    def pieces(self, name: str) -> Iterator[UInt8Array]:
+        """Yield the codes, packed or a byte each as their form has it, a little at a time; errors as in `read`."""
+        if self.form == PACKED:
+            yield self.data
+            return
+        size = self.kept if self.form == BYTES_SQUEEZED else packed_bytes(self.kept, self.bits)
+        for data in expanding(self.data.tobytes(), size, name):
+            piece = np.frombuffer(data, dtype=np.uint8)
+            if self.form == BYTES_SQUEEZED and (self.bits == HALF or (len(piece) and int(piece.max()) >> self.bits)):
+                raise CorruptArtifactError(f"The codes of {name!r} have one that does not fit {self.bits} bits.")
+            yield piece
+
+    def read(self, name: str) -> UIntArray:
+        """Return the codes, (kept,).
+
+        Raises:
+            CorruptArtifactError: the data is not of so many codes.
+        """
+        codes = np.concatenate([np.zeros(0, dtype=np.uint8), *self.pieces(name)])
+        return codes if self.form == BYTES_SQUEEZED else unpack(codes, self.bits, self.kept)
+
+
+@dataclass(frozen=True)
+class _StoredStreams:
+    """The streams of all matrices, range after range, and the scales of all groups, float16."""
+
+    of: tuple[_Stored, ...]
+    scales: torch.Tensor
+
+
+def _read_streams(codes: Codes, name: str, layout: Layout, kept: Sequence[int]) -> _StoredStreams:
+    """Return where streams of so many kept entries lie in the parts; all lengths that the parts say are checked."""
+    ranges = [layout.ranges[i % len(layout.ranges)] for i in range(len(kept))]
+    counts = [group_count(own, span, layout.size) for own, span in zip(kept, ranges, strict=True)]
+    scales = read_part(codes, name, "scales", torch.float16, sum(counts))
+    if not bool(torch.isfinite(scales).all()):
+        raise CorruptArtifactError(f"The codes of {name!r} have a scale that is not finite.")
+    zeros = _cut(codes, name, "zeros", [packed_bytes(n, span.bits) for n, span in zip(counts, ranges, strict=True)])
+    packed = [packed_bytes(own, span.bits) for own, span in zip(kept, ranges, strict=True)]
+    if layout.lossless and read_part(codes, name, "packed", torch.uint32, 1).tolist() != [sum(packed)]:
+        raise CorruptArtifactError(f"The codes of {name!r} are not of the size that they say.")
+    forms, lengths = _forms(codes, name, packed) if layout.lossless else ([PACKED] * len(kept), packed)
+    data = _cut(codes, name, "codes", lengths)
+    columns = zip(ranges, kept, counts, zeros, forms, data, strict=True)
+    return _StoredStreams(tuple(_Stored(span.bits, *rest) for span, *rest in columns), scales)
 
 
 def _forms(codes: Codes, name: str, packed: Sequence[int]) -> tuple[list[int], list[int]]:

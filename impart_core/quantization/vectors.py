@@ -4,6 +4,8 @@ The side that meets the inputs X is quantised first, with the Hessian of X; then
 sees of them, (diag(σ)·V̂)·X with the V̂ that was stored.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -11,10 +13,11 @@ import torch
 from impart_core.codec.parts import Codes
 from impart_core.quantization.cost import stream_bytes
 from impart_core.quantization.curvature import Curvature, Inputs
+from impart_core.quantization.grid import RowRange
 from impart_core.quantization.groups import Groups
 from impart_core.quantization.options import LadderOptions
 from impart_core.quantization.solve import quantize_matrix
-from impart_core.quantization.streams import layout_bytes, pack_matrices, unpack_matrices
+from impart_core.quantization.streams import check_matrices, layout_bytes, pack_matrices, unpack_matrices
 
 IntArray = npt.NDArray[np.int64]
 SIGMA, SIGMA_BYTES = torch.bfloat16, 2  # of singular values: far finer than what few bits make of their vectors
@@ -82,3 +85,16 @@ def decode_vectors(
     """
     u, v = unpack_matrices(codes, name, masks)
     return u * weights[:, None], v
+
+
+def check_vectors(codes: Codes, name: str, kept_u: IntArray, kept_v: IntArray) -> None:
+    """Check that the parts can be decoded, without making the factors; counts as for `vectors_bytes`.
+
+    Raises:
+        CorruptArtifactError: the parts are not of such factors.
+    """
+
+    def within(kept: IntArray) -> Callable[[RowRange], int]:
+        return lambda span: int(kept[span.rows].sum())
+
+    check_matrices(codes, name, len(kept_u), [within(kept_u), within(kept_v)])

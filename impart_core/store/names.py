@@ -19,7 +19,10 @@ from impart_core.store.refs import (
     Move,
     all_numbers,
     current_move,
+    files_of,
+    is_copy,
     new_move,
+    number_of,
     numbers_of,
     path_of,
     read_log,
@@ -48,6 +51,16 @@ def require_ref_name(name: str) -> str:
             "(wizardmath-13b@prod), and not just hexadecimal digits."
         )
     return name
+
+
+def require_movable(store: Store, name: str) -> None:
+    """Check before any work that a name can be given at its end.
+
+    Raises:
+        ConfigError: it may not be given to an artifact.
+        CorruptArtifactError: its last move is damaged or lost.
+    """
+    get_ref(store, require_ref_name(name))
 
 
 def set_ref(store: Store, name: str, artifact_id: str, why: str = "", by: str | None = None) -> Move:
@@ -199,7 +212,7 @@ def tag(store: Store, name: str, artifact_id: str) -> Move:
 def untag(store: Store, name: str) -> int:
     """Remove a name with all its moves, readable or not, and return how many these were. Artifacts stay.
 
-    The oldest move goes first, so that the name points to what it pointed to until it is gone.
+    Copies go first, then the oldest moves, so that the name points to what it pointed to until it is gone.
 
     Raises:
         ArtifactNotFoundError: the name is not taken, and the store holds no names.
@@ -207,14 +220,16 @@ def untag(store: Store, name: str) -> int:
         StoreError: someone else moved the name meanwhile: it stays, without the moves before.
     """
     numbers = _taken(store, name)
-    for some in (numbers[:-1], numbers[-1:]):
-        store.objects.delete(path_of(name, number) for number in some)
-    left = numbers_of(store, name)
-    if left:
+    copies = [path for path in files_of(store, name) if is_copy(path)]
+    for some in (copies, [path_of(name, number) for number in numbers[:-1]], [path_of(name, numbers[-1])]):
+        store.objects.delete(some)
+    left = files_of(store, name)
+    if moves := sorted(number_of(path) for path in left if not is_copy(path)):
         raise StoreError(
-            f"{name!r} was moved by someone else at this moment (move {left[-1]}), and stays. "
+            f"{name!r} was moved by someone else at this moment (move {moves[-1]}), and stays. "
             f"See where it points now (`impart history {name}`), and try again."
         )
+    store.objects.delete(left)  # copies of moves that were deleted above before their writers came to these
     return len(numbers)
 
 

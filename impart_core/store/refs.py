@@ -1,9 +1,13 @@
 """The log of a name: numbered moves, each written once under a free number; the highest number is in force.
 
-refs/<name>/<number>.json
+refs/<name>/<number>.json         the move
+refs/<name>/<number>.copy.json    the same bytes, written after it
 
-A move carries its own name, its number and a seal, so that an altered byte and swapped files are noticed. Moves of
-early versions carry none of these, and are read as they are.
+A move carries its own name, its number and a seal, so that an altered byte and swapped files are noticed. Its copy
+tells that there was such a move, and where it led, when the move is lost or damaged; so the loss of the last one is
+noticed, too. It lies in the same folder, so that no further listing is needed. A writer that is killed between the two
+leaves a move without a copy, which is in force like any other. Moves of early versions have no copy, and carry no name,
+number or seal; they are read as they are.
 """
 
 import re
@@ -22,7 +26,8 @@ from impart_core.store.provenance import user_name
 from impart_core.store.store import Store
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(@[A-Za-z0-9][A-Za-z0-9._-]{0,63})?")
-_ENTRY = re.compile(r"([0-9]{8}|[1-9][0-9]{8,17})\.json")
+_ENTRY = re.compile(r"([0-9]{8}|[1-9][0-9]{8,17})(\.copy)?\.json")
+_COPY = ".copy.json"
 _LAST = 10**18 - 1
 _LARGEST = 64 << 10
 
@@ -96,12 +101,14 @@ class Log:
         numbers: of all its moves that there are, rising.
         moves: those that can be read, oldest first.
         damaged: by number, what is wrong with those that cannot and that no later move has given up.
+        copied: of these, the ones whose copy can be read, oldest first.
     """
 
     name: str
     numbers: tuple[int, ...]
     moves: tuple[Move, ...]
     damaged: Mapping[int, str]
+    copied: tuple[Move, ...] = ()
 
     @property
     def current(self) -> Move | None:
@@ -116,9 +123,11 @@ class Log:
 
     def trouble(self) -> str:
         """Return a sentence on what is damaged, and what mends it."""
-        last = self.moves[-1] if self.moves else None
+        last = max((*self.moves, *self.copied), key=lambda move: move.number, default=None)
         ref = last.id[:12] if last else "REF"
         readable = f"The last move that can be read is {last.number}, to {ref}: " if last else ""
+        if last in self.copied:
+            readable = f"The copy of move {last.number} says that it led to {ref}: "
         return (
             f"{'; '.join(self.damaged[number] for number in sorted(self.damaged))}. {readable}"
             f"`impart tag {ref} {self.name}` gives up what is damaged and goes on from there; "
@@ -127,21 +136,42 @@ class Log:
 
 
 def numbers_of(store: Store, name: str) -> list[int]:
-    """Return the numbers of a name's moves, rising; what cannot be a name has none."""
+    """Return the numbers of a name's moves, rising, the last perhaps of a lost one; what cannot be a name has none."""
+    return _numbers(files_of(store, name))
+
+
+def files_of(store: Store, name: str) -> list[str]:
+    """Return the paths of a name's moves and of their copies; what cannot be a name has none."""
     files = store.objects.names(f"refs/{name}") if NAME.fullmatch(name) else []
-    found = map(_ENTRY.fullmatch, files)
-    return sorted(int(entry[1]) for entry in found if entry)
+    return [f"refs/{name}/{file}" for file in files if _ENTRY.fullmatch(file)]
+
+
+def is_copy(path: str) -> bool:
+    """Return whether a path of `files_of` is that of a copy."""
+    return path.endswith(_COPY)
+
+
+def number_of(path: str) -> int:
+    """Return the number of the move that a path of `files_of` is of."""
+    return int(path.rpartition("/")[2].partition(".")[0])
+
+
+def _numbers(paths: Iterable[str]) -> list[int]:
+    """Return the numbers of moves, rising, with the highest that a copy has; others are missed as gaps."""
+    copies, moves = (
+        sorted({number_of(path) for path in paths if is_copy(path) is of_copy}) for of_copy in (True, False)
+    )
+    return sorted({*moves, *copies[-1:]})
 
 
 def all_numbers(store: Store) -> dict[str, list[int]]:
     """Return the numbers of every name's moves, rising, from one listing."""
-    found: dict[str, list[int]] = {}
+    found: dict[str, list[str]] = {}
     for path in store.objects.find("refs"):
         _, name, file = path.split("/", 2)
-        entry = _ENTRY.fullmatch(file)
-        if NAME.fullmatch(name) and entry:
-            found.setdefault(name, []).append(int(entry[1]))
-    return {name: sorted(found[name]) for name in sorted(found)}
+        if NAME.fullmatch(name) and _ENTRY.fullmatch(file):
+            found.setdefault(name, []).append(path)
+    return {name: _numbers(found[name]) for name in sorted(found)}
 
 
 def read_log(store: Store, name: str) -> Log:
@@ -170,9 +200,9 @@ def read_logs(store: Store, numbers: Mapping[str, Iterable[int]]) -> dict[str, L
     logs = {}
     for name, own in numbers.items():
         found = {
-            number: data.get(path)
+            number: data.get(path_of(name, number))
             for number in own
-            if (path := path_of(name, number)) in data or store.objects.size(path) is not None
+            if path_of(name, number) in data or store.objects.size(_copy_of(name, number)) is not None
         }
         if found:
             logs[name] = _log_of(store, name, found)
@@ -182,18 +212,27 @@ def read_logs(store: Store, numbers: Mapping[str, Iterable[int]]) -> dict[str, L
 def _log_of(store: Store, name: str, found: Mapping[int, bytes | None]) -> Log:
     moves, damaged, given_up = list[Move](), _gaps(store, name, sorted(found)), set[int]()
     for number, data in sorted(found.items()):
-        try:
-            entry = RefEntry.model_validate_json(data or b"")
-            fault = entry.fault(name, number, data or b"")
-        except ValidationError:
-            fault = "is not a ref"
-        if fault:
-            damaged[number] = f"{_place(store, name, number)} {fault}"
+        entry = _read(name, number, data)
+        if isinstance(entry, str):
+            damaged[number] = f"{_place(store, name, number)} {entry}"
         else:
             moves.append(entry.move(number))
             given_up.update(entry.lost)
     left = {number: fault for number, fault in damaged.items() if number not in given_up}
-    return Log(name, tuple(sorted(found)), tuple(moves), left)
+    copies = {number: _read(name, number, store.objects.read(_copy_of(name, number), _LARGEST)) for number in left}
+    copied = tuple(copy.move(number) for number, copy in sorted(copies.items()) if isinstance(copy, RefEntry))
+    return Log(name, tuple(sorted(found)), tuple(moves), left, copied)
+
+
+def _read(name: str, number: int, data: bytes | None) -> RefEntry | str:
+    """Return a move as it was written, or what is wrong with it."""
+    if data is None:
+        return "is missing"
+    try:
+        entry = RefEntry.model_validate_json(data)
+    except ValidationError:
+        return "is not a ref"
+    return entry.fault(name, number, data) or entry
 
 
 def _gaps(store: Store, name: str, numbers: list[int]) -> dict[int, str]:
@@ -213,7 +252,7 @@ def new_move(number: int, artifact_id: str, why: str, by: str | None = None) -> 
 
 
 def write_move(store: Store, name: str, move: Move, lost: Iterable[int] = ()) -> Move | None:
-    """Write a move under its number; return it, or None where another writer was first.
+    """Write a move under its number, then its copy; return it, or None where another writer was first.
 
     Args:
         store: where.
@@ -228,12 +267,22 @@ def write_move(store: Store, name: str, move: Move, lost: Iterable[int] = ()) ->
         before = move.number - 1
         raise StoreError(f"{name!r} has move {before} and cannot be moved on. `impart untag {name}` removes it.")
     entry = RefEntry(**move.model_dump(), name=name, lost=tuple(sorted(lost))).sealed()
-    return move if store.objects.create(path_of(name, move.number), entry.to_json()) else None
+    path, copy = path_of(name, move.number), _copy_of(name, move.number)
+    if not store.objects.create(path, entry.to_json()):
+        return None
+    store.objects.create(copy, entry.to_json())
+    if store.objects.size(path) is None:  # the name was removed meanwhile, and a copy would say that the move was lost
+        store.objects.delete([copy])
+    return move
 
 
 def path_of(name: str, number: int) -> str:
     """Return where a move lies in the store."""
     return f"refs/{name}/{number:08d}.json"
+
+
+def _copy_of(name: str, number: int) -> str:
+    return path_of(name, number).removesuffix(".json") + _COPY
 
 
 def _place(store: Store, name: str, number: int) -> str:

@@ -12,12 +12,14 @@ from tests.bench.merge import measure_against_mergekit, measure_merge
 from tests.bench.pipeline import measure_pipeline
 from tests.bench.quantize import measure_quantize
 from tests.bench.search import measure_search
+from tests.bench.shared_masks import measure_shared_masks
 from tests.bench.store import measure_store
 
 BENCHMARKS = {
     "decomposition": measure_decomposition,
     "codec": measure_codec,
     "quantize": measure_quantize,
+    "shared_masks": measure_shared_masks,
     "calibrated": measure_calibrated,
     "merge": measure_merge,
     "mergekit": measure_against_mergekit,

@@ -1,6 +1,7 @@
 """A delta measured by its name: rebuilt in scratch, its metrics kept with it, and never measured twice."""
 
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,17 @@ def test_wrong_options_are_refused_before_work_starts(options: list[str], messag
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_model_that_fails_is_called_by_its_name_and_not_by_a_folder_that_is_gone(
+    store: Path, environment: Environment
+) -> None:
+    run = [*evaluate(store, "math", "--base", str(tinyzoo.path("base"))), "--gen-kwargs", "temperature=banana"]
+    done = run_impart(*run, environment=environment)
+    assert done.returncode == 2
+    assert "error: The model in math failed on tinyzoo_math: " in done.stderr
+    assert "--gen-kwargs" in done.stderr
+    assert str(Path(tempfile.gettempdir())) not in done.stderr
 
 
 def test_without_a_base_the_recorded_one_is_taken_where_it_is_still_the_same(

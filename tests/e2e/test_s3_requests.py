@@ -9,7 +9,7 @@ from tests.bench.requests import LAYERS, Counts, measure_requests
 pytestmark = pytest.mark.e2e
 
 # Of the store: for each block, and beside them. `docs/store.md` states these.
-OF_STORE = {"compress": (16, 8), "compress again": (2, 11), "reconstruct": (2, 3)}
+OF_STORE = {"compress": (16, 12), "compress again": (2, 13), "reconstruct": (2, 3)}
 OPENED = 3  # of each checkpoint in each run: a listing, config.json, the header of its one file
 
 

@@ -62,6 +62,13 @@ class Place:
         else:
             (Path(self.url) / path).write_bytes(data)
 
+    def remove(self, path: str) -> None:
+        """Take an object away, past the program."""
+        if self.server:
+            client_of(self.server).rm_file(f"{self.url.removeprefix('s3://')}/{path}")
+        else:
+            (Path(self.url) / path).unlink()
+
 
 def _files_under(folder: str) -> list[Path]:
     """Return all files; what vanishes meanwhile is passed over."""

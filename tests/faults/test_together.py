@@ -31,7 +31,8 @@ def test_the_same_run_twice_at_once_makes_one_delta(pair: Pair, wanted: Wanted, 
     assert reports[0]["artifact"] == reports[1]["artifact"]
     assert all(report["blocks"] == 3 and report["remade"] == [] for report in reports)
     objects = assert_whole(place, wanted)
-    assert len([path for path in objects if path.startswith("refs/twice/")]) == 1
+    moves = [path.rpartition("/")[2] for path in objects if path.startswith("refs/twice/")]
+    assert moves == ["00000001.copy.json", "00000001.json"]
     assert not [path for path in objects if path.startswith("pins/")]
     assert run_warm("verify", "twice", "--store", place.url, environment=place.environment).returncode == 0
 

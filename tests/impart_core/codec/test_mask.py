@@ -15,6 +15,7 @@ from impart_core.codec.mask import (
     keep_codes,
     keep_probability,
     kept_by_step,
+    kept_of_columns,
     level_chunks,
     mask_from_levels,
     mask_from_words,
@@ -152,11 +153,21 @@ def test_a_whole_mask_is_that_of_its_words(key: int, rows: int, columns: int, co
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (13, 7), (4096, 900), (1_500_003, 3)])
-@pytest.mark.parametrize("each", [False, True])
-def test_entries_are_counted_in_pieces_as_in_the_whole_mask(rows: int, columns: int, each: bool) -> None:
-    codes = np.linspace(100, 60_000, columns if each else 1).astype(np.uint16)
-    words = mask_words(5, rows, columns)
-    assert count_kept(5, rows, columns, codes) == int(mask_from_words(words, codes).sum())
+def test_entries_are_counted_in_pieces_as_in_the_whole_mask(rows: int, columns: int) -> None:
+    code = np.array([20_000], dtype=np.uint16)
+    mask = mask_from_words(mask_words(5, rows, columns), code)
+    for first in {0, columns // 2, columns - 1}:
+        assert count_kept(5, rows, columns - first, code, first) == int(mask[first:].sum())
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (13, 7), (4096, 900), (1_500_003, 3)])
+@pytest.mark.parametrize("sharing", [1, 2, 64])
+def test_entries_of_each_column_are_counted_in_pieces_as_in_the_whole_mask(
+    rows: int, columns: int, sharing: int
+) -> None:
+    codes = np.linspace(100, 60_000, columns).astype(np.uint16)
+    mask = mask_from_levels(word_levels(mask_words(5, rows, -(-columns // sharing))), codes, sharing)
+    assert kept_of_columns(5, rows, codes, sharing).tolist() == mask.sum(axis=1).tolist()
 
 
 @given(key=keys, rows=st.integers(1, 40), columns=st.integers(1, 70), steps=st.sampled_from([2, 256, 65536]))

@@ -39,7 +39,7 @@ def _watched(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def loaded(self: Evaluator) -> Any:
         if self._model is None:
-            LOADED.append(self._folder)
+            LOADED.append(self.folder)
         return load(self)
 
     monkeypatch.setattr(Evaluator, "measure_items", noted)

@@ -1,5 +1,6 @@
 """Streams: any bits under any mask come back exactly, in the bytes that were counted; any other parts are refused."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from impart_core.quantization.streams import (
     LARGEST_GROUP,
     MOST_SAVED,
     QuantizedMatrix,
+    check_matrices,
     describe_streams,
     layout_bytes,
     pack_matrices,
@@ -222,13 +224,26 @@ LOSSLESS: dict[str, Change] = {
 CASES = [(lossless, name) for lossless in (False, True) for name in (*ANY, *(LOSSLESS if lossless else ()))]
 
 
+def read(codes: Codes, name: str, masks: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Return what the parts stand for; checking them without that must find the same."""
+    kept = [lambda span, mask=mask: int(mask[span.rows].sum()) for mask in masks]
+    try:
+        found = unpack_matrices(codes, name, masks)
+    except CorruptArtifactError as error:
+        with pytest.raises(CorruptArtifactError, match=re.escape(str(error))):
+            check_matrices(codes, name, len(masks[0]), kept)
+        raise
+    check_matrices(codes, name, len(masks[0]), kept)
+    return found
+
+
 @pytest.mark.parametrize(("lossless", "name"), CASES)
 def test_parts_that_are_not_of_such_matrices_are_refused_by_name(lossless: bool, name: str) -> None:
     changed = {**ANY, **LOSSLESS}[name] if lossless else ANY[name]
     codes = hostile(lossless)
-    assert unpack_matrices(codes, "layer.w", [MASK])[0].shape == (6, 400)
+    assert read(codes, "layer.w", [MASK])[0].shape == (6, 400)
     with pytest.raises(CorruptArtifactError, match=r"'layer\.w'"):
-        unpack_matrices(changed(codes), "layer.w", [MASK])
+        read(changed(codes), "layer.w", [MASK])
 
 
 def test_the_cases_have_streams_of_both_kinds() -> None:
@@ -240,11 +255,11 @@ def test_the_cases_have_streams_of_both_kinds() -> None:
 def test_another_mask_is_refused() -> None:
     for lossless in (False, True):
         with pytest.raises(CorruptArtifactError, match="'w'"):
-            unpack_matrices(hostile(lossless), "w", [~MASK])
+            read(hostile(lossless), "w", [~MASK])
         with pytest.raises(CorruptArtifactError, match="laid out for 6 rows, but it has 5"):
-            unpack_matrices(hostile(lossless), "w", [MASK[:5]])
+            read(hostile(lossless), "w", [MASK[:5]])
         with pytest.raises(CorruptArtifactError, match="'w'"):
-            unpack_matrices(hostile(lossless), "w", [MASK, MASK])
+            read(hostile(lossless), "w", [MASK, MASK])
 
 
 def test_a_code_that_its_bits_do_not_hold_is_refused() -> None:
@@ -257,10 +272,10 @@ def test_a_code_that_its_bits_do_not_hold_is_refused() -> None:
         codes["lengths"] = torch.tensor([len(data)], dtype=torch.uint32)
         codes["codes"] = torch.from_numpy(data)
         if highest == 3:
-            assert unpack_matrices(codes, "w", [mask])[0].shape == (1, 4000)
+            assert read(codes, "w", [mask])[0].shape == (1, 4000)
         else:
             with pytest.raises(CorruptArtifactError, match="one that does not fit 2 bits"):
-                unpack_matrices(codes, "w", [mask])
+                read(codes, "w", [mask])
 
 
 @given(part=st.sampled_from([*PARTS, *DESCRIBED]), data=st.data(), lossless=st.booleans())
@@ -274,7 +289,7 @@ def test_whatever_bytes_a_part_holds_it_is_read_or_refused(part: str, data: st.D
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
     codes[part] = torch.from_numpy(raw).view(codes[part].dtype)
     try:
-        (found,) = unpack_matrices(codes, "w", [MASK])
+        (found,) = read(codes, "w", [MASK])
     except CorruptArtifactError:
         return
     assert found.shape == MASK.shape

@@ -113,8 +113,9 @@ def test_one_that_was_killed_goes_on(part: int, delta: Delta, folder: Path, tmp_
     steps = count_steps(lambda: push(again))
     assert not run_killed(lambda: push(out), 1 + part * steps // 18)
     push(out)
-    names = {name for name in files(folder) if not name.startswith("refs/")}
-    assert {name for name in files(out) if not name.startswith("refs/")} == names
+    seldom = ("refs/", "catalog/")  # a name may have a move more; the catalogue is what the next reader makes it
+    names = {name for name in files(folder) if not name.startswith(seldom)}
+    assert {name for name in files(out) if not name.startswith(seldom)} == names
     assert (out / "README.md").read_bytes() == (folder / "README.md").read_bytes()
     assert verify_store(Store(out)).faults == ()
     assert resolve(Store(out), "math@prod") == delta.manifest.id

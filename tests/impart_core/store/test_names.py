@@ -51,7 +51,10 @@ def test_a_name_points_to_what_it_was_last_moved_to(store: Store) -> None:
 def test_every_move_is_kept_and_pointing_to_the_same_writes_nothing(store: Store) -> None:
     for artifact_id in (ONE, ONE, TWO, TWO, ONE):
         set_ref(store, "math", artifact_id)
-    assert store.objects.names("refs/math") == ["00000001.json", "00000002.json", "00000003.json"]
+    moves = ["00000001", "00000002", "00000003"]
+    assert store.objects.names("refs/math") == [f"{move}{end}" for move in moves for end in (".copy.json", ".json")]
+    for move in moves:
+        assert store.read(f"refs/math/{move}.json") == store.read(f"refs/math/{move}.copy.json")
     assert ONE.encode() in (store.read("refs/math/00000001.json") or b"")
 
 

@@ -2,19 +2,25 @@
 
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from impart_core.base.canonical import canonical_json
-from impart_core.base.errors import ArtifactNotFoundError, CorruptArtifactError, StoreError, UnknownNameError
+from impart_core.base.errors import (
+    ArtifactNotFoundError,
+    ConfigError,
+    CorruptArtifactError,
+    StoreError,
+    UnknownNameError,
+)
 from impart_core.share.transfer import transfer
 from impart_core.store.catalog import CatalogEntry, entry_of, list_entries, note
 from impart_core.store.gc import collect
 from impart_core.store.manifest import Manifest
-from impart_core.store.names import all_refs, get_ref, history, rollback, set_ref, tag, untag
+from impart_core.store.names import all_refs, get_ref, history, require_movable, rollback, set_ref, tag, untag
 from impart_core.store.refs import new_move, path_of, read_log, write_move
 from impart_core.store.store import Store
 from impart_core.store.verify import verify_store
@@ -169,13 +175,15 @@ def test_what_a_catalogue_says_deletes_nothing(store: Store) -> None:
     assert set(store.objects.find("artifacts")) == before
 
 
-def damaged_pair(store: Store) -> tuple[Manifest, Manifest]:
-    """Name two deltas, one under a name whose last move is damaged then."""
+def damaged_pair(store: Store, *, copied: bool = False) -> tuple[Manifest, Manifest]:
+    """Name two deltas, one under a name whose last move is damaged then, and has a copy or none."""
     one, two = small_delta(store), small_delta(store, seed=1)
     tag(store, "well", one.id)
     for delta in (one, two):
         tag(store, "math", delta.id)
     put(store, path_of("math", 2), b"damaged")
+    if not copied:
+        store.objects.delete(["refs/math/00000002.copy.json"])
     return one, two
 
 
@@ -199,13 +207,105 @@ def test_a_damaged_name_stops_no_work_with_the_others(
 
 
 @pytest.mark.parametrize("verb", [history, rollback, get_ref])
-def test_a_damaged_name_says_what_mends_it(verb: Callable[[Store, str], object], store: Store) -> None:
-    one, _ = damaged_pair(store)
+@pytest.mark.parametrize("copied", [True, False])
+def test_a_damaged_name_says_what_mends_it(verb: Callable[[Store, str], object], copied: bool, store: Store) -> None:
+    one, two = damaged_pair(store, copied=copied)
     with pytest.raises(CorruptArtifactError) as caught:
         verb(store, "math")
-    assert f"The last move that can be read is 1, to {one.id[:12]}: `impart tag {one.id[:12]} math`" in str(
-        caught.value
-    )
+    known = "The copy of move 2 says that it led" if copied else "The last move that can be read is 1,"
+    ref = (two if copied else one).id[:12]
+    assert f"{known} to {ref}: `impart tag {ref} math`" in str(caught.value)
+
+
+@pytest.mark.parametrize("moves", [1, 2, 3])
+@pytest.mark.parametrize("lost", [1, 2])
+def test_the_loss_of_the_last_moves_is_noticed_and_mended(moves: int, lost: int, store: Store) -> None:
+    deltas = [small_delta(store, seed) for seed in range(moves)]
+    other = small_delta(store, seed=9)
+    set_ref(store, "other", other.id)
+    for delta in deltas:
+        set_ref(store, "math", delta.id)
+    store.objects.delete(path_of("math", number) for number in range(1, moves + 1)[-lost:])
+    last = deltas[-1].id
+    with pytest.raises(CorruptArtifactError, match=rf"{moves:08d}\.json is missing.*`impart tag {last[:12]} math`"):
+        get_ref(store, "math")
+    with pytest.raises(CorruptArtifactError, match="is missing"):
+        set_ref(store, "math", other.id)
+    assert all_refs(store) == {"other": other.id}
+    refuses(store, "math")
+    assert tag(store, "math", last).number == moves + 1
+    assert get_ref(store, "math") == last
+    is_well(store)
+    assert untag(store, "math") == len(set(range(1, moves + 2)) - set(range(1, moves + 1)[-lost:]))
+    assert store.objects.names("refs/math") == []
+    is_well(store)
+
+
+def test_a_name_that_cannot_be_moved_is_told_before_any_work(store: Store) -> None:
+    damaged_pair(store)
+    require_movable(store, "new")
+    require_movable(store, "well")
+    with pytest.raises(CorruptArtifactError, match="`impart untag math` removes the name"):
+        require_movable(store, "math")
+    with pytest.raises(ConfigError, match="cannot name an artifact"):
+        require_movable(store, "a/b")
+
+
+def test_a_name_of_which_all_but_a_copy_is_lost_can_be_removed(store: Store) -> None:
+    set_ref(store, "math", small_delta(store).id)
+    store.objects.delete([path_of("math", 1)])
+    refuses(store, "math")
+    assert untag(store, "math") == 1
+    is_well(store)
+
+
+@pytest.mark.parametrize("copy", [b"", b"damaged", None])
+def test_a_copy_that_is_lost_or_damaged_changes_nothing(copy: bytes | None, store: Store) -> None:
+    one, two = (small_delta(store, seed) for seed in range(2))
+    for delta in (one, two):
+        set_ref(store, "math", delta.id)
+    if copy is None:
+        store.objects.delete(["refs/math/00000002.copy.json"])
+    else:
+        put(store, "refs/math/00000002.copy.json", copy)
+    assert get_ref(store, "math") == two.id
+    is_well(store)
+    assert rollback(store, "math").number == 3
+    is_well(store)
+
+
+def test_a_move_whose_name_is_removed_meanwhile_leaves_no_copy(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = small_delta(store).id
+    create = store.objects.create
+
+    def overtaken(path: str, data: bytes) -> bool:
+        if path.endswith(".copy.json"):
+            untag(store, "math")
+        return create(path, data)
+
+    monkeypatch.setattr(store.objects, "create", overtaken)
+    set_ref(store, "math", one)
+    assert store.objects.names("refs/math") == []
+    assert get_ref(store, "math") is None
+
+
+def test_a_copy_that_is_written_while_its_name_is_removed_goes_too(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_ref(store, "math", small_delta(store).id)
+    copy = content_of(store, "refs/math/00000001.copy.json")
+    store.objects.delete(["refs/math/00000001.copy.json"])
+    delete = store.objects.delete
+
+    def overtaken(paths: Iterable[str]) -> None:
+        gone = list(paths)
+        delete(gone)
+        if path_of("math", 1) in gone:
+            store.objects.create("refs/math/00000001.copy.json", copy)
+
+    monkeypatch.setattr(store.objects, "delete", overtaken)
+    assert untag(store, "math") == 1
+    assert store.objects.names("refs/math") == []
 
 
 def test_a_tag_goes_on_past_what_is_damaged_and_says_so(store: Store) -> None:
@@ -265,7 +365,7 @@ def test_whoever_is_killed_while_removing_a_name_leaves_it_where_it_was(
 
     monkeypatch.setattr(Path, "unlink", watched)
     untag(store, "math")
-    assert seen == [made[2], made[2], None]
+    assert seen == [made[2]] * 5 + [None]
 
 
 def test_a_name_that_is_moved_while_it_is_removed_stays(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +374,7 @@ def test_a_name_that_is_moved_while_it_is_removed_stays(store: Store, monkeypatc
     delete = store.objects.delete
 
     def overtaken(paths: list[str]) -> None:
-        if get_ref(store, "math") == one:
+        if paths == [path_of("math", 1)]:
             set_ref(store, "math", two)
         delete(paths)
 
