@@ -1,6 +1,6 @@
 """The models of a merge: opened and checked, sparsified where the file says so, and planned."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +134,7 @@ def plan_of(checked: CheckedMerge) -> MergePlan:
 
 def check_merge(request: MergeRequest) -> CheckedMerge:
     """Check a merge without doing any of its work; raise an `ImpartError` that says what to change."""
-    device, store, last = resolve_device(request.device), Store(request.store), request.stages[-1]
+    store, last = Store(request.store), request.stages[-1]
     if (request.name or last.impart.name) is not None:
         require_ref_name(request.name or str(last.impart.name))
     if request.out is None and last.impart.compress is None:
@@ -159,14 +159,9 @@ def check_merge(request: MergeRequest) -> CheckedMerge:
     store.require_writable()
     plans: dict[str, Merge] = {}
     for one in stages:
-        check_stage(one, request)
-        plan = plan_merge(
-            one.file, {ref: _stand_in(str(ref), opened, one, plans) for ref, opened in one.models.items()}, device
-        )
+        plan = plan_stage(one, request, plans)
         if one.file.name:
             plans[one.file.name] = plan
-    if last.impart.compress:
-        check_compress(_compress_request(request, last.impart.compress), (stages[-1].base(), plan.checkpoint()))
     return CheckedMerge(tuple(stages), plan)
 
 
@@ -179,12 +174,27 @@ def _folders(stage: Stage) -> Iterator[Path]:
             yield Path(place)
 
 
-def check_stage(stage: Stage, request: MergeRequest) -> None:
-    """Check that a stage's models can be sparsified as its file says, and that deltas were made against its base."""
+def plan_stage(stage: Stage, request: MergeRequest, plans: Mapping[str, Merge]) -> Merge:
+    """Check a stage, and plan it on the models as they are before any sparsifier; nothing is made.
+
+    Args:
+        stage: the stage.
+        request: how it is going to be run.
+        plans: the stages before it by their names.
+
+    Raises:
+        ImpartError: it cannot be carried out; the message says what to change.
+    """
+    sources: dict[ModelReference, Source] = {}
     for reference, opened in stage.models.items():
         _check_sparsifier(stage, reference, opened, request)
         if isinstance(opened, Delta):
             require_base(opened, stage.base())
+        sources[reference] = _stand_in(str(reference), opened, stage, plans)
+    plan = plan_merge(stage.file, sources, resolve_device(request.device))
+    if stage.file.impart.compress:
+        check_compress(_compress_request(request, stage.file.impart.compress), (stage.base(), plan.checkpoint()))
+    return plan
 
 
 def open_stage(file: MergeFile, named: set[str], store: Store) -> Stage:
@@ -251,19 +261,24 @@ def _stand_in(label: str, opened: Opened, stage: Stage, plans: Mapping[str, Merg
 
 def _check_sparsifier(stage: Stage, reference: ModelReference, opened: Opened, request: MergeRequest) -> None:
     config = sparsifier(stage, reference)
-    if config is None:
-        return
-    if not isinstance(opened, Checkpoint):
+    if config is not None and isinstance(opened, Checkpoint):
+        check_compress(_compress_request(request, config), (stage.base(), opened))
+
+
+def sparsifier(stage: Stage, reference: ModelReference) -> CompressConfig | None:
+    """Return how a model is compressed before it is merged, if it is.
+
+    Raises:
+        ConfigError: it is no checkpoint.
+    """
+    config = None if reference == stage.file.base_model else stage.file.own_of(reference).sparsify
+    opened = stage.models[reference]
+    if config is not None and not isinstance(opened, Checkpoint):
         raise ConfigError(
             f"{reference} is {'a delta' if isinstance(opened, Delta) else 'an earlier stage'}, and cannot be "
             "sparsified. Say `sparsify: null` for it under impart.models, or give the checkpoint."
         )
-    check_compress(_compress_request(request, config), (stage.base(), opened))
-
-
-def sparsifier(stage: Stage, reference: ModelReference) -> CompressConfig | None:
-    """Return how a model is compressed before it is merged, if it is."""
-    return None if reference == stage.file.base_model else stage.file.own_of(reference).sparsify
+    return config
 
 
 def _compress_request(request: MergeRequest, config: CompressConfig, name: str | None = None) -> CompressRequest:
@@ -294,7 +309,7 @@ def compressed(
 
 @contextmanager
 def opened_merge(
-    request: MergeRequest, checked: CheckedMerge, executor: Executor, progress: Progress | None = None
+    request: MergeRequest, stages: Sequence[Stage], executor: Executor, progress: Progress | None = None
 ) -> Iterator[tuple[Merge, tuple[Compression, ...]]]:
     """Give the merge of the last stage, ready to be computed, for as long as the block lasts.
 
@@ -302,7 +317,7 @@ def opened_merge(
 
     Args:
         request: the request.
-        checked: what `check_merge` returned for it.
+        stages: its stages, checked.
         executor: runs the compressions.
         progress: called as for `compress`.
     """
@@ -310,7 +325,7 @@ def opened_merge(
     merges: dict[str, Merge] = {}
     made: list[Compression] = []
     with ExitStack() as stack:
-        for stage in checked.stages:
+        for stage in stages:
             sources: dict[ModelReference, Source] = {}
             for reference, opened in stage.models.items():
                 config, label = sparsifier(stage, reference), str(reference)

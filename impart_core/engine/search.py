@@ -248,10 +248,16 @@ def _search(
         study_name=study_name,
         record=record,
         cached=outcome.cached,
-        sources=tuple(one.location for one in (checked.template.base, *checked.template.experts.values())),
+        sources=_sources_of(checked.template),
         entry=entry,
         seconds=round(watch.seconds, 3),
     )
+
+
+def _sources_of(template: Template) -> tuple[str, ...]:
+    """Return where the checkpoints of a search lie."""
+    experts = [one.checkpoint for one in template.experts.values() if one.checkpoint is not None]
+    return tuple(one.location for one in (template.base, *experts))
 
 
 def _judged(checked: CheckedSearch, study: Study, judge: Judge) -> Verdict | None:

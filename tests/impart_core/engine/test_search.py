@@ -8,12 +8,14 @@ import pytest
 
 import impart_core as impart
 from impart_core import tinyzoo
+from impart_core.artifacts.delta import file_bytes
 from impart_core.artifacts.study import read_study
 from impart_core.base.errors import ConfigError, EvaluationError, InfeasibleBudgetError, UnknownNameError
 from impart_core.engine import candidates
 from impart_core.engine.references import TrialJob
 from impart_core.engine.search import SearchReport
 from impart_core.evaluation.harness import Evaluator
+from impart_core.lineage.graph import lineage_of
 from impart_core.store.catalog import scan
 from impart_core.store.gc import collect
 from impart_core.store.names import resolve
@@ -188,6 +190,31 @@ def test_merges_are_searched_and_the_winner_is_held_against_each_expert(task: Pa
     assert verdict is not None and verdict.expert in ("math", "code")
     assert list(verdict.margins) == ["default", "base", "math", "code"]
     assert resolve(Store(tmp_path), "both") == report.record.winner
+
+
+def test_merges_of_deltas_are_compressed_and_weighed_by_their_bytes(
+    task: Path, tmp_path: Path, measured: Measured
+) -> None:
+    """Merged from a delta by its name and a checkpoint, then compressed: what is stored is what is scored."""
+    delta = impart.compress(BASE, MATH, 8, store=tmp_path, name="math@low", method="magnitude", keep_factors=False)
+    template = merge(model="math@low")
+    template |= {"parameters": {"lambda": 0.7}, "impart": {"compress": {"method": "dare", "cr": {"choose": [8, 32]}}}}
+    file = settings(task, merge=template, compress=None, name="both@small", items=6)
+    report = impart.search(file, store=tmp_path, device="cpu")
+    store, (larger, smaller) = Store(tmp_path), report.record.study.trials
+    assert (larger.state, smaller.state) == ("complete", "complete")
+    assert smaller.bytes and larger.bytes and smaller.bytes < larger.bytes / 2
+    winner = impart.open_delta("both@small", store)
+    assert winner.id == report.record.winner
+    assert file_bytes(store, winner.id) == report.record.study.trials[report.record.study.best or 0].bytes
+    assert report.record.verdict is not None
+    assert list(report.record.verdict.margins) == ["default", "base", "math@low", "code"]
+    nodes = {node.id for node in lineage_of(store, winner.id).nodes}
+    assert delta.id in nodes
+    again = len(measured)
+    other = {**file, "name": None, "sampler": "random", "budget": {"trials": 2}}
+    assert without_times(impart.search(other, store=tmp_path, device="cpu")) == without_times(report)
+    assert measured[again:] == []
 
 
 @pytest.mark.parametrize(
