@@ -7,6 +7,7 @@ from prefect.artifacts import create_image_artifact, create_markdown_artifact
 
 from impart_core.artifacts.study import StudyRecord
 from impart_core.engine.search import SearchReport
+from impart_core.searching.objective import Constraint
 from impart_core.store.manifest import Measured
 from impart_flows.run_page import markdown_table, never_failing, page_key
 from impart_flows.study_picture import draw_study
@@ -62,6 +63,26 @@ def trials(record: StudyRecord) -> tuple[Row, list[Row]]:
     return columns, rows
 
 
+def why_no_winner(record: StudyRecord) -> str:
+    """Return why a search has no winner: how near its trials came to each bound, or why they failed."""
+    trials = record.study.trials
+    scored = [trial for trial in trials if trial.state == "complete"]
+    if not scored:
+        failed = [trial for trial in trials if trial.state == "failed"]
+        why = f"; trial {failed[0].number} because: {failed[0].why}" if failed else ""
+        return f"no trial is complete, {len(failed)} of {len(trials)} failed{why}"
+    missed = []
+    for raw in record.file["constraints"]:
+        bound = Constraint.model_validate(raw)
+        name = bound.of.name
+        near = min(scored, key=lambda trial: bound.excess(trial.quantities[name]))
+        if bound.excess(near.quantities[name]) > 0:
+            missed.append(f"{bound.name} (nearest: {near.quantities[name]:.5g}, trial {near.number})")
+    if not missed:
+        return f"each constraint is kept by one of {len(scored)} complete trials or another, and no trial keeps all"
+    return f"none of {len(scored)} complete trials keeps {', or '.join(missed)}"
+
+
 def _value(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
@@ -72,7 +93,9 @@ def _text(report: SearchReport) -> str:
         f"# {report.name or f'Search {report.id[:12]}'}",
         f"{len(record.study.trials)} trials: {record.study.stopped}.",
     ]
-    if record.verdict is not None:
+    if record.verdict is None:
+        parts.append(f"There is no winner: {why_no_winner(record)}.")
+    else:
         parts.append(markdown_table(*standings(record)))
     if record.study.importance:
         shares: Sequence[Row] = [[name, f"{share:.2f}"] for name, share in record.study.importance.items()]

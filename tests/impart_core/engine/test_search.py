@@ -18,7 +18,7 @@ from impart_core.evaluation.harness import Evaluator
 from impart_core.lineage.graph import lineage_of
 from impart_core.store.catalog import scan
 from impart_core.store.gc import collect
-from impart_core.store.names import resolve
+from impart_core.store.names import resolve, set_ref
 from impart_core.store.store import Store
 from impart_core.store.verify import verify
 from tests.impart_core.evaluation.own_tasks import SUMS, sums, write_task
@@ -215,6 +215,28 @@ def test_merges_of_deltas_are_compressed_and_weighed_by_their_bytes(
     other = {**file, "name": None, "sampler": "random", "budget": {"trials": 2}}
     assert without_times(impart.search(other, store=tmp_path, device="cpu")) == without_times(report)
     assert measured[again:] == []
+
+
+def test_a_search_begins_where_another_study_ended(task: Path, tmp_path: Path) -> None:
+    template = {**merge(), "parameters": {"lambda": {"range": [0.1, 1]}, "normalize": False}}
+    usual = {"merge": template, "compress": None, "objectives": "mean", "starts": [], "parallel": 2}
+    cheap = settings(task, **usual, name="cheap", items=1, sampler="qmc", budget={"trials": 10})
+    first = impart.search(cheap, store=tmp_path, device="cpu", workers=1)
+    warm = {"name": "cmaes", "warm_study": "cheap.study"}
+    file = settings(task, **usual, items=2, sampler=warm, budget={"trials": 2})
+    report = impart.search(file, store=tmp_path, device="cpu", workers=1)
+    assert report.record.study.warm == first.record.study.trials
+    store = Store(tmp_path)
+    assert first.id in store.manifest(report.id).parents
+    set_ref(store, "cheap.study", report.id)  # another one now
+    by_id = {**file, "sampler": report.record.file["sampler"]}
+    assert by_id["sampler"]["warm_study"] == first.id
+    again = impart.search(by_id, store=tmp_path, device="cpu")
+    assert (again.id, again.cached) == (report.id, True)
+    with pytest.raises(ConfigError, match=r"cheap\.study has 2 trials"):
+        impart.search(file, store=tmp_path, device="cpu")
+    with pytest.raises(UnknownNameError, match="cheap"):
+        impart.search({**file, "sampler": {**warm, "warm_study": "chaep.study"}}, store=tmp_path, device="cpu")
 
 
 @pytest.mark.parametrize(
