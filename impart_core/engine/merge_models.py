@@ -1,5 +1,6 @@
 """The models of a merge: opened and checked, sparsified where the file says so, and planned."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -204,6 +205,9 @@ def open_stage(file: MergeFile, named: set[str], store: Store) -> Stage:
         file: the merge.
         named: the names of earlier stages.
         store: where deltas are looked for.
+
+    Raises:
+        ConfigError: two of them are one, called otherwise.
     """
     base_reference = file.base_model
     base = None if base_reference is None else _open_model(file, base_reference, None, named, store)
@@ -218,7 +222,30 @@ def open_stage(file: MergeFile, named: set[str], store: Store) -> Stage:
         base_reference = ModelReference(place=base.location)
         file = file.model_copy(update={"base_model": base_reference})
     models = opened if base_reference is None or base is None else {base_reference: base, **opened}
+    _require_distinct(models)
     return Stage(file, models)
+
+
+def _require_distinct(models: Mapping[ModelReference, Opened]) -> None:
+    """Refuse one model under two names: by links to a folder, revisions of one commit, or a delta's name and its id."""
+    known: dict[object, ModelReference] = {}
+    for reference, opened in models.items():
+        if isinstance(opened, Checkpoint):
+            place = opened.location if reference.adapter is None else reference.place  # that of the Hub has a commit
+            identity: object = (_real(place), reference.adapter and _real(reference.adapter))
+        else:
+            identity = opened.id if isinstance(opened, Delta) else opened
+        first = known.setdefault(identity, reference)
+        if first != reference:
+            raise ConfigError(
+                f"{first} and {reference} are one model under two names. Name it once, with the sum of its weights, or "
+                "the same wherever the file speaks of it."
+            )
+
+
+def _real(place: str) -> str:
+    """Return a folder of this machine with all links followed; another place as it is."""
+    return os.path.realpath(place) if Path(place).exists() else place
 
 
 def _open_model(
