@@ -23,6 +23,7 @@ from impart_core.searching.space import Candidate
 from impart_core.store.store import Store
 
 Values = dict[str, dict[str, np.ndarray]]  # by task and metric, the value of each item
+_OWN_NAMES = ("winner", "default", "base")  # what an expert's folder may be called, too
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,9 @@ class Judge:
         self._file, self._template, self._run = file, template, run
         self._how, self._executor, self._store = measuring, executor, Store(run.store)
         self._objective: Objective = next(one for one in file.objectives if one.of != BYTES)
+        self._experts = {
+            f"{name} (model)" if name in _OWN_NAMES else name: model for name, model in template.experts.items()
+        }
         self.trials: dict[str, None] = {}
 
     def verdict(self, winner: Candidate, default: Candidate, validation: int, test: Mapping[str, int]) -> Verdict:
@@ -67,10 +71,10 @@ class Judge:
         Raises:
             ModelError: one of the models fails on the test split.
         """
-        others = {"base": Model(checkpoint=self._template.base), **self._template.experts}
+        others = {"base": Model(checkpoint=self._template.base), **self._experts}
         known = dict.fromkeys(self._file.tasks, validation)
         seen = {name: self._of_reference(name, model, "validation", known) for name, model in others.items()}
-        expert = max(self._template.experts, key=lambda name: self._upward(seen[name]))
+        expert = max(self._experts, key=lambda name: self._upward(seen[name]))
         unseen = {"winner": self._of_candidate("winner", winner, test)}
         unseen["default"] = self._of_candidate("default", default, test)
         unseen |= {name: self._of_reference(name, model, "test", test) for name, model in others.items()}

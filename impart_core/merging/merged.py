@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from impart_core.artifacts.merged import merge_recipe
-from impart_core.base.errors import TensorValueError
+from impart_core.base.errors import ConfigError, TensorValueError
 from impart_core.base.numerics import one_thread_per_kernel
 from impart_core.checkpoint.computed import ComputedTensor
 from impart_core.checkpoint.header import DTYPES, TensorInfo
@@ -205,7 +205,7 @@ def recipe_of(file: MergeFile, known: Mapping[ModelReference, Mapping[str, Any]]
         known: what stands for every model of the file, the base among them, in a fixed order: see `Source.known`.
 
     Raises:
-        ConfigError: a parameter of the file is no value that a parameter has.
+        ConfigError: a parameter of the file is no value that a parameter has; or its tokenizer is no model's.
         UnknownNameError: there is no such method.
     """
     roles = _roles(file, known)
@@ -268,6 +268,9 @@ def _normal_tokenizer(tokenizer: Tokenizer, roles: Mapping[ModelReference, str])
     """Return what a file says of the tokenizer, with models by their roles."""
 
     def source(one: Any) -> Any:
+        model = one.model if isinstance(one, ModelToken) else one
+        if isinstance(model, ModelReference) and model not in roles:
+            raise ConfigError(f"The tokenizer is to come from {model}, which is none of the models.")
         if isinstance(one, ModelReference):
             return {"model": roles[one]}
         if isinstance(one, ModelToken):

@@ -186,11 +186,11 @@ def require_possible(constraints: Sequence[Constraint], metrics: Mapping[str, st
     lowest: dict[str, Constraint] = {}
     highest: dict[str, Constraint] = {}
     for one in constraints:
-        low, high = one.of.bounds(metrics)
-        if one.at_most and one.bound < low:
-            raise ConfigError(f"No model keeps {one.name}: {one.of.name} is at least {low:g}. Raise the bound.")
-        if not one.at_most and one.bound > high:
-            raise ConfigError(f"No model keeps {one.name}: {one.of.name} is at most {high:g}. Lower the bound.")
+        least, most = one.of.bounds(metrics)
+        if one.at_most and one.bound < least:
+            raise ConfigError(f"No model keeps {one.name}: {one.of.name} is at least {least:g}. Raise the bound.")
+        if not one.at_most and one.bound > most:
+            raise ConfigError(f"No model keeps {one.name}: {one.of.name} is at most {most:g}. Lower the bound.")
         side = highest if one.at_most else lowest
         other = side.get(one.of.name)
         if other is None or one.excess(other.bound) > 0:
@@ -218,7 +218,12 @@ class Aims(Frozen):
     def _from_list(cls, value: Any) -> Any:
         if isinstance(value, str):
             return {value: None}
-        return dict.fromkeys(value) if isinstance(value, list | tuple) else value
+        if not isinstance(value, list | tuple):
+            return value
+        for one in value:
+            if not isinstance(one, str):
+                raise ConfigError(f"tasks lists {one!r:.60}, which is no name of a task. List names: [gsm8k, mbpp].")
+        return dict.fromkeys(value)
 
     @field_validator("objectives", "constraints", mode="before")
     @classmethod

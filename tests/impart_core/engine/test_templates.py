@@ -22,6 +22,7 @@ from impart_core.merging.file import ModelReference
 from impart_core.searching.file import SearchFile, parse_search
 from impart_core.store.names import resolve, set_ref
 from impart_core.store.store import Store
+from tests.odd_values import tracebacks
 
 PLACES = {"base": str(tinyzoo.path("base")), "finetuned": str(tinyzoo.path("math"))}
 
@@ -266,3 +267,24 @@ def test_the_order_of_the_holes_is_part_of_a_study(tmp_path: Path) -> None:
 def test_what_cannot_be_opened_is_said(places: dict[str, Any], why: str, tmp_path: Path) -> None:
     with ThreadExecutor(1) as executor, pytest.raises(ConfigError, match=why):
         open_template(search(cr={"choose": [16]}, **places), Store(tmp_path), executor)
+
+
+def test_whatever_is_written_in_a_template_gives_a_sentence(store: Store) -> None:
+    run = Run(store.url, device="cpu")
+    template = {
+        "merge_method": "ties",
+        "base_model": PLACES["base"],
+        "models": [{"model": "math@low", "parameters": {"weight": 1, "density": {"range": [0.1, 1]}}}, {"model": CODE}],
+        "parameters": {"weight": 0.5},
+        "tokenizer": {"source": "union", "tokens": {"a": {"source": CODE}}},
+        "impart": {"models": {CODE: {"sparsify": {"cr": 8, "method": "dare"}}}, "compress": {"cr": 4}},
+    }
+
+    def read(raw: Any) -> None:
+        file = parse_search({"tasks": {"tinyzoo_math": "exact_match"}, "budget": {"trials": 3}, "merge": raw})
+        found, filled = opened(file, store), default_of(file)
+        assert found.inputs(filled)
+        found.check(filled, run)
+
+    read(template)
+    assert tracebacks(template, read) == []

@@ -6,6 +6,7 @@ import pytest
 from impart_core.base.errors import ConfigError, UnknownNameError
 from impart_core.searching.file import parse_search, read_search_file
 from tests.impart_core.searching.synthetic import search
+from tests.odd_values import tracebacks
 
 TEXT = """
 name: math@best
@@ -145,3 +146,28 @@ def test_all_items_are_one_rung_where_none_are_named() -> None:
 def test_the_shortest_search_is_a_template_tasks_and_an_end() -> None:
     file = parse_search({"compress": {"cr": {"choose": [4, 8]}}, "tasks": "gsm8k", "sampler": "grid"})
     assert file.goals == {"mean": "maximize"}
+
+
+def test_whatever_is_written_in_a_search_file_gives_a_sentence() -> None:
+    template = {"base": "b", "finetuned": "f", "cr": {"range": [4, 64]}, "options": {"beta": {"range": [0, 0.9]}}}
+    document = {
+        "compress": {**template, "method": {"choose": ["impart", "dare"], "default": "dare"}},
+        "name": "a@b",
+        "tasks": ["t"],
+        "objectives": ["mean", {"of": "bytes"}],
+        "constraints": ["bytes <= 5"],
+        "sampler": {"name": "tpe", "startup": 3},
+        "starts": ["uniform", {"cr": 16}],
+        "items": [50, 200],
+        "budget": {"trials": 5},
+        "measuring": {"num_fewshot": 1},
+    }
+
+    def read(raw: Any) -> None:
+        file = parse_search(raw)
+        file.rungs(300)
+        assert len(file.space.fill(file.space.defaults).digest) == 64
+        assert file.goals and file.quantities
+
+    read(document)
+    assert tracebacks(document, read) == []
