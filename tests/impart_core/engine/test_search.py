@@ -1,5 +1,6 @@
 """A search of real compressions: all is kept, nothing is scored twice, the winner is judged on unseen items."""
 
+import shutil
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -175,11 +176,15 @@ def test_a_search_that_shares_candidates_scores_the_others_only(
 
 
 def test_a_candidate_that_cannot_be_made_is_scored_as_failed(task: Path, tmp_path: Path) -> None:
+    called = shutil.copytree(MATH, tmp_path / "base")  # as the base is, in the verdict
     template = {**settings(task)["compress"], "method": "impart", "seed": 0, "cr": {"choose": [16, 1e6]}}
-    report = impart.search(settings(task, compress=template, starts=[]), store=tmp_path, device="cpu")
+    template["finetuned"] = str(called)
+    report = impart.search(settings(task, compress=template, starts=[]), store=tmp_path / "store", device="cpu")
     good, bad = report.record.study.trials
     assert (good.state, bad.state, report.record.study.best) == ("complete", "failed", 0)
     assert bad.why and "Lower the CR" in bad.why
+    assert report.record.verdict is not None
+    assert list(report.record.verdict.test) == ["winner", "default", "base", "base (model)"]
 
 
 def test_merges_are_searched_and_the_winner_is_held_against_each_expert(task: Path, tmp_path: Path) -> None:
