@@ -21,7 +21,7 @@ from impart_core.store.recipe import Recipe
 from impart_core.store.store import Store
 
 STUDY_FILE = "study.json"
-VERSIONS = {"study": 1}
+VERSIONS = {"study": 2}  # raised whenever the same recipe gives another study
 
 
 class Standing(Frozen):
