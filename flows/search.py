@@ -10,7 +10,7 @@ from impart_core.engine.executor import Progress
 from impart_core.engine.search import CheckedSearch, SearchReport, SearchRequest
 from impart_core.engine.search import search as search_models
 from impart_flows.events import observed_run
-from impart_flows.search_page import show_search
+from impart_flows.search_page import SearchProgress, show_search
 from impart_tasks.executor import PrefectExecutor
 
 
@@ -26,8 +26,9 @@ def flow_of(
             ImpartError: the request cannot be carried out; the message says what to change.
         """
         with observed_run() as run:
+            shown = SearchProgress(request.file.name or request.file.kind, progress)
             report = search_models(
-                request, PrefectExecutor(), checked=checked, progress=progress, run_id=str(flow_run.id or "")
+                request, PrefectExecutor(), checked=checked, progress=shown, run_id=str(flow_run.id or "")
             )
             run.tell([report.entry], report.sources, request.store, [] if report.cached else [report.id])
         show_search(report)

@@ -1,17 +1,56 @@
-"""The page of a search's run in Prefect: the winner, its standing on the test split, every trial, and the picture."""
+"""The page of a search's run in Prefect: how far it is; the winner, its standing on the test split, every trial."""
 
+import time
 from base64 import b64encode
 from collections.abc import Sequence
+from uuid import UUID
 
-from prefect.artifacts import create_image_artifact, create_markdown_artifact
+from prefect.artifacts import (
+    create_image_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    update_progress_artifact,
+)
 
 from impart_core.artifacts.study import StudyRecord
+from impart_core.engine.executor import Progress
 from impart_core.engine.search import SearchReport
+from impart_core.searching.objective import Constraint
 from impart_core.store.manifest import Measured
 from impart_flows.run_page import markdown_table, never_failing, page_key
 from impart_flows.study_picture import draw_study
 
 Row = list[str]
+
+
+class SearchProgress:
+    """Listens to a search, and shows on its run's page how far it is: trials, the best so far, the time left."""
+
+    def __init__(self, name: str, listener: Progress | None) -> None:
+        """Begin; `listener` is told the same."""
+        self._key, self._listener = page_key("search-progress", name), listener
+        self._page: UUID | None = None
+        self._stage, self._started = "", time.monotonic()
+
+    def __call__(self, stage: str, done: int, total: int, what: str) -> None:
+        """Show that so many of the trials of a stage are done; a total of 0 is not known."""
+        if stage != self._stage:
+            self._stage, self._started = stage, time.monotonic()
+        if 0 < done < total:
+            left = (time.monotonic() - self._started) * (total - done) / done
+            what = ", ".join(filter(None, (what, f"about {left:.0f} s left")))
+        if self._listener:
+            self._listener(stage, done, total, what)
+        trial = f"{stage}: {done} of {total} trials" if total else f"{stage}: {done} trials"
+        with never_failing():
+            self._show(100 * done / total if total else 0.0, ", ".join(filter(None, (trial, what))))
+
+    def _show(self, percent: float, text: str) -> None:
+        if self._page is None:
+            page = create_progress_artifact(percent, self._key, text)
+            self._page = page if isinstance(page, UUID) else None
+        else:
+            update_progress_artifact(self._page, percent, text)
 
 
 def show_search(report: SearchReport) -> None:
@@ -62,6 +101,26 @@ def trials(record: StudyRecord) -> tuple[Row, list[Row]]:
     return columns, rows
 
 
+def why_no_winner(record: StudyRecord) -> str:
+    """Return why a search has no winner: how near its trials came to each bound, or why they failed."""
+    trials = record.study.trials
+    scored = [trial for trial in trials if trial.state == "complete"]
+    if not scored:
+        failed = [trial for trial in trials if trial.state == "failed"]
+        why = f"; trial {failed[0].number} because: {failed[0].why}" if failed else ""
+        return f"no trial is complete, {len(failed)} of {len(trials)} failed{why}"
+    missed = []
+    for raw in record.file["constraints"]:
+        bound = Constraint.model_validate(raw)
+        name = bound.of.name
+        near = min(scored, key=lambda trial: bound.excess(trial.quantities[name]))
+        if bound.excess(near.quantities[name]) > 0:
+            missed.append(f"{bound.name} (nearest: {near.quantities[name]:.5g}, trial {near.number})")
+    if not missed:
+        return f"each constraint is kept by one of {len(scored)} complete trials or another, and no trial keeps all"
+    return f"none of {len(scored)} complete trials keeps {', or '.join(missed)}"
+
+
 def _value(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
@@ -72,7 +131,9 @@ def _text(report: SearchReport) -> str:
         f"# {report.name or f'Search {report.id[:12]}'}",
         f"{len(record.study.trials)} trials: {record.study.stopped}.",
     ]
-    if record.verdict is not None:
+    if record.verdict is None:
+        parts.append(f"There is no winner: {why_no_winner(record)}.")
+    else:
         parts.append(markdown_table(*standings(record)))
     if record.study.importance:
         shares: Sequence[Row] = [[name, f"{share:.2f}"] for name, share in record.study.importance.items()]

@@ -15,18 +15,18 @@ if TYPE_CHECKING:
         evaluate,
         load_model,
         load_state_dict,
-        merge,
         open_delta,
         quantize,
         reconstruct,
     )
+    from impart_core.engine.library_merge import merge
     from impart_core.engine.library_search import search
     from impart_core.evaluation.options import MeasureOptions
     from impart_core.methods.base import METHODS, Coding, Projection
     from impart_core.store.store import Store
 
 __version__ = "0.1.0"
-_VERBS = ("compress", "evaluate", "load_model", "load_state_dict", "merge", "open_delta", "quantize", "reconstruct")
+_VERBS = ("compress", "evaluate", "load_model", "load_state_dict", "open_delta", "quantize", "reconstruct")
 _HOMES = {
     **dict.fromkeys(_VERBS, "impart_core.engine.library"),
     **dict.fromkeys(("METHODS", "Coding", "Projection"), "impart_core.methods.base"),
@@ -35,6 +35,7 @@ _HOMES = {
     "ImpartError": "impart_core.base.errors",
     "MeasureOptions": "impart_core.evaluation.options",
     "Store": "impart_core.store.store",
+    "merge": "impart_core.engine.library_merge",
     "search": "impart_core.engine.library_search",
 }
 __all__ = [

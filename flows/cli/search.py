@@ -14,11 +14,12 @@ from impart_core.searching.starts import starting_values
 from impart_core.store.names import resolve
 from impart_core.store.store import Store
 from impart_flows.cli import options as opt
+from impart_flows.cli.failure import WRONG_REQUEST
 from impart_flows.cli.flags import from_flags
-from impart_flows.cli.output import human_seconds, print_json, print_table, progress, say
+from impart_flows.cli.output import errors, human_seconds, print_json, print_table, progress, say
 from impart_flows.embedded import prefect_server
 from impart_flows.search import run_search
-from impart_flows.search_page import measured, standings, trials
+from impart_flows.search_page import measured, standings, trials, why_no_winner
 from impart_flows.study_picture import FORMATS, draw_study
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check it and say what would be tried; evaluate nothing.")]
@@ -44,6 +45,10 @@ def search(request: SearchRequest, dry_run: DryRun = False, json: opt.JsonOption
         print_json(report.model_dump(mode="json"))
     else:
         _tell(report)
+    if report.record.winner is None:
+        named = f", and nothing is published as {request.file.name}" if request.file.name else ""
+        errors.print(f"error: There is no winner{named}: {why_no_winner(report.record)}. The study is kept.")
+        raise typer.Exit(WRONG_REQUEST)
 
 
 def show(
@@ -131,7 +136,7 @@ def _tell_record(record: StudyRecord) -> None:
     pruned, failed = states.count("pruned"), states.count("failed")
     say(f"trials         {len(states)}: {pruned} pruned, {failed} failed; {study.stopped}")
     if best is None or record.verdict is None:
-        say("best           none: no trial is complete and keeps the constraints")
+        say(f"best           none: {why_no_winner(record)}")
         return
     say(f"best           trial {best.number}: " + ", ".join(f"{name} {value}" for name, value in best.values.items()))
     values = (

@@ -1,7 +1,7 @@
 """Verbs that copy artifacts between stores: export and import."""
 
 from impart_core.base.settings import Frozen
-from impart_core.share.transfer import Record, transfer
+from impart_core.share.transfer import Record, TransferSettings, transfer
 from impart_core.store.names import resolve
 from impart_core.store.store import Store
 from impart_flows.cli import options as opt
@@ -60,16 +60,13 @@ def import_artifacts(request: ImportRequest, json: opt.JsonOption = False) -> No
 
 def _transfer(verb: str, request: TransferRequest, source: Store, target: Store, json: bool) -> None:
     artifacts = [resolve(source, ref) for ref in request.refs]
+    settings = TransferSettings(
+        factors=request.factors,
+        evaluations=request.evaluations,
+        move_names=request.move_names,
+        reread=request.verify_cache,
+        record=Record.IMPORTED if verb == "import" else Record.MADE,
+    )
     with progress(quiet=json) as reporter:
-        report = transfer(
-            source,
-            target,
-            artifacts,
-            factors=request.factors,
-            evaluations=request.evaluations,
-            move_names=request.move_names,
-            reread=request.verify_cache,
-            record=Record.IMPORTED if verb == "import" else Record.MADE,
-            progress=by_bytes(reporter, verb),
-        )
+        report = transfer(source, target, artifacts, settings, by_bytes(reporter, verb))
     show(report, json, print_transfer)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import FailFast, Field
 
@@ -96,11 +96,7 @@ def delta_recipe(
     return Recipe(
         operation="compress",
         version=VERSIONS["delta"],
-        config={
-            "format": FORMAT_VERSION,
-            "method_version": METHODS.get(config.method).version,
-            **config.model_dump(mode="json"),
-        },
+        config=_recipe_config(config),
         inputs={
             "base": checkpoint_id(digests[0]),
             "finetuned": checkpoint_id(digests[1]),
@@ -109,6 +105,26 @@ def delta_recipe(
             **({"calibration": calibration} if calibration else {}),
         },
     )
+
+
+def foreseen_recipe(config: CompressConfig, merged: str) -> Recipe:
+    """Return what makes a delta of a merged model that is not computed yet.
+
+    It stands for the delta where its model has to be known before it is made; the delta has an id of its own.
+
+    Args:
+        config: the settings.
+        merged: the id of the recipe that merges the model, of which the base is part.
+    """
+    return Recipe(
+        operation="compress", version=VERSIONS["delta"], config=_recipe_config(config), inputs={"merged": merged}
+    )
+
+
+def _recipe_config(config: CompressConfig) -> dict[str, Any]:
+    """Return what of a recipe the settings are, and the versions that bytes depend on."""
+    version = METHODS.get(config.method).version
+    return {"format": FORMAT_VERSION, "method_version": version, **config.model_dump(mode="json")}
 
 
 def own_files(recipe: Recipe) -> list[str]:

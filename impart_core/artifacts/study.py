@@ -21,7 +21,7 @@ from impart_core.store.recipe import Recipe
 from impart_core.store.store import Store
 
 STUDY_FILE = "study.json"
-VERSIONS = {"study": 1}
+VERSIONS = {"study": 2}  # raised whenever the same recipe gives another study
 
 
 class Standing(Frozen):
@@ -125,6 +125,7 @@ def study_recipe(file: SearchFile, template: Mapping[str, Any], inputs: Mapping[
         inputs: ids of what lies at these places, by role.
     """
     config = file.model_dump(mode="json", exclude={"name", "measuring", "merge", "compress"})
+    del config["sampler"]["warm_study"]  # its id is among the inputs
     config[file.kind] = dict(template)
     config["parameters"] = list(file.space.holes)  # in this order they are drawn
     config["measuring"] = {**file.measuring.of_recipe(), "seed": file.measuring.seed}

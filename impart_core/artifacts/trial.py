@@ -85,8 +85,8 @@ def trial_recipe(
     """Return what makes a trial: the model by content, the task's definition, and which items.
 
     Args:
-        model: what stands for the model, by role: see `model_inputs`; or `merged`, with the id of the recipe that
-            merges it, so that no tensor of it has to be computed.
+        model: what stands for the model, by role: see `model_inputs`; or, so that no tensor of it has to be computed,
+            `merged`, with the id of the recipe that merges it, or `compressed`, with that of `foreseen_recipe`.
         task: lm-eval's name of the task.
         items: the range, by place in the task's order of items.
         split: which split.

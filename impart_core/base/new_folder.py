@@ -18,11 +18,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from impart_core.base.errors import OutputExistsError
+from impart_core.base.errors import OutputExistsError, StoreError
 from impart_core.base.files import disk_errors, renameat2, sync_file, sync_folder
 
 _EXCHANGE = 2  # Linux: fs.h
-_MODEL_FILE = "config.json"  # every model has one
+_CONFIG, _WEIGHTS = "config.json", "*.safetensors"  # every model has both; an application may have the first
 _LOCK, _NEW, _OLD = "lock", "new", "old"
 
 
@@ -35,19 +35,36 @@ def check_output_folder(out: Path, overwrite: bool = False) -> None:
 
     Raises:
         OutputExistsError: it must not be made here.
+        StoreError: it cannot be made here.
     """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if out.is_file() or not overwrite:
-        raise OutputExistsError(
-            f"{out} already holds files. Choose another folder, or let it be replaced (overwrite=True, on the "
-            "command line --overwrite)."
-        )
-    if not (out / _MODEL_FILE).is_file():
-        raise OutputExistsError(
-            f"{out} holds files, but no model (it has no {_MODEL_FILE}), and is not overwritten. Choose another "
-            "folder, or empty this one."
-        )
+    with disk_errors(out):
+        _require_room(out)
+        if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+            return
+        if out.is_file() or not overwrite:
+            raise OutputExistsError(
+                f"{out} already holds files. Choose another folder, or let it be replaced (overwrite=True, on the "
+                "command line --overwrite)."
+            )
+        if not (out / _CONFIG).is_file() or not any(out.glob(_WEIGHTS)):
+            raise OutputExistsError(
+                f"{out} holds files, but no model (that has {_CONFIG} and {_WEIGHTS}), and is not overwritten. Choose "
+                "another folder, or empty this one."
+            )
+
+
+def _require_room(out: Path) -> None:
+    """Refuse a place where no folder can be made; nothing is written to find out."""
+    try:
+        place = out.resolve().parent
+    except (RuntimeError, ValueError) as error:  # links that lead in a circle; a name that no file system has
+        raise StoreError(f"{str(out)!r:.100} is no place for a folder: {error}. Choose another.") from error
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        raise StoreError(f"{out} cannot be made: {place} is a file. Choose another folder.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise StoreError(f"{out} cannot be made: {place} cannot be written to. Choose another folder.")
 
 
 def require_apart(out: Path, others: Mapping[str, Path]) -> None:
@@ -79,8 +96,8 @@ def new_folder(out: Path, overwrite: bool = False) -> Iterator[Path]:
         OutputExistsError: see `check_output_folder`; or somebody else has made it meanwhile.
         StoreError: it cannot be written.
     """
-    out = out.resolve()  # of a link, what it leads to is replaced
     check_output_folder(out, overwrite)
+    out = out.resolve()  # of a link, what it leads to is replaced
     with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         _clean_up(out)

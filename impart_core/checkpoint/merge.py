@@ -1,19 +1,16 @@
-"""Tensors of a base with an adapter merged into them: computed when they are read, in float32, and cast once.
-
-A merged tensor is a file of its own that lies nowhere, so that whoever reads or digests a checkpoint needs not know.
-"""
+"""Tensors of a base with an adapter merged into them: computed when they are read, in float32, and cast once."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from impart_core.base.canonical import digest_of
 from impart_core.base.numerics import one_thread_per_kernel
+from impart_core.checkpoint.computed import ComputedTensor
 from impart_core.checkpoint.header import DTYPE_NAMES, TensorInfo
 from impart_core.checkpoint.reader import read_tensor
-from impart_core.checkpoint.source import CHUNK, ComputedFile
 
 _ARITHMETIC = 1  # raised whenever a merge gives other bytes: digests are remembered by it
 
@@ -139,45 +136,14 @@ class ExpertsLowRank(Update):
         return base.add_(delta.T if self.transposed else delta)
 
 
-@dataclass(frozen=True)
-class MergedFile(ComputedFile):
-    """A merged tensor's bytes; a stack of matrices is computed matrix by matrix.
-
-    Attributes:
-        base: the base's tensor; None where it has none.
-        update: what is merged into it.
-        dtype: what the result is cast to.
-        shape: its shape.
-        key: digest of all that its bytes follow from.
-    """
-
-    base: TensorInfo | None
-    update: Update
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    key: str
-
-    @property
-    def address(self) -> str:
-        """The key: it lies at no place."""
-        return self.key
-
-    def chunks(self, start: int, end: int) -> Iterator[memoryview]:
-        """Give the bytes from `start` to before `end`, each matrix computed once."""
-        stacked = len(self.shape) == 3
-        each = self.size // self.shape[0] if stacked and self.size else self.size
-        for number in range(start // each, -(-end // each)) if each else ():
-            data = self._computed(number if stacked else None)
-            low, high = max(start - number * each, 0), min(end - number * each, each)
-            for at in range(low, high, CHUNK):
-                yield data[at : min(at + CHUNK, high)]
-
-    def _computed(self, index: int | None) -> memoryview:
-        base = self.base if self.base is None or index is None else self.base.part(index)
-        with one_thread_per_kernel():
-            values = None if base is None else read_tensor(base).float()  # memory of its own, which updates write into
-            merged = self.update.merged(values, index).to(self.dtype).contiguous()
-        return memoryview(merged.reshape(-1).view(torch.uint8).numpy().data)
+def _piece(base: TensorInfo | None, update: Update, dtype: torch.dtype, stacked: bool, number: int) -> memoryview:
+    """Return the bytes of a merged tensor, or of one matrix of a stack."""
+    index = number if stacked else None
+    part = base if base is None or index is None else base.part(index)
+    with one_thread_per_kernel():
+        values = None if part is None else read_tensor(part).float()  # memory of its own, which updates write into
+        merged = update.merged(values, index).to(dtype).contiguous()
+    return memoryview(merged.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def merged_tensor(
@@ -198,14 +164,13 @@ def merged_tensor(
     ]
     numbers = {key: value for key, value in vars(update).items() if not isinstance(value, TensorInfo)}
     key = digest_of([_ARITHMETIC, type(update).__name__, numbers, str(dtype), shape, read])
-    file = MergedFile(
+    stacked = len(shape) == 3
+    file = ComputedTensor(
         location=" + ".join(dict.fromkeys(str(info.file) for info in sources)),
         size=torch.Size(shape).numel() * dtype.itemsize,
         stamp=None if any(info.file.stamp is None for info in sources) else key,
-        base=base,
-        update=update,
-        dtype=dtype,
-        shape=shape,
         key=key,
+        compute=partial(_piece, base, update, dtype, stacked),
+        pieces=shape[0] if stacked else 1,
     )
     return TensorInfo(name, DTYPE_NAMES[dtype], shape, file, 0, file.size)

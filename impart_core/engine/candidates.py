@@ -21,7 +21,7 @@ from impart_core.base.retry import NETWORK, patiently
 from impart_core.base.settings import Frozen
 from impart_core.engine.executor import Executor, stage
 from impart_core.engine.references import Run, TrialJob
-from impart_core.engine.template import Template
+from impart_core.engine.template import Model, Template
 from impart_core.engine.trial import score_model
 from impart_core.evaluation.items import ItemRange, pieces
 from impart_core.evaluation.options import MeasureOptions
@@ -101,8 +101,13 @@ def try_candidate(job: CandidateJob) -> CandidateResult:
             if isinstance(error, _OF_THE_CANDIDATE) or is_out_of_device_memory(error):
                 return CandidateResult(failure=str(error) or type(error).__name__, seconds=watch.seconds)
             raise
-        made = {one.name: getattr(model, one.name) for one in fields(model)}
-        return score(TrialJob(job.run, job.label, job.tasks, job.items, split=job.split, **made), job.measuring)
+        return score(trial_job(job.run, job.label, job.tasks, job.items, job.split, model), job.measuring)
+
+
+def trial_job(run: Run, label: str, tasks: tuple[str, ...], items: ItemRange, split: Split, model: Model) -> TrialJob:
+    """Return the job of scoring a model; arguments as in `TrialJob`."""
+    made = {one.name: getattr(model, one.name) for one in fields(model)}
+    return TrialJob(run, label, tasks, items, split=split, **made)
 
 
 def score(job: TrialJob, how: Measuring) -> CandidateResult:
@@ -221,10 +226,13 @@ class StoreLedger(Ledger):
                 self._inputs[candidate.digest] = None
         return self._inputs[candidate.digest]
 
-    def _bytes_of(self, digest: str, inputs: Mapping[str, object]) -> int | None:
-        if digest not in self._bytes and (counted := self._template.bytes_of(inputs, self._store)) is not None:
-            self._bytes[digest] = counted
-        return self._bytes.get(digest)
+    def _bytes_of(self, candidate: Candidate, made: Sequence[str]) -> int | None:
+        if candidate.digest not in self._bytes:
+            counted = self._template.bytes_of(candidate.filled, made, self._store)
+            if counted is None:
+                return None
+            self._bytes[candidate.digest] = counted
+        return self._bytes[candidate.digest]
 
     def _score(self, candidate: Candidate, trials: Sequence[Sequence[Manifest]]) -> Score:
         """Return the score that trials of each measure hold together."""
@@ -232,9 +240,8 @@ class StoreLedger(Ledger):
         for of_measure in trials:
             metrics |= read_scores(self._store, [trial.id for trial in of_measure]).scores
             self.trials |= dict.fromkeys(trial.id for trial in of_measure)
-        inputs = self._inputs_of(candidate)
         return Score(
             metrics=metrics,
-            bytes=self._bytes_of(candidate.digest, inputs) if inputs and self._how.bytes else None,
+            bytes=self._bytes_of(candidate, trials[0][0].parents) if self._how.bytes else None,
             seconds=round(sum(trial.provenance.seconds for each in trials for trial in each), 3),
         )

@@ -11,6 +11,7 @@ from impart_core.apply import load
 from impart_core.artifacts import delta as deltas
 from impart_core.artifacts.calibration_text import calibration_recipe, publish_calibration
 from impart_core.artifacts.delta import Delta
+from impart_core.base.arguments import require_kind
 from impart_core.base.errors import ConfigError
 from impart_core.base.numerics import resolve_device
 from impart_core.base.settings import nearest
@@ -18,18 +19,15 @@ from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.text import PUBLISHED, CalibrationText, require_tokens
 from impart_core.engine import compress as compressing
 from impart_core.engine import evaluate as evaluating
-from impart_core.engine import merge as merging
 from impart_core.engine import reconstruct as rebuilding
 from impart_core.engine.bases import base_of
 from impart_core.engine.executor import Progress, ThreadExecutor
-from impart_core.engine.merge import MergeReport
 from impart_core.engine.preflight import Checked
 from impart_core.engine.quantize import quantize_request
 from impart_core.engine.references import EvaluationResult
 from impart_core.engine.requests import (
     CompressRequest,
     EvaluateRequest,
-    MergeRequest,
     QuantizeRequest,
     ReconstructRequest,
     Trust,
@@ -37,11 +35,9 @@ from impart_core.engine.requests import (
 )
 from impart_core.evaluation.options import MeasureOptions
 from impart_core.evaluation.result import Split
-from impart_core.merging.file import MergeFile, merge_of, read_merge_file
-from impart_core.merging.methods import MERGE_METHODS
 from impart_core.store.names import resolve
 from impart_core.store.provenance import Stopwatch
-from impart_core.store.store import Store, default_store_url
+from impart_core.store.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -81,18 +77,6 @@ class QuantizeKeywords(RunKeywords, total=False):
     options: Mapping[str, Any]
     base: str
     finetuned: str
-
-
-class MergeKeywords(TypedDict, total=False):
-    """Where a merged model goes, and how it is merged; see `MergeRequest`. `seed` is that of what a method draws."""
-
-    out: Place
-    store: Place | Store
-    name: str
-    seed: int
-    device: str
-    workers: int
-    overwrite: bool
 
 
 class EvaluateKeywords(TypedDict, total=False):
@@ -184,8 +168,7 @@ def reconstruct(
     Raises:
         ImpartError: the request cannot be carried out; the message says what to change.
     """
-    if not isinstance(out, str | Path):
-        raise ConfigError(f"{out!r:.50} is no folder to make. Give one as out=….")
+    require_kind(out, (str, Path), "out", "the folder to make")
     delta = open_delta(ref, store)
     request = ReconstructRequest(
         ref=delta.manifest.id,
@@ -196,77 +179,6 @@ def reconstruct(
         with_code=with_code,
     )
     return rebuilding.reconstruct(request, progress).out
-
-
-def merge(
-    models: Place | Sequence[Ref | Path] | Mapping[str, Any],
-    *,
-    method: str = "task_arithmetic",
-    weights: float | Sequence[float] | None = None,
-    base: Place | None = None,
-    options: Mapping[str, Any] | None = None,
-    sparsify: CompressConfig | Mapping[str, Any] | None = None,
-    compress: CompressConfig | Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
-    **keywords: Unpack[MergeKeywords],
-) -> MergeReport:
-    """Merge models into a folder, or into a delta of their base, and publish what was merged how.
-
-    Args:
-        models: checkpoints, deltas, or names or ids of deltas; or a merge file's path, or what such a file holds, which
-            then says all that the next six arguments do.
-        method: the merge method.
-        weights: one for each model, or one for all; None: 1, where the method has weights.
-        base: what the models were fine-tuned from; None: what deltas say they were made against.
-        options: the method's other parameters, such as `{"density": 0.4}`.
-        sparsify: how each model is compressed before it is merged.
-        compress: how the merged model is compressed, as a delta of the base.
-        progress: as for `compress`.
-        keywords: where it goes and how it is run, by name; see `MergeKeywords`.
-
-    Raises:
-        ImpartError: the request cannot be carried out; the message says what to change.
-    """
-    given: dict[str, Any] = dict(keywords)
-    opened = _store(given.pop("store", None))
-    stages: tuple[MergeFile, ...]
-    if isinstance(models, Mapping):
-        stages = (merge_of(models),)
-    elif isinstance(models, str | Path):
-        stages = read_merge_file(Path(models))
-    else:
-        if weights is None and "weight" in MERGE_METHODS.get(method).options:
-            weights = 1.0
-        written = {
-            "merge_method": method,
-            "models": _models(models, weights),
-            "parameters": dict(options or {}),
-            "impart": {"sparsify": sparsify, "compress": compress, "seed": given.pop("seed", 0)},
-        }
-        stages = (merge_of(written if base is None else {**written, "base_model": str(base)}),)
-    unknown = next((name for name in given if name not in MergeKeywords.__annotations__), None)
-    if unknown:
-        raise ConfigError(f"Unknown setting {unknown!r}.{nearest(unknown, MergeKeywords.__annotations__)}")
-    out = given.pop("out", None)
-    request = MergeRequest(stages=stages, out=None if out is None else Path(out), store=opened.url, **given)
-    with ThreadExecutor(request.workers) as executor:
-        return merging.merge(request, executor, progress=progress).report
-
-
-def _models(models: Sequence[Ref | Path], weights: float | Sequence[float] | None) -> list[dict[str, Any]]:
-    """Return models and their weights as a merge file lists them."""
-    each: Sequence[float | None] = (
-        [weights] * len(models) if weights is None or isinstance(weights, int | float) else list(weights)
-    )
-    if len(each) != len(models):
-        raise ConfigError(f"{len(each)} weights are given for {len(models)} models. Give one for each, or one for all.")
-    return [
-        {
-            "model": model.manifest.id if isinstance(model, Delta) else str(model),
-            "parameters": {} if weight is None else {"weight": weight},
-        }
-        for model, weight in zip(models, each, strict=True)
-    ]
 
 
 def evaluate(
@@ -295,14 +207,16 @@ def evaluate(
     Raises:
         ImpartError: the request cannot be carried out; the message says what to change.
     """
+    require_kind(tasks, (str, list, tuple), "tasks", "names of tasks, or one name")
+    require_kind(options, (MeasureOptions, Mapping, type(None)), "options", "settings by name")
     # Text may be a name or an id; all else is a place, or nothing.
     name = model.manifest.id if isinstance(model, Delta) else model if isinstance(model, str) else absolute(model)
     request = EvaluateRequest(
         model=name,
         base=None if base is None else absolute(base),
         tasks=(tasks,) if isinstance(tasks, str) else tuple(tasks),
-        measuring=options if isinstance(options, MeasureOptions) else MeasureOptions(**(options or {})),
-        store=model.store.url if isinstance(model, Delta) else _store(store).url,
+        measuring=options if isinstance(options, MeasureOptions) else MeasureOptions(**_named(options or {})),
+        store=model.store.url if isinstance(model, Delta) else opened_store(store).url,
         **keywords,
     )
     with ThreadExecutor(1) as executor:
@@ -318,9 +232,8 @@ def open_delta(ref: Ref, store: Place | Store | None = None) -> Delta:
     """
     if isinstance(ref, Delta):
         return ref
-    if not isinstance(ref, str):
-        raise ConfigError(f"A delta is opened by its name or id, not by a {type(ref).__name__}.")
-    opened = _store(store)
+    require_kind(ref, str, "The delta", "its name or id")
+    opened = opened_store(store)
     return deltas.open_delta(opened, resolve(opened, ref))
 
 
@@ -348,8 +261,13 @@ def load_state_dict(
     return load.load_state_dict(delta, base_of(delta, base))
 
 
-def _store(store: Place | Store | None) -> Store:
-    return store if isinstance(store, Store) else Store(store or default_store_url())
+def opened_store(store: Place | Store | None) -> Store:
+    """Return a store as it is, or opened; None: IMPART_STORE, else the user's own."""
+    return store if isinstance(store, Store) else Store(store)
+
+
+def _named(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {str(name): value for name, value in options.items()}
 
 
 def _run(given: dict[str, Any], known: Any) -> dict[str, Any]:
@@ -362,7 +280,7 @@ def _run(given: dict[str, Any], known: Any) -> dict[str, Any]:
     for name in given:
         if name not in known.__annotations__:
             raise ConfigError(f"Unknown setting {name!r}.{nearest(name, names)}")
-    store = _store(given.get("store"))
+    store = opened_store(given.get("store"))
     given["store"] = store.url
     text = given.get("calibration")
     if isinstance(text, torch.Tensor):

@@ -8,10 +8,11 @@ from impart_core.base.errors import ConfigError
 from impart_core.base.settings import nearest
 from impart_core.engine import search as searching
 from impart_core.engine.executor import Progress, ThreadExecutor
+from impart_core.engine.library import opened_store
 from impart_core.engine.requests import Trust
 from impart_core.engine.search import SearchReport, SearchRequest
 from impart_core.searching.file import SearchFile, parse_search, read_search_file
-from impart_core.store.store import Store, default_store_url
+from impart_core.store.store import Store
 
 
 class SearchKeywords(TypedDict, total=False):
@@ -52,7 +53,6 @@ def search(
         file = read_search_file(file)
     elif not isinstance(file, SearchFile):
         file = parse_search(dict(file) if isinstance(file, Mapping) else file)
-    opened = store if isinstance(store, Store) else Store(store or default_store_url())
-    request = SearchRequest(file=file, store=opened.url, **keywords)
+    request = SearchRequest(file=file, store=opened_store(store).url, **keywords)
     with ThreadExecutor(request.workers or file.parallel) as executor:
         return searching.search(request, executor, progress=progress)

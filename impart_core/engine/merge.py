@@ -110,7 +110,7 @@ def merge(
     """
     with recording() as ledger, spooling():
         checked = checked or patiently("check the request", lambda: check_merge(request))
-        with opened_merge(request, checked, executor, progress) as (planned, sparsified):
+        with opened_merge(request, checked.stages, executor, progress) as (planned, sparsified):
             run = _Run(request, planned, run_id)
             work = (lambda: run.write(progress)) if request.out else (lambda: tensor_digests(planned.checkpoint()))
             digests = patiently("merge", work)

@@ -1,6 +1,7 @@
 """The models of a merge: opened and checked, sparsified where the file says so, and planned."""
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +135,7 @@ def plan_of(checked: CheckedMerge) -> MergePlan:
 
 def check_merge(request: MergeRequest) -> CheckedMerge:
     """Check a merge without doing any of its work; raise an `ImpartError` that says what to change."""
-    device, store, last = resolve_device(request.device), Store(request.store), request.stages[-1]
+    store, last = Store(request.store), request.stages[-1]
     if (request.name or last.impart.name) is not None:
         require_movable(store, request.name or str(last.impart.name))
     if request.out is None and last.impart.compress is None:
@@ -159,14 +160,9 @@ def check_merge(request: MergeRequest) -> CheckedMerge:
     store.require_writable()
     plans: dict[str, Merge] = {}
     for one in stages:
-        check_stage(one, request)
-        plan = plan_merge(
-            one.file, {ref: _stand_in(str(ref), opened, one, plans) for ref, opened in one.models.items()}, device
-        )
+        plan = plan_stage(one, request, plans)
         if one.file.name:
             plans[one.file.name] = plan
-    if last.impart.compress:
-        check_compress(_compress_request(request, last.impart.compress), (stages[-1].base(), plan.checkpoint()))
     return CheckedMerge(tuple(stages), plan)
 
 
@@ -179,12 +175,27 @@ def _folders(stage: Stage) -> Iterator[Path]:
             yield Path(place)
 
 
-def check_stage(stage: Stage, request: MergeRequest) -> None:
-    """Check that a stage's models can be sparsified as its file says, and that deltas were made against its base."""
+def plan_stage(stage: Stage, request: MergeRequest, plans: Mapping[str, Merge]) -> Merge:
+    """Check a stage, and plan it on the models as they are before any sparsifier; nothing is made.
+
+    Args:
+        stage: the stage.
+        request: how it is going to be run.
+        plans: the stages before it by their names.
+
+    Raises:
+        ImpartError: it cannot be carried out; the message says what to change.
+    """
+    sources: dict[ModelReference, Source] = {}
     for reference, opened in stage.models.items():
         _check_sparsifier(stage, reference, opened, request)
         if isinstance(opened, Delta):
             require_base(opened, stage.base())
+        sources[reference] = _stand_in(str(reference), opened, stage, plans)
+    plan = plan_merge(stage.file, sources, resolve_device(request.device))
+    if stage.file.impart.compress:
+        check_compress(_compress_request(request, stage.file.impart.compress), (stage.base(), plan.checkpoint()))
+    return plan
 
 
 def open_stage(file: MergeFile, named: set[str], store: Store) -> Stage:
@@ -194,6 +205,9 @@ def open_stage(file: MergeFile, named: set[str], store: Store) -> Stage:
         file: the merge.
         named: the names of earlier stages.
         store: where deltas are looked for.
+
+    Raises:
+        ConfigError: two of them are one, called otherwise.
     """
     base_reference = file.base_model
     base = None if base_reference is None else _open_model(file, base_reference, None, named, store)
@@ -208,7 +222,30 @@ def open_stage(file: MergeFile, named: set[str], store: Store) -> Stage:
         base_reference = ModelReference(place=base.location)
         file = file.model_copy(update={"base_model": base_reference})
     models = opened if base_reference is None or base is None else {base_reference: base, **opened}
+    _require_distinct(models)
     return Stage(file, models)
+
+
+def _require_distinct(models: Mapping[ModelReference, Opened]) -> None:
+    """Refuse one model under two names: by links to a folder, revisions of one commit, or a delta's name and its id."""
+    known: dict[object, ModelReference] = {}
+    for reference, opened in models.items():
+        if isinstance(opened, Checkpoint):
+            place = opened.location if reference.adapter is None else reference.place  # that of the Hub has a commit
+            identity: object = (_real(place), reference.adapter and _real(reference.adapter))
+        else:
+            identity = opened.id if isinstance(opened, Delta) else opened
+        first = known.setdefault(identity, reference)
+        if first != reference:
+            raise ConfigError(
+                f"{first} and {reference} are one model under two names. Name it once, with the sum of its weights, or "
+                "the same wherever the file speaks of it."
+            )
+
+
+def _real(place: str) -> str:
+    """Return a folder of this machine with all links followed; another place as it is."""
+    return os.path.realpath(place) if Path(place).exists() else place
 
 
 def _open_model(
@@ -251,19 +288,24 @@ def _stand_in(label: str, opened: Opened, stage: Stage, plans: Mapping[str, Merg
 
 def _check_sparsifier(stage: Stage, reference: ModelReference, opened: Opened, request: MergeRequest) -> None:
     config = sparsifier(stage, reference)
-    if config is None:
-        return
-    if not isinstance(opened, Checkpoint):
+    if config is not None and isinstance(opened, Checkpoint):
+        check_compress(_compress_request(request, config), (stage.base(), opened))
+
+
+def sparsifier(stage: Stage, reference: ModelReference) -> CompressConfig | None:
+    """Return how a model is compressed before it is merged, if it is.
+
+    Raises:
+        ConfigError: it is no checkpoint.
+    """
+    config = None if reference == stage.file.base_model else stage.file.own_of(reference).sparsify
+    opened = stage.models[reference]
+    if config is not None and not isinstance(opened, Checkpoint):
         raise ConfigError(
             f"{reference} is {'a delta' if isinstance(opened, Delta) else 'an earlier stage'}, and cannot be "
             "sparsified. Say `sparsify: null` for it under impart.models, or give the checkpoint."
         )
-    check_compress(_compress_request(request, config), (stage.base(), opened))
-
-
-def sparsifier(stage: Stage, reference: ModelReference) -> CompressConfig | None:
-    """Return how a model is compressed before it is merged, if it is."""
-    return None if reference == stage.file.base_model else stage.file.own_of(reference).sparsify
+    return config
 
 
 def _compress_request(request: MergeRequest, config: CompressConfig, name: str | None = None) -> CompressRequest:
@@ -294,7 +336,7 @@ def compressed(
 
 @contextmanager
 def opened_merge(
-    request: MergeRequest, checked: CheckedMerge, executor: Executor, progress: Progress | None = None
+    request: MergeRequest, stages: Sequence[Stage], executor: Executor, progress: Progress | None = None
 ) -> Iterator[tuple[Merge, tuple[Compression, ...]]]:
     """Give the merge of the last stage, ready to be computed, for as long as the block lasts.
 
@@ -302,7 +344,7 @@ def opened_merge(
 
     Args:
         request: the request.
-        checked: what `check_merge` returned for it.
+        stages: its stages, checked.
         executor: runs the compressions.
         progress: called as for `compress`.
     """
@@ -310,7 +352,7 @@ def opened_merge(
     merges: dict[str, Merge] = {}
     made: list[Compression] = []
     with ExitStack() as stack:
-        for stage in checked.stages:
+        for stage in stages:
             sources: dict[ModelReference, Source] = {}
             for reference, opened in stage.models.items():
                 config, label = sparsifier(stage, reference), str(reference)

@@ -17,9 +17,9 @@ from impart_core.blocks.coding import (
 )
 from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.layer import BATCH_TOKENS
+from impart_core.checkpoint.computed import ComputedTensor
 from impart_core.checkpoint.index import Checkpoint
 from impart_core.checkpoint.layout import Block, Role, group_blocks
-from impart_core.checkpoint.merge import MergedFile
 from impart_core.checkpoint.pairing import VOCABULARY, Pair, Pairs
 from impart_core.checkpoint.preflight import preflight, require_complete
 from impart_core.checkpoint.sides import swapped
@@ -302,7 +302,7 @@ def _working_bytes(pair: Pair, config: CompressConfig) -> int:
     stack = len(matrices_of(pair, config))
     stored = (pair.finetuned.nbytes + (pair.base.nbytes if pair.base else 0)) // max(1, stack)
     numel = math.prod(pair.shape) // max(1, stack)
-    merging = 8 * numel if isinstance(pair.finetuned.file, MergedFile) else 0  # the base's values and what is added
+    merging = 8 * numel if isinstance(pair.finetuned.file, ComputedTensor) else 0  # the base's values and what is added
     read = 2 * stored + 4 * numel + merging
     settings = coding_of_role(pair.role, config)
     if settings is None or pair.base is None:

@@ -200,8 +200,8 @@ class TrialJob:
         checkpoint: the model, where it is a checkpoint.
         delta: the id of the delta's artifact, where it is one.
         base: the base of a delta, else None.
-        merged: the id of the recipe that merges the checkpoint, by which its trials are found before any tensor is
-            computed; None: its tensors are digested.
+        inputs: what stands for a model in recipes that is merged, by which its trials are found before any tensor is
+            computed; None: its tensors are digested, or it is a delta.
         parents: ids of artifacts that the model was made from, for lineage; a delta is its own.
         split: which split of each task.
         measure: the tasks' own metrics, or `answer_loss`.
@@ -217,7 +217,7 @@ class TrialJob:
     checkpoint: Checkpoint | None = None
     delta: str | None = None
     base: Checkpoint | None = None
-    merged: str | None = None
+    inputs: Mapping[str, object] | None = None
     parents: tuple[str, ...] = ()
     split: Split = "validation"
     measure: Measure = "metrics"

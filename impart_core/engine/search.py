@@ -33,12 +33,13 @@ from impart_core.evaluation.language_model import hush
 from impart_core.evaluation.result import Measure, RunCode
 from impart_core.searching.file import SearchFile
 from impart_core.searching.objective import BYTES, LOSS, Aims
-from impart_core.searching.result import Study
+from impart_core.searching.result import Study, Trial
 from impart_core.searching.starts import starting_values
 from impart_core.searching.study import run_study
+from impart_core.searching.warm import fitting_trials
 from impart_core.store.catalog import CatalogEntry, entry_of, note
 from impart_core.store.manifest import Manifest
-from impart_core.store.names import require_movable, set_ref
+from impart_core.store.names import require_movable, resolve, set_ref
 from impart_core.store.pins import pin
 from impart_core.store.publish import Reuse, made_or_found
 from impart_core.store.store import Store, default_store_url
@@ -83,6 +84,7 @@ class CheckedSearch:
         measuring: how candidates are scored.
         available: number of validation items of the task with the fewest.
         test: number of test items of each task.
+        warm: trials of another study that tell it where to begin.
     """
 
     file: SearchFile
@@ -90,6 +92,19 @@ class CheckedSearch:
     measuring: Measuring
     available: int
     test: dict[str, int]
+    warm: tuple[Trial, ...] = ()
+
+    @property
+    def inputs(self) -> dict[str, object]:
+        """What stands in the recipe of the study for all that it is given: models, texts, another study."""
+        other = self.file.sampler.warm_study
+        return {**self.template.contents, **({"warm_study": other} if other else {})}
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """Ids of the artifacts that it is given: deltas, another study."""
+        deltas = [model.delta for model in self.template.experts.values()]
+        return tuple(one for one in (*deltas, self.file.sampler.warm_study) if one)
 
 
 class SearchReport(Frozen):
@@ -119,8 +134,7 @@ class SearchReport(Frozen):
 def check_search(request: SearchRequest) -> CheckedSearch:
     """Check a request without making or scoring anything; raise an `ImpartError` that says what to change."""
     hush()  # loading tasks shows bars
-    file = request.file
-    store = Store(request.store)
+    store, file = Store(request.store), request.file
     if file.name is not None:
         require_movable(store, file.name)
         require_movable(store, _study_name(file.name))
@@ -135,6 +149,7 @@ def check_search(request: SearchRequest) -> CheckedSearch:
             {**file.model_dump(exclude={"measuring"}), "tasks": members, "measuring": options}
         )
     _check_metrics(file, found)
+    file, warm = _with_warm_study(file, store)
     available = min(one.count for one in found.values())
     rungs = file.rungs(available)
     if file.items is None:
@@ -144,12 +159,22 @@ def check_search(request: SearchRequest) -> CheckedSearch:
         for measure in measuring.measures:
             check_items(task, (0, rungs[-1][1]), "validation", measure, options, request.code)
     with ThreadExecutor(2) as executor:
-        template = open_template(file, Store(request.store), executor)
+        template = open_template(file, store, executor)
     run = Run(request.store, request.device)
     for values in starting_values(file.space, file.starts):
         template.check(file.space.fill(values).filled, run)
     test = {name: one.count for name, one in split_items(list(members), "test", options).items()}
-    return CheckedSearch(file, template, measuring, available, test)
+    return CheckedSearch(file, template, measuring, available, test, warm)
+
+
+def _with_warm_study(file: SearchFile, store: Store) -> tuple[SearchFile, tuple[Trial, ...]]:
+    """Return a search with the id of the study that it begins at in the place of its name, and that study's trials."""
+    called = file.sampler.warm_study
+    if called is None:
+        return file, ()
+    found = resolve(store, called)
+    sampler = file.sampler.model_copy(update={"warm_study": found})
+    return file.model_copy(update={"sampler": sampler}), fitting_trials(file, read_study(store, found).study, called)
 
 
 def _check_metrics(aims: Aims, found: Mapping[str, SplitItems]) -> None:
@@ -223,22 +248,22 @@ def _search(
 ) -> SearchReport:
     store, watch, trust, file = run.open_store(), run.watch(), request.trust, checked.file
     reuse = Reuse(trust.reread, trust.refresh_from is not None, trust.imported)
-    recipe = study_recipe(file, checked.template.settings, checked.template.contents)
+    recipe = study_recipe(file, checked.template.settings, checked.inputs)
 
     def make() -> Manifest:
         with StoreLedger(run, checked.template, checked.measuring, executor) as ledger:
-            study = run_study(file, ledger, checked.available, progress)
+            study = run_study(file, ledger, checked.available, progress, checked.warm)
             judge = Judge(file, checked.template, run, checked.measuring, executor)
             verdict = _judged(checked, study, judge)
             best = study.winner and file.space.fill(study.winner.values).filled
             winner = checked.template.publish(best, run) if best else None
             settings, tally = file.model_dump(mode="json"), tally_of(ledger.tally)
             record = StudyRecord(file=settings, study=study, verdict=verdict, winner=winner, tally=tally)
-            parents = dict.fromkeys([*ledger.trials, *judge.trials, *([winner] if winner else [])])
+            parents = dict.fromkeys([*ledger.trials, *judge.trials, *([winner] if winner else []), *checked.given])
             publish = partial(publish_study, store, recipe, record, tuple(parents), watch, reuse=reuse)
             return patiently("publish the study", publish)
 
-    with pin(store, [recipe.id]):
+    with pin(store, [recipe.id, *checked.given]):
         outcome = made_or_found(store, recipe.id, make, kind=StudyContent, reuse=reuse)
         record = read_study(store, outcome.manifest.id)
         entry = entry_of(outcome.manifest)
@@ -250,10 +275,16 @@ def _search(
         study_name=study_name,
         record=record,
         cached=outcome.cached,
-        sources=tuple(one.location for one in (checked.template.base, *checked.template.experts.values())),
+        sources=_sources_of(checked.template),
         entry=entry,
         seconds=round(watch.seconds, 3),
     )
+
+
+def _sources_of(template: Template) -> tuple[str, ...]:
+    """Return where the checkpoints of a search lie."""
+    experts = [one.checkpoint for one in template.experts.values() if one.checkpoint is not None]
+    return tuple(one.location for one in (template.base, *experts))
 
 
 def _judged(checked: CheckedSearch, study: Study, judge: Judge) -> Verdict | None:

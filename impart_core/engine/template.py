@@ -1,6 +1,6 @@
 """What a search asks of its template: candidates known before they are made, and made into models to be scored."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,14 +18,14 @@ class Model:
         checkpoint: the model where it is a checkpoint.
         delta: the id of its artifact where it is a delta.
         base: the base of a delta.
-        merged: the id of the recipe that merges the checkpoint.
+        inputs: what stands for a merged model in recipes.
         parents: ids of artifacts that it was made from.
     """
 
     checkpoint: Checkpoint | None = None
     delta: str | None = None
     base: Checkpoint | None = None
-    merged: str | None = None
+    inputs: Mapping[str, object] | None = None
     parents: tuple[str, ...] = ()
 
 
@@ -37,7 +37,7 @@ class Template(Protocol):
         """The base."""
 
     @property
-    def experts(self) -> Mapping[str, Checkpoint]:
+    def experts(self) -> Mapping[str, Model]:
         """The fine-tunes that candidates are made of by their names, which the winner is held against."""
 
     @property
@@ -58,8 +58,14 @@ class Template(Protocol):
             ImpartError: the candidate cannot be made.
         """
 
-    def bytes_of(self, inputs: Mapping[str, object], store: Store) -> int | None:
-        """Return how many bytes a candidate takes up in the store; None: it is not there."""
+    def bytes_of(self, filled: Mapping[str, Any], made: Sequence[str], store: Store) -> int | None:
+        """Return how many bytes a candidate takes up in the store; None: it is not there.
+
+        Args:
+            filled: the candidate.
+            made: ids of the artifacts that its model was made from, as its trials tell: its own delta first.
+            store: the store.
+        """
 
     def model_of(self, filled: Mapping[str, Any], run: Run) -> AbstractContextManager[Model]:
         """Give a candidate's model, made or found in the store, to be scored inside the block.

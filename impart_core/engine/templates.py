@@ -1,6 +1,6 @@
 """Templates of a search as models: each candidate is made into one that can be scored, and known before it is made."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,9 +51,9 @@ class CompressTemplate:
     words: str | None = None
 
     @property
-    def experts(self) -> dict[str, Checkpoint]:
+    def experts(self) -> dict[str, Model]:
         """The fine-tune."""
-        return {self.label: self.finetuned}
+        return {self.label: Model(checkpoint=self.finetuned)}
 
     @property
     def contents(self) -> dict[str, object]:
@@ -72,9 +72,9 @@ class CompressTemplate:
         words = self.words if calibration_of(config) != "none" else None
         return {"delta": delta_recipe(self.base, self.finetuned, config, self.digests, words).id}
 
-    def bytes_of(self, inputs: Mapping[str, object], store: Store) -> int | None:
+    def bytes_of(self, filled: Mapping[str, Any], made: Sequence[str], store: Store) -> int | None:  # noqa: ARG002
         """Return the bytes of the delta's files."""
-        return file_bytes(store, str(inputs["delta"]))
+        return file_bytes(store, made[0])
 
     @contextmanager
     def model_of(self, filled: Mapping[str, Any], run: Run) -> Iterator[Model]:
@@ -114,7 +114,7 @@ def open_template(file: SearchFile, store: Store, executor: Executor) -> Templat
     """
     if file.compress is not None:
         return _compress_template(file.compress, store, executor)
-    return open_merge_template(file.merge or {}, file.space.fill(file.space.defaults).filled["merge"], store, executor)
+    return open_merge_template(file.merge or {}, file.space, store, executor)
 
 
 def _compress_template(template: Mapping[str, Any], store: Store, executor: Executor) -> CompressTemplate:

@@ -108,7 +108,7 @@ class _Scorer:
 
     @cached_property
     def _inputs(self) -> dict[str, object]:
-        return {"merged": self._job.merged} if self._job.merged else model_inputs(self._model)
+        return dict(self._job.inputs) if self._job.inputs else model_inputs(self._model)
 
     @cached_property
     def _folder(self) -> Path:

@@ -10,11 +10,10 @@ from impart_core.artifacts.study import Standing, Verdict
 from impart_core.artifacts.trial import read_scores
 from impart_core.base.errors import ModelError
 from impart_core.base.retry import NETWORK, patiently
-from impart_core.checkpoint.index import Checkpoint
-from impart_core.engine.candidates import CandidateJob, CandidateResult, Measuring, score, try_candidate
+from impart_core.engine.candidates import CandidateJob, CandidateResult, Measuring, score, trial_job, try_candidate
 from impart_core.engine.executor import Executor, stage
 from impart_core.engine.references import Run, TrialJob
-from impart_core.engine.template import Template
+from impart_core.engine.template import Model, Template
 from impart_core.evaluation.item_scores import mean_of
 from impart_core.evaluation.result import Split
 from impart_core.searching.file import SearchFile
@@ -24,19 +23,20 @@ from impart_core.searching.space import Candidate
 from impart_core.store.store import Store
 
 Values = dict[str, dict[str, np.ndarray]]  # by task and metric, the value of each item
+_OWN_NAMES = ("winner", "default", "base")  # what an expert's folder may be called, too
 
 
 @dataclass(frozen=True)
-class CheckpointJob:
-    """A checkpoint to score by all measures of a search."""
+class ReferenceJob:
+    """A model that no candidate is, to score by all measures of a search: the base, or an expert."""
 
     trial: TrialJob
     measuring: Measuring
 
 
-@stage("score checkpoint", "score {job.trial.label}", NETWORK)
-def score_checkpoint(job: CheckpointJob) -> CandidateResult:
-    """Score a checkpoint on what the store holds no scores of."""
+@stage("score reference", "score {job.trial.label}", NETWORK)
+def score_reference(job: ReferenceJob) -> CandidateResult:
+    """Score the base or an expert on what the store holds no scores of."""
     return score(job.trial, job.measuring)
 
 
@@ -54,6 +54,9 @@ class Judge:
         self._file, self._template, self._run = file, template, run
         self._how, self._executor, self._store = measuring, executor, Store(run.store)
         self._objective: Objective = next(one for one in file.objectives if one.of != BYTES)
+        self._experts = {
+            f"{name} (model)" if name in _OWN_NAMES else name: model for name, model in template.experts.items()
+        }
         self.trials: dict[str, None] = {}
 
     def verdict(self, winner: Candidate, default: Candidate, validation: int, test: Mapping[str, int]) -> Verdict:
@@ -68,13 +71,13 @@ class Judge:
         Raises:
             ModelError: one of the models fails on the test split.
         """
-        others = {"base": self._template.base, **self._template.experts}
+        others = {"base": Model(checkpoint=self._template.base), **self._experts}
         known = dict.fromkeys(self._file.tasks, validation)
-        seen = {name: self._of_checkpoint(name, model, "validation", known) for name, model in others.items()}
-        expert = max(self._template.experts, key=lambda name: self._upward(seen[name]))
+        seen = {name: self._of_reference(name, model, "validation", known) for name, model in others.items()}
+        expert = max(self._experts, key=lambda name: self._upward(seen[name]))
         unseen = {"winner": self._of_candidate("winner", winner, test)}
         unseen["default"] = self._of_candidate("default", default, test)
-        unseen |= {name: self._of_checkpoint(name, model, "test", test) for name, model in others.items()}
+        unseen |= {name: self._of_reference(name, model, "test", test) for name, model in others.items()}
         margins = {
             name: difference(self._contributions(unseen["winner"]), self._contributions(values))
             for name, values in unseen.items()
@@ -97,12 +100,11 @@ class Judge:
             values |= self._read(label, result)
         return values
 
-    def _of_checkpoint(self, label: str, model: Checkpoint, split: Split, items: Mapping[str, int]) -> Values:
+    def _of_reference(self, label: str, model: Model, split: Split, items: Mapping[str, int]) -> Values:
         values: Values = {}
         for count, tasks in _by_count(items):
-            trial = TrialJob(self._run, label, tasks, (0, count), checkpoint=model, split=split)
-            job = CheckpointJob(trial, self._how)
-            values |= self._read(label, self._executor.run(score_checkpoint, job))
+            job = ReferenceJob(trial_job(self._run, label, tasks, (0, count), split, model), self._how)
+            values |= self._read(label, self._executor.run(score_reference, job))
         return values
 
     def _read(self, label: str, result: CandidateResult) -> Values:

@@ -45,7 +45,47 @@ def chosen_template(file: MergeFile, sources: Mapping[ModelReference, Source]) -
             f"{nearest(asked, [_AUTO, *by_name])} Give auto (that of most models), one of the models, or the text of a "
             "template in Jinja; there are no named templates."
         )
+    require_template(asked)
     return asked
+
+
+def require_template(text: str) -> None:
+    """Check that a text is a chat template: Jinja, as transformers reads it, over the messages; it is not carried out.
+
+    Where Jinja is not installed nothing is checked.
+
+    Raises:
+        ConfigError: it is none; the message says where it is wrong.
+    """
+    try:
+        from jinja2 import Environment, TemplateSyntaxError, meta, nodes
+        from jinja2.ext import Extension
+        from jinja2.parser import Parser
+    except ImportError:
+        return
+
+    class Generation(Extension):
+        """transformers' mark of what an assistant said."""
+
+        tags = {"generation"}  # noqa: RUF012 - as Jinja has it
+
+        def parse(self, parser: Parser) -> list[nodes.Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    try:
+        tree = Environment(extensions=[Generation, "jinja2.ext.loopcontrols"]).parse(text)  # noqa: S701 - no HTML
+        used = meta.find_undeclared_variables(tree)
+    except TemplateSyntaxError as error:
+        raise ConfigError(
+            f"chat_template is no template in Jinja: line {error.lineno}: {error.message}. It begins {text!r:.60}."
+        ) from error
+    except RecursionError as error:
+        raise ConfigError("chat_template is nested so deeply that no library reads it. Give a shorter one.") from error
+    if "messages" not in used:
+        raise ConfigError(
+            f"chat_template says nothing of `messages`, so that every chat would be the same text. It is {text!r:.60}."
+        )
 
 
 def place_of(asked: str) -> str:

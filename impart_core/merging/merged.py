@@ -1,7 +1,7 @@
 """The model that a merge gives: a checkpoint whose tensors are computed when they are read."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from impart_core.artifacts.merged import merge_recipe
-from impart_core.base.errors import TensorValueError
+from impart_core.base.errors import ConfigError, TensorValueError
 from impart_core.base.numerics import one_thread_per_kernel
 from impart_core.base.parallel import in_order
+from impart_core.checkpoint.computed import ComputedTensor
 from impart_core.checkpoint.header import DTYPES, TensorInfo
 from impart_core.checkpoint.index import CONFIG, Checkpoint
 from impart_core.checkpoint.merging import with_settings
@@ -20,7 +21,6 @@ from impart_core.checkpoint.source import MemoryFile
 from impart_core.checkpoint.writer import tensor_bytes
 from impart_core.merging.blocks import blocks
 from impart_core.merging.chat import place_of
-from impart_core.merging.computed import ComputedTensor
 from impart_core.merging.file import InputModel, MergeFile, ModelReference, ModelToken, Tokenizer, ZeroRow, settings_of
 from impart_core.merging.method import Draws, MergeMethod
 from impart_core.merging.methods import MERGE_METHODS
@@ -89,18 +89,13 @@ class Merge:
     @cached_property
     def recipe(self) -> Recipe:
         """What makes the merged model."""
-        inputs: dict[str, Any] = {}
-        named = [(source, self.roles[reference]) for reference, source in self.sources.items()]
-        for one in in_order(lambda pair: pair[0].inputs(pair[1]), named):  # which may read all of a model
-            inputs |= one
-        return merge_recipe({"method": self.method.name, **_normal(self.file, self.roles)}, inputs)
+        known = in_order(lambda source: source.known, list(self.sources.values()))  # which may read all of a model
+        return recipe_of(self.file, dict(zip(self.sources, known, strict=True)))
 
     @cached_property
     def roles(self) -> dict[ModelReference, str]:
         """What its models are called in recipes: `base`, and `model 1` and so on in the order of the file."""
-        others = [reference for reference in self.sources if reference != self.file.base_model]
-        named = {reference: f"model {number}" for number, reference in enumerate(others, 1)}
-        return {reference: named.get(reference, BASE) for reference in self.sources}
+        return _roles(self.file, self.sources)
 
     @property
     def key(self) -> str:
@@ -210,7 +205,7 @@ class Merge:
             size=size,
             stamp=self.key,
             key=f"merge:{self.key}:{planned.name}",
-            compute=lambda: tensor_bytes(self.compute(planned.name).contiguous()),
+            compute=lambda _: tensor_bytes(self.compute(planned.name).contiguous()),
         )
         return TensorInfo(planned.name, planned.dtype, planned.shape, file, 0, size)
 
@@ -223,6 +218,31 @@ class Merge:
         if wanted:
             settings |= {key: wanted for key in _DTYPE_KEYS if key in config} or {_DTYPE_KEYS[0]: wanted}
         return dict(with_settings(config, settings)) if settings else config
+
+
+def recipe_of(file: MergeFile, known: Mapping[ModelReference, Mapping[str, Any]]) -> Recipe:
+    """Return what makes a merged model, without planning it.
+
+    Args:
+        file: what is merged how.
+        known: what stands for every model of the file, the base among them, in a fixed order: see `Source.known`.
+
+    Raises:
+        ConfigError: a parameter of the file is no value that a parameter has; or its tokenizer is no model's.
+        UnknownNameError: there is no such method.
+    """
+    roles = _roles(file, known)
+    inputs = {f"{roles[ref]}{suffix}": value for ref, own in known.items() for suffix, value in own.items()}
+    return merge_recipe({"method": MERGE_METHODS.get(file.merge_method).name, **_normal(file, roles)}, inputs)
+
+
+def _roles(file: MergeFile, models: Iterable[ModelReference]) -> dict[ModelReference, str]:
+    """Return what models are called in recipes."""
+    roles: dict[ModelReference, str] = {}
+    for reference in models:
+        number = len(roles) - (BASE in roles.values()) + 1
+        roles[reference] = BASE if reference == file.base_model else f"model {number}"
+    return roles
 
 
 def _normal(file: MergeFile, roles: Mapping[ModelReference, str]) -> dict[str, Any]:
@@ -271,6 +291,9 @@ def _normal_tokenizer(tokenizer: Tokenizer, roles: Mapping[ModelReference, str])
     """Return what a file says of the tokenizer, with models by their roles."""
 
     def source(one: Any) -> Any:
+        model = one.model if isinstance(one, ModelToken) else one
+        if isinstance(model, ModelReference) and model not in roles:
+            raise ConfigError(f"The tokenizer is to come from {model}, which is none of the models.")
         if isinstance(one, ModelReference):
             return {"model": roles[one]}
         if isinstance(one, ModelToken):

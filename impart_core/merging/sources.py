@@ -11,6 +11,7 @@ from impart_core.apply.reader import DeltaReader, base_file, open_reader, requir
 from impart_core.artifacts.block import block_content
 from impart_core.artifacts.delta import Delta
 from impart_core.checkpoint.carried import stored_name
+from impart_core.checkpoint.computed import ComputedTensor
 from impart_core.checkpoint.digest import carried_digests, checkpoint_id, tensor_digests
 from impart_core.checkpoint.header import DTYPES, TensorInfo
 from impart_core.checkpoint.index import CONFIG, Checkpoint
@@ -19,10 +20,19 @@ from impart_core.checkpoint.reader import read_tensor
 from impart_core.checkpoint.source import MemoryFile, SourceFile, read_json
 from impart_core.checkpoint.writer import tensor_bytes
 from impart_core.merging.blocks import entries_of
-from impart_core.merging.computed import ComputedTensor
 
 # Gives a model's entries in a block, flat; where it is given those of the base, in float32, what it adds to them.
 Part = Callable[[slice, torch.Tensor | None], torch.Tensor]
+
+
+def known_by(checkpoint: Checkpoint, digests: Mapping[str, str]) -> dict[str, Any]:
+    """Return what stands for a checkpoint in the recipe of a merge, by the end of a role.
+
+    Args:
+        checkpoint: the checkpoint.
+        digests: of its tensors.
+    """
+    return {"": checkpoint_id(digests), "_files": carried_digests(checkpoint)}
 
 
 @dataclass(frozen=True)
@@ -37,12 +47,10 @@ class Source:
     label: str
     checkpoint: Checkpoint
 
-    def inputs(self, role: str) -> dict[str, Any]:
-        """Return what stands for it in a recipe: its tensors by content, and the files beside them."""
-        return {
-            role: checkpoint_id(tensor_digests(self.checkpoint)),
-            f"{role}_files": carried_digests(self.checkpoint),
-        }
+    @property
+    def known(self) -> dict[str, Any]:
+        """What stands for it in a recipe, by the end of a role: its tensors by content, and the files beside them."""
+        return known_by(self.checkpoint, tensor_digests(self.checkpoint))
 
     @property
     def artifact(self) -> str | None:
@@ -83,7 +91,7 @@ class Source:
 
 @dataclass(frozen=True)
 class StageSource(Source):
-    """What an earlier stage of the same file gives.
+    """What an earlier stage of the same file gives, or a delta that is planned with and not read yet.
 
     Attributes:
         key: a digest of all that its bytes follow from.
@@ -91,9 +99,10 @@ class StageSource(Source):
 
     key: str
 
-    def inputs(self, role: str) -> dict[str, Any]:
-        """Return the key."""
-        return {role: self.key}
+    @property
+    def known(self) -> dict[str, Any]:
+        """The key."""
+        return {"": self.key}
 
 
 @dataclass(frozen=True)
@@ -103,9 +112,10 @@ class DeltaSource(Source):
     reader: DeltaReader = field(repr=False)
     base: Checkpoint = field(repr=False)
 
-    def inputs(self, role: str) -> dict[str, Any]:
-        """Return the delta's id."""
-        return {role: self.reader.delta.id}
+    @property
+    def known(self) -> dict[str, Any]:
+        """The delta's id."""
+        return {"": self.reader.delta.id}
 
     @property
     def artifact(self) -> str | None:
@@ -152,7 +162,7 @@ def delta_source(label: str, delta: Delta, base: Checkpoint) -> Iterator[DeltaSo
         yield DeltaSource(label, _checkpoint_of(reader, base), reader, base)
 
 
-def foreseen_source(label: str, delta: Delta, base: Checkpoint) -> Source:
+def foreseen_source(label: str, delta: Delta, base: Checkpoint) -> StageSource:
     """Return a delta as a source to plan with: none of its codes is read, and neither can its tensors be.
 
     Raises:
@@ -167,7 +177,7 @@ def foreseen_source(label: str, delta: Delta, base: Checkpoint) -> Source:
     for entry in delta.manifest.files:
         with delta.store.local_file(delta.manifest, entry.name, verified=True) as path:
             own[entry.name] = local_file(path).in_memory()
-    return Source(label, _stood_for(delta, base, dict(sorted(tensors.items())), own))
+    return StageSource(label, _stood_for(delta, base, dict(sorted(tensors.items())), own), delta.id)
 
 
 def _checkpoint_of(reader: DeltaReader, base: Checkpoint) -> Checkpoint:
@@ -182,7 +192,7 @@ def _checkpoint_of(reader: DeltaReader, base: Checkpoint) -> Checkpoint:
             size=size,
             stamp=made,
             key=f"delta:{made}:{name}",
-            compute=lambda: tensor_bytes(reader.rebuild(name, base).contiguous()),
+            compute=lambda _: tensor_bytes(reader.rebuild(name, base).contiguous()),
         )
         return TensorInfo(name, header.dtype, header.shape, file, 0, size)
 

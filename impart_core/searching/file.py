@@ -32,12 +32,15 @@ class SamplerSettings(Frozen):
         population: candidates of a generation of `cmaes`, `nsga2` or `nsga3`; None: Optuna's own number.
         warm_start: of `cmaes`: so many trials of a cheaper search, on the first rung of items alone and spread evenly
             over the space, tell it where to begin; at least 10. 0: it begins in the middle.
+        warm_study: of `cmaes`, instead: the name or id of another study of the same space, whose trials tell it so: a
+            cheaper one, on fewer items, on another task or of smaller models. Its first objective is that of this one.
     """
 
     name: SamplerName = "tpe"
     startup: int | None = Field(default=None, ge=1)
     population: int | None = Field(default=None, ge=2)
     warm_start: int = Field(default=0, ge=0)
+    warm_study: str | None = Field(default=None, min_length=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -46,12 +49,19 @@ class SamplerSettings(Frozen):
 
     @model_validator(mode="after")
     def _has_effect(self) -> Self:
-        takers = {"startup": ("tpe", "gp"), "population": ("cmaes", "nsga2", "nsga3"), "warm_start": ("cmaes",)}
+        takers: dict[str, tuple[SamplerName, ...]] = {
+            "startup": ("tpe", "gp"),
+            "population": ("cmaes", "nsga2", "nsga3"),
+            "warm_start": ("cmaes",),
+            "warm_study": ("cmaes",),
+        }
         for option, names in takers.items():
             if getattr(self, option) and self.name not in names:
                 raise ConfigError(f"sampler.{option} has no effect on {self.name}; it is for {', '.join(names)}.")
         if 0 < self.warm_start < LEAST_WARM:
             raise ConfigError(f"sampler.warm_start is {self.warm_start}; it must be at least {LEAST_WARM}, or 0.")
+        if self.warm_start and self.warm_study:
+            raise ConfigError("sampler has warm_start, trials of its own, and warm_study, those of another. Take one.")
         return self
 
 
@@ -167,12 +177,25 @@ class SearchFile(Aims):
             available: how many validation items the task with the fewest has.
 
         Raises:
-            ConfigError: fewer than asked for.
+            ConfigError: fewer than asked for, or more than the budget has for one candidate.
         """
         stops = self.items or (available,)
         if stops[-1] > available:
             raise ConfigError(f"{stops[-1]} validation items are asked for, and a task has {available}. Lower items.")
+        self._require_budget(stops[0])
         return tuple(zip((0, *stops), stops, strict=False))
+
+    def _require_budget(self, first: int) -> None:
+        """Refuse a budget that is used up before the first candidate is tried, or before it has been scored once."""
+        each, stage = first * len(self.tasks), self.sampler.warm_start
+        if self.budget.items is not None and self.budget.items < each * (1 + stage):
+            of = f" of each of {len(self.tasks)} tasks" if len(self.tasks) > 1 else ""
+            before = f", and the {stage} trials of the warm start {stage * each:,}" if stage else ""
+            raise ConfigError(
+                f"The budget of {self.budget.items:,} items is too small: a candidate is scored on {first:,} items{of} "
+                f"first, {each:,} in all{before}. Raise budget.items to at least {each * (1 + stage):,}, or "
+                "lower items."
+            )
 
 
 def read_search_file(place: str | Path) -> SearchFile:

@@ -152,7 +152,7 @@ class Range(Hole):
 
     def holds(self, value: Any) -> bool:
         """Return whether a number is in the range, and on a step."""
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
             return False
         return math.isclose(self.nearest(value), value, rel_tol=10.0**-SIGNIFICANT, abs_tol=1e-12)
 

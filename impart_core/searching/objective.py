@@ -1,5 +1,6 @@
 """What a search looks for: objectives over the scores of items, and bounds that candidates have to keep."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Self
@@ -16,6 +17,17 @@ BYTES, MEAN, WORST, LOSS = "bytes", "mean", "worst", "answer_loss"
 QUANTITIES = (BYTES, MEAN, WORST, LOSS)
 # Of lm-eval's metrics and ours those that are better when they are lower.
 LOWER_IS_BETTER = (LOSS, "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter")
+
+# The lowest and the highest value of metrics that are bounded in all tasks. An f1 is a share here, a percentage there.
+_SHARES = ("exact_match", "acc", "acc_norm", "mc1", "mc2", "pass@1", "pass_at_1")
+_ANY = (-math.inf, math.inf)
+_BOUNDS = {
+    **dict.fromkeys(_SHARES, (0.0, 1.0)),
+    "mcc": (-1.0, 1.0),
+    **dict.fromkeys(("bleu", "chrf"), (0.0, 100.0)),
+    **dict.fromkeys((LOSS, "bits_per_byte", "brier_score", "ter"), (0.0, math.inf)),
+    **dict.fromkeys(("perplexity", "word_perplexity", "byte_perplexity"), (0.0, math.inf)),
+}
 
 
 class Objective(Frozen):
@@ -89,6 +101,17 @@ class Objective(Frozen):
             )
         return lower == {True}
 
+    def bounds(self, metrics: Mapping[str, str | None]) -> tuple[float, float]:
+        """Return the lowest and the highest value that it can have, as far as the metrics tell."""
+        if self.of == BYTES:
+            return 1.0, math.inf
+        known = [bounds_of(self.metric or metrics[task] or "") for task in self._tasks(metrics)]
+        lows, highs = zip(*known, strict=True)
+        if self.of == MEAN:
+            return sum(lows) / len(lows), sum(highs) / len(highs)
+        worst = max if self.minimizes(metrics) else min  # of all tasks
+        return worst(lows), worst(highs)
+
     def contributions(self, values: Values, metrics: Mapping[str, str | None]) -> dict[str, np.ndarray]:
         """Return what each item contributes: the objective is the sum, over tasks, of the mean over a task's items.
 
@@ -104,6 +127,11 @@ class Objective(Frozen):
 
     def _tasks(self, metrics: Mapping[str, str | None]) -> list[str]:
         return [*metrics] if self.of in (MEAN, WORST) else [self.of]
+
+
+def bounds_of(metric: str) -> tuple[float, float]:
+    """Return the lowest and the highest value that a metric can have; a filter of answers may follow its name."""
+    return _BOUNDS.get(metric.partition(",")[0], _ANY)
 
 
 def lower_is_better(metric: str) -> bool:
@@ -153,13 +181,21 @@ class Constraint(Frozen):
         return (value - self.bound if self.at_most else self.bound - value) / scale
 
 
-def require_possible(constraints: Sequence[Constraint]) -> None:
-    """Raise ConfigError where no candidate can keep all of the bounds."""
+def require_possible(constraints: Sequence[Constraint], metrics: Mapping[str, str | None]) -> None:
+    """Raise ConfigError where no candidate can keep all of the bounds.
+
+    Args:
+        constraints: the bounds.
+        metrics: each task's own metric, as far as it is known.
+    """
     lowest: dict[str, Constraint] = {}
     highest: dict[str, Constraint] = {}
     for one in constraints:
-        if one.of.of == BYTES and one.at_most and one.bound <= 0:
-            raise ConfigError(f"No model keeps {one.name}: each takes up some bytes.")
+        least, most = one.of.bounds(metrics)
+        if one.at_most and one.bound < least:
+            raise ConfigError(f"No model keeps {one.name}: {one.of.name} is at least {least:g}. Raise the bound.")
+        if not one.at_most and one.bound > most:
+            raise ConfigError(f"No model keeps {one.name}: {one.of.name} is at most {most:g}. Lower the bound.")
         side = highest if one.at_most else lowest
         other = side.get(one.of.name)
         if other is None or one.excess(other.bound) > 0:
@@ -187,7 +223,12 @@ class Aims(Frozen):
     def _from_list(cls, value: Any) -> Any:
         if isinstance(value, str):
             return {value: None}
-        return dict.fromkeys(value) if isinstance(value, list | tuple) else value
+        if not isinstance(value, list | tuple):
+            return value
+        for one in value:
+            if not isinstance(one, str):
+                raise ConfigError(f"tasks lists {one!r:.60}, which is no name of a task. List names: [gsm8k, mbpp].")
+        return dict.fromkeys(value)
 
     @field_validator("objectives", "constraints", mode="before")
     @classmethod
@@ -208,7 +249,7 @@ class Aims(Frozen):
             raise ConfigError(f"An objective stands there twice: {', '.join(names)}.")
         if all(objective.of == BYTES for objective in self.objectives):
             raise ConfigError("Bytes alone are no objective: the smallest model is none. Add mean, worst or a task.")
-        require_possible(self.constraints)
+        require_possible(self.constraints, self.tasks)
         return self
 
     @property

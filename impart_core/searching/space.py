@@ -1,6 +1,7 @@
 """The space of a search: the holes of its template by name, and the template with values filled in."""
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -62,12 +63,20 @@ class Space:
         holes: dict[str, AnyHole] = {}
         places: dict[tuple[str | int, ...], str] = {}
         for path, raw in _holes(template, ()):
-            place = ".".join(map(str, path[1:] or path))
+            place = _told(path)
+            if inner := next(_holes([value for key, value in raw.items() if key != "name"], ()), None):
+                raise ConfigError(f"The hole at {place} holds another, {inner[1]!r:.60}. List its values in one.")
             hole = _hole(place, raw)
             name = hole.name or place
             if holes.setdefault(name, hole) != hole:
                 raise ConfigError(f"Two holes are called {name!r} and differ. Write both alike, or name one otherwise.")
             places[path] = name
+        for path, value in _leaves(template, ()):
+            if not (value is None or (isinstance(value, str | bool | int | float) and _is_finite(value))):
+                raise ConfigError(
+                    f"{_told(path)} is {value!r:.60}, which a candidate cannot be written down with. Give text, a "
+                    "finite number, true, false or null, or put it in quotes."
+                )
         if not holes:
             raise ConfigError(
                 "The template has no hole, so that there is nothing to search. Write {choose: [a, b]} or "
@@ -138,6 +147,30 @@ def _holes(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str 
     elif isinstance(value, list | tuple):
         for number, inner in enumerate(value):
             yield from _holes(inner, (*path, number))
+
+
+def _leaves(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    """Give all that is neither a list nor a mapping, and keys that are no text, each with its place."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if isinstance(key, str):
+                yield from _leaves(inner, (*path, key))
+            else:
+                yield path, {key: inner}
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            yield from _leaves(inner, (*path, number))
+    else:
+        yield path, value
+
+
+def _is_finite(value: str | float) -> bool:
+    return isinstance(value, str | int) or math.isfinite(value)
+
+
+def _told(path: tuple[str | int, ...]) -> str:
+    """Return the place of a value as people write it."""
+    return ".".join(map(str, path[1:] or path))
 
 
 def _hole(place: str, raw: dict[str, Any]) -> AnyHole:

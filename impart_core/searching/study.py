@@ -6,7 +6,7 @@ Nothing of it is kept while it runs: one that was killed is begun again, and fin
 import time
 from collections.abc import Callable, Sequence
 
-from impart_core.searching.file import Budget, SamplerSettings, SearchFile
+from impart_core.searching.file import SearchFile
 from impart_core.searching.ledger import Ledger
 from impart_core.searching.objective import BYTES
 from impart_core.searching.paired import Difference, difference
@@ -14,11 +14,18 @@ from impart_core.searching.race import Runner, run_race
 from impart_core.searching.result import Study, Trial
 from impart_core.searching.samplers import importance_of
 from impart_core.searching.suggest import Suggester
+from impart_core.searching.warm import first_stage
 
 Progress = Callable[[str, int, int, str], None]  # stage, done, total, what
 
 
-def run_study(file: SearchFile, ledger: Ledger, available: int, progress: Progress | None = None) -> Study:
+def run_study(
+    file: SearchFile,
+    ledger: Ledger,
+    available: int,
+    progress: Progress | None = None,
+    warm: Sequence[Trial] = (),
+) -> Study:
     """Search, and return what was found; how much was evaluated for it stands in the ledger's tally.
 
     Args:
@@ -27,44 +34,41 @@ def run_study(file: SearchFile, ledger: Ledger, available: int, progress: Progre
         available: how many validation items the task with the fewest has.
         progress: called with `search`, trials done, their number (0 where only the sampler or a clock ends it), and
             the best so far.
+        warm: trials of another study that tell CMA-ES where to begin: see `fitting_trials`.
 
     Raises:
         ConfigError: a task has fewer items than asked for, or lacks the metric that is asked for.
     """
     began = time.perf_counter()
+    tell = progress or (lambda *_: None)
     try:
-        warm = _warm_start(file, ledger, available)
-        search = _Search(file, ledger, available, warm, progress or (lambda *_: None))
-        return search.run()
+        spent: Sequence[Trial] = ()
+        if (stage := first_stage(file, available)) is not None:
+            warm = spent = _Search(stage, ledger, available, lambda *told: tell("warm start", *told[1:])).run().trials
+        return _Search(file, ledger, available, tell, warm, spent).run()
     finally:
         ledger.tally.seconds += time.perf_counter() - began
 
 
-def _warm_start(file: SearchFile, ledger: Ledger, available: int) -> tuple[Trial, ...]:
-    """Run the cheaper search that tells CMA-ES where to begin, where one is asked for."""
-    if not file.sampler.warm_start:
-        return ()
-    update = {
-        "sampler": SamplerSettings(name="qmc"),
-        "items": (file.rungs(available)[0][1],),
-        "budget": Budget(trials=file.sampler.warm_start),
-    }
-    return _Search(file.model_copy(update=update), ledger, available, (), lambda *_: None).run().trials
-
-
 class _Search:
-    """A search under way."""
+    """A search under way; `warm` are trials that tell it where to begin, `spent` those that its budget paid for."""
 
     def __init__(
-        self, file: SearchFile, ledger: Ledger, available: int, warm: tuple[Trial, ...], progress: Progress
+        self,
+        file: SearchFile,
+        ledger: Ledger,
+        available: int,
+        progress: Progress,
+        warm: Sequence[Trial] = (),
+        spent: Sequence[Trial] = (),
     ) -> None:
-        self._file, self._ledger, self._warm, self._progress = file, ledger, warm, progress
+        self._file, self._ledger, self._warm, self._progress = file, ledger, tuple(warm), progress
         self._rungs = file.rungs(available)
         self._suggester = Suggester(file, warm)
         self._runners: list[Runner] = []
         self._trials: list[Trial] = []
-        self._items = sum(trial.rungs[-1].items for trial in warm if trial.rungs) * len(file.tasks)
-        self._seconds = sum(trial.seconds for trial in warm) / file.parallel
+        self._items = sum(trial.rungs[-1].items for trial in spent if trial.rungs) * len(file.tasks)
+        self._seconds = sum(trial.seconds for trial in spent) / file.parallel
 
     def run(self) -> Study:
         total = self._file.budget.trials or self._file.space.size or 0
@@ -103,7 +107,8 @@ class _Search:
             return f"{budget.trials} trials were tried"
         if budget.items is not None and self._items + self._rungs[0][1] * len(self._file.tasks) > budget.items:
             return f"{self._items:,} of {budget.items:,} items were used"
-        if budget.minutes is not None and self._seconds >= budget.minutes * 60:
+        # The default candidate is tried whatever the warm start took: a study without trials tells nothing.
+        if budget.minutes is not None and self._trials and self._seconds >= budget.minutes * 60:
             return f"{budget.minutes:g} minutes of evaluation were used"
         return None
 

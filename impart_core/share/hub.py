@@ -9,7 +9,7 @@ from impart_core.base.errors import ConfigError, HubError, OutputExistsError
 from impart_core.base.files import disk_errors, write_atomically
 from impart_core.checkpoint.hub import parse_hub_id
 from impart_core.share.card import Measured, model_card
-from impart_core.share.transfer import Progress, Record, TransferReport, transfer
+from impart_core.share.transfer import Progress, Record, TransferReport, TransferSettings, transfer
 from impart_core.storage.failures import LOG_IN, Side, explained
 from impart_core.storage.objects import PROBES
 from impart_core.store.catalog import CatalogEntry, scan
@@ -60,7 +60,8 @@ def prepare_folder(
     _require_ours(out, delta)
     made = Store(out)
     _make_public(made)
-    report = transfer(store, made, [artifact_id], move_names=True, record=Record.PUBLIC, progress=progress)
+    settings = TransferSettings(move_names=True, record=Record.PUBLIC)
+    report = transfer(store, made, [artifact_id], settings, progress)
     name = names_by_id(made).get(artifact_id, (artifact_id,))[0]
     sources = delta.manifest.provenance.sources
     card = model_card(open_delta(made, artifact_id), repo, name, measurements(store, delta), sources)

@@ -34,6 +34,24 @@ class Record(Enum):
     PUBLIC = "nothing that strangers need not know"
 
 
+class TransferSettings(Frozen):
+    """What is copied with an artifact, and how.
+
+    Attributes:
+        factors: whether the decompositions that blocks were made from are copied as well.
+        evaluations: whether the evaluations that measured a delta are.
+        move_names: whether a name that points elsewhere in the target is moved.
+        reread: skip only what is whole by its digests, too, and replace what is not.
+        record: what the copies record of who made them.
+    """
+
+    factors: bool = False
+    evaluations: bool = True
+    move_names: bool = False
+    reread: bool = False
+    record: Record = Record.MADE
+
+
 class Tally(Frozen):
     """Artifacts by kind, their data files, and all bytes of them, manifests included."""
 
@@ -99,12 +117,7 @@ def transfer(
     source: Store,
     target: Store,
     artifact_ids: Iterable[str],
-    *,
-    factors: bool = False,
-    evaluations: bool = True,
-    move_names: bool = False,
-    reread: bool = False,
-    record: Record = Record.MADE,
+    settings: TransferSettings = TransferSettings(),  # noqa: B008 - frozen
     progress: Progress | None = None,
 ) -> TransferReport:
     """Copy artifacts, and the names that point to them.
@@ -116,11 +129,7 @@ def transfer(
         source: the store to read.
         target: the store to write.
         artifact_ids: of deltas or any other artifacts.
-        factors: whether the decompositions that blocks were made from are copied as well.
-        evaluations: whether the evaluations that measured a delta are.
-        move_names: whether a name that points elsewhere in the target is moved.
-        reread: skip only what is whole by its digests, too, and replace what is not.
-        record: what the copies record of who made them.
+        settings: what goes with them, and how.
         progress: called with artifacts copied, artifacts to copy, and both in bytes.
 
     Raises:
@@ -132,17 +141,17 @@ def transfer(
     _require_different(source, target)
     wanted = tuple(dict.fromkeys(artifact_ids))
     names = {require_ref_name(name): made for name, made in all_refs(source).items() if made in wanted}
-    _require_names(target, names, move_names)
+    _require_names(target, names, settings.move_names)
     target.require_writable()
-    work = _Transfer(source, target, reread, record, progress)
-    bundles = work.survey(wanted, factors=factors, evaluations=evaluations)
+    work = _Transfer(source, target, settings, progress)
+    bundles = work.survey(wanted)
     parts = {part.id: part for bundle in bundles for part in bundle.parts}
     with pin(target, parts) as hold:  # what is skipped is looked for once more after this
         for bundle in bundles:
             if work.copy(bundle):
                 for name in (name for name, made in names.items() if made == bundle.top.id):
-                    _require_names(target, {name: bundle.top.id}, move_names)
-                    set_ref(target, name, bundle.top.id, *_reason(source, record))
+                    _require_names(target, {name: bundle.top.id}, settings.move_names)
+                    set_ref(target, name, bundle.top.id, *_reason(source, settings.record))
         if hold.lost():
             _require_still_whole(target, [bundle.top.id for bundle in bundles if bundle.top.id not in work.faults])
     if work.faults:
@@ -165,36 +174,35 @@ def transfer(
 class _Transfer:
     """Looks up in both stores what is to be copied, each artifact once, however many need it; copies and counts it."""
 
-    def __init__(self, source: Store, target: Store, reread: bool, record: Record, progress: Progress | None) -> None:
+    def __init__(self, source: Store, target: Store, settings: TransferSettings, progress: Progress | None) -> None:
         """Name the stores; nothing is read yet."""
-        self._source, self._target, self._reread, self._progress = source, target, reread, progress
-        self._record = record
+        self._source, self._target, self._settings, self._progress = source, target, settings, progress
         self._seen: dict[str, _Part | None] = {}
         self._total = 0, 0  # artifacts that the target lacks, and their bytes
         self.copied: dict[str, int] = {}
         self.faults: dict[str, str] = {}
 
-    def survey(self, wanted: Iterable[str], *, factors: bool, evaluations: bool) -> list[_Bundle]:
+    def survey(self, wanted: Iterable[str]) -> list[_Bundle]:
         """Return what is to be copied for each artifact that was asked for, unless a fault keeps it back."""
         tops = [part for part in map(self._look, wanted) if part]
         measured: dict[str, list[str]] = {}
-        if evaluations and any(top.content.listed and not top.content.measures for top in tops):
+        if self._settings.evaluations and any(top.content.listed and not top.content.measures for top in tops):
             for entry in scan(self._source).values():
                 kind = kind_of(entry.kind)
                 for parent in entry.parents if kind and kind.measures else ():
                     measured.setdefault(parent, []).append(entry.id)
-        found = [self._bundle(top, measured.get(top.id, ()), factors=factors) for top in tops]
+        found = [self._bundle(top, measured.get(top.id, ())) for top in tops]
         bundles = [bundle for bundle in found if bundle]
         missing = {part.id: part.bytes for bundle in bundles for part in bundle.parts if not part.present}
         self._total = len(missing), sum(missing.values())
         return bundles
 
-    def _bundle(self, top: _Part, measured: Iterable[str], *, factors: bool) -> _Bundle | None:
+    def _bundle(self, top: _Part, measured: Iterable[str]) -> _Bundle | None:
         needed = [self._look(pointer.id) for pointer in top.content.pointers()]
         parts = tuple(part for part in needed if part)
         if len(parts) < len(needed) or not self._adds_up(top, parts):
             return None
-        makers = [maker for part in parts or (top,) for maker in part.entry.parents] if factors else []
+        makers = [maker for part in parts or (top,) for maker in part.entry.parents] if self._settings.factors else []
         return _Bundle(
             needed=parts,
             factors=tuple(part for part in self._some(makers) if not part.content.listed),
@@ -232,10 +240,10 @@ class _Transfer:
         """Return an artifact's manifest as it is to be in the target; errors as in `Store.manifest`."""
         manifest = self._source.manifest(artifact_id)
         made = manifest.provenance
-        if self._record is Record.MADE:
+        if self._settings.record is Record.MADE:
             return manifest
         return manifest.with_provenance(
-            made.public() if self._record is Record.PUBLIC else made.model_copy(update={"imported": True})
+            made.public() if self._settings.record is Record.PUBLIC else made.model_copy(update={"imported": True})
         )
 
     def _compare(self, manifest: Manifest) -> _Part:
@@ -244,7 +252,7 @@ class _Transfer:
         Raises:
             CorruptArtifactError: the target lacks it, and a file of it is missing in the source, or not as long.
         """
-        there = self._target.lookup(manifest.id, reread=self._reread)
+        there = self._target.lookup(manifest.id, reread=self._settings.reread)
         if there is None and (fault := self._source.examine(manifest.id).fault):
             raise CorruptArtifactError(fault)
         content = manifest.content if manifest.content.pointers() else (there or manifest).content
@@ -291,7 +299,7 @@ class _Transfer:
                     entry.name: stack.enter_context(self._source.local_file(manifest, entry.name, verified=True))
                     for entry in manifest.files
                 }
-                self._target.publish(manifest, files, reread=self._reread)
+                self._target.publish(manifest, files, reread=self._settings.reread)
         except (ArtifactNotFoundError, CorruptArtifactError) as error:
             self.faults[part.id] = str(error)
             return

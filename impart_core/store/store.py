@@ -19,6 +19,7 @@ from pathlib import Path
 import platformdirs
 from fsspec.implementations.local import LocalFileSystem
 
+from impart_core.base.arguments import require_kind
 from impart_core.base.errors import (
     ArtifactNotFoundError,
     CorruptArtifactError,
@@ -62,8 +63,9 @@ class Store:
 
         Raises:
             StoreError: the URL's protocol is not known or not installed, or it carries more than a place.
-            ConfigError: IMPART_STORE_OPTIONS is malformed.
+            ConfigError: it is neither text nor a path; or IMPART_STORE_OPTIONS is malformed.
         """
+        require_kind(url, (str, Path, type(None)), "The store", "a folder or a URL")
         self.url = str(url) if url else default_store_url()
         self.objects = _open_objects(self.url)
 

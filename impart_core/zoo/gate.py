@@ -10,10 +10,9 @@ from impart_core.base.errors import ConfigError
 from impart_core.base.settings import Frozen, nearest
 from impart_core.evaluation.options import MeasureOptions
 from impart_core.evaluation.result import Split
-from impart_core.searching.objective import lower_is_better
+from impart_core.searching.objective import bounds_of, lower_is_better
 
 _ROUNDING = 1e-9  # .50 less .48 is more than .02 in binary
-_SHARES = ("acc", "acc_norm", "exact_match", "em", "f1", "pass@1")  # metrics of lm-eval between 0 and 1
 Measured = tuple[float, float | None]  # a value and its standard error
 Metrics = Mapping[str, Mapping[str, Measured]]  # by task and metric
 
@@ -58,9 +57,13 @@ class Gate(Frozen):
         for task, bound in self.at_least.items():
             if task not in self.tasks:
                 raise ConfigError(f"at_least names {task!r}, which is not one of the tasks.{nearest(task, self.tasks)}")
-            metric = self.tasks[task]
-            if metric is not None and metric.partition(",")[0] in _SHARES and not 0 <= bound <= 1:
-                raise ConfigError(f"No model has a {metric} of {bound:g} on {task}: it is a share, from 0 to 1.")
+            metric = self.tasks[task] or ""
+            lowest, highest = bounds_of(metric)
+            if bound < lowest if lower_is_better(metric) else bound > highest:
+                best = lowest if lower_is_better(metric) else highest
+                raise ConfigError(
+                    f"No model has a {metric} of {bound:g} on {task}: {best:g} is the best that there is."
+                )
         return self
 
     def with_tasks(self, tasks: Mapping[str, str | None]) -> "Gate":

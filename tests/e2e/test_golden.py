@@ -46,6 +46,16 @@ CALIBRATED = {
     "calibrated": ["--cr", "32", "--method", "impart-qt", "--option", "ladder=2", *TEXT],
     "distilled": ["--cr", "32", "--method", "bitdelta", "--option", "distil=true", *TEXT],
 }
+# Merges of the fine-tune and of a delta of it, by sums that are exact in float32 on any processor.
+MERGES: dict[str, dict[str, Any]] = {
+    "merge-arithmetic": {"merge_method": "task_arithmetic", "parameters": {"weight": 0.5, "lambda": [0.5, 1]}},
+    "merge-ties": {"merge_method": "ties", "parameters": {"weight": 0.5, "density": 0.5, "normalize": False}},
+    "merge-dare": {
+        "merge_method": "dare_linear",
+        "parameters": {"weight": 0.5, "density": 0.5, "rescale": "expectation"},
+        "impart": {"seed": 3},
+    },
+}
 
 
 def impart(*arguments: str, environment: dict[str, Any]) -> dict[str, Any]:
@@ -95,14 +105,62 @@ def run_all(store: Path, environment: dict[str, Any]) -> dict[str, Any]:
     for name, flags in CALIBRATED.items():
         report = impart("compress", *zoo.values(), *flags, "--store", str(store), environment=environment)
         found[name] = {"ids": ids_below(stored(store), report["artifact"])}
+    found |= merged(store, found["magnitude"]["ids"]["delta"], environment)
+    found["search"] = searched(store, environment)
     arguments = ["evaluate", zoo["math"], "--tasks", "tinyzoo_math", "--limit", "2", "--store", str(store)]
     (result,) = impart(*arguments, environment=environment)["results"]
     recipe = stored(store)[result["id"]]["recipe"]
     found["evaluation"] = {"ids": {"evaluation": result["id"]}, "lm_eval": lm_eval_version()}
-    found["evaluation"]["ids"]["without its definition"] = canonical_digest(
-        {**recipe, "config": {**recipe["config"], "definition": ""}}
-    )
+    found["evaluation"]["ids"]["without its definition"] = undefined(recipe, "definition")
     return found
+
+
+def merged(store: Path, delta: str, environment: dict[str, Any]) -> dict[str, Any]:
+    """Merge; return the id of each record, and the SHA-256 of the weights."""
+    found = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, settings in MERGES.items():
+            models = [{"model": str(GOLDEN / "finetuned")}, {"model": delta}]
+            file, out = Path(scratch) / f"{name}.yaml", Path(scratch) / name
+            file.write_text(json.dumps({"base_model": str(GOLDEN / "base"), "models": models, **settings}))
+            report = impart("merge", str(file), "--out", str(out), "--store", str(store), environment=environment)
+            weights = (out / "model.safetensors").read_bytes()
+            found[name] = {
+                "ids": {"merged": report["artifact"]},
+                "files": {"model.safetensors": hashlib.sha256(weights).hexdigest()},
+            }
+    return found
+
+
+def searched(store: Path, environment: dict[str, Any]) -> dict[str, Any]:
+    """Search two merges, one of them compressed; return the ids of the study and of both trials."""
+    places = [impart("tinyzoo", "path", one, environment=environment)["path"] for one in ("base", "math", "code")]
+    template = {
+        "merge_method": "task_arithmetic",
+        "base_model": places[0],
+        "models": [{"model": place} for place in places[1:]],
+        "parameters": {"weight": 0.5},
+        "impart": {"compress": {"choose": [None, {"method": "magnitude", "cr": 8}]}},
+    }
+    search = {"merge": template, "tasks": {"tinyzoo_math": "answer_loss"}, "sampler": "grid", "items": 1}
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "search.yaml"
+        file.write_text(json.dumps(search))
+        report = impart("search", str(file), "--store", str(store), environment=environment)
+    manifests = stored(store)
+    study = manifests[report["id"]]["recipe"]
+    ids = {"study": report["id"], "study without its definition": undefined(study, "definitions")}
+    for made, manifest in manifests.items():
+        recipe = manifest["recipe"]
+        if manifest["content"]["kind"] == "trial" and recipe["config"]["split"] == "validation":
+            for role in {"merged", "compressed"} & recipe["inputs"].keys():
+                ids |= {f"trial {role}": made, f"trial {role} without its definition": undefined(recipe, "definition")}
+    return {"ids": ids, "lm_eval": lm_eval_version()}
+
+
+def undefined(recipe: dict[str, Any], key: str) -> str:
+    """Return the digest of a recipe without the definition of its tasks, which is another with another lm-eval."""
+    return canonical_digest({**recipe, "config": {**recipe["config"], key: ""}})
 
 
 def lm_eval_version() -> str:
@@ -140,16 +198,24 @@ def test_codes_are_as_they_were(name: str, found: dict[str, Any]) -> None:
     assert found[name]["files"] == EXPECTED[name]["files"]
 
 
-def test_the_id_of_an_evaluation_is_as_it_was(found: dict[str, Any]) -> None:
-    ours, theirs = found["evaluation"], EXPECTED["evaluation"]
-    assert ours["ids"]["without its definition"] == theirs["ids"]["without its definition"]
-    if ours["lm_eval"] == theirs["lm_eval"]:
-        assert ours["ids"] == theirs["ids"]
+@pytest.mark.parametrize("name", MERGES)
+def test_merges_are_as_they_were(name: str, found: dict[str, Any]) -> None:
+    assert found[name] == EXPECTED[name]
+
+
+@pytest.mark.parametrize("name", ["evaluation", "search"])
+def test_what_is_measured_has_the_ids_that_it_had(name: str, found: dict[str, Any]) -> None:
+    ours, theirs = found[name], EXPECTED[name]
+    assert ours["ids"].keys() == theirs["ids"].keys()
+    for key in ours["ids"]:
+        if "without" in key or ours["lm_eval"] == theirs["lm_eval"]:
+            assert (key, ours["ids"][key]) == (key, theirs["ids"][key])
 
 
 def test_every_operation_and_method_is_among_them(found: dict[str, Any]) -> None:
     made = {key.split()[0] for one in found.values() for key in one["ids"]}
     assert made >= {"delta", "block", "factors", "calibration", "activations", "scales", "evaluation"}
+    assert made >= {"merged", "study", "trial"}
 
 
 def write_checkpoints(folder: Path) -> None:

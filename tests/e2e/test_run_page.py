@@ -1,20 +1,30 @@
 """The page of a run in Prefect: what it made, read back from a real server."""
 
 import json
+import re
+from base64 import b64decode
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
+import matplotlib
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
 
+from impart_core import tinyzoo
 from impart_core.blocks.request import CompressConfig
 from impart_core.engine.compress import CompressReport
 from impart_core.engine.references import EvaluationResult
 from impart_core.engine.requests import CompressRequest
+from impart_core.engine.search import SearchReport, SearchRequest
+from impart_core.searching.file import parse_search
 from impart_core.store.catalog import CatalogEntry
 from impart_flows import run_page
 from impart_flows.compress import run_compress
+from impart_flows.search import run_search
+from impart_flows.study_picture import draw_study
+from tests.impart_core.evaluation.own_tasks import SUMS, sums, write_task
 from tests.support import manifests
 
 pytestmark = pytest.mark.e2e
@@ -102,6 +112,74 @@ def test_an_evaluation_is_a_table(prefect_api: str) -> None:
         {**common, "metric": "exact_match", "value": 0.5, "standard error": 0.1},
         {**common, "metric": "loss", "value": 1.5, "standard error": None},
     ]
+
+
+@pytest.fixture(scope="module")
+def searched(prefect_api: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[SearchReport, list[str]]:
+    """A search over two methods at two ratios, and what its run's page told of how far it was."""
+    folder = tmp_path_factory.mktemp("searched")
+    write_task(folder, {"validation": sums(range(10, 22)), "test": sums(range(30, 38))}, **SUMS)
+    template = {
+        **{"base": str(tinyzoo.path("base")), "finetuned": str(tinyzoo.path("math"))},
+        **{"method": {"choose": ["magnitude", "lowrank"]}, "cr": {"choose": [8, 64]}},
+    }
+    usual = {"sampler": "grid", "items": [4, 12], "starts": [], "name": "Paged@best"}
+    file = parse_search(
+        {"compress": template, "tasks": {str(folder / "my_sums.yaml"): "answer_loss"}, "objectives": ["mean", "bytes"]}
+        | usual
+    )
+    shown: list[str] = []
+
+    def look(*_: object) -> None:
+        shown.extend(page["description"] for page in pages("search-progress-paged-best")[-1:])
+
+    report = run_search(SearchRequest(file=file, store=str(folder / "store"), device="cpu", workers=1), None, look)
+    look()
+    return report, shown
+
+
+def test_a_search_shows_how_far_it_is(searched: tuple[SearchReport, list[str]]) -> None:
+    (page,) = pages("search-progress-paged-best")
+    assert (page["type"], float(page["data"])) == ("progress", 100.0)
+    shown = searched[1]  # after the next call, which the page is told after the listener
+    assert shown[0] == "search: 0 of 4 trials"
+    assert re.fullmatch(r"search: 1 of 4 trials, best 0: mean [0-9.]+, bytes [0-9.e+]+, about [0-9]+ s left", shown[1])
+    assert re.fullmatch(r"search: 4 of 4 trials, best [0-3]: mean [0-9.]+, bytes [0-9.e+]+", shown[-1])
+
+
+def test_a_search_shows_winner_trials_and_importance(searched: tuple[SearchReport, list[str]]) -> None:
+    report, _ = searched
+    (page,) = pages("search-paged-best")
+    text, study = page["data"], report.record.study
+    assert text.startswith("# Paged@best\n\n4 trials: every candidate was tried.")
+    assert report.record.verdict is not None
+    for name, standing in report.record.verdict.test.items():
+        value, error = standing.metrics["my_sums"]["answer_loss"]
+        assert f"| {name} | {value:.4f} ± {error:.4f} |" in text
+    for trial in study.trials:
+        mark = " (best)" if trial.number == study.best else " (front)" if trial.number in study.front else ""
+        row = f"| {trial.number}{mark} | {trial.values['method']} | {trial.values['cr']} | "
+        assert row + f"{trial.quantities['mean']:.5g} | {trial.quantities['bytes']:.5g} | {trial.state}" in text
+    for name, share in study.importance.items():
+        assert f"| {name} | {share:.2f} |" in text
+
+
+def test_a_search_shows_its_picture(searched: tuple[SearchReport, list[str]]) -> None:
+    """History, quality against bytes with its front, bars beside base, default and expert, importance."""
+    record = searched[0].record
+    (page,) = pages("search-picture-paged-best")
+    assert page["type"] == "image"
+    head, _, data = page["data"].partition(",")
+    assert head == "data:image/png;base64"
+    assert b64decode(data) == draw_study(record, "png")
+    with matplotlib.rc_context({"svg.fonttype": "none"}):  # letters as letters
+        drawn = ElementTree.fromstring(draw_study(record, "svg"))
+    words = {"".join(element.itertext()).strip() for element in drawn.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"best so far", "complete", "mean on validation items"} <= words  # the history
+    assert {"Pareto front", "bytes"} <= words
+    assert {"winner", "default", "base", "math", "my_sums", "on the test split, with standard errors"} <= words
+    assert {"method", "cr", "share in the variance of mean"} <= words
+    assert len(record.study.front) > 1
 
 
 def test_a_page_that_is_not_taken_fails_no_run(

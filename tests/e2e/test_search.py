@@ -1,6 +1,8 @@
 """`impart search`: a file is tried, the winner published, and what was found shown as text and as pictures."""
 
 import functools
+import re
+from json import loads
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ import pytest
 from impart_core import tinyzoo
 from tests.e2e.here import impart, printed, told
 from tests.impart_core.evaluation.own_tasks import SUMS, sums, write_task
-from tests.support import Environment, run_json
+from tests.support import Environment, run_impart, run_json
 
 pytestmark = pytest.mark.e2e
 
@@ -65,6 +67,23 @@ def test_what_was_found_is_shown(store: Path) -> None:
     assert [trial["values"]["method"] for trial in record["study"]["trials"]] == ["impart", "lowrank"]
     listed = {entry["kind"] for entry in told("ls", "--store", str(store))["artifacts"]}
     assert listed == {"delta", "study"}
+
+
+def test_a_search_without_a_winner_says_why_and_does_not_pass_for_one(
+    file: Path, store: Path, environment: Environment
+) -> None:
+    bound = file.with_name("bound.yaml")
+    bound.write_text(file.read_text().replace("math@best", "math@none") + "constraints: [mean <= 1e-9]\n")
+    done = run_impart("search", str(bound), "--store", str(store), "--json", environment=environment)
+    assert done.returncode == 2
+    assert "There is no winner, and nothing is published as math@none" in done.stderr
+    assert re.search(r"none of 2 complete trials keeps mean <= 1e-09 \(nearest: [0-9.e-]+, trial [01]\)", done.stderr)
+    study = loads(done.stdout)["record"]["study"]
+    assert (len(study["trials"]), study["best"]) == (2, None)
+    names = {name for entry in told("ls", "--store", str(store))["artifacts"] for name in entry["names"]}
+    assert "math.study@none" in names and "math@none" not in names
+    shown = printed("search", "show", "math.study@none", "--store", str(store))
+    assert "best           none: none of 2 complete trials keeps mean <= 1e-09" in shown
 
 
 @pytest.mark.parametrize(("suffix", "begins"), [("svg", b"<?xml"), ("png", b"\x89PNG")])

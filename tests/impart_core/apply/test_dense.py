@@ -146,7 +146,7 @@ def test_a_damaged_file_is_refused_by_name_before_anything_is_written(
 def test_a_folder_with_files_is_refused_and_kept(delta: Delta, pair: Pair, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    for name in ("old", "config.json"):
+    for name in ("old", "config.json", "model.safetensors"):
         (out / name).write_text("x")
     with pytest.raises(OutputExistsError, match="already holds files"):
         reconstruct(delta, open_checkpoint(pair[0]), out)
@@ -158,10 +158,12 @@ def test_a_folder_with_files_is_refused_and_kept(delta: Delta, pair: Pair, tmp_p
 def test_neither_store_nor_base_is_overwritten(delta: Delta, pair: Pair, tmp_path: Path) -> None:
     store = Path(delta.store.url)
     for place in (store, store.parent, store / "artifacts"):
-        (place / "config.json").write_text("{}")
+        for name in ("config.json", "model.safetensors"):  # as a model has them
+            (place / name).write_text("{}")
     base = tmp_path / "models" / "base"
     shutil.copytree(pair[0], base)
-    (tmp_path / "models" / "config.json").write_text("{}")
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "models" / name).write_text("{}")
     for out in (store, store.parent, store / "artifacts", store / "new", base, base.parent):
         with pytest.raises(OutputExistsError, match=r"the store|the base"):
             reconstruct(delta, open_checkpoint(base), out, overwrite=True)

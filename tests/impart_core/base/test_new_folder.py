@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from impart_core.base import new_folder as module
-from impart_core.base.errors import OutputExistsError, StoreFullError
+from impart_core.base.errors import OutputExistsError, StoreError, StoreFullError
 from impart_core.base.new_folder import check_output_folder, new_folder, require_apart
 from tests.killing import run_killed
 
-OLD, NEW = {"config.json": "old", "a": "1", "b": "2"}, {"config.json": "new", "c": "3"}
+OLD, NEW = {"config.json": "old", "model.safetensors": "1", "b": "2"}, {"config.json": "new", "c.safetensors": "3"}
 MOST_STEPS = 300
 
 
@@ -37,7 +37,8 @@ def test_a_full_disk_while_writing_a_folder_is_a_sentence(tmp_path: Path) -> Non
 def test_a_folder_with_files_is_refused_unless_it_may_be_replaced(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     check_output_folder(tmp_path / "out")
-    (tmp_path / "out" / "config.json").write_text("x")
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "out" / name).write_text("x")
     with pytest.raises(OutputExistsError, match="already holds files"), new_folder(tmp_path / "out"):
         pass
     assert (tmp_path / "out" / "config.json").exists()
@@ -48,10 +49,10 @@ def test_a_folder_with_files_is_refused_unless_it_may_be_replaced(tmp_path: Path
 
 def test_a_failed_replacement_keeps_the_old_folder(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "config.json").write_text("x")
+    make(tmp_path / "out", OLD)
     with pytest.raises(RuntimeError), new_folder(tmp_path / "out", overwrite=True):
         raise RuntimeError
-    assert [entry.name for entry in (tmp_path / "out").iterdir()] == ["config.json"]
+    assert held(tmp_path / "out") == OLD
 
 
 def test_a_file_in_the_folders_place_is_never_overwritten(tmp_path: Path) -> None:
@@ -120,11 +121,30 @@ def test_of_two_that_make_the_same_folder_one_is_refused(tmp_path: Path) -> None
     assert held(out) == NEW
 
 
-def test_what_holds_no_model_is_not_overwritten(tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").write_text("years")
+@pytest.mark.parametrize(
+    "files", [{"thesis.txt": "years"}, {"config.json": "{}", "app.py": "x"}, {"a.safetensors": ""}]
+)
+def test_what_holds_no_model_is_not_overwritten(files: dict[str, str], tmp_path: Path) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
     with pytest.raises(OutputExistsError, match="holds files, but no model"):
         make(tmp_path, NEW)
-    assert held(tmp_path) == {"thesis.txt": "years"}
+    assert held(tmp_path) == files
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "circle").symlink_to("circle")
+    for place in ("file/out", "file/deep/out", "circle/out", "n" * 300, "nul\0"):
+        with pytest.raises(StoreError) as told:
+            check_output_folder(tmp_path / place)
+        assert str(told.value).endswith((".", "another.")) and "Traceback" not in str(told.value)
+    monkeypatch.setattr(module.os, "access", lambda *_: False)  # a test that runs as root may write anywhere
+    with pytest.raises(StoreError, match="cannot be written to"):
+        check_output_folder(tmp_path / "deep" / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["circle", "file"]
 
 
 def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None:

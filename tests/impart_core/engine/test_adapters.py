@@ -93,3 +93,11 @@ def test_it_is_measured_on_its_base(adapter: Path, merged: Path, store: str) -> 
         impart.evaluate(adapter, "tinyzoo_math", store=store)
     with pytest.raises(ConfigError, match="is a whole model, which needs no base"):
         impart.evaluate(tinyzoo.path("math"), "tinyzoo_math", base=BASE, store=store)
+
+
+def test_one_adapter_under_two_names_is_merged_once(adapter: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(adapter)
+    (tmp_path / "base").symlink_to(BASE)
+    for other in (f"{BASE}+{tmp_path / 'link'}", f"{tmp_path / 'base'}+{adapter}"):
+        with pytest.raises(ConfigError, match="are one model under two names"):
+            impart.merge([f"{BASE}+{adapter}", other], base=BASE, out=tmp_path / "out", store=tmp_path / "store")

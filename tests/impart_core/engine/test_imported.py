@@ -16,7 +16,7 @@ from impart_core.engine.compress import CompressReport
 from impart_core.engine.compress import compress as compress_model
 from impart_core.engine.executor import ThreadExecutor
 from impart_core.engine.requests import CompressRequest, Trust
-from impart_core.share.transfer import Record, transfer
+from impart_core.share.transfer import Record, TransferSettings, transfer
 from impart_core.store.manifest import Manifest
 from impart_core.store.names import set_ref
 from impart_core.store.publish import made_or_found
@@ -77,7 +77,7 @@ def honest(pair: Pair, tmp_path: Path) -> Delta:
 def poisoned(honest: Delta, tmp_path: Path) -> Store:
     """A store of somebody else's that is whole, and whose blocks and factors are not what their recipes make."""
     theirs = Store(tmp_path / "theirs")
-    transfer(honest.store, theirs, [honest.id], factors=True)
+    transfer(honest.store, theirs, [honest.id], TransferSettings(factors=True))
     for artifact in theirs.ids():
         manifest = theirs.manifest(artifact)
         if manifest.content.kind in ("block", "factors") and manifest.nbytes:
@@ -94,7 +94,7 @@ def test_a_compression_reuses_nothing_that_was_imported(
     keep_factors: bool, trust: Trust, honest: Delta, poisoned: Store, pair: Pair, tmp_path: Path
 ) -> None:
     store = Store(tmp_path / "store")
-    transfer(poisoned, store, [honest.id], factors=True, record=Record.IMPORTED)
+    transfer(poisoned, store, [honest.id], TransferSettings(factors=True, record=Record.IMPORTED))
     report = run(store, pair, trust, keep_factors=keep_factors)
     assert (report.artifact, report.cached_blocks, report.reused_factors) == (honest.id, 0, 0)
     assert report.remade == (IMPORTED,)
@@ -108,7 +108,7 @@ def test_a_compression_reuses_nothing_that_was_imported(
 
 def test_what_is_trusted_is_reused(honest: Delta, poisoned: Store, pair: Pair, tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
-    transfer(poisoned, store, [honest.id], factors=True, record=Record.IMPORTED)
+    transfer(poisoned, store, [honest.id], TransferSettings(factors=True, record=Record.IMPORTED))
     report = run(store, pair, Trust(imported=True))
     assert (report.cached_blocks, report.remade) == (report.blocks, ())
     assert codes_of(store, honest.id) == codes_of(poisoned, honest.id)
@@ -118,11 +118,13 @@ def test_an_import_never_takes_the_place_of_what_was_made_here_and_is_replaced_b
     honest: Delta, poisoned: Store, pair: Pair, tmp_path: Path
 ) -> None:
     before = {made: honest.store.manifest(made) for made in honest.store.ids()}
-    report = transfer(poisoned, honest.store, [honest.id], factors=True, record=Record.IMPORTED)
+    report = transfer(poisoned, honest.store, [honest.id], TransferSettings(factors=True, record=Record.IMPORTED))
     assert report.copied.artifacts == {}
     assert {made: honest.store.manifest(made) for made in honest.store.ids()} == before
     store = Store(tmp_path / "store")
-    transfer(honest.store, store, [honest.id], record=Record.IMPORTED)  # the same bytes as are made here
+    transfer(
+        honest.store, store, [honest.id], TransferSettings(record=Record.IMPORTED)
+    )  # the same bytes as are made here
     assert all(store.manifest(made).provenance.imported for made in store.ids())
     run(store, pair)
     assert not any(store.manifest(made).provenance.imported for made in store.ids())
@@ -130,7 +132,7 @@ def test_an_import_never_takes_the_place_of_what_was_made_here_and_is_replaced_b
 
 def test_an_export_of_an_import_stays_one(honest: Delta, tmp_path: Path) -> None:
     first, second = Store(tmp_path / "first"), Store(tmp_path / "second")
-    transfer(honest.store, first, [honest.id], record=Record.IMPORTED)
+    transfer(honest.store, first, [honest.id], TransferSettings(record=Record.IMPORTED))
     transfer(first, second, [honest.id])
     assert all(second.manifest(made).provenance.imported for made in second.ids())
     assert not any(honest.store.manifest(made).provenance.imported for made in honest.store.ids())
@@ -139,7 +141,7 @@ def test_an_export_of_an_import_stays_one(honest: Delta, tmp_path: Path) -> None
 def test_evaluations_are_reused_no_more_than_deltas(tmp_path: Path) -> None:
     theirs, ours = Store(tmp_path / "theirs"), Store(tmp_path / "ours")
     lie = evaluation_of(theirs, {"checkpoint": "f" * 64}, metrics={"exact_match": (1.0, 0.0)})
-    transfer(theirs, ours, [lie.id], record=Record.IMPORTED)
+    transfer(theirs, ours, [lie.id], TransferSettings(record=Record.IMPORTED))
 
     def measure() -> Manifest:
         return evaluation_of(ours, {"checkpoint": "f" * 64}, metrics={"exact_match": (0.25, 0.125)})

@@ -1,5 +1,7 @@
 """`import impart_core as impart`: each verb in one line, and our sentences for ordinary misuse."""
 
+import itertools
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from impart_core.base.errors import (
     ArtifactNotFoundError,
     CalibrationError,
     ConfigError,
+    ImpartError,
     UnknownNameError,
     WrongBaseError,
 )
@@ -104,9 +107,9 @@ def test_a_delta_is_quantised_with_tokens_at_hand_and_measured(delta: impart.Del
         (lambda: impart.compress(None, MATH, 4), ConfigError, "None is no place of a checkpoint"),  # type: ignore[arg-type]
         (lambda: impart.compress(BASE, " ", 4), ConfigError, "' ' is no place of a checkpoint"),
         (lambda: impart.evaluate(7, "tinyzoo_math"), ConfigError, "7 is no place of a checkpoint"),  # type: ignore[arg-type]
-        (lambda: impart.reconstruct("x", BASE, None), ConfigError, "None is no folder to make"),  # type: ignore[arg-type]
+        (lambda: impart.reconstruct("x", BASE, None), ConfigError, "out is None, a NoneType"),  # type: ignore[arg-type]
         (lambda: impart.compress(BASE, MATH, 16, workers=0), ConfigError, "workers is 0"),
-        (lambda: impart.open_delta(Path("math")), ConfigError, "by its name or id, not by a"),  # type: ignore[arg-type]
+        (lambda: impart.open_delta(Path("math")), ConfigError, "Give its name or id"),  # type: ignore[arg-type]
         (lambda: impart.open_delta("nothing"), ArtifactNotFoundError, "There is no store at"),
         (lambda: impart.load_model("nothing"), ArtifactNotFoundError, "There is no store at"),
         (lambda: impart.Store("s3://me:secret@host/a"), impart.ImpartError, "carries a password"),
@@ -147,3 +150,49 @@ def test_misuse_of_a_delta_gets_a_sentence(delta: impart.Delta, store: str) -> N
         impart.load_state_dict(delta, MATH)
     with pytest.raises(ArtifactNotFoundError, match="is no artifact id"):
         impart.Store(store).manifest("math@cr16")
+
+
+# Requests that cannot be carried out as they are, so that no wrong argument of them starts any work.
+REQUESTS: dict[str, dict[str, Any]] = {
+    "compress": {
+        "base": BASE,
+        "finetuned": MATH,
+        "cr": 1e9,
+        "method": "impart",
+        "seed": 0,
+        "options": {},
+        "name": None,
+    },
+    "quantize": {"ref": "nothing", "cr": 64, "method": "impart-qt", "options": {}, "base": None},
+    "reconstruct": {"ref": "nothing", "base": BASE, "out": "out"},
+    "merge": {
+        **{
+            "models": [MATH],
+            "method": "linear",
+            "weights": 1.0,
+            "base": BASE,
+            "options": {},
+            "out": None,
+            "name": None,
+        },
+        **{"sparsify": None, "compress": None, "seed": 0, "workers": 1, "device": "cpu"},
+    },
+    "search": {"file": {"tasks": ["nothing"]}, "workers": 1, "device": "cpu"},
+    "evaluate": {"model": MATH, "tasks": "nothing", "base": None, "options": {}},
+    "open_delta": {"ref": "nothing"},
+    "load_model": {"ref": "nothing", "base": BASE},
+    "load_state_dict": {"ref": "nothing", "base": BASE},
+}
+
+
+@pytest.mark.parametrize("verb", REQUESTS)
+def test_an_argument_of_another_kind_gets_a_sentence(verb: str, tmp_path: Path) -> None:
+    odd = (None, 5, 0.5, b"x", object(), [None], [[1]], {1: 2}, float("nan"), "")
+    for argument, value in itertools.product([*REQUESTS[verb], "store"], odd):
+        with suppress(ImpartError):  # any other error fails the test
+            getattr(impart, verb)(**{"store": tmp_path / "store", **REQUESTS[verb], argument: value})
+
+
+def test_what_is_no_list_of_models_is_refused_in_words() -> None:
+    with pytest.raises(ConfigError, match=r"models is None, a NoneType\. Give a list of models, a merge file"):
+        impart.merge(None)  # type: ignore[arg-type]

@@ -71,10 +71,10 @@ def test_bytes_are_the_same_for_any_number_of_workers(store: impart.Store, tmp_p
 
 
 def test_deltas_know_their_base(store: impart.Store, math: impart.Delta, tmp_path: Path) -> None:
-    report = impart.merge([math, "math"], weights=[0.5, 0.5], out=tmp_path / "out", store=store)
+    report = impart.merge([math], out=tmp_path / "out", store=store)
     rebuilt = impart.load_state_dict(math, BASE)
     for name, tensor in tensors_of(tmp_path / "out").items():
-        assert torch.equal(tensor, rebuilt[name])  # the mean of twice the same, added before the one cast
+        assert torch.equal(tensor, rebuilt[name])  # added before the one cast
     manifest = store.manifest(report.artifact)
     assert set(manifest.parents) == {math.id}
 
@@ -214,6 +214,21 @@ def test_modules_and_tokens_in_another_order_are_another_merge(store: impart.Sto
         own = {**file, "models": [weighted(MATH)], "tokenizer": {"source": "base", "tokens": ordered}}
         ids.append(artifact_of(store, tmp_path / f"tokens{number}", own))
     assert len(set(ids)) == 4
+
+
+@pytest.mark.parametrize("listed", ["folders", "base", "delta"])
+def test_one_model_under_two_names_is_refused(
+    listed: str, store: impart.Store, math: impart.Delta, tmp_path: Path
+) -> None:
+    for name, place in (("math", MATH), ("base", BASE)):
+        (tmp_path / name).symlink_to(place)
+    models: dict[str, list[Any]] = {
+        "folders": [MATH, tmp_path / "math"],
+        "base": [MATH, tmp_path / "base"],
+        "delta": [math, "math"],
+    }
+    with pytest.raises(ConfigError, match="are one model under two names"):
+        impart.merge(models[listed], base=BASE, out=tmp_path / "out", store=store)
 
 
 def weighted(place: Path) -> dict[str, Any]:

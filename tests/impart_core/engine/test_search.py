@@ -1,5 +1,6 @@
 """A search of real compressions: all is kept, nothing is scored twice, the winner is judged on unseen items."""
 
+import shutil
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -8,15 +9,17 @@ import pytest
 
 import impart_core as impart
 from impart_core import tinyzoo
+from impart_core.artifacts.delta import file_bytes
 from impart_core.artifacts.study import read_study
 from impart_core.base.errors import ConfigError, EvaluationError, InfeasibleBudgetError, UnknownNameError
 from impart_core.engine import candidates
 from impart_core.engine.references import TrialJob
 from impart_core.engine.search import SearchReport
 from impart_core.evaluation.harness import Evaluator
+from impart_core.lineage.graph import lineage_of
 from impart_core.store.catalog import scan
 from impart_core.store.gc import collect
-from impart_core.store.names import resolve
+from impart_core.store.names import resolve, set_ref
 from impart_core.store.store import Store
 from impart_core.store.verify import verify
 from tests.impart_core.evaluation.own_tasks import SUMS, sums, write_task
@@ -173,11 +176,15 @@ def test_a_search_that_shares_candidates_scores_the_others_only(
 
 
 def test_a_candidate_that_cannot_be_made_is_scored_as_failed(task: Path, tmp_path: Path) -> None:
+    called = shutil.copytree(MATH, tmp_path / "base")  # as the base is, in the verdict
     template = {**settings(task)["compress"], "method": "impart", "seed": 0, "cr": {"choose": [16, 1e6]}}
-    report = impart.search(settings(task, compress=template, starts=[]), store=tmp_path, device="cpu")
+    template["finetuned"] = str(called)
+    report = impart.search(settings(task, compress=template, starts=[]), store=tmp_path / "store", device="cpu")
     good, bad = report.record.study.trials
     assert (good.state, bad.state, report.record.study.best) == ("complete", "failed", 0)
     assert bad.why and "Lower the CR" in bad.why
+    assert report.record.verdict is not None
+    assert list(report.record.verdict.test) == ["winner", "default", "base", "base (model)"]
 
 
 def test_merges_are_searched_and_the_winner_is_held_against_each_expert(task: Path, tmp_path: Path) -> None:
@@ -188,6 +195,53 @@ def test_merges_are_searched_and_the_winner_is_held_against_each_expert(task: Pa
     assert verdict is not None and verdict.expert in ("math", "code")
     assert list(verdict.margins) == ["default", "base", "math", "code"]
     assert resolve(Store(tmp_path), "both") == report.record.winner
+
+
+def test_merges_of_deltas_are_compressed_and_weighed_by_their_bytes(
+    task: Path, tmp_path: Path, measured: Measured
+) -> None:
+    """Merged from a delta by its name and a checkpoint, then compressed: what is stored is what is scored."""
+    delta = impart.compress(BASE, MATH, 8, store=tmp_path, name="math@low", method="magnitude", keep_factors=False)
+    template = merge(model="math@low")
+    template |= {"parameters": {"lambda": 0.7}, "impart": {"compress": {"method": "dare", "cr": {"choose": [8, 32]}}}}
+    file = settings(task, merge=template, compress=None, name="both@small", items=6)
+    report = impart.search(file, store=tmp_path, device="cpu")
+    store, (larger, smaller) = Store(tmp_path), report.record.study.trials
+    assert (larger.state, smaller.state) == ("complete", "complete")
+    assert smaller.bytes and larger.bytes and smaller.bytes < larger.bytes / 2
+    winner = impart.open_delta("both@small", store)
+    assert winner.id == report.record.winner
+    assert file_bytes(store, winner.id) == report.record.study.trials[report.record.study.best or 0].bytes
+    assert report.record.verdict is not None
+    assert list(report.record.verdict.margins) == ["default", "base", "math@low", "code"]
+    nodes = {node.id for node in lineage_of(store, winner.id).nodes}
+    assert delta.id in nodes
+    again = len(measured)
+    other = {**file, "name": None, "sampler": "random", "budget": {"trials": 2}}
+    assert without_times(impart.search(other, store=tmp_path, device="cpu")) == without_times(report)
+    assert measured[again:] == []
+
+
+def test_a_search_begins_where_another_study_ended(task: Path, tmp_path: Path) -> None:
+    template = {**merge(), "parameters": {"lambda": {"range": [0.1, 1]}, "normalize": False}}
+    usual = {"merge": template, "compress": None, "objectives": "mean", "starts": [], "parallel": 2}
+    cheap = settings(task, **usual, name="cheap", items=1, sampler="qmc", budget={"trials": 10})
+    first = impart.search(cheap, store=tmp_path, device="cpu", workers=1)
+    warm = {"name": "cmaes", "warm_study": "cheap.study"}
+    file = settings(task, **usual, items=2, sampler=warm, budget={"trials": 2})
+    report = impart.search(file, store=tmp_path, device="cpu", workers=1)
+    assert report.record.study.warm == first.record.study.trials
+    store = Store(tmp_path)
+    assert first.id in store.manifest(report.id).parents
+    set_ref(store, "cheap.study", report.id)  # another one now
+    by_id = {**file, "sampler": report.record.file["sampler"]}
+    assert by_id["sampler"]["warm_study"] == first.id
+    again = impart.search(by_id, store=tmp_path, device="cpu")
+    assert (again.id, again.cached) == (report.id, True)
+    with pytest.raises(ConfigError, match=r"cheap\.study has 2 trials"):
+        impart.search(file, store=tmp_path, device="cpu")
+    with pytest.raises(UnknownNameError, match="cheap"):
+        impart.search({**file, "sampler": {**warm, "warm_study": "chaep.study"}}, store=tmp_path, device="cpu")
 
 
 @pytest.mark.parametrize(

@@ -89,8 +89,8 @@ def test_a_delta_is_scored_as_the_model_that_it_gives_and_is_its_trials_parent(t
 
 
 def test_a_merged_model_is_found_by_its_recipe_before_any_tensor_is_read(tmp_path: Path) -> None:
-    first = score_model(job(tmp_path, merged="ab" * 32))
-    unread = job(tmp_path, merged="ab" * 32, checkpoint=None)
+    first = score_model(job(tmp_path, inputs={"merged": "ab" * 32}))
+    unread = job(tmp_path, inputs={"merged": "ab" * 32}, checkpoint=None)
     assert score_model(unread).of("tinyzoo_math").trials == first.of("tinyzoo_math").trials
     assert score_model(job(tmp_path)).of("tinyzoo_math").trials != first.of("tinyzoo_math").trials
 
@@ -137,10 +137,10 @@ def test_what_may_pass_is_tried_again_and_replaced(tmp_path: Path, monkeypatch: 
 
 def test_a_model_that_cannot_be_made_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("impart_core.engine.trial.model_folder", raising(TensorValueError("q_proj holds NaN.")))
-    found = score_model(job(tmp_path, merged="ab" * 32))
+    found = score_model(job(tmp_path, inputs={"merged": "ab" * 32}))
     assert (found.failure, found.may_pass) == ("q_proj holds NaN.", False)
     monkeypatch.undo()
-    assert score_model(job(tmp_path, merged="ab" * 32)).failure == "q_proj holds NaN."
+    assert score_model(job(tmp_path, inputs={"merged": "ab" * 32})).failure == "q_proj holds NaN."
 
 
 @pytest.mark.parametrize("error", [StoreError("The store is gone."), ValueError("a mistake")])

@@ -163,7 +163,7 @@ def test_the_gate_goes_down_the_steps_and_leaves_the_name_where_none_passes(zoo:
     (stricter,) = zoo.run().outcomes
     assert [one.passed for one in stricter.attempts] == [False, True]
     assert stricter.artifact == stricter.attempts[1].artifact == get_ref(zoo.store, "math@prod")
-    zoo.content["recipes"]["default"] = {"steps": steps, "gate": {**gate, "at_least": {task: -1}}}
+    zoo.content["recipes"]["default"] = {"steps": steps, "gate": {**gate, "at_least": {task: 1e-9}}}
     for _ in range(2):  # and nothing is tried again until something changes
         (refused,) = zoo.run().outcomes
         assert refused.status == "refused"

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from impart_core.base.errors import ConfigError, ImpartError
-from impart_core.merging.file import ModelReference, Tokenizer, parse_merge, read_merge_file
+from impart_core.merging.file import ModelReference, Tokenizer, merge_of, parse_merge, read_merge_file
+from tests.odd_values import tracebacks
 
 TIES = """
 models:
@@ -115,3 +116,17 @@ def test_mistakes_are_sentences(text: str, told: str) -> None:
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.yaml cannot be read"):
         read_merge_file(tmp_path / "none.yaml")
+
+
+def test_whatever_is_written_in_a_merge_file_gives_a_sentence() -> None:
+    own = {"sparsify": {"cr": 4}, "models": {"a": {"sparsify": None}}, "compress": {"cr": 4}, "seed": 0}
+    shared = {"merge_method": "ties", "base_model": "b", "parameters": {"lambda": [0, 1]}, "impart": own}
+    tokens = {"source": "union", "tokens": {"x": {"source": "a", "force": True}}, "pad_to_multiple_of": 8}
+    model = {"model": {"model": "a", "lora": "l"}, "parameters": {"density": [{"filter": "mlp", "value": 1}]}}
+    for document in (
+        {**shared, "models": [{"model": "a"}], "tokenizer": tokens, "chat_template": "auto", "dtype": "float32"},
+        {"merge_method": "linear", "slices": [{"sources": [{**model, "layer_range": [0, 1]}]}]},
+        {"merge_method": "linear", "modules": {"m": {"models": [model]}}, "tokenizer_source": "union"},
+    ):
+        merge_of(document)
+        assert tracebacks(document, merge_of) == []

@@ -282,6 +282,10 @@ def _differing(root: Path) -> dict[str, Path]:
         ("more", {"tokenizer": {"tokens": {"<x>": {"source": {"kind": "zero", "by": 1}}}}}, "'by'"),
         ("more", {"tokenizer_source": "base", "chat_template": "chatml"}, "'chatml', which is no template"),
         ("more", {"tokenizer_source": "base", "chat_template": "@base"}, "has no chat template"),
+        ("more", {"chat_template": "{% for one in messages %}"}, "no template in Jinja: line 1: .*endfor"),
+        ("more", {"chat_template": "Hello {name}"}, "says nothing of `messages`"),
+        ("more", {"chat_template": "{{ messages | shout }}"}, "line 1: No filter named 'shout'"),
+        ("more", {"chat_template": "{% set messages = 1 %}{{ messages }}"}, "says nothing of `messages`"),
     ],
 )
 def test_what_cannot_be_told_apart_is_refused_by_name(

@@ -6,6 +6,7 @@ import pytest
 from impart_core.base.errors import ConfigError, UnknownNameError
 from impart_core.searching.file import parse_search, read_search_file
 from tests.impart_core.searching.synthetic import search
+from tests.odd_values import tracebacks
 
 TEXT = """
 name: math@best
@@ -76,6 +77,8 @@ def test_a_search_cannot_name_a_split(key: str) -> None:
         ({"sampler": "tpee"}, "Did you mean 'tpe'"),
         ({"sampler": {"name": "gp", "population": 9}}, "population has no effect on gp"),
         ({"sampler": {"name": "cmaes", "warm_start": 9}}, "at least 10"),
+        ({"sampler": {"name": "cmaes", "warm_start": 10, "warm_study": "x"}}, "Take one"),
+        ({"sampler": {"name": "tpe", "warm_study": "x"}}, "warm_study has no effect on tpe"),
         ({"sampler": "grid"}, "a step for the range of x"),
         ({"sampler": "cmaes", "objectives": ["mean", "bytes"]}, "one objective"),
         ({"objectives": ["meen"]}, "Did you mean 'mean'"),
@@ -84,7 +87,12 @@ def test_a_search_cannot_name_a_split(key: str) -> None:
         ({"objectives": []}, "at least 1"),
         ({"constraints": ["bytes <= 5", "bytes >= 6"]}, "contradict each other"),
         ({"constraints": ["mean <= 5", "mean >= 3", "mean >= 6", "mean <= 7"]}, "mean >= 6 and mean <= 5 contradict"),
-        ({"constraints": ["bytes <= 0"]}, "No model keeps"),
+        ({"constraints": ["bytes <= 0"]}, "No model keeps bytes <= 0: bytes is at least 1"),
+        ({"tasks": {"a": "acc"}, "constraints": ["mean >= 2"]}, "No model keeps mean >= 2: mean is at most 1. Lower"),
+        ({"tasks": {"a": "acc,none"}, "constraints": ["a <= -0.1"]}, "a is at least 0. Raise"),
+        ({"tasks": {"a": "acc", "b": "bleu"}, "constraints": ["mean >= 51"]}, "mean is at most 50.5"),
+        ({"tasks": {"a": "acc", "b": "bleu"}, "constraints": ["worst >= 2"]}, "worst is at most 1"),
+        ({"constraints": ["answer_loss <= -1"]}, "answer_loss is at least 0"),
         ({"constraints": ["bytes < 5"]}, "is no constraint"),
         ({"constraints": ["bites <= 5"]}, "Did you mean 'bytes'"),
         ({"constraints": ["mean <= nan"]}, "finite"),
@@ -115,6 +123,21 @@ def test_fewer_items_than_asked_for_are_refused() -> None:
         search().rungs(79)
 
 
+@pytest.mark.parametrize(
+    ("own", "least"),
+    [
+        ({"budget": {"items": 19}}, 20),
+        ({"budget": {"items": 39}, "tasks": ["a", "b"]}, 40),
+        ({"budget": {"items": 79}, "items": None}, 80),
+        ({"budget": {"items": 219}, "sampler": {"name": "cmaes", "warm_start": 10}}, 220),
+    ],
+)
+def test_a_budget_that_is_no_candidates_is_refused(own: dict[str, Any], least: int) -> None:
+    with pytest.raises(ConfigError, match=f"Raise budget.items to at least {least}"):
+        search(**own).rungs(80)
+    assert search(**{**own, "budget": {"items": least}}).rungs(80)
+
+
 def test_all_items_are_one_rung_where_none_are_named() -> None:
     assert search(items=None).rungs(300) == ((0, 300),)
     assert search(items=50).rungs(300) == ((0, 50),)
@@ -123,3 +146,28 @@ def test_all_items_are_one_rung_where_none_are_named() -> None:
 def test_the_shortest_search_is_a_template_tasks_and_an_end() -> None:
     file = parse_search({"compress": {"cr": {"choose": [4, 8]}}, "tasks": "gsm8k", "sampler": "grid"})
     assert file.goals == {"mean": "maximize"}
+
+
+def test_whatever_is_written_in_a_search_file_gives_a_sentence() -> None:
+    template = {"base": "b", "finetuned": "f", "cr": {"range": [4, 64]}, "options": {"beta": {"range": [0, 0.9]}}}
+    document = {
+        "compress": {**template, "method": {"choose": ["impart", "dare"], "default": "dare"}},
+        "name": "a@b",
+        "tasks": ["t"],
+        "objectives": ["mean", {"of": "bytes"}],
+        "constraints": ["bytes <= 5"],
+        "sampler": {"name": "tpe", "startup": 3},
+        "starts": ["uniform", {"cr": 16}],
+        "items": [50, 200],
+        "budget": {"trials": 5},
+        "measuring": {"num_fewshot": 1},
+    }
+
+    def read(raw: Any) -> None:
+        file = parse_search(raw)
+        file.rungs(300)
+        assert len(file.space.fill(file.space.defaults).digest) == 64
+        assert file.goals and file.quantities
+
+    read(document)
+    assert tracebacks(document, read) == []

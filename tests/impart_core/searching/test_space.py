@@ -1,4 +1,6 @@
 import itertools
+from datetime import date
+from typing import Any
 
 import numpy as np
 import pytest
@@ -130,3 +132,18 @@ def test_starts_are_the_default_then_equal_weights_then_each_model_alone() -> No
 def test_starts_of_weights_say_nothing_where_there_are_none() -> None:
     space = Space.of({"compress": {"cr": {"range": [1, 16], "default": 4}}})
     assert list(starting_values(space, ["uniform", "one-hot"])) == [{"cr": 4}]
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ({"a": {"choose": [{"range": [0, 1]}, 2]}}, "The hole at a holds another"),
+        ({"a": {"choose": [1]}, "b": {"c": [float("nan")]}}, "b.c.0 is nan"),
+        ({"a": {"choose": [float("inf")]}}, "a.choose.0 is inf"),
+        ({"a": {"choose": [1]}, "b": {1: 2}}, "b is {1: 2}"),
+        ({"a": {"choose": [1]}, "b": date(2025, 1, 2)}, "b is datetime.date"),
+    ],
+)
+def test_what_no_candidate_could_be_known_by_is_refused(template: dict[str, Any], why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        Space.of({"merge": template})

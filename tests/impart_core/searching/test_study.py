@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 
+from impart_core.base.errors import ConfigError
 from impart_core.searching.result import Study
 from impart_core.searching.study import run_study
+from impart_core.searching.warm import fitting_trials
 from tests.impart_core.searching.synthetic import BEST, Killed, Recorded, Synthetic, quality, search
 
 AVAILABLE = 80
@@ -150,6 +152,49 @@ def test_a_sampler_that_learns_comes_near_to_the_best(sampler: Any) -> None:
     study = run_study(file, Synthetic(noise=0.02), AVAILABLE)
     assert study.winner is not None
     assert quality(study.winner.values) > -0.01
+
+
+CMAES = {"name": "cmaes", "warm_study": "cheap"}
+
+
+def cheaper(**own: Any) -> Study:
+    """Return a study that covers the space on few items of another task."""
+    return run_study(search(sampler="qmc", items=20, tasks=["other"], **own), Synthetic(), AVAILABLE)
+
+
+def test_another_study_tells_where_to_begin_and_costs_nothing() -> None:
+    file = search(sampler=CMAES, budget={"items": 800}, items=80, starts=[])
+    warm = fitting_trials(file, cheaper(), "cheap")
+    assert len(warm) == 20
+    ledgers = [Synthetic(), Synthetic()]
+    first, again = (run_study(file, ledger, AVAILABLE, warm=warm) for ledger in ledgers)
+    assert first == again and first.warm == warm
+    assert len(first.trials) == 10  # none of the items went to the other study's trials
+    cold = run_study(search(sampler="cmaes", budget={"items": 800}, items=80, starts=[]), Synthetic(), AVAILABLE)
+    assert first.trials[1:] != cold.trials[1:]
+    begun = [sum(quality(trial.values) for trial in study.trials[1:6]) for study in (first, cold)]
+    assert begun[0] > begun[1]
+
+
+def test_trials_outside_of_the_space_tell_nothing() -> None:
+    file = search(sampler=CMAES, compress={"x": {"range": [0, 1.2]}, "y": {"range": [0, 1.5]}})
+    study = cheaper()
+    warm = fitting_trials(file, study, "cheap")
+    assert warm == tuple(trial for trial in study.trials if trial.values["x"] <= 1.2) != study.trials
+    assert run_study(file, Synthetic(), AVAILABLE, warm=warm).warm == warm
+
+
+@pytest.mark.parametrize(
+    ("own", "why"),
+    [
+        ({"compress": {"x": {"range": [0, 1.5]}, "z": {"range": [0, 1.5]}}}, "parameters x, y, and this search x, z"),
+        ({"compress": {"x": {"range": [0, 1.5]}, "y": {"range": [1.4, 1.5]}}}, "has [0-9] trials with values"),
+        ({"objectives": "answer_loss"}, "looks for maximize mean; this search begins with minimize answer_loss"),
+    ],
+)
+def test_a_study_that_cannot_tell_where_to_begin_is_refused(own: dict[str, Any], why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        fitting_trials(search(sampler=CMAES, **own), cheaper(), "cheap")
 
 
 def test_importance_is_that_of_the_parameter_that_matters() -> None:

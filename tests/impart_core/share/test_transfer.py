@@ -14,7 +14,7 @@ from impart_core.artifacts.delta import Delta, open_delta
 from impart_core.artifacts.evaluation import EvaluationContent
 from impart_core.base.errors import ArtifactNotFoundError, ConfigError, CorruptArtifactError, StoreError
 from impart_core.checkpoint.index import open_checkpoint
-from impart_core.share.transfer import TransferReport, transfer
+from impart_core.share.transfer import TransferReport, TransferSettings, transfer
 from impart_core.store import pins
 from impart_core.store.catalog import scan
 from impart_core.store.manifest import FileEntry, Manifest, Pointer
@@ -70,7 +70,7 @@ def folder(tmp_path: Path) -> Store:
 
 
 def send(delta: Delta, target: Store, **options: bool) -> TransferReport:
-    return transfer(delta.store, target, [delta.manifest.id], **options)
+    return transfer(delta.store, target, [delta.manifest.id], TransferSettings(**options))
 
 
 def artifacts(store: Store) -> dict[str, bytes]:
@@ -109,7 +109,7 @@ def test_what_arrived_is_whole_catalogued_and_rebuilds_the_same_model(
 def test_it_comes_back_as_it_went(delta: Delta, target: Store, tmp_path: Path) -> None:
     send(delta, target, factors=True)
     back = Store(tmp_path / "back")
-    transfer(target, back, [delta.manifest.id], factors=True)
+    transfer(target, back, [delta.manifest.id], TransferSettings(factors=True))
     assert artifacts(back) == artifacts(target)
     assert all_refs(back) == {"math@prod": delta.manifest.id}
 
@@ -132,7 +132,7 @@ def test_factors_come_on_request_and_evaluations_stay_on_request(delta: Delta, f
 def test_factors_that_the_source_never_had_are_not_missed(delta: Delta, folder: Store, tmp_path: Path) -> None:
     send(delta, folder)
     onward = Store(tmp_path / "onward")
-    assert transfer(folder, onward, [delta.manifest.id], factors=True).copied.artifacts == {
+    assert transfer(folder, onward, [delta.manifest.id], TransferSettings(factors=True)).copied.artifacts == {
         "block": 3,
         "delta": 1,
         "evaluation": 1,
