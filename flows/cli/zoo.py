@@ -44,7 +44,7 @@ def init(place: Place, base: Base = None, out: NewFile = None, json: opt.JsonOpt
     """
     text = initial_zoo(place if "://" in place else str(Path(place).expanduser().absolute()), base)
     if out is None:
-        print_json({"out": None, "text": text}) if json else typer.echo(text, nl=False)
+        print_json({"out": None, "text": text}) if json else _say_lines(text)
         return
     target = out.absolute()
     if target.exists():
@@ -103,7 +103,7 @@ def report(file: File, out: Out = None, store: opt.StoreOption = None, json: opt
         ".json": lambda run: run.model_dump_json(),
     }
     if out is None:
-        print_json(done.model_dump(mode="json")) if json else typer.echo(markdown_report(done), nl=False)
+        print_json(done.model_dump(mode="json")) if json else _say_lines(markdown_report(done))
         return
     if out.is_dir() or out.suffix not in writers:
         kind = OutputExistsError if out.is_dir() else ConfigError
@@ -134,6 +134,11 @@ def deploy(
     request = _request(file, store)
     check_zoo(request)
     show(deploy_zoo(request, pool, queue), json, _print_deployed)
+
+
+def _say_lines(text: str) -> None:
+    for line in text.splitlines():
+        say(line)
 
 
 def _print_deployed(made: Deployed) -> None:

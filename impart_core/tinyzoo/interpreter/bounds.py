@@ -46,13 +46,16 @@ class Budget:
         return value
 
     def iterate(self, value: Any) -> Iterator[Any]:
-        """Yield the items of a value, each at the price of a step; those of a set in the order of their values.
+        """Return an iterator over the items of a value, each at the price of a step; those of a set in their order.
 
         Raises:
-            TypeError: it has no items.
-            ExpressionError: no steps are left.
+            TypeError: it has no items; at once, as Python's own functions of iterables do.
+            ExpressionError: no steps are left, when an item is drawn.
         """
-        for item in sorted(value) if type(value) is set else iter(value):
+        return self._priced(iter(sorted(value) if type(value) is set else value))
+
+    def _priced(self, items: Iterator[Any]) -> Iterator[Any]:
+        for item in items:
             self.spend()
             yield item
 

@@ -16,13 +16,13 @@ class Function:
 
     def __init__(self, body: Callable[..., Any]) -> None:
         """Wrap a Python function whose first parameter is the budget."""
-        self._body, self._lazy = body, inspect.isgeneratorfunction(body)
+        self._body = body
 
     def __call__(self, budget: Budget, *values: Any, **named: Any) -> Any:
         """Return what the function gives; a generator, or a plain value within bounds."""
         budget.spend()
         given = self._body(budget, *values, **named)
-        return given if self._lazy else budget.checked(given)
+        return given if inspect.isgenerator(given) else budget.checked(given)
 
 
 def _called(budget: Budget, function: Any, *values: Any) -> Any:
@@ -61,28 +61,28 @@ def _any(budget: Budget, values: Any, /) -> bool:
 
 
 def _enumerate(budget: Budget, iterable: Any, start: int = 0) -> Iterator[Any]:
-    yield from enumerate(budget.iterate(iterable), start)
+    return (pair for pair in enumerate(budget.iterate(iterable), start))
 
 
 def _filter(budget: Budget, function: Any, values: Any, /) -> Iterator[Any]:
-    for value in budget.iterate(values):
-        if value if function is None else _called(budget, function, value):
-            yield value
+    def keeps(value: Any) -> Any:
+        return value if function is None else _called(budget, function, value)
+
+    return (value for value in budget.iterate(values) if keeps(value))
 
 
 def _map(budget: Budget, function: Any, /, *iterables: Any) -> Iterator[Any]:
     if not iterables:
         raise TypeError("map() needs an iterable")
-    for values in zip(*map(budget.iterate, iterables), strict=False):
-        yield _called(budget, function, *values)
+    return (_called(budget, function, *values) for values in zip(*map(budget.iterate, iterables), strict=False))
 
 
 def _zip(budget: Budget, *iterables: Any) -> Iterator[Any]:
-    yield from zip(*map(budget.iterate, iterables), strict=False)
+    return (values for values in zip(*map(budget.iterate, iterables), strict=False))
 
 
 def _reversed(budget: Budget, values: Any, /) -> Iterator[Any]:
-    yield from budget.iterate(budget.checked(values)[::-1])
+    return budget.iterate(budget.checked(values)[::-1])
 
 
 def _range(budget: Budget, *bounds: Any) -> range:

@@ -101,6 +101,23 @@ def test_a_comprehension_keeps_its_names_to_itself() -> None:
         interpret("[i for i in x]+[i]", [[1]])
 
 
+@pytest.mark.parametrize(
+    "lazy",
+    [
+        "enumerate(x)",
+        "enumerate([1], 'a')",
+        "zip(x, x)",
+        "reversed(x)",
+        "map(len, x)",
+        "filter(len, x)",
+        "(i for i in x)",
+    ],
+)
+def test_what_has_no_items_fails_at_once_though_none_is_drawn(lazy: str) -> None:
+    assert by_python(f"1 if {lazy} else 0", 7) is None
+    assert evaluate_expression(f"1 if {lazy} else 0", [7]) is None
+
+
 _ATOMS = st.sampled_from(["x", "i", "0", "1", "2", "-3", "2.5", "'ab'", "True", "None", "len", "[]", "range(3)"])
 
 
