@@ -1,7 +1,8 @@
 """The tiny zoo's three fine-tunes merged into one: the paper's grid, chosen on validation items, scored on test items.
 
 For Task Arithmetic and TIES: λ (and the retain ratio) without a sparsifier first; then, with these fixed, DARE and
-ImPart at the paper's sparsities, one search a seed. `python -m tests.bench.merged_zoo --out merged.json`.
+ImPart at the paper's sparsities, one search a seed. TIES by samplers that may try half of the grid's candidates, too,
+and every other method by TPE. `python -m tests.bench.merged_zoo --out merged.json`; `--store` keeps what was tried.
 """
 
 import argparse
@@ -20,6 +21,20 @@ TASKS = tuple(f"tinyzoo_{name}" for name in tinyzoo.FINE_TUNES)
 SCALES, RETAINED = (0.4, 0.6, 0.8, 1.0, 1.2), (0.4, 0.6, 0.8)
 SPARSITIES = (0.1, 0.3, 0.5, 0.7, 0.9)
 SPARSIFIERS = ("dare", "impart")
+# What each other method is searched over; all have the base and the three fine-tunes.
+SCALE, DENSITY = {"range": [0.2, 2.0]}, {"range": [0.1, 0.9]}
+OTHERS: dict[str, dict[str, Any]] = {
+    "task_arithmetic": {"lambda": SCALE},
+    "ties": {"lambda": SCALE, "density": DENSITY},
+    "dare_linear": {"lambda": SCALE, "density": DENSITY},
+    "dare_ties": {"lambda": SCALE, "density": DENSITY},
+    "della": {"lambda": SCALE, "density": DENSITY, "epsilon": 0.05},
+    "breadcrumbs": {"lambda": SCALE, "density": DENSITY},
+    "sce": {"select_topk": DENSITY},
+    "tsv_merge": {"lambda": SCALE},
+    "iso_c": {"lambda": SCALE},
+    "ramplus_tl": {"r": {"range": [0.0, 1.0]}},
+}
 Found = dict[str, Any]
 
 
@@ -34,8 +49,15 @@ def template_of(method: str, scale: Any, density: Any = None) -> dict[str, Any]:
     }
 
 
-def best_of(template: dict[str, Any], items: int, store: str) -> dict[str, Any]:
-    """Search a template's grid on validation items; return the merge that loses least on the right answers."""
+def best_of(template: dict[str, Any], items: int, store: str, **settings: Any) -> dict[str, Any]:
+    """Search a template's grid on validation items; return the merge that loses least on the right answers.
+
+    Args:
+        template: the merge, with holes.
+        items: validation items of each task.
+        store: where trials are kept.
+        settings: of the search file, such as another sampler.
+    """
     content = {
         "merge": template,
         "tasks": list(TASKS),
@@ -44,6 +66,7 @@ def best_of(template: dict[str, Any], items: int, store: str) -> dict[str, Any]:
         "starts": [],
         "items": [items],
         "parallel": 2,
+        **settings,
     }
     report = impart.search(content, store=store)
     winner = report.record.study.winner
@@ -99,10 +122,43 @@ def measure(seeds: int, validation: int, test: int, store: str) -> Found:
     return figures
 
 
+def by_samplers(seeds: int, validation: int, test: int, store: str) -> Found:
+    """Return what samplers find for TIES with half of the grid's evaluations."""
+    figures: Found = {}
+    parameters = OTHERS["ties"]
+    for sampler in ("tpe", "gp"):
+        runs = []
+        for seed in range(seeds):
+            settings = {
+                "sampler": {"name": sampler, "startup": 3},
+                "budget": {"trials": len(SCALES) * len(RETAINED) // 2},
+                "seed": seed,
+            }
+            template = template_of("ties", parameters["lambda"], parameters["density"])
+            runs.append(on_test(best_of(template, validation, store, **settings), test, store))
+        figures[f"ties by {sampler}"] = summed_up(runs)
+    return figures
+
+
+def by_methods(trials: int, validation: int, test: int, store: str) -> Found:
+    """Return what each method gives after so many trials of TPE."""
+    figures: Found = {}
+    for method, parameters in OTHERS.items():
+        template = {**template_of(method, None), "parameters": {"weight": 1.0, **parameters}}
+        if method in ("sce", "ramplus_tl"):  # neither has weights
+            template["parameters"] = dict(parameters)
+        settings = {"sampler": {"name": "tpe", "startup": 4}, "budget": {"trials": trials}}
+        best = best_of(template, validation, store, **settings)
+        figures[method] = {"settings": best["parameters"], **summed_up([on_test(best, test, store)])}
+        print(json.dumps({method: figures[method]}), flush=True)
+    return figures
+
+
 def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--trials", type=int, default=10, help="trials of each method")
     parser.add_argument("--validation", type=int, default=100, help="validation items of each task")
     parser.add_argument("--test", type=int, default=300, help="test items of each task")
     parser.add_argument("--store", help="where artifacts go; a scratch folder when left out")
@@ -110,7 +166,12 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         store = arguments.store or f"{scratch}/store"
-        figures = measure(arguments.seeds, arguments.validation, arguments.test, store)
+        sizes = (arguments.validation, arguments.test, store)
+        figures = {
+            "methods": by_methods(arguments.trials, *sizes),
+            "samplers": by_samplers(arguments.seeds, *sizes),
+            "paper": measure(arguments.seeds, *sizes),
+        }
     arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
 
 
