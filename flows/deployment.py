@@ -13,6 +13,7 @@ from impart_core.base.errors import ConfigError
 from impart_core.base.settings import Frozen
 from impart_core.engine.zoo import ZooRequest
 from impart_flows.embedded import ServerError
+from impart_flows.watchdog import TAG, VARIABLES, set_watchdog
 from impart_flows.zoo import zoo
 
 
@@ -38,7 +39,7 @@ def deploy_zoo(request: ZooRequest, pool: str, queue: str | None = None) -> Depl
     """Make, or change, the deployment of a zoo; workers of the pool need impart installed, and no source tree.
 
     The file is part of the deployment: after a change it is deployed again. A run that is due while another one is
-    under way is left out.
+    under way is left out. The server closes runs that are left behind; see `watchdog`.
 
     Args:
         request: the zoo, checked.
@@ -56,13 +57,15 @@ def deploy_zoo(request: ZooRequest, pool: str, queue: str | None = None) -> Depl
         file.zoo,
         schedule=schedule,
         parameters={"request": request.model_copy(update={"store": request.place}).model_dump(mode="json")},
-        tags=["impart", f"zoo:{file.zoo}"],
+        tags=[TAG, f"zoo:{file.zoo}"],
         concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
         work_pool_name=pool,
         work_queue_name=queue,
         entrypoint_type=EntrypointType.MODULE_PATH,
+        job_variables={"env": VARIABLES},
     )
     try:
+        set_watchdog()
         found: Any = made.apply()  # type: ignore[union-attr]
     except PrefectHTTPStatusError as error:
         raise ServerError(f"The Prefect server refuses the deployment: {' '.join(str(error).split())[:300]}") from error

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from prefect import Flow
+from prefect import Flow, tags
 from prefect.artifacts import create_markdown_artifact
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
@@ -16,6 +16,7 @@ from impart_core.zoo.record import Outcome, ZooRun
 from impart_core.zoo.report import headline, markdown_report
 from impart_flows.events import observed_run
 from impart_flows.run_page import never_failing, page_key
+from impart_flows.watchdog import TAG, close_sub_flows
 from impart_flows.webhook import notify
 from impart_tasks.executor import PrefectExecutor
 
@@ -48,7 +49,9 @@ def flow_of(checked: CheckedZoo | None = None, progress: Progress | None = None)
         def each(job: EntryJob, listener: Progress) -> Outcome:
             return entry_flow(listener).with_options(task_runner=runner)(job)
 
-        with observed_run():
+        with never_failing():
+            close_sub_flows()
+        with observed_run(), tags(TAG):  # sub-flows are watched as well
             run = run_zoo(
                 request, PrefectExecutor(), checked=checked, each=each, progress=progress, run_id=str(flow_run.id or "")
             )

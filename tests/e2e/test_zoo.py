@@ -1,24 +1,29 @@
 """`impart zoo`: a file is checked, planned, run, told of, and fired by its schedule on a server with a worker."""
 
 import json
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import jsonschema
 import pytest
 import yaml
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from impart_core import tinyzoo
 from impart_core.artifacts.zoo_run import last_zoo_run
 from impart_core.store.names import get_ref
 from impart_core.store.store import Store
 from impart_core.zoo.record import ZooRun
+from impart_flows.watchdog import HEARTBEAT_SECONDS, set_watchdog
 from tests.e2e.here import printed, told
 from tests.servers import has_postgres, persistent_prefect, postgres_server
 from tests.support import Environment, run_impart, run_json
-from tests.workers import worker
+from tests.workers import kill_session, worker
 
 pytestmark = pytest.mark.e2e
 
@@ -76,35 +81,92 @@ def server(tmp_path: Path, environment: Environment) -> Iterator[Environment]:
         yield {**environment, **variables}
 
 
+class Api:
+    """A Prefect server, as its API shows it."""
+
+    def __init__(self, url: str) -> None:
+        """Talk to the server at this address."""
+        self._client = httpx.Client(base_url=url, timeout=60)
+
+    def post(self, path: str, **asked: Any) -> Any:
+        """Return what a filter finds."""
+        answer = self._client.post(path, json=asked)
+        answer.raise_for_status()
+        return answer.json()
+
+    def states(self) -> dict[str, str]:
+        """Return the state of every run of a deployment, by its id."""
+        runs = self.post("/flow_runs/filter", sort="EXPECTED_START_TIME_ASC")
+        return {run["id"]: run["state_type"] for run in runs if run["deployment_id"]}
+
+    def beating(self) -> set[str]:
+        """Return the ids of the flow runs that have sent a heartbeat."""
+        wanted = {"event": {"name": ["prefect.flow-run.heartbeat"]}}
+        found = self.post("/events/filter", filter=wanted, limit=50)["events"]
+        return {event["resource"]["prefect.resource.id"].removeprefix("prefect.flow-run.") for event in found}
+
+
+def deploy(file: Path, server: Environment, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Deploy a zoo once the worker has made its pool."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        done = run_impart("zoo", "deploy", str(file), "--pool", "models", "--json", environment=server)
+        if done.returncode == 0:
+            assert json.loads(done.stdout)["cron"] == "* * * * *"
+            return
+        assert "There is no work pool" in done.stderr, done.stderr
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until a condition holds while a worker runs."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.2)
+
+
 @pytest.mark.skipif(not has_postgres(), reason="PostgreSQL is not installed")
-def test_a_zoo_is_run_by_its_schedule(server: Environment, tmp_path: Path) -> None:
-    log = tmp_path / "worker.log"
+def test_a_zoo_is_run_by_its_schedule_and_what_a_killed_worker_leaves_is_closed(
+    server: Environment, tmp_path: Path
+) -> None:
+    log, api = tmp_path / "worker.log", Api(str(server["PREFECT_API_URL"]))
     file = write_zoo(tmp_path, schedule={"cron": "* * * * *"})
     store = Store(str(tmp_path / "store"))
     missing = run_impart("zoo", "deploy", str(file), "--pool", "none-such", environment=server)
     assert missing.returncode == 2
     assert "There is no work pool 'none-such'" in missing.stderr
     with worker("models", server, log) as process:
-        deadline = time.monotonic() + PATIENCE
-        while True:  # until the worker has made its pool
-            done = run_impart("zoo", "deploy", str(file), "--pool", "models", "--json", environment=server)
-            if done.returncode == 0:
-                break
-            assert "There is no work pool" in done.stderr, done.stderr
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-        assert json.loads(done.stdout)["cron"] == "* * * * *"
-        runs: dict[str, ZooRun] = {}
-        while len(runs) < 2:  # it fires again, and then nothing has changed
-            run = last_zoo_run(store, "team") if store.objects.exists() else None
-            if run is not None:
-                runs[run.run] = run
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.5)
+        wait_for(lambda: 2 < time.time() % 60 < 25, process, log)  # the server has to know what to watch by then
+        deploy(file, server, process, log)
+        with temporary_settings({PREFECT_API_URL: str(server["PREFECT_API_URL"])}):
+            set_watchdog(timedelta(seconds=HEARTBEAT_SECONDS + 10))
+        wait_for(api.beating, process, log)
+        kill_session(process)
+        killed = datetime.now(UTC).isoformat()
+        left = {run for run, state in api.states().items() if state == "RUNNING"} & api.beating()
+    assert left, "it was over before it could be killed"
+    runs: dict[str, ZooRun] = {}
+
+    def finished() -> bool:
+        run = last_zoo_run(store, "team") if store.objects.exists() else None
+        if run is not None:
+            runs[run.run] = run
+        return len(runs) == 2  # it fires again, and then nothing has changed
+
+    with worker("models", server, log) as process:
+        wait_for(lambda: {api.states()[run] for run in left} == {"CRASHED"}, process, log)
+        wait_for(finished, process, log)
     first, second = runs.values()
     assert {one.name: one.status for one in first.outcomes} == {"math": "promoted", "gone": "failed"}
     assert {one.name: one.status for one in second.outcomes} == {"math": "unchanged", "gone": "failed"}
+    assert not left & runs.keys()
+    runs_left = api.post("/flow_runs/filter", sort="EXPECTED_START_TIME_ASC")
+    begun = {run["id"]: run["state_type"] for run in runs_left if run["start_time"] and run["end_time"] is None}
+    assert set(begun.values()) <= {"RUNNING"}
+    assert all(run["start_time"] > killed for run in runs_left if run["id"] in begun), begun
 
 
 @pytest.mark.parametrize(
