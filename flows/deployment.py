@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
@@ -11,7 +12,7 @@ from prefect.types.entrypoint import EntrypointType
 
 from impart_core.base.errors import ConfigError
 from impart_core.base.settings import Frozen
-from impart_core.engine.zoo import ZooRequest
+from impart_core.engine.zoo_jobs import ZooRequest
 from impart_flows.embedded import ServerError
 from impart_flows.watchdog import TAG, VARIABLES, set_watchdog
 from impart_flows.zoo import zoo
@@ -67,7 +68,7 @@ def deploy_zoo(request: ZooRequest, pool: str, queue: str | None = None) -> Depl
     try:
         set_watchdog()
         found: Any = made.apply()  # type: ignore[union-attr]
-    except PrefectHTTPStatusError as error:
+    except (PrefectHTTPStatusError, httpx.HTTPError) as error:
         raise ServerError(f"The Prefect server refuses the deployment: {' '.join(str(error).split())[:300]}") from error
     return Deployed(
         id=str(found),
@@ -87,6 +88,11 @@ def _require_pool(pool: str) -> None:
     with get_client(sync_client=True) as client:
         try:
             client.read_work_pool(pool)
+        except httpx.HTTPError as error:
+            raise ServerError(
+                f"The Prefect server at {PREFECT_API_URL.value()} does not answer: {error!s:.200}. "
+                "Check PREFECT_API_URL."
+            ) from error
         except ObjectNotFound:
             known = ", ".join(sorted(found.name for found in client.read_work_pools())) or "none"
             raise ConfigError(

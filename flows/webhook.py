@@ -3,7 +3,6 @@
 import os
 
 import httpx
-from prefect.logging import get_run_logger
 
 from impart_core.base.text import without_secrets
 from impart_core.zoo.file import Notify
@@ -30,20 +29,19 @@ def message_of(run: ZooRun) -> dict[str, object]:
     }
 
 
-def notify(settings: Notify, run: ZooRun) -> bool:
-    """Post a run's report where the settings say, and return whether it was taken; what goes wrong is a warning."""
+def notify(settings: Notify, run: ZooRun) -> str:
+    """Post a run's report where the settings say; return what went wrong, in a sentence, empty where nothing did."""
     if settings.when == "trouble" and not (run.trouble or run.with_status("failed", "refused")):
-        return False
+        return ""
     address = os.environ.get(settings.webhook_env)
     if not address:
-        get_run_logger().warning("Nobody was told: the variable %s holds no address.", settings.webhook_env)
-        return False
+        return f"Nobody was told of this run: the variable {settings.webhook_env} holds no address."
     why = ""
     for _ in range(_TRIES):
         try:
             answer = httpx.post(address, json=message_of(run), timeout=_SECONDS)
             if answer.is_success:
-                return True
+                return ""
             why = f"it answered {answer.status_code}"
             if answer.status_code < 500 and answer.status_code != 429:
                 break
@@ -51,5 +49,4 @@ def notify(settings: Notify, run: ZooRun) -> bool:
             why = f"{type(error).__name__}: {error}"
     # The address may be a secret, and errors may tell it.
     told = without_secrets(why.replace(address, "its address"))
-    get_run_logger().warning("The webhook of %s did not take the report: %s.", settings.webhook_env, told)
-    return False
+    return f"Nobody was told of this run: the webhook of {settings.webhook_env} did not take the report: {told}."

@@ -10,8 +10,9 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from impart_core.base.numerics import default_workers
 from impart_core.engine.executor import Progress
-from impart_core.engine.zoo import CheckedZoo, ZooRequest, run_zoo
+from impart_core.engine.zoo import CheckedZoo, run_zoo
 from impart_core.engine.zoo_entry import EntryJob, work_on
+from impart_core.engine.zoo_jobs import ZooRequest
 from impart_core.zoo.record import Outcome, ZooRun
 from impart_core.zoo.report import headline, markdown_report
 from impart_flows.events import observed_run
@@ -59,9 +60,10 @@ def flow_of(checked: CheckedZoo | None = None, progress: Progress | None = None)
         with never_failing():
             page = page_key("zoo", run.zoo)
             create_markdown_artifact(markdown_report(run), page, f"The zoo {run.zoo}, as of this run.")
-        if request.zoo.notify:
-            notify(request.zoo.notify, run)
-        return run
+        untold = notify(request.zoo.notify, run) if request.zoo.notify else ""
+        if untold:
+            get_run_logger().warning("%s", untold)
+        return run.model_copy(update={"trouble": (*run.trouble, untold)}) if untold else run
 
     return Flow(zoo, name="zoo", flow_run_name="zoo {request.zoo.zoo}")
 

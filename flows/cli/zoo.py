@@ -9,7 +9,8 @@ import typer
 from impart_core.artifacts.zoo_run import last_zoo_run, ref_of
 from impart_core.base.errors import ArtifactNotFoundError, ConfigError, OutputExistsError
 from impart_core.base.files import disk_errors, write_atomically
-from impart_core.engine.zoo import ZooRequest, check_zoo
+from impart_core.engine.zoo import check_zoo
+from impart_core.engine.zoo_jobs import ZooRequest
 from impart_core.engine.zoo_plan import ZooPlan, plan_zoo
 from impart_core.store.store import Store
 from impart_core.zoo.file import ZooFile, read_zoo_file

@@ -2,65 +2,35 @@
 
 import logging
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from fnmatch import fnmatchcase
-from pathlib import Path
 from threading import Event
+from typing import Any
 
 from impart_core.artifacts.zoo_run import last_zoo_run, publish_zoo_run, ref_of
-from impart_core.base.errors import ConfigError, ImpartError, unknown_name
+from impart_core.base.errors import ConfigError, ImpartError
 from impart_core.base.numerics import resolve_device
 from impart_core.base.retry import patiently, recording
-from impart_core.base.settings import Frozen
 from impart_core.base.text import without_secrets
-from impart_core.checkpoint.listing import find_models
 from impart_core.engine.executor import Executor, Progress
-from impart_core.engine.requests import Trust
-from impart_core.engine.zoo_entry import EntryJob, work_on
-from impart_core.engine.zoo_inputs import Inputs
-from impart_core.evaluation.catalogue import named_tasks
-from impart_core.evaluation.harness import check_request
+from impart_core.engine.zoo_entry import EntryJob, bytes_of, work_on
+from impart_core.engine.zoo_inputs import Inputs, places_of
+from impart_core.engine.zoo_jobs import ZooRequest, check_gates, entries_of, job_of, wanted_of
 from impart_core.lineage.events import public_url
-from impart_core.merging.file import MergeFile, merge_of, read_merge_file
-from impart_core.searching.file import SearchFile, parse_search, read_search_file
+from impart_core.storage.open import require_plain_url
 from impart_core.store.catalog import entry_of, note
 from impart_core.store.gc import collect
+from impart_core.store.manifest import MANIFEST
 from impart_core.store.names import all_refs, require_ref_name
 from impart_core.store.provenance import Stopwatch
-from impart_core.store.store import Store, default_store_url
-from impart_core.zoo.file import Entry, Pattern, Step, ZooFile, ZooMerge, ZooModel, ZooSearch, require_unique
-from impart_core.zoo.gate import Gate
+from impart_core.store.store import Store
 from impart_core.zoo.record import Kind, Outcome, ZooRun
 
 logger = logging.getLogger(__name__)
 Each = Callable[[EntryJob, Progress], Outcome]
-
-
-class ZooRequest(Frozen):
-    """A zoo to bring up to date.
-
-    Attributes:
-        zoo: what its file says.
-        store: the store's URL; None: as the file says, else IMPART_STORE.
-        only: names of entries, patterns of names with `*`, or `tag:WORD` and `owner:NAME`; empty: all.
-        again: whether entries are worked on that nothing has changed for.
-        trust: how far what is there already is trusted.
-    """
-
-    zoo: ZooFile
-    store: str | None = None
-    only: tuple[str, ...] = ()
-    again: bool = False
-    trust: Trust = Trust()
-
-    @property
-    def place(self) -> str:
-        """The store's URL."""
-        return self.store or self.zoo.store or default_store_url()
 
 
 @dataclass(frozen=True)
@@ -71,11 +41,13 @@ class CheckedZoo:
         jobs: its entries, in the order in which they are worked on.
         known: what is known of each without work, by name: those that are unchanged or left out.
         before: what became of each entry in the zoo's last run, by name.
+        last: the id of that run.
     """
 
     jobs: tuple[EntryJob, ...]
     known: Mapping[str, Outcome]
     before: Mapping[str, Outcome]
+    last: str | None
 
     @property
     def work(self) -> tuple[EntryJob, ...]:
@@ -93,18 +65,26 @@ def check_zoo(request: ZooRequest) -> CheckedZoo:
     resolve_device(zoo.device)
     patiently("try the store", store.require_writable)
     require_ref_name(ref_of(zoo.zoo))
-    entries = _entries(zoo)
-    _check_gates(zoo, entries)
+    entries = entries_of(zoo)
+    check_gates(zoo, entries)
     last = last_zoo_run(store, zoo.zoo)
     before = {outcome.name: outcome for outcome in last.outcomes} if last else {}
     inputs = Inputs(store)
-    jobs = tuple(inputs.stamped(_job(request, entry)) for entry in entries)
+    plain = [job_of(request, entry) for entry in entries]
+    for place in (place for job in plain for place in places_of(job) if "://" in place):
+        require_plain_url(place, "model", ConfigError)  # what is written down from here on is read by others
+    jobs = tuple(map(inputs.stamped, plain))
     inputs.require_same_bases(before.values())
-    wanted = _wanted(request.only, jobs)
-    known = {job.name: _left_out(job, before.get(job.name)) for job in jobs if job.name not in wanted}
+    wanted = wanted_of(request.only, jobs)
+    refs = all_refs(store)
+    known = {
+        job.name: _kept(store, job, refs, before.get(job.name), status="left out")
+        for job in jobs
+        if job.name not in wanted
+    }
     if not request.again:
         known |= _unchanged(store, [job for job in jobs if job.name in wanted], before)
-    return CheckedZoo(jobs, known, before)
+    return CheckedZoo(jobs, known, before, last.run if last else None)
 
 
 def run_zoo(
@@ -137,6 +117,7 @@ def run_zoo(
         outcomes = _outcomes(
             request, checked, each or (lambda job, tick: work_on(job, executor, tick, run_id)), progress
         )
+        outcomes = _with_later(request, checked, outcomes)
         collected, trouble = _clean_up(request)
         run = ZooRun(
             zoo=request.zoo.zoo,
@@ -152,6 +133,18 @@ def run_zoo(
         manifest = patiently("publish the run", lambda: publish_zoo_run(store, run, watch))
         patiently("enter the run", lambda: note(store, [entry_of(manifest)]))
         return run
+
+
+def _with_later(request: ZooRequest, checked: CheckedZoo, outcomes: dict[str, Outcome]) -> dict[str, Outcome]:
+    """Return outcomes, those that were left out as another run, which ended meanwhile, has them."""
+    last = last_zoo_run(Store(request.place), request.zoo.zoo)
+    later = {one.name: one for one in last.outcomes} if last and last.run != checked.last else {}
+    return {
+        name: later[name].model_copy(update={"status": "left out"})
+        if outcome.status == "left out" and name in later
+        else outcome
+        for name, outcome in outcomes.items()
+    }
 
 
 def _outcomes(request: ZooRequest, checked: CheckedZoo, each: Each, progress: Progress | None) -> dict[str, Outcome]:
@@ -180,7 +173,7 @@ def _worked_on(jobs: Sequence[EntryJob], before: Mapping[str, Outcome], each: Ea
             raise KeyboardInterrupt
 
     def attempt(job: EntryJob) -> Outcome:
-        return _attempt(each, job, tick, before[job.name].artifact if job.name in before else None)
+        return _attempt(each, job, tick, before.get(job.name))
 
     if at_once == 1:  # in this thread, so that an interrupt reaches the work itself
         yield from map(attempt, jobs)
@@ -215,7 +208,7 @@ def _foreseen(
     )
 
 
-def _attempt(each: Each, job: EntryJob, progress: Progress, kept: str | None) -> Outcome:
+def _attempt(each: Each, job: EntryJob, progress: Progress, before: Outcome | None) -> Outcome:
     """Work on an entry; what goes wrong is told of it alone."""
     watch = Stopwatch()
     try:
@@ -225,13 +218,13 @@ def _attempt(each: Each, job: EntryJob, progress: Progress, kept: str | None) ->
         if not ours:
             logger.exception("The entry %s failed", job.name)
         why = str(error) if ours else f"{type(error).__name__}: {error}. impart has no advice for this error."
-        return job.outcome(
-            status="failed",
-            artifact=kept,
-            fingerprint=None,
-            why=without_secrets(" ".join(why.split())),
-            seconds=round(watch.seconds, 3),
-        )
+        told = {"why": without_secrets(" ".join(why.split())), "seconds": round(watch.seconds, 3)}
+        store = Store(job.store)
+        try:
+            refs = all_refs(store)
+        except ImpartError:  # the store itself may be what is wrong
+            refs = {job.ref: before.artifact} if before and before.artifact else {}
+        return _kept(store, job, refs, before, status="failed", attempts=(), fingerprint=None, **told)
 
 
 def _clean_up(request: ZooRequest) -> tuple[int, tuple[str, ...]]:
@@ -241,105 +234,20 @@ def _clean_up(request: ZooRequest) -> tuple[int, tuple[str, ...]]:
         return 0, ()
     try:
         report = collect(Store(request.place), grace=timedelta(days=rule.grace_days), history=rule.history, delete=True)
-    except ImpartError as error:  # the models are up to date all the same
+    except Exception as error:  # the models are up to date all the same
         return 0, (f"Nothing was cleaned up: {error}",)
     return report.bytes, () if report.complete else ("Not all could be cleaned up yet; the next run goes on.",)
 
 
-def _entries(zoo: ZooFile) -> tuple[Entry, ...]:
-    """Return all entries, with what patterns find in the pattern's place."""
-    models: list[Entry] = []
-    listed = {place for model in zoo.models if isinstance(model, ZooModel) for place in (model.place, model.base)}
-    for model in zoo.models:
-        if not isinstance(model, Pattern):
-            models.append(model)
-            continue
-        found = patiently(f"look for {model.find}", lambda: find_models(model.find))  # noqa: B023
-        listed.add(model.base)
-        kept = {
-            name: place
-            for name, place in found.items()
-            if place not in listed and not any(fnmatchcase(name, one) for one in model.without)
-        }
-        models += [model.model(name, place) for name, place in kept.items()]
-    entries = (*models, *zoo.merges, *zoo.searches)
-    require_unique([entry.name for entry in entries])
-    for entry in entries:
-        require_ref_name(f"{entry.name}@{zoo.label}")
-    return entries
-
-
-def _check_gates(zoo: ZooFile, entries: Iterable[Entry]) -> None:
-    """Check that the tasks of all gates exist."""
-    gates = [zoo.gate_of(entry) for entry in entries if isinstance(entry, ZooModel)]
-    gates += [merge.gate for merge in zoo.merges]
-    code = "sandboxed" if zoo.run_code else "never"
-    for gate in {gate.model_dump_json(): gate for gate in gates if gate.tasks}.values():
-        names, options = named_tasks(tuple(gate.tasks), gate.measuring)
-        check_request(names, gate.limit, options, code)  # type: ignore[arg-type]
-
-
-def _job(request: ZooRequest, entry: Entry) -> EntryJob:
-    """Return an entry as it is to be worked on."""
-    zoo, gate = request.zoo, Gate()
-    steps: tuple[Step, ...] = ()
-    model = entry if isinstance(entry, ZooModel) else None
-    stages: tuple[MergeFile, ...] = ()
-    search: SearchFile | None = None
-    if model:
-        steps, gate = zoo.recipes[model.recipe].steps, zoo.gate_of(model)
-    elif isinstance(entry, ZooMerge):
-        gate = entry.gate
-        stages = read_merge_file(Path(entry.merge)) if isinstance(entry.merge, str) else (merge_of(entry.merge),)
-        if stages[-1].impart.compress is None:
-            raise ConfigError(
-                f"The merge {entry.name} would be lost: the zoo keeps deltas. Say how it is compressed, as "
-                "impart: {compress: {cr: 16}} in its file."
-            )
-    elif isinstance(entry, ZooSearch):
-        search = read_search_file(entry.search) if isinstance(entry.search, str) else parse_search(entry.search)
-    return EntryJob(
-        name=entry.name,
-        ref=f"{entry.name}@{zoo.label}",
-        store=request.place,
-        device=zoo.device,
-        workers=zoo.workers,
-        run_code=zoo.run_code,
-        trust=request.trust,
-        owner=entry.owner,
-        tags=entry.tags,
-        gate=gate,
-        steps=steps,
-        model=model,
-        stages=stages,
-        search=search,
-    )
-
-
-def _wanted(only: Sequence[str], jobs: Sequence[EntryJob]) -> set[str]:
-    """Return the names of the entries that are asked for."""
-    if not only:
-        return {job.name for job in jobs}
-    wanted: set[str] = set()
-    for text in only:
-        key, colon, value = text.partition(":")
-        if colon and key == "tag":
-            found = {job.name for job in jobs if value in job.tags}
-        elif colon and key == "owner":
-            found = {job.name for job in jobs if value == job.owner}
-        else:
-            found = {job.name for job in jobs if fnmatchcase(job.name, text)}
-        if not found:
-            raise unknown_name("entry", text, [job.name for job in jobs])
-        wanted |= found
-    return wanted
-
-
-def _left_out(job: EntryJob, before: Outcome | None) -> Outcome:
-    """Return the outcome of an entry that is not asked for: what is known of it from before."""
-    if before is None:
-        return job.outcome(status="left out", fingerprint=None)
-    return before.model_copy(update={"status": "left out"})
+def _kept(store: Store, job: EntryJob, refs: Mapping[str, str], before: Outcome | None, **about: Any) -> Outcome:
+    """Return the outcome of an entry whose name stays where it is: what is known of that, and what is told besides."""
+    artifact = refs.get(job.ref)
+    if before is None or before.artifact != artifact:  # somebody else moved the name
+        size = bytes_of(store, artifact)
+        return job.outcome(
+            **{"artifact": artifact, "bytes_after": size, "fingerprint": None, "base_listing": None, **about}
+        )
+    return before.model_copy(update={"owner": job.owner, "tags": job.tags, **about})
 
 
 def _unchanged(store: Store, jobs: Sequence[EntryJob], before: Mapping[str, Outcome]) -> dict[str, Outcome]:
@@ -351,18 +259,30 @@ def _unchanged(store: Store, jobs: Sequence[EntryJob], before: Mapping[str, Outc
     }
     if not same:
         return {}
-    refs, present = all_refs(store), set(store.objects.names("artifacts"))
+    refs, sizes = all_refs(store), _sizes(store)
     ids = {outcome.artifact for outcome in same.values() if outcome.artifact}
-    parts = {
-        artifact: {pointer.id for pointer in manifest.content.pointers()}
+    whole = {
+        artifact
         for artifact, manifest in store.manifests(sorted(ids))
         if manifest is not None
+        and sizes.get(artifact, 0) >= manifest.nbytes
+        and all(sizes.get(part.id, 0) >= part.bytes for part in manifest.content.pointers())
     }
     unchanged = {}
     for name, outcome in same.items():
-        in_place = refs.get(outcome.ref) == outcome.artifact
-        whole = outcome.artifact is None or parts.get(outcome.artifact, {""}) <= present
-        if in_place and whole:
+        if refs.get(outcome.ref) == outcome.artifact and (outcome.artifact is None or outcome.artifact in whole):
             # Of what came to an end, only what was refused has a reason.
             unchanged[name] = outcome.model_copy(update={"status": "refused" if outcome.why else "unchanged"})
     return unchanged
+
+
+def _sizes(store: Store) -> dict[str, int]:
+    """Return the bytes that lie in a store under each artifact that has a manifest, from one listing."""
+    sizes: dict[str, int] = {}
+    published: set[str] = set()
+    for path, info in store.objects.find("artifacts").items():
+        _, artifact, name = path.split("/", 2)
+        sizes[artifact] = sizes.get(artifact, 0) + info.size
+        if name == MANIFEST:
+            published.add(artifact)
+    return {artifact: size for artifact, size in sizes.items() if artifact in published}

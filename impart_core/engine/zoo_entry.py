@@ -12,12 +12,12 @@ from impart_core.engine.compress import CompressReport, compress
 from impart_core.engine.evaluate import evaluate
 from impart_core.engine.executor import Executor, Progress
 from impart_core.engine.merge import merge
-from impart_core.engine.preflight import check_compress, open_sides
+from impart_core.engine.preflight import check_compress, open_side, open_sides
 from impart_core.engine.requests import CompressRequest, EvaluateRequest, MergeRequest, Trust
 from impart_core.engine.search import SearchRequest, search
 from impart_core.merging.file import MergeFile
 from impart_core.searching.file import SearchFile
-from impart_core.store.names import get_ref, require_whole, set_ref
+from impart_core.store.names import all_refs, get_ref, require_whole, set_ref
 from impart_core.store.pins import pin
 from impart_core.store.provenance import Stopwatch, peak_rss_bytes
 from impart_core.store.store import Store
@@ -70,6 +70,18 @@ class EntryJob(Frozen):
         """What the entry is."""
         return "model" if self.model else "merge" if self.stages else "search"
 
+    @property
+    def base(self) -> str | None:
+        """Where the base lies that its result is a delta of; None: that is not said in so many words."""
+        if self.model:
+            return self.model.base
+        if self.stages:
+            named = self.stages[-1].base_model
+            return named.place if named and named.adapter is None else None
+        template = (self.search.merge or self.search.compress or {}) if self.search else {}
+        place = template.get("base_model" if self.search and self.search.merge else "base")
+        return place if isinstance(place, str) else None
+
     def outcome(self, **found: Any) -> Outcome:
         """Return what became of it."""
         known = {
@@ -119,8 +131,7 @@ class _Work:
             attempts.append(self._attempt(step.label, made, model.base, before))
             if attempts[-1].passed:
                 break
-        base_id = checkpoint_id(tensor_digests(base))
-        return self._end(attempts, bytes_before=finetuned.nbytes, base=model.base, base_id=base_id)
+        return self._end(attempts, bytes_before=finetuned.nbytes)
 
     def merge(self) -> Outcome:
         """Merge, and compress the result as the file says."""
@@ -151,7 +162,16 @@ class _Work:
         winner = found.record.winner
         if winner is None:
             return self._refused("No candidate keeps the search's constraints.")
-        return self.job.outcome(status="promoted", artifact=winner, bytes_after=_bytes_of(self._store, winner))
+        about = {"bytes_after": bytes_of(self._store, winner), **self._base()}
+        return self.job.outcome(status="promoted", artifact=winner, **about)
+
+    def _base(self) -> dict[str, Any]:
+        """Return which base the result fits."""
+        place = self.job.base
+        if place is None or place in all_refs(self._store):
+            return {}
+        found = patiently("open the base", lambda: open_side(place))
+        return {"base": place, "base_id": checkpoint_id(tensor_digests(found))}
 
     @property
     def _store(self) -> Store:
@@ -209,7 +229,7 @@ class _Work:
     def _end(self, attempts: list[Attempt], **about: Any) -> Outcome:
         """Promote what the last attempt made if it passed."""
         last, store, job = attempts[-1], self._store, self.job
-        about["attempts"] = tuple(attempts)
+        about |= {"attempts": tuple(attempts), **self._base()}
         if not last.passed:
             failing = "; ".join(quality(one) for one in last.gate if not one.passed)
             advice = "Add a step of a lower ratio to the recipe, or let the gate allow more."
@@ -224,11 +244,11 @@ class _Work:
         kept = get_ref(self._store, self.job.ref)
         stays = f"{self.job.ref} stays as it was." if kept else f"There is no {self.job.ref}."
         return self.job.outcome(
-            status="refused", artifact=kept, bytes_after=_bytes_of(self._store, kept), why=f"{why} {stays}", **about
+            status="refused", artifact=kept, bytes_after=bytes_of(self._store, kept), why=f"{why} {stays}", **about
         )
 
 
-def _bytes_of(store: Store, artifact: str | None) -> int:
+def bytes_of(store: Store, artifact: str | None) -> int:
     """Return all bytes of a delta; 0 for anything else."""
     found = store.lookup(artifact) if artifact else None
     if found is None or not isinstance(found.content, DeltaContent):

@@ -19,8 +19,10 @@ from impart_core.artifacts import (
 from impart_core.base.canonical import digest_of
 from impart_core.base.errors import CheckpointError, ConfigError, ImpartError, UnreachableError
 from impart_core.base.retry import patiently
+from impart_core.calibrate.text import PUBLISHED
 from impart_core.checkpoint.digest import checkpoint_id, tensor_digests
 from impart_core.checkpoint.listing import listing_digest
+from impart_core.checkpoint.local import local_file
 from impart_core.checkpoint.location import is_remote
 from impart_core.engine.preflight import open_side
 from impart_core.engine.zoo_entry import EntryJob
@@ -32,6 +34,7 @@ from impart_core.store.store import Store
 from impart_core.zoo.record import Outcome
 
 _KINDS = (activations, block, calibration_text, delta, evaluation, factors, merged, scales, study)
+_MODELS = ("base", "finetuned", "base_model", "model", "ref")
 # What decides on nothing that is made.
 _UNIMPORTANT: Any = {
     **dict.fromkeys(("name", "owner", "tags", "trust", "workers", "store", "device", "run_code"), True),
@@ -54,7 +57,7 @@ class Inputs:
     def stamped(self, job: EntryJob) -> EntryJob:
         """Return an entry with its fingerprint, and the listing of its base."""
         fingerprint = self._fingerprint(job)
-        listing = self._listings.get(job.model.base) if job.model else None
+        listing = self._listings.get(job.base) if job.base else None
         return job.model_copy(update={"fingerprint": fingerprint, "base_listing": listing})
 
     def _fingerprint(self, job: EntryJob) -> str | None:
@@ -63,14 +66,18 @@ class Inputs:
         A place that cannot be listed gives None too: whoever works on the entry will say what is wrong with it.
         """
         try:
-            places = {place: self._place(place) for place in _places(job)}
-            tasks = self._tasks(tuple(job.gate.tasks), job.gate.measuring)
+            places = {place: self._place(place) for place in places_of(job)}
+            tasks = [self._tasks(tuple(job.gate.tasks), job.gate.measuring)]
+            tasks += [self._tasks(tuple(job.search.tasks), job.search.measuring)] if job.search else []
+            texts = {source: self._text(source) for source in _sources(job)}
         except ImpartError:
             return None
         if None in places.values():
             return None
         settings = job.model_dump(mode="json", exclude=_UNIMPORTANT)
-        return digest_of({"settings": settings, "places": places, "tasks": tasks, "versions": _versions()})
+        return digest_of(
+            {"settings": settings, "places": places, "tasks": tasks, "texts": texts, "versions": _versions()}
+        )
 
     def require_same_bases(self, before: Iterable[Outcome]) -> None:
         """Refuse a base whose content is another than when models were compressed against it.
@@ -110,10 +117,25 @@ class Inputs:
     def _place(self, place: str) -> str | None:
         """Return a digest of what lies at a place, or the id that a name points to."""
         if place not in self._listings:
-            if self._refs is None:
-                self._refs = patiently("read names", lambda: all_refs(self._store))
-            self._listings[place] = self._refs.get(place) or self._listed(place)
+            self._listings[place] = self._named(place) or self._listed(place)
         return self._listings[place]
+
+    def _named(self, name: str) -> str | None:
+        """Return the id that a name points to."""
+        if self._refs is None:
+            self._refs = patiently("read names", lambda: all_refs(self._store))
+        return self._refs.get(name)
+
+    def _text(self, source: str) -> str | None:
+        """Return what tells whether calibration text, or a study, is the same as before."""
+        name = source.removeprefix(PUBLISHED)
+        if named := self._named(name):
+            return named
+        path = Path(source).expanduser()
+        if not path.is_file():
+            return None
+        file = local_file(path)
+        return f"{file.size}-{file.stamp}"
 
     def _listed(self, place: str) -> str | None:
         """List a place once: whoever works on the entry has the patience; a host that is silent is not asked again."""
@@ -128,13 +150,19 @@ class Inputs:
             raise
 
 
-def _places(job: EntryJob) -> Iterator[str]:
+def _sources(job: EntryJob) -> Iterator[str]:
+    """Give the calibration texts, and the study, that an entry depends on."""
+    yield from (step.calibration.source for step in job.steps if step.calibration)
+    if job.search:
+        yield from _texts(job.search.merge or job.search.compress, ("source",))
+        if job.search.sampler.warm_study:
+            yield job.search.sampler.warm_study
+
+
+def places_of(job: EntryJob) -> Iterator[str]:
     """Give the places and names that an entry reads from."""
     if job.model:
         yield from (job.model.base, job.model.place)
-        for step in job.steps:
-            if step.calibration and Path(step.calibration.source).is_file():
-                yield step.calibration.source
     for stage in job.stages:
         named = {one.name for one in job.stages}
         for reference in (*stage.references(), *([stage.base_model] if stage.base_model else [])):
@@ -144,15 +172,15 @@ def _places(job: EntryJob) -> Iterator[str]:
         yield from _texts(job.search.merge or job.search.compress)
 
 
-def _texts(template: Any, key: str = "") -> Iterator[str]:
-    """Give what stands for models in a search's template."""
+def _texts(template: Any, keys: tuple[str, ...] = _MODELS, key: str = "") -> Iterator[str]:
+    """Give what stands under these keys in a search's template, in holes too."""
     if isinstance(template, Mapping):
         for name, value in template.items():
-            yield from _texts(value, name if name not in ("choose",) else key)
+            yield from _texts(value, keys, key if name in ("choose", "default") else name)
     elif isinstance(template, list | tuple):
         for value in template:
-            yield from _texts(value, key)
-    elif isinstance(template, str) and key in ("base", "finetuned", "base_model", "model", "ref"):
+            yield from _texts(value, keys, key)
+    elif isinstance(template, str) and key in keys:
         yield template
 
 

@@ -9,8 +9,9 @@ from impart_core.base.settings import Frozen
 from impart_core.base.units import human_bytes, human_seconds
 from impart_core.engine.plan import make_plan
 from impart_core.engine.preflight import open_sides
-from impart_core.engine.zoo import CheckedZoo, ZooRequest
+from impart_core.engine.zoo import CheckedZoo
 from impart_core.engine.zoo_entry import EntryJob
+from impart_core.engine.zoo_jobs import ZooRequest
 from impart_core.zoo.record import Outcome
 
 

@@ -18,9 +18,12 @@ from impart_core.blocks.coding import calibration_of
 from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.text import CalibrationText
 from impart_core.zoo.gate import Gate, Tasks, tasks_of
+from impart_core.zoo.places import placed
 
 DEFAULT_RECIPE = "default"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_FIELDS = 5
+_FIELD = re.compile(r"(\*|\d+(-\d+)?|(mon|tue|wed|thu|fri|sat|sun|[a-z]{3}))([/,-]\w+)*", re.IGNORECASE)
 _HEX = re.compile(r"[0-9a-f]{6,64}")
 
 
@@ -196,6 +199,18 @@ class Schedule(Frozen):
 
     @model_validator(mode="after")
     def _fires(self) -> Self:
+        """Take what cron programs agree on: five fields, and days of the month or of the week, not both."""
+        fields = self.cron.split()
+        if len(fields) != _FIELDS or not all(_FIELD.fullmatch(field) for field in fields):
+            raise ConfigError(
+                f"schedule.cron {self.cron!r} is not five fields of numbers, names, '*', ',', '-' and '/': "
+                "0 2 * * * is every night at two."
+            )
+        if fields[2] != "*" and fields[4] != "*":
+            raise ConfigError(
+                f"schedule.cron {self.cron!r} names days of the month and days of the week, which programs take to "
+                "mean different things. Name one of them."
+            )
         try:
             next(CronSim(self.cron, datetime.now(ZoneInfo(self.timezone))))
         except CronSimError as error:
@@ -217,7 +232,7 @@ class Retention(Frozen):
 
     collect: bool = False
     history: int | None = Field(default=None, ge=1)
-    grace_days: float = Field(default=7, ge=0)
+    grace_days: float = Field(default=7, ge=0, le=36500)
 
 
 class Notify(Frozen):
@@ -256,7 +271,7 @@ class ZooFile(Frozen):
 
     zoo: str = "zoo"
     label: str = "prod"
-    store: str | None = None
+    store: str | None = Field(default=None, min_length=1)
     recipes: dict[str, ZooRecipe] = Field(default_factory=dict)
     models: tuple[ZooModel | Pattern, ...] = ()
     merges: tuple[ZooMerge, ...] = ()
@@ -359,7 +374,7 @@ def parse_zoo(content: Any, folder: Path | None = None) -> ZooFile:
     """
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ConfigError("A zoo file holds settings with names: recipes:, models: and so on.")
-    return ZooFile(**(content if folder is None else _placed(content, folder)))
+    return ZooFile(**(content if folder is None else placed(content, folder)))
 
 
 def _entry(number: int, raw: Any) -> ZooModel | Pattern:
@@ -372,29 +387,3 @@ def _entry(number: int, raw: Any) -> ZooModel | Pattern:
     except ConfigError as error:
         called = raw.get("name") or raw.get("find") or number
         raise ConfigError(f"models: {called}: {error}") from None
-
-
-def _placed(content: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return the file's content with relative folders made absolute, where such a folder is there."""
-
-    def place(value: Any, needed: bool = False) -> Any:
-        if not isinstance(value, str) or "://" in value or Path(value).expanduser().is_absolute():
-            return value
-        found = folder / value
-        return str(found) if needed or found.exists() or value.startswith(".") else value
-
-    def entry(raw: Any) -> Any:
-        if not isinstance(raw, dict):
-            return raw
-        placed = {key: place(raw[key]) for key in ("base", "finetuned", "merge", "search") if key in raw}
-        if "find" in raw:
-            placed["find"] = place(raw["find"], needed=True)
-        return {**raw, **placed}
-
-    lists = {
-        key: [entry(one) for one in content[key]]
-        for key in ("models", "merges", "searches")
-        if isinstance(content.get(key), list)
-    }
-    store = {"store": place(content["store"], needed=True)} if "store" in content else {}
-    return {**content, **lists, **store}

@@ -1,5 +1,6 @@
 """A first zoo file, from the models that lie at a place."""
 
+import os
 from collections.abc import Mapping
 
 import yaml
@@ -36,8 +37,8 @@ def initial_zoo(place: str, base: str | None = None) -> str:
     found = find_models(f"{place.rstrip('/')}/*")
     bases = {name: base or _base_of(where, found) for name, where in found.items()}
     # A model that others were tuned from is no fine-tune of this zoo.
-    others = {model_name(one) for one in bases.values() if one}
-    models = {name: where for name, where in found.items() if model_name(where) not in others}
+    others = {os.path.realpath(one) for one in bases.values() if one}
+    models = {name: where for name, where in found.items() if os.path.realpath(where) not in others}
     if not models:
         raise ConfigError(f"No model lies at {place}: no folder in it has a configuration. Give the folder of models.")
     silent = sorted(name for name in models if not bases[name])

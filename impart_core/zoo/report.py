@@ -80,7 +80,8 @@ def _row(outcome: Outcome) -> str:
 
 def _cells(outcome: Outcome) -> Sequence[str]:
     last = outcome.attempts[-1] if outcome.attempts else None
-    ratio = outcome.bytes_before / outcome.bytes_after if outcome.bytes_before and outcome.bytes_after else None
+    after = last.bytes if last and outcome.status == "refused" else outcome.bytes_after  # of the step that is shown
+    ratio = outcome.bytes_before / after if outcome.bytes_before and after else None
     return (
         outcome.name,
         outcome.status,
@@ -88,7 +89,7 @@ def _cells(outcome: Outcome) -> Sequence[str]:
         last.step if last else "",
         f"{ratio:.1f}" if ratio else "",
         human_bytes(outcome.bytes_before) if outcome.bytes_before else "",
-        human_bytes(outcome.bytes_after) if outcome.bytes_after else "",
+        human_bytes(after) if after else "",
         "; ".join(map(quality, last.gate)) if last else "",
         human_seconds(outcome.seconds),
     )
@@ -102,4 +103,4 @@ def _reasons(run: ZooRun) -> Iterator[tuple[Outcome, str]]:
 
 def _plain(text: str) -> str:
     """Return text that is one cell or line of Markdown, whatever is in it."""
-    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("[", "\\[").replace("<", "&lt;")

@@ -7,7 +7,7 @@ from prefect.utilities.schema_tools.validation import validate
 
 from impart_core.engine.requests import CompressRequest, MergeRequest
 from impart_core.engine.search import SearchRequest
-from impart_core.engine.zoo import ZooRequest
+from impart_core.engine.zoo_jobs import ZooRequest
 from impart_core.merging.file import merge_of
 from impart_core.methods import METHODS
 from impart_core.searching.file import parse_search

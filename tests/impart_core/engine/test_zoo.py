@@ -14,14 +14,16 @@ from impart_core.artifacts.zoo_run import last_zoo_run
 from impart_core.base.errors import ConfigError, ImpartError, UnknownNameError
 from impart_core.engine import zoo_entry
 from impart_core.engine.executor import Progress, ThreadExecutor
-from impart_core.engine.zoo import Each, ZooRequest, check_zoo, run_zoo
+from impart_core.engine.zoo import Each, check_zoo, run_zoo
 from impart_core.engine.zoo_entry import EntryJob, work_on
+from impart_core.engine.zoo_jobs import ZooRequest
 from impart_core.engine.zoo_plan import plan_zoo
 from impart_core.store.gc import collect
 from impart_core.store.names import get_ref, history, set_ref, untag
 from impart_core.store.store import Store
 from impart_core.zoo.file import parse_zoo
 from impart_core.zoo.record import ZooRun
+from tests.impart_core.evaluation.own_tasks import SUMS, sums, write_task
 
 pytestmark = pytest.mark.e2e
 
@@ -124,7 +126,21 @@ def lose_a_block(zoo: Zoo) -> None:
     shutil.rmtree(Path(zoo.store.url) / "artifacts" / block.id)
 
 
-@pytest.mark.parametrize("harm", [lose_the_name, move_the_name, lose_a_block])
+def cut_a_file_short(zoo: Zoo) -> None:
+    delta = get_ref(zoo.store, "math@prod")
+    assert delta
+    block = zoo.store.manifest(delta).content.pointers()[0]
+    next((Path(zoo.store.url) / "artifacts" / block.id).glob("codes.*")).write_bytes(b"x")
+
+
+def lose_a_manifest(zoo: Zoo) -> None:
+    delta = get_ref(zoo.store, "math@prod")
+    assert delta
+    block = zoo.store.manifest(delta).content.pointers()[0]
+    (Path(zoo.store.url) / "artifacts" / block.id / "manifest.json").unlink()
+
+
+@pytest.mark.parametrize("harm", [lose_the_name, move_the_name, lose_a_block, cut_a_file_short, lose_a_manifest])
 def test_what_is_no_longer_in_place_is_made_good(zoo: Zoo, harm: Callable[[Zoo], None]) -> None:
     first = zoo.run()
     harm(zoo)
@@ -196,12 +212,82 @@ def test_another_base_under_the_same_name_is_refused_before_any_work(zoo: Zoo, w
     assert statuses(zoo.run()) == {"math": "promoted", "code": "promoted"}  # found in the store, as the content is
 
 
+def test_another_base_is_refused_after_a_failed_run_and_for_merges(zoo: Zoo, tmp_path: Path) -> None:
+    own = {"compress": {"method": "lowrank", "cr": 16}}
+    file = {"merge_method": "linear", "base_model": str(zoo.base), "models": [{"model": str(zoo.math)}]}
+    merge = {**file, "parameters": {"weight": 1.0}, "impart": own}
+    zoo.content["merges"] = [{"name": "both", "merge": merge}]
+    before = zoo.run()
+    assert before.outcomes[2].base_id == before.outcomes[0].base_id
+    (tmp_path / "away").mkdir()
+    zoo.math.rename(tmp_path / "away" / "math")
+    failed = zoo.run()
+    assert statuses(failed) == {"math": "failed", "code": "unchanged", "both": "failed"}
+    assert [one.bytes_after for one in failed.outcomes] == [one.bytes_after for one in before.outcomes]
+    (tmp_path / "away" / "math").rename(zoo.math)
+    shutil.copy(zoo.code / "model.safetensors", zoo.base / "model.safetensors")
+    for models in (zoo.content["models"], []):
+        zoo.content["models"] = models
+        with pytest.raises(ConfigError, match="is not what it was when"):
+            zoo.run()
+
+
+def test_a_record_tells_where_names_point_whoever_moved_them(zoo: Zoo) -> None:
+    math, code = zoo.run().outcomes
+    assert math.artifact
+    assert code.artifact
+    set_ref(zoo.store, "code@prod", math.artifact)
+    left = zoo.run("math").outcomes[1]
+    assert (left.status, left.artifact, left.bytes_after) == ("left out", math.artifact, math.bytes_after)
+    assert statuses(zoo.run()) == {"math": "unchanged", "code": "promoted"}
+
+
+def test_a_run_of_some_entries_keeps_what_another_run_did_meanwhile(zoo: Zoo) -> None:
+    zoo.run()
+    request = zoo.request("math", again=True)
+    checked = check_zoo(request)
+    zoo.content["recipes"]["default"] = {"steps": [{"method": "lowrank", "cr": 8}]}
+    other = zoo.run("code").outcomes[1]
+    with ThreadExecutor(1) as executor:
+        mine = run_zoo(request, executor, checked=checked)
+    assert mine.outcomes[1].artifact == other.artifact == get_ref(zoo.store, "code@prod")
+
+
+def test_secrets_in_places_are_refused_before_anything_is_written(zoo: Zoo) -> None:
+    zoo.content["models"] = [zoo.model("math") | {"base": "http://user:SECRET@example.org/base"}]
+    with pytest.raises(ImpartError) as raised:
+        check_zoo(zoo.request())
+    assert "SECRET" not in str(raised.value)
+
+
+def test_what_a_search_depends_on_counts(zoo: Zoo, tmp_path: Path) -> None:
+    write_task(tmp_path, {"validation": sums(range(10, 18)), "test": sums(range(30, 38))}, **SUMS)
+    template = {
+        "base": str(zoo.base),
+        "finetuned": str(zoo.math),
+        "cr": 16,
+        "method": {"choose": ["impart", "lowrank"]},
+    }
+    aims = {"tasks": {str(tmp_path / "my_sums.yaml"): "answer_loss"}, "sampler": "grid", "items": 4}
+    zoo.content["searches"] = [{"name": "best", "search": {"compress": template, **aims}}]
+
+    def fingerprint() -> str | None:
+        return check_zoo(zoo.request()).jobs[2].fingerprint
+
+    before = fingerprint()
+    assert before == fingerprint() is not None
+    write_task(tmp_path, {"validation": sums(range(20, 28)), "test": sums(range(30, 38))}, **SUMS)
+    assert fingerprint() != before
+
+
 def test_patterns_find_models_and_new_ones_later(zoo: Zoo, tmp_path: Path) -> None:
     pattern = {"find": f"{tmp_path}/models/*", "base": str(zoo.base), "without": ["code*"], "name": "sft-{folder}"}
     zoo.content["models"] = [pattern]
     assert statuses(zoo.run()) == {"sft-math": "promoted"}
     shutil.copytree(zoo.math, tmp_path / "models" / "new")
     assert statuses(zoo.run()) == {"sft-math": "unchanged", "sft-new": "promoted"}
+    (tmp_path / "models" / "again").symlink_to(zoo.base)  # the base under another name is no fine-tune
+    assert statuses(zoo.run()) == {"sft-math": "unchanged", "sft-new": "unchanged"}
     zoo.content["models"].append(zoo.model("sft-new"))
     with pytest.raises(ConfigError, match="Two entries are called 'sft-new'"):
         check_zoo(zoo.request())

@@ -1,3 +1,4 @@
+import copy
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ MODEL: dict[str, Any] = {"name": "math", "base": "org/base", "finetuned": "org/m
 
 def zoo(**own: Any) -> dict[str, Any]:
     """Return a zoo of one model."""
-    return {"recipes": {"default": RECIPE}, "models": [MODEL], **own}
+    return copy.deepcopy({"recipes": {"default": RECIPE}, "models": [MODEL], **own})
 
 
 def test_a_file_is_read_and_relative_places_start_at_its_folder(tmp_path: Path) -> None:
@@ -33,9 +34,9 @@ def test_a_file_is_read_and_relative_places_start_at_its_folder(tmp_path: Path) 
     file = read_zoo_file(path)
     math, far, found = file.models
     assert isinstance(math, ZooModel)
-    assert (math.place, math.base) == (str(tmp_path / "models" / "math"), "org/base")
+    assert (math.place, math.base) == (str(tmp_path / "models" / "math"), "hf://org/base")
     assert isinstance(far, ZooModel)
-    assert far.place == "org/far@v2"
+    assert far.place == "hf://org/far@v2"
     assert isinstance(found, Pattern)
     assert found.find == str(tmp_path / "models" / "*")
     assert found.model("a b", "/x/a b").name == "a-b"
@@ -81,7 +82,12 @@ def test_a_models_own_tasks_replace_those_of_its_recipe() -> None:
             "not one of the tasks",
         ),
         ({"schedule": {"cron": "0 0 30 2 *"}}, "never fires"),
-        ({"schedule": {"cron": "nightly"}}, "Give five fields"),
+        ({"schedule": {"cron": "nightly"}}, "is not five fields"),
+        ({"schedule": {"cron": "0 0 2 * * *"}}, "is not five fields"),
+        ({"schedule": {"cron": "0 0 * * 5L"}}, "is not five fields"),
+        ({"schedule": {"cron": "0 2 1-31/2 * */2"}}, "Name one of them"),
+        ({"retention": {"grace_days": 1e12}}, "grace_days"),
+        ({"store": ""}, "store"),
         ({"schedule": {"cron": "0 2 * * *", "timezone": "Berlin"}}, "IANA name"),
         ({"notify": {"webhook_env": "https://example.org/secret"}}, "webhook_env"),
         ({"concurency": 2}, "Did you mean 'concurrency'?"),
@@ -92,6 +98,31 @@ def test_what_is_wrong_is_a_sentence(own: dict[str, Any], told: str) -> None:
     with pytest.raises((ConfigError, UnknownNameError)) as raised:
         parse_zoo(zoo(**own))
     assert told in str(raised.value)
+
+
+def test_places_never_depend_on_where_the_program_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    for folder in (home / "base", elsewhere / "org" / "math", tmp_path / "zoo"):
+        folder.mkdir(parents=True)
+    (tmp_path / "zoo" / "cal.txt").write_text("text")
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setenv("HOME", str(home))
+    content = zoo(store="there", models=[{"name": "math", "base": "~/base", "finetuned": "org/math"}])
+    content["recipes"]["default"]["steps"] = [{"method": "impart-qt", "cr": 64, "calibration": {"source": "cal.txt"}}]
+    file = parse_zoo(content, tmp_path / "zoo")
+    (model,) = file.models
+    assert isinstance(model, ZooModel)
+    assert (model.base, model.finetuned) == (str(home / "base"), "hf://org/math")
+    assert file.store == str(tmp_path / "zoo" / "there")
+    calibration = file.recipes["default"].steps[0].calibration
+    assert calibration is not None
+    assert calibration.source == str(tmp_path / "zoo" / "cal.txt")
+
+
+@pytest.mark.parametrize("place", ["~nobody-of-this-name/x", "x" * 6000, "a\0b"])
+def test_what_no_file_system_has_is_a_sentence(place: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is no place"):
+        parse_zoo(zoo(models=[{**MODEL, "base": place}]), tmp_path)
 
 
 @pytest.mark.parametrize("content", [None, [], "zoo", {1: 2}])
