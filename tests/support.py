@@ -168,12 +168,14 @@ def halt_when(
     deadline = time.monotonic() + seconds
     while True:
         send(signal.SIGSTOP)
+        looked = time.monotonic()
         if condition():
             return
+        took = time.monotonic() - looked
         send(signal.SIGCONT)
         assert running(), "it was over before it could be stopped; its work must be larger"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+        assert time.monotonic() < deadline, "what is waited for did not come about"
+        time.sleep(min(max(took, 0.02), 0.2))  # as long as it stood still, or it would hardly come forward
 
 
 def run_impart(

@@ -16,6 +16,7 @@ from impart_core.checkpoint.source import SourceFile
 
 _FIRST_RANGE = 64 << 10  # holds the header of most files
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+_NO_STRIDE = 1 << 62  # torch counts the entries between two in 64 bits, and bytes as well
 MOST_DIMENSIONS = 64  # the most that torch computes with; a product of millions of sides would take hours
 
 DTYPES: dict[str, torch.dtype] = {
@@ -128,6 +129,8 @@ def _tensor(
         start, end = (offset + _whole(at) for at in entry["data_offsets"])
         if len(shape) > MOST_DIMENSIONS:
             raise ValueError(f"it has {len(shape)} dimensions")
+        if math.prod(max(side, 1) for side in shape) >= _NO_STRIDE:  # also where there are no entries
+            raise ValueError("its sides are too long")
     except (KeyError, TypeError, ValueError) as error:
         raise _not_safetensors(file, f"the entry of tensor {name!r:.200} is malformed") from error
     if dtype not in dtypes:

@@ -166,7 +166,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     ),
     "output below a file": (
         "reconstruct tiny --base {base} --out {file}/out --store {published}",
-        ["{file}/out", "Choose another place"],
+        ["{file}/out", "Choose another folder"],
     ),
     "shard size": (
         "reconstruct tiny --base {base} --out {out} --max-shard-bytes 0 --store {published}",
