@@ -43,6 +43,22 @@ def read_yaml_file(place: str | Path, what: str) -> list[Any]:
     return read_yaml(text, str(path))
 
 
+def read_settings_file(place: str | Path, what: str) -> Any:
+    """Return the one document of a YAML file of settings.
+
+    Args:
+        place: where it lies.
+        what: what kind of file it is, for errors ("search file").
+
+    Raises:
+        ConfigError: it cannot be read, is no YAML, or does not hold one document.
+    """
+    documents = read_yaml_file(place, what)
+    if len(documents) != 1:
+        raise ConfigError(f"{place} holds {len(documents)} documents. A {what} has one, of settings with names.")
+    return documents[0]
+
+
 class _Loader(yaml.SafeLoader):
     """YAML without keys that are given twice, of which the first would be lost in silence."""
 

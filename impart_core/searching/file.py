@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from impart_core.base.errors import ConfigError, unknown_name
 from impart_core.base.settings import Frozen
-from impart_core.base.yaml_text import read_yaml_file
+from impart_core.base.yaml_text import read_settings_file
 from impart_core.evaluation.options import MeasureOptions
 from impart_core.searching.objective import Aims
 from impart_core.searching.space import Space
@@ -204,10 +204,7 @@ def read_search_file(place: str | Path) -> SearchFile:
     Raises:
         ConfigError: it cannot be read, is no YAML, or something in it is wrong.
     """
-    documents = read_yaml_file(place, "search file")
-    if len(documents) != 1:
-        raise ConfigError(f"{place} holds {len(documents)} documents. A search file has one, of settings with names.")
-    return parse_search(documents[0])
+    return parse_search(read_settings_file(place, "search file"))
 
 
 def parse_search(content: Any) -> SearchFile:

@@ -72,18 +72,7 @@ class Objective(Frozen):
         Raises:
             ConfigError: the file names none and there are several, or names one that was not measured.
         """
-        names = list(known)
-        wanted = self.metric or metrics[task]
-        if wanted in names:
-            return wanted
-        if wanted is None and len(names) == 1:
-            return names[0]
-        listed = ", ".join(names) or "none"
-        if wanted is None:
-            raise ConfigError(
-                f"The task {task} has several metrics: {listed}. Say which: tasks: {{{task}: {names[0]}}}."
-            )
-        raise ConfigError(f"The task {task} has no metric {wanted!r}.{nearest(wanted, names)} It has: {listed}.")
+        return chosen_metric(task, self.metric or metrics[task], known)
 
     def minimizes(self, metrics: Mapping[str, str | None]) -> bool:
         """Return whether lower is better.
@@ -127,6 +116,28 @@ class Objective(Frozen):
 
     def _tasks(self, metrics: Mapping[str, str | None]) -> list[str]:
         return [*metrics] if self.of in (MEAN, WORST) else [self.of]
+
+
+def chosen_metric(task: str, wanted: str | None, known: Iterable[str]) -> str:
+    """Return which metric of a task is meant: the one that is named, else its only one.
+
+    Args:
+        task: the task.
+        wanted: the metric's name; None: none is named.
+        known: the metrics that were measured.
+
+    Raises:
+        ConfigError: none is named and there are several, or one is named that was not measured.
+    """
+    names = list(known)
+    if wanted in names:
+        return wanted
+    if wanted is None and len(names) == 1:
+        return names[0]
+    listed = ", ".join(names) or "none"
+    if wanted is None:
+        raise ConfigError(f"The task {task} has several metrics: {listed}. Say which: tasks: {{{task}: {names[0]}}}.")
+    raise ConfigError(f"The task {task} has no metric {wanted!r}.{nearest(wanted, names)} It has: {listed}.")
 
 
 def bounds_of(metric: str) -> tuple[float, float]:

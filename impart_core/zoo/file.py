@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from impart_core.base.errors import ConfigError, unknown_name
 from impart_core.base.settings import Frozen
-from impart_core.base.yaml_text import read_yaml_file
+from impart_core.base.yaml_text import read_settings_file
 from impart_core.blocks.coding import calibration_of
 from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.text import CalibrationText
@@ -356,10 +356,7 @@ def read_zoo_file(place: str | Path) -> ZooFile:
     Raises:
         ConfigError: it cannot be read, is no YAML, or something in it is wrong.
     """
-    documents = read_yaml_file(place, "zoo file")
-    if len(documents) != 1:
-        raise ConfigError(f"{place} holds {len(documents)} documents. A zoo file has one, of settings with names.")
-    return parse_zoo(documents[0], Path(place).expanduser().absolute().parent)
+    return parse_zoo(read_settings_file(place, "zoo file"), Path(place).expanduser().absolute().parent)
 
 
 def parse_zoo(content: Any, folder: Path | None = None) -> ZooFile:

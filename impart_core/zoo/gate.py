@@ -10,7 +10,7 @@ from impart_core.base.errors import ConfigError
 from impart_core.base.settings import Frozen, nearest
 from impart_core.evaluation.options import MeasureOptions
 from impart_core.evaluation.result import Split
-from impart_core.searching.objective import bounds_of, lower_is_better
+from impart_core.searching.objective import LOSS, bounds_of, chosen_metric, lower_is_better
 
 _ROUNDING = 1e-9  # .50 less .48 is more than .02 in binary
 Measured = tuple[float, float | None]  # a value and its standard error
@@ -123,7 +123,10 @@ def compare(gate: Gate, before: Metrics | None, after: Metrics) -> tuple[Compari
 
 
 def _compare(gate: Gate, task: str, before: Mapping[str, Measured] | None, after: Mapping[str, Measured]) -> Comparison:
-    metric = metric_of(task, gate.tasks[task], after)
+    wanted = gate.tasks[task]
+    # Where none is named, the task's own one is meant, beside which there may be the loss.
+    own = [name for name in after if name != LOSS] or [*after]
+    metric = chosen_metric(task, wanted, after if wanted else own)
     sign = -1.0 if lower_is_better(metric) else 1.0
     value, _ = after[metric]
     floor = gate.at_least.get(task)
@@ -143,23 +146,6 @@ def _compare(gate: Gate, task: str, before: Mapping[str, Measured] | None, after
         allowed=allowed,
         passed=passed and lost <= allowed + _ROUNDING,
     )
-
-
-def metric_of(task: str, wanted: str | None, known: Mapping[str, object]) -> str:
-    """Return which metric of a task decides.
-
-    Raises:
-        ConfigError: none is named and there are several, or the one that is named was not measured.
-    """
-    if wanted in known:
-        return str(wanted)
-    own = [name for name in known if name != "answer_loss"]
-    if wanted is None and len(own) == 1:
-        return own[0]
-    listed = ", ".join(known) or "none"
-    if wanted is None:
-        raise ConfigError(f"The task {task} has several metrics: {listed}. Say which: tasks: {{{task}: {own[0]}}}.")
-    raise ConfigError(f"The task {task} has no metric {wanted!r}.{nearest(wanted, known)} It has: {listed}.")
 
 
 def quality(found: Comparison) -> str:
