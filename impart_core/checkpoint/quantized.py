@@ -146,13 +146,25 @@ def dequantized(checkpoint: Checkpoint) -> Checkpoint:
         rest = {name: info for name, info in rest.items() if not name.endswith(_ACTIVATIONS)}
     _refuse_others(checkpoint, rest)
     if not found:
-        return checkpoint
+        return _with_settings_noted(checkpoint)
     note = (
         f"{checkpoint.location} is quantised ({_format(checkpoint, 'FP8 or MXFP4')}): {len(found)} of its tensors are "
         "read as the values that they stand for, and the rebuilt model is not quantised."
     )
     plain = checkpoint.without_settings(SETTINGS)
     return replace(plain, tensors=dict(sorted({**rest, **_laid_out(found)}.items())), notes=(*plain.notes, note))
+
+
+def _with_settings_noted(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a checkpoint of plain weights, with a note where its configuration says that they are quantised."""
+    if not any(isinstance(checkpoint.config.get(key), Mapping) for key in SETTINGS):
+        return checkpoint
+    note = (
+        f"{checkpoint.location} holds plain weights, but its configuration says that it is quantised "
+        f"({_format(checkpoint, 'in a format that it does not name')}). The weights are read as they are; the "
+        "configuration is kept, and says how transformers loads them."
+    )
+    return replace(checkpoint, notes=(*checkpoint.notes, note))
 
 
 def _laid_out(found: list[Quantized]) -> dict[str, TensorInfo]:

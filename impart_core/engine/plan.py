@@ -1,5 +1,6 @@
 """The plan: what a compression will do and take, from headers alone (config → plan → run)."""
 
+import itertools
 import math
 import re
 from collections import Counter
@@ -201,18 +202,35 @@ def _too_high(highest: dict[str, float], settings: Coding, pairs: Pairs, config:
         return None
     largest = max((cr for name, cr in highest.items() if pairs[name].role in VOCABULARY), default=math.inf)
     binding = {name: cr for name, cr in short.items() if pairs[name].role is Role.PROJECTION or cr == largest}
-    tightest = min(binding, key=lambda name: binding[name])
     projections = all(pairs[name].role is Role.PROJECTION for name in highest)
+    tightest, possible = _highest(highest, pairs) if projections else min(binding.items(), key=lambda item: item[1])
     more_room = settings.options.more_room(settings.accounting)
     return (
         f"CR {settings.cr:g} is too high to keep anything of {len(short)} of {len(highest)} "
         f"{'projections' if projections else 'matrices'}; the "
         f"tightest is {tightest!r} with shape {list(pairs[tightest].shape)}. The highest "
         f"possible CR for {'this model' if projections else 'them'} with method {settings.method!r} and these settings "
-        f"is {math.floor(short[tightest] * 100) / 100:g}. "
+        f"is {math.floor(possible * 100) / 100:g}. "
         f"Lower {'the CR' if settings.cr == config.cr else 'embeddings_cr'}"
         + (f", or {more_room}." if more_room else ".")
     )
+
+
+def _highest(highest: dict[str, float], pairs: Pairs) -> tuple[str, float]:
+    """Return the highest ratio that projections allow, and which of them binds it, given the highest of each.
+
+    The tighter ones are kept at 16 bits as long as they are few; see `_too_small`.
+    """
+    entries = {
+        name: math.prod(pair.shape) for name, pair in pairs.items() if pair.role is Role.PROJECTION and pair.base
+    }
+    names = sorted(highest, key=lambda name: highest[name])
+    best, kept = (names[0], highest[names[0]]), 0
+    for before, name in itertools.pairwise(names):
+        kept += entries[before]
+        room = _MOST_KEPT * sum(entries.values()) / kept
+        best = max(best, (name, highest[name]) if highest[name] <= room else (before, room), key=lambda found: found[1])
+    return best
 
 
 def _plan_block(sides: tuple[Checkpoint, Checkpoint], block: Block, pairs: Pairs, config: CompressConfig) -> BlockPlan:

@@ -14,6 +14,7 @@ from impart_core.base.text import names_container
 from impart_core.storage.failures import Trouble, trouble_of
 
 _LINK = re.compile(r"(?P<scheme>[\w+.-]*)://(?P<user>[^/]*)@")
+_ARCHIVES = ("zip", "tar", "libarchive")  # filesystems in a file, which is the next link of the chain
 OPTIONS_VARIABLE = "IMPART_STORE_OPTIONS"
 
 # A server that stalls is given up early: what is worth trying again is tried again by s3fs and by the pipeline, so
@@ -95,6 +96,12 @@ def require_plain_url(url: str, whose: str, kind: type[ImpartError]) -> None:
             urlsplit(link)
     except ValueError:
         raise kind(f"The {whose}'s address is not a valid URL. Give a folder or a URL such as s3://…") from None
+    last = url.rpartition("::")[2].partition("://")[0]
+    if last in _ARCHIVES:
+        raise kind(
+            f"The {whose}'s {last}:// URL names no archive. Write {last}://FOLDER::ARCHIVE, such as "
+            f"{last}://model::s3://bucket/model.{last}."
+        )
     users = [found for found in _LINK.finditer(url) if not names_container(found["scheme"], found["user"])]
     if users or "?" in url or "#" in url:
         scheme = url.partition("://")[0].rpartition("::")[2]

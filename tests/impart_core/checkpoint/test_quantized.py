@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -186,10 +187,13 @@ def test_fp8_whose_scales_cannot_be_told_is_refused(tensors: dict[str, torch.Ten
         plain(open_checkpoint(save(tmp_path / "model", tensors, FP8)))
 
 
-def test_settings_left_behind_beside_plain_weights_are_no_reason_to_refuse(tmp_path: Path) -> None:
+def test_settings_left_behind_beside_plain_weights_are_told_and_no_reason_to_refuse(tmp_path: Path) -> None:
     folder = save(tmp_path / "model", {"w": scales(8, 8)}, {"quant_method": "bitsandbytes", "load_in_4bit": True})
     checkpoint = open_checkpoint(folder)
-    assert plain(checkpoint) == checkpoint
+    read = plain(checkpoint)
+    assert replace(read, notes=()) == checkpoint
+    assert "holds plain weights" in read.notes[0]
+    assert "bitsandbytes, 4 bits" in read.notes[0]
 
 
 @pytest.mark.parametrize("side", ["base", "finetuned"])

@@ -1,6 +1,7 @@
 """Checkpoints behind URLs: the same as from a folder, and read by byte ranges only."""
 
 import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -201,6 +202,13 @@ def test_a_url_that_carries_more_than_a_place_is_refused_and_not_repeated(place:
 
 def test_a_container_before_the_at_is_no_user() -> None:
     require_plain_url("abfs://container@account.dfs.core.windows.net/x", "checkpoint", CheckpointError)
+
+
+def test_an_archive_that_is_not_named_is_told_and_one_that_is_named_is_read(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"names no archive. Write zip://FOLDER::ARCHIVE"):
+        open_checkpoint("zip://model.zip/model")
+    archive = shutil.make_archive(str(tmp_path / "model"), "zip", folder.parent, folder.name)
+    assert set(open_checkpoint(f"zip://{folder.name}::{archive}").tensors) == set(TENSORS)
 
 
 def test_malformed_options_are_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

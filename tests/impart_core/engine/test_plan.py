@@ -54,6 +54,20 @@ def test_the_highest_ratio_really_compresses(opened: Opened, pair: Pair, tmp_pat
     assert delta.content.cr_projection >= limit
 
 
+@pytest.mark.parametrize("gate", [(2, 32), (2, 320), (12, 32)])
+def test_the_highest_ratio_counts_the_small_ones_that_are_kept(gate: tuple[int, int], tmp_path: Path) -> None:
+    """Few small ones are kept at 16 bits; many bind the ratio by their room; those of more rows by their own limit."""
+    tensors = random_tensors(llama_shapes(layers=2) | {f"model.layers.{n}.mlp.gate.weight": gate for n in (0, 1)})
+    changed = {name: tensor * 1.01 for name, tensor in tensors.items()}
+    places = (save_checkpoint(tmp_path / "base", tensors), save_checkpoint(tmp_path / "finetuned", changed))
+    both = open_checkpoint(places[0]), open_checkpoint(places[1])
+    message, limit = highest(both)
+    assert "of 16 of 16 projections" in message
+    check_request(*both, config_of(limit))
+    with pytest.raises(InfeasibleBudgetError):
+        check_request(*both, config_of(limit + 0.02))
+
+
 @pytest.mark.parametrize("beta", [0.0, 0.6, 0.8])
 def test_under_the_papers_count_the_highest_ratio_works_too_and_beta_is_a_way_out(beta: float, opened: Opened) -> None:
     settings = {"accounting": "paper", "options": {"beta": beta}}
@@ -306,5 +320,6 @@ def test_projections_of_too_few_entries_for_the_ratio_are_kept_and_counted(
 def test_where_they_are_more_than_a_tenth_of_the_budget_the_ratio_is_refused(with_small: Pair) -> None:
     sides = open_checkpoint(with_small[0]), open_checkpoint(with_small[1])
     check_request(*sides, config_of(32, method="lowrank"))
-    with pytest.raises(InfeasibleBudgetError, match=r"mixer_proj"):
+    with pytest.raises(InfeasibleBudgetError, match=r"of 7 of 17 projections; .* is 84\.89\. "):
         check_request(*sides, config_of(100, method="lowrank"))
+    check_request(*sides, config_of(84.89, method="lowrank"))
