@@ -1,7 +1,6 @@
 """Preflight: whether a base and a fine-tuned checkpoint belong together, from headers and configs alone."""
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from impart_core.base.errors import IncompleteError, MismatchError
@@ -32,7 +31,7 @@ def preflight(base: Checkpoint, finetuned: Checkpoint) -> dict[str, Pair]:
     found = [*_differing(base, finetuned, _TOLD_KEYS), *lines]
     raise MismatchError(
         f"The fine-tuned checkpoint {finetuned.location} does not fit the base {base.location} "
-        f"({len(found)} mismatches):\n{_listed(found)}\n{_advice(base, finetuned, pairs, lines)}"
+        f"({len(found)} mismatch{'es' * (len(found) > 1)}):\n{_listed(found)}\n{_advice(base, finetuned, pairs, lines)}"
     )
 
 
@@ -69,8 +68,14 @@ def _is_part(base: Checkpoint, finetuned: Checkpoint) -> bool:
 
 
 def _listed(lines: Iterable[str]) -> str:
-    counted = Counter(_NUMBER.sub("*", line) for line in lines)
-    return "\n".join(f"  - {visible(line)}" + (f" ({n} times)" if n > 1 else "") for line, n in counted.items())
+    """Return the lines, those that differ by numbers alone as one; one that has no like keeps its number."""
+    like: dict[str, list[str]] = {}
+    for line in lines:
+        like.setdefault(_NUMBER.sub("*", line), []).append(line)
+    return "\n".join(
+        f"  - {visible(found[0])}" if len(found) == 1 else f"  - {visible(pattern)} ({len(found)} times)"
+        for pattern, found in like.items()
+    )
 
 
 def _advice(base: Checkpoint, finetuned: Checkpoint, pairs: Pairs, lines: list[str]) -> str:
