@@ -60,10 +60,15 @@ def plan(
 ) -> None:
     """Say what a run would do: what is up to date, what would be compressed, its bytes, memory and time.
 
+    Exit code 2 where an entry cannot be worked on.
+
     Example: impart zoo plan zoo.yaml
     """
     request = _request(file, store, only, again)
-    show(plan_zoo(request, check_zoo(request)), json, _print_plan)
+    planned = plan_zoo(request, check_zoo(request))
+    show(planned, json, _print_plan)
+    if any(entry.why for entry in planned.entries):
+        raise typer.Exit(FAILED)
 
 
 def run(

@@ -42,12 +42,14 @@ class CheckedZoo:
         known: what is known of each without work, by name: those that are unchanged or left out.
         before: what became of each entry in the zoo's last run, by name.
         last: the id of that run.
+        trouble: what patterns do not find, in sentences.
     """
 
     jobs: tuple[EntryJob, ...]
     known: Mapping[str, Outcome]
     before: Mapping[str, Outcome]
     last: str | None
+    trouble: tuple[str, ...] = ()
 
     @property
     def work(self) -> tuple[EntryJob, ...]:
@@ -65,7 +67,7 @@ def check_zoo(request: ZooRequest) -> CheckedZoo:
     resolve_device(zoo.device)
     patiently("try the store", store.require_writable)
     require_ref_name(ref_of(zoo.zoo))
-    entries = entries_of(zoo)
+    entries, trouble = entries_of(zoo)
     check_gates(zoo, entries)
     last = last_zoo_run(store, zoo.zoo)
     before = {outcome.name: outcome for outcome in last.outcomes} if last else {}
@@ -84,7 +86,7 @@ def check_zoo(request: ZooRequest) -> CheckedZoo:
     }
     if not request.again:
         known |= _unchanged(store, [job for job in jobs if job.name in wanted], before)
-    return CheckedZoo(jobs, known, before, last.run if last else None)
+    return CheckedZoo(jobs, known, before, last.run if last else None, trouble)
 
 
 def run_zoo(
@@ -127,7 +129,7 @@ def run_zoo(
             store=public_url(request.place),
             outcomes=tuple(outcomes[job.name] for job in checked.jobs),
             collected=collected,
-            trouble=trouble,
+            trouble=(*checked.trouble, *trouble),
         )
         store = Store(request.place)
         manifest = patiently("publish the run", lambda: publish_zoo_run(store, run, watch))

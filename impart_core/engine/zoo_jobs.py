@@ -45,9 +45,13 @@ class ZooRequest(Frozen):
         return self.store or self.zoo.store or default_store_url()
 
 
-def entries_of(zoo: ZooFile) -> tuple[Entry, ...]:
-    """Return all entries, with what patterns find in the pattern's place."""
+def entries_of(zoo: ZooFile) -> tuple[tuple[Entry, ...], tuple[str, ...]]:
+    """Return all entries, with what patterns find in the pattern's place, and sentences on what they do not.
+
+    A folder whose name cannot be an entry's is told, and stops nothing: it may have come overnight.
+    """
     models: list[Entry] = []
+    trouble: list[str] = []
     listed = {
         _real(place) for model in zoo.models if isinstance(model, ZooModel) for place in (model.place, model.base)
     }
@@ -66,15 +70,17 @@ def entries_of(zoo: ZooFile) -> tuple[Entry, ...]:
             try:
                 models.append(model.model(name, place))
             except ConfigError as error:
-                raise ConfigError(
-                    f"find: {model.find}: the folder {name!r:.100} cannot be an entry: {error} Say another name: (as "
+                trouble.append(
+                    f"find: {model.find}: the folder {name!r:.100} is no entry: {error} Say another name: (as "
                     "sft-{folder}), or leave it out (without:)."
-                ) from None
+                )
+        if not kept:
+            trouble.append(f"find: {model.find} finds no model{' that is no entry of its own' if found else ''}.")
     entries = (*models, *zoo.merges, *zoo.searches)
     require_unique([entry.name for entry in entries])
     for entry in entries:
         require_ref_name(f"{entry.name}@{zoo.label}")
-    return entries
+    return entries, tuple(trouble)
 
 
 def _real(place: str) -> str:

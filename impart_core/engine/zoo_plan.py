@@ -49,12 +49,16 @@ class ZooPlan(Frozen):
         concurrency: models worked on at once.
         peak_bytes: memory of as many of the models that need the most.
         seconds: how long the run will take, as far as known from earlier ones; None: there was none.
+        trouble: what patterns do not find, in sentences.
+        next_run: when it is run next by its schedule (ISO 8601, UTC); None: it has none.
     """
 
     entries: tuple[PlannedEntry, ...]
     concurrency: int
     peak_bytes: int
     seconds: float | None
+    trouble: tuple[str, ...] = ()
+    next_run: str | None = None
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Return the entries as a table."""
@@ -75,7 +79,7 @@ class ZooPlan(Frozen):
     def lines(self) -> list[str]:
         """Return what it comes to, in sentences."""
         work = [one for one in self.entries if one.work]
-        told = [f"{one.name}: {one.why}" for one in work if one.why]
+        told = [f"{one.name}: {one.why}" for one in work if one.why] + list(self.trouble)
         told.append(f"{len(work)} of {len(self.entries)} entries would be worked on, {self.concurrency} at once.")
         if self.peak_bytes:
             told.append(f"Blocks take up to {human_bytes(self.peak_bytes)} of memory, evaluations not counted.")
@@ -83,6 +87,8 @@ class ZooPlan(Frozen):
             told.append(f"It would take about {human_seconds(self.seconds)}, as earlier runs did.")
         elif work:
             told.append("No earlier run tells how long it would take.")
+        if self.next_run:
+            told.append(f"By its schedule, once deployed, it is run next at {self.next_run}.")
         return told
 
 
@@ -102,12 +108,14 @@ def plan_zoo(request: ZooRequest, checked: CheckedZoo) -> ZooPlan:
     )
     times = [one.seconds for one in entries if one.work]
     known = [seconds for seconds in times if seconds is not None]
-    concurrency = request.zoo.concurrency
+    concurrency, next_run = request.zoo.concurrency, request.zoo.next_run()
     return ZooPlan(
         entries=entries,
         concurrency=concurrency,
         peak_bytes=sum(sorted((one.peak_bytes or 0 for one in entries), reverse=True)[:concurrency]),
         seconds=sum(known) / concurrency if known and len(known) == len(times) else None,
+        trouble=checked.trouble,
+        next_run=next_run.isoformat(timespec="minutes") if next_run else None,
     )
 
 

@@ -293,6 +293,21 @@ def test_patterns_find_models_and_new_ones_later(zoo: Zoo, tmp_path: Path) -> No
         check_zoo(zoo.request())
 
 
+def test_what_patterns_do_not_find_is_told_and_stops_nothing(zoo: Zoo, tmp_path: Path) -> None:
+    zoo.content["models"] = [
+        {"find": f"{tmp_path}/models/*", "base": str(zoo.base), "without": ["code*"]},
+        {"find": f"{tmp_path}/models/none*", "base": str(zoo.base)},
+    ]
+    shutil.copytree(zoo.math, tmp_path / "models" / "deadbeef")
+    request = zoo.request()
+    planned = plan_zoo(request, check_zoo(request))
+    run = zoo.run()
+    assert statuses(run) == {"math": "promoted"}
+    assert planned.trouble == run.trouble
+    assert "the folder 'deadbeef' is no entry" in run.trouble[0]
+    assert run.trouble[1].endswith("models/none* finds no model.")
+
+
 def test_a_merge_follows_the_models_that_it_names(zoo: Zoo) -> None:
     models = [{"model": f"{name}@prod", "parameters": {"weight": 0.5}} for name in ("math", "code")]
     file = {"merge_method": "task_arithmetic", "base_model": str(zoo.base), "models": models}
@@ -366,6 +381,12 @@ def test_the_plan_tells_what_would_be_done_and_how_long_it_took(zoo: Zoo) -> Non
     request = zoo.request()
     after = plan_zoo(request, check_zoo(request))
     assert [one.work for one in after.entries] == [False, False, True, True]
+    assert after.next_run is None
+    zoo.content["schedule"] = {"cron": "0 2 * * *"}
+    request = zoo.request()
+    scheduled = plan_zoo(request, check_zoo(request))
+    assert str(scheduled.next_run).endswith("T02:00+00:00")
+    assert str(scheduled.next_run) in scheduled.lines()[-1]
     assert after.entries[3].seconds == pytest.approx(
         sum(one.seconds / one.bytes_before for one in run.outcomes[:2]) / 2 * made.bytes_before
     )
