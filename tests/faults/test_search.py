@@ -91,7 +91,7 @@ def searched(file: Path, environment: Environment, tmp_path_factory: pytest.Temp
 
     groups = [[run("undisturbed")], *([run("killed", hook)] for hook in KILLS), [run("killed")]]
     with beside(run_searches, [*groups, [run("both"), run("both")]], environment=environment) as process:
-        codes = process.result(timeout=900)["codes"]
+        codes = process.result(timeout=1800)["codes"]
         assert codes == [[0], *([KILLED] for _ in KILLS), [0], [0, 0]], process.said()
     return stores
 
