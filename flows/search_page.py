@@ -1,19 +1,11 @@
-"""The page of a search's run in Prefect: how far it is; the winner, its standing on the test split, every trial."""
+"""The page of a search's run in Prefect: the winner, its standing on the test split, every trial."""
 
-import time
 from base64 import b64encode
 from collections.abc import Sequence
-from uuid import UUID
 
-from prefect.artifacts import (
-    create_image_artifact,
-    create_markdown_artifact,
-    create_progress_artifact,
-    update_progress_artifact,
-)
+from prefect.artifacts import create_image_artifact, create_markdown_artifact
 
 from impart_core.artifacts.study import StudyRecord
-from impart_core.engine.executor import Progress
 from impart_core.engine.search import SearchReport
 from impart_core.searching.objective import Constraint
 from impart_core.store.manifest import Measured
@@ -21,36 +13,6 @@ from impart_flows.run_page import markdown_table, never_failing, page_key
 from impart_flows.study_picture import draw_study
 
 Row = list[str]
-
-
-class SearchProgress:
-    """Listens to a search, and shows on its run's page how far it is: trials, the best so far, the time left."""
-
-    def __init__(self, name: str, listener: Progress | None) -> None:
-        """Begin; `listener` is told the same."""
-        self._key, self._listener = page_key("search-progress", name), listener
-        self._page: UUID | None = None
-        self._stage, self._started = "", time.monotonic()
-
-    def __call__(self, stage: str, done: int, total: int, what: str) -> None:
-        """Show that so many of the trials of a stage are done; a total of 0 is not known."""
-        if stage != self._stage:
-            self._stage, self._started = stage, time.monotonic()
-        if 0 < done < total:
-            left = (time.monotonic() - self._started) * (total - done) / done
-            what = ", ".join(filter(None, (what, f"about {left:.0f} s left")))
-        if self._listener:
-            self._listener(stage, done, total, what)
-        trial = f"{stage}: {done} of {total} trials" if total else f"{stage}: {done} trials"
-        with never_failing():
-            self._show(100 * done / total if total else 0.0, ", ".join(filter(None, (trial, what))))
-
-    def _show(self, percent: float, text: str) -> None:
-        if self._page is None:
-            page = create_progress_artifact(percent, self._key, text)
-            self._page = page if isinstance(page, UUID) else None
-        else:
-            update_progress_artifact(self._page, percent, text)
 
 
 def show_search(report: SearchReport) -> None:

@@ -78,9 +78,10 @@ class CandidateJob:
 
 
 class CandidateResult(Frozen):
-    """The trials of a candidate by task and measure, and the id of its delta; or why it failed."""
+    """The trials of a candidate by task and measure, which tasks it was measured on, its delta; or why it failed."""
 
     trials: dict[str, dict[str, tuple[str, ...]]] = Field(default_factory=dict)
+    measured: frozenset[str] = frozenset()
     delta: str | None = None
     failure: str | None = None
     seconds: float = 0.0
@@ -116,7 +117,7 @@ def score(job: TrialJob, how: Measuring) -> CandidateResult:
     With more, the last bits of a score would depend on how many candidates are worked on beside it.
     """
     trials: dict[str, dict[str, tuple[str, ...]]] = {task: {} for task in job.tasks}
-    seconds = 0.0
+    measured, seconds = set[str](), 0.0
     for measure in how.measures:
         with one_thread_per_kernel():
             result = score_model(replace(job, measure=measure, measuring=how.options, code=how.code))
@@ -125,7 +126,8 @@ def score(job: TrialJob, how: Measuring) -> CandidateResult:
             return CandidateResult(failure=result.failure, delta=job.delta, seconds=seconds)
         for one in result.scores:
             trials[one.task][measure] = one.trials
-    return CandidateResult(trials=trials, delta=job.delta, seconds=seconds)
+            measured |= {one.task} if one.measured else set()
+    return CandidateResult(trials=trials, measured=frozenset(measured), delta=job.delta, seconds=seconds)
 
 
 class StoreLedger(Ledger):
@@ -191,8 +193,11 @@ class StoreLedger(Ledger):
     def _answer(self, question: Question, result: CandidateResult) -> Answer:
         if result.failure is not None:
             return Failure(why=result.failure, seconds=round(result.seconds, 3))
-        read = partial(self._read, question.candidate)
-        return {task: patiently("read scores", partial(read, trials)) for task, trials in result.trials.items()}
+        answer = {}
+        for task, trials in result.trials.items():
+            score = patiently("read scores", partial(self._read, question.candidate, trials))
+            answer[task] = score.model_copy(update={"found": task not in result.measured})
+        return answer
 
     def _read(self, candidate: Candidate, trials: Mapping[str, Sequence[str]]) -> Score:
         return self._score(candidate, [[self._store.manifest(one) for one in ids] for ids in trials.values()])

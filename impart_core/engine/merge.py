@@ -1,8 +1,9 @@
 """Merging models: written to a folder, compressed again, and what was merged how published."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ from impart_core.base.numerics import default_workers
 from impart_core.base.parallel import at_once
 from impart_core.base.retry import Retried, patiently, recording
 from impart_core.base.settings import Frozen
+from impart_core.base.units import human_bytes
 from impart_core.checkpoint.digest import checkpoint_id, remember_digest, tensor_digests
+from impart_core.checkpoint.index import Checkpoint
 from impart_core.checkpoint.reader import digest_of_value
 from impart_core.checkpoint.spool import spooling
 from impart_core.checkpoint.writer import TensorSpec, write_carried, write_checkpoint
@@ -102,7 +105,8 @@ def merge(
         request: what to merge.
         executor: runs compressions, before and after.
         checked: what `check_merge` returned for the request, where that was called before.
-        progress: called with a stage, tensors or blocks done, their number, and what the last one was.
+        progress: called with a stage, tensors or blocks done, their number, and what the last one was; with `merge`
+            from several threads.
         run_id: the pipeline's id of the run, to be recorded.
 
     Raises:
@@ -112,8 +116,7 @@ def merge(
         checked = checked or patiently("check the request", lambda: check_merge(request))
         with opened_merge(request, checked.stages, executor, progress) as (planned, sparsified):
             run = _Run(request, planned, run_id)
-            work = (lambda: run.write(progress)) if request.out else (lambda: tensor_digests(planned.checkpoint()))
-            digests = patiently("merge", work)
+            digests = patiently("merge", lambda: run.write(progress) if request.out else run.digest(progress))
             manifest = run.publish(digests)
             delta = run.compress(executor, checked, progress)
         content = manifest.content
@@ -140,6 +143,22 @@ def merge(
         return Merging(report, (*entries, entry_of(manifest)), new, tuple(run.sources.values()))
 
 
+class _Count:
+    """Counts tensors that are merged, in whatever thread, and tells how far the merge is."""
+
+    def __init__(self, whole: Checkpoint, progress: Progress | None) -> None:
+        self._tensors, self._progress, self._lock = whole.tensors, progress, Lock()
+        self._bytes = sum(info.nbytes for info in whole.tensors.values())
+        self._done = self._done_bytes = 0
+
+    def __call__(self, name: str) -> None:
+        with self._lock:
+            self._done, self._done_bytes = self._done + 1, self._done_bytes + self._tensors[name].nbytes
+            done, what = self._done, f"{name}, {human_bytes(self._done_bytes)} of {human_bytes(self._bytes)}"
+        if self._progress:
+            self._progress("merge", done, len(self._tensors), what)
+
+
 class _Run:
     """One run of a merge whose models are open."""
 
@@ -159,14 +178,14 @@ class _Run:
         with at_once(workers):
             whole = planned.checkpoint()
         digests: dict[str, str] = {}
-        tell = progress or (lambda *_: None)
+        count = _Count(whole, progress)
 
         def produce(name: str) -> torch.Tensor:
             tensor = planned.compute(name)
             digests[name] = digest_of_value(tensor, whole.tensors[name].dtype)
             if planned.file.impart.compress:  # which asks for it again
                 remember_digest(whole.tensors[name], digests[name])
-            tell("merge", len(digests), len(whole.tensors), name)
+            count(name)
             return tensor
 
         specs = [TensorSpec(name, info.dtype, info.shape) for name, info in whole.tensors.items()]
@@ -174,6 +193,15 @@ class _Run:
             write_checkpoint(scratch, specs, produce, request.max_shard_bytes)
             write_carried(scratch, whole, with_code=True)
             (scratch / OWN_FILE).write_text(yaml.safe_dump_all(self._file(), sort_keys=False))
+        return dict(sorted(digests.items()))
+
+    def digest(self, progress: Progress | None) -> dict[str, str]:
+        """Return the digests of the merged model's tensors, which are written nowhere."""
+        whole, digests = self._planned.checkpoint(), dict[str, str]()
+        count = _Count(whole, progress)
+        for name, info in whole.tensors.items():
+            digests |= tensor_digests(replace(whole, tensors={name: info}))
+            count(name)
         return dict(sorted(digests.items()))
 
     def publish(self, digests: Mapping[str, str]) -> Manifest:

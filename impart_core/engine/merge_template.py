@@ -236,7 +236,10 @@ def _require_models_of_default(template: MergeTemplate, space: Space) -> None:
 
 def _require_uncalibrated(config: CompressConfig) -> None:
     if calibration_of(config) != "none":
-        raise ConfigError(f"{config.method} is calibrated, and a search of merges has no calibration text.")
+        raise ConfigError(
+            f"{config.method} is calibrated, and a search of merges has no calibration text. Compress the model first, "
+            "and merge the delta by its name."
+        )
 
 
 def _numbered(value: Any, models: list[ModelReference], *path: str) -> Any:

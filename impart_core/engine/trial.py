@@ -26,6 +26,7 @@ from impart_core.evaluation.item_scores import pooled
 from impart_core.evaluation.items import ItemRange, pieces
 from impart_core.evaluation.result import ItemScores, Metric
 from impart_core.store.catalog import entry_of, note
+from impart_core.store.claims import claimed
 from impart_core.store.manifest import Manifest
 from impart_core.store.pins import pin
 from impart_core.store.provenance import Stopwatch
@@ -122,16 +123,26 @@ class _Scorer:
         """Return one trial, from a store or made."""
         job = self._job
         recipe = trial_recipe(self._inputs, task, items, job.split, job.measure, job.measuring)
-        trust = job.run.trust
-        if trust.refresh_from is None:
-            for store in dict.fromkeys((self._store, self._source)):
-                found = store.examine(recipe.id, reread=trust.reread, imported=trust.imported, kind=TrialContent)
-                if found.manifest is not None and settles(found.manifest):
-                    return found.manifest
+        if (found := self._found(recipe)) is not None:
+            return found
         check_items(task, items, job.split, job.measure, job.measuring, job.code)
-        trial = self._make(recipe, task, items)
+        with claimed(self._store, recipe.id):
+            if (found := self._found(recipe)) is not None:  # another search was at it meanwhile
+                return found
+            trial = self._make(recipe, task, items)
         self._made.append(trial)
         return trial
+
+    def _found(self, recipe: Recipe) -> Manifest | None:
+        """Return a trial that a store holds and that need not be made again."""
+        trust = self._job.run.trust
+        if trust.refresh_from is not None:
+            return None
+        for store in dict.fromkeys((self._store, self._source)):
+            found = store.examine(recipe.id, reread=trust.reread, imported=trust.imported, kind=TrialContent)
+            if found.manifest is not None and settles(found.manifest):
+                return found.manifest
+        return None
 
     def _make(self, recipe: Recipe, task: str, items: ItemRange) -> Manifest:
         job, watch = self._job, self._started()

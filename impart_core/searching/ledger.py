@@ -19,6 +19,7 @@ class Score(Frozen):
         metrics: for each metric the value of each item, in the order of the items.
         bytes: what the files of the candidate's model take up in a store; None: nobody counted.
         seconds: how long it took to make the model and to score it.
+        found: whether it was there when it was to be evaluated, since another search did so meanwhile.
     """
 
     model_config = ConfigDict(allow_inf_nan=True)  # that it is not finite is said of the candidate; see `Ledger.ask`
@@ -26,6 +27,7 @@ class Score(Frozen):
     metrics: dict[str, tuple[float, ...]]
     bytes: int | None = None
     seconds: float = 0.0
+    found: bool = False
 
 
 class Failure(Frozen):
@@ -127,9 +129,13 @@ class Ledger(ABC):
         began = time.perf_counter()
         answers = self.evaluate(questions)
         self.tally.seconds_evaluating += time.perf_counter() - began
-        for question in questions:
-            self.tally.evaluated += len(question.tasks)
-            self.tally.items_evaluated += len(question.tasks) * (question.stop - question.start)
+        for question, answer in zip(questions, answers, strict=True):
+            scores = () if isinstance(answer, Failure) else answer.values()
+            found, items = sum(score.found for score in scores), question.stop - question.start
+            self.tally.found += found
+            self.tally.items_found += found * items
+            self.tally.evaluated += len(question.tasks) - found
+            self.tally.items_evaluated += (len(question.tasks) - found) * items
         return answers
 
 

@@ -36,6 +36,19 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
+@contextmanager
+def one_thread_of_blas() -> Iterator[None]:
+    """Let the libraries of linear algebra that Optuna works with use one thread inside the block.
+
+    With more, what is suggested could depend on the number of cores, and threads that wait for one another take them.
+    """
+    import scipy.linalg  # noqa: F401 - a library is limited once it is loaded
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, user_api="blas"):
+        yield
+
+
 def coded(hole: AnyHole, value: Any) -> Any:
     """Return a value of a hole as Optuna has it: one of a list by its place."""
     return value if isinstance(hole, Range) else hole.choose.index(value)

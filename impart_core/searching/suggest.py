@@ -10,7 +10,15 @@ import numpy as np
 from impart_core.base.numerics import one_thread_per_kernel
 from impart_core.searching.file import SearchFile
 from impart_core.searching.result import Trial
-from impart_core.searching.samplers import coded, decoded, distributions_of, quiet, require_optuna, sampler_of
+from impart_core.searching.samplers import (
+    coded,
+    decoded,
+    distributions_of,
+    one_thread_of_blas,
+    quiet,
+    require_optuna,
+    sampler_of,
+)
 from impart_core.searching.space import Candidate
 from impart_core.searching.starts import starting_values
 
@@ -58,7 +66,8 @@ class Suggester:
     def ask(self, count: int) -> list[Suggestion]:
         """Return candidates that were not suggested before: so many, or fewer where no more are found."""
         suggestions: list[Suggestion] = []
-        with quiet(), one_thread_per_kernel():  # or what it suggests would depend on the number of cores
+        # Or what it suggests would depend on the number of cores.
+        with quiet(), one_thread_per_kernel(), one_thread_of_blas():
             while len(suggestions) < count and (one := self._next()) is not None:
                 suggestions.append(one)
         return suggestions

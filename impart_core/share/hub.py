@@ -13,13 +13,14 @@ from impart_core.share.transfer import Progress, Record, TransferReport, Transfe
 from impart_core.storage.failures import LOG_IN, Side, explained
 from impart_core.storage.objects import PROBES
 from impart_core.store.catalog import CatalogEntry, scan
+from impart_core.store.claims import CLAIMS
 from impart_core.store.manifest import MANIFEST, Manifest
 from impart_core.store.names import names_by_id
 from impart_core.store.store import Store
 
 CARD = "README.md"
 _OURS = {"artifacts", "catalog", "refs", CARD}
-_OF_RUNS = {"pins", "sweeps", PROBES}  # what a killed one leaves besides
+_OF_RUNS = {"pins", "sweeps", CLAIMS, PROBES}  # what a killed one leaves besides
 _SCRATCH = re.compile(rf"\.{re.escape(CARD)}\.[0-9a-f]{{32}}\.tmp")
 
 

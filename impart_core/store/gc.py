@@ -16,6 +16,7 @@ from impart_core.base.errors import CorruptArtifactError
 from impart_core.base.settings import Frozen
 from impart_core.storage.objects import PROBES, ObjectInfo
 from impart_core.store.catalog import DAMAGED, CatalogEntry, reach, read_entry
+from impart_core.store.claims import CLAIMS
 from impart_core.store.manifest import MANIFEST, kind_of
 from impart_core.store.names import all_logs
 from impart_core.store.pins import pinned_ids, sweeping
@@ -26,7 +27,7 @@ from impart_core.store.sweep import Garbage, delete_garbage, moves_in, owner_of
 DEFAULT_GRACE = timedelta(days=7)
 _ID = re.compile(r"[0-9a-f]{64}")
 _SCRATCH_AGE = timedelta(hours=1)  # writing a small object takes seconds: what is older has lost its writer
-_SIDE_FOLDERS = ("refs", "catalog", "pins", "sweeps", PROBES)
+_SIDE_FOLDERS = ("refs", "catalog", "pins", "sweeps", CLAIMS, PROBES)
 
 
 class GcReport(Frozen):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from impart_core.base.errors import CorruptArtifactError
 from impart_core.storage.objects import ObjectInfo
 from impart_core.store.catalog import CatalogEntry, forget
+from impart_core.store.claims import dead_claims
 from impart_core.store.manifest import MANIFEST
 from impart_core.store.pins import Pin, Sweep, lapsed, pinned_ids, sweeping
 from impart_core.store.refs import all_numbers, read_logs
@@ -88,7 +89,7 @@ def delete_garbage(store: Store, garbage: Garbage, sweep: Sweep, own: Pin | None
     if not sweep.in_time():
         return False
     store.objects.abort(garbage.uploads)
-    store.objects.delete(lapsed(store))
+    store.objects.delete([*lapsed(store), *dead_claims(store)])
     return True
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 from base64 import b64decode
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -12,14 +13,18 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
 
+import impart_core as impart
 from impart_core import tinyzoo
+from impart_core.base.units import human_bytes
 from impart_core.blocks.request import CompressConfig
 from impart_core.engine.compress import CompressReport
 from impart_core.engine.references import EvaluationResult
-from impart_core.engine.requests import CompressRequest
+from impart_core.engine.requests import CompressRequest, MergeRequest
 from impart_core.engine.search import SearchReport, SearchRequest
+from impart_core.merging.file import merge_of
 from impart_core.searching.file import parse_search
 from impart_core.store.catalog import CatalogEntry
+from impart_flows import merge as merging
 from impart_flows import run_page
 from impart_flows.compress import run_compress
 from impart_flows.search import run_search
@@ -143,8 +148,9 @@ def test_a_search_shows_how_far_it_is(searched: tuple[SearchReport, list[str]]) 
     assert (page["type"], float(page["data"])) == ("progress", 100.0)
     shown = searched[1]  # after the next call, which the page is told after the listener
     assert shown[0] == "search: 0 of 4 trials"
-    assert re.fullmatch(r"search: 1 of 4 trials, best 0: mean [0-9.]+, bytes [0-9.e+]+, about [0-9]+ s left", shown[1])
-    assert re.fullmatch(r"search: 4 of 4 trials, best [0-3]: mean [0-9.]+, bytes [0-9.e+]+", shown[-1])
+    quantities = r"mean [0-9.]+, bytes [0-9.e+]+"
+    assert re.fullmatch(rf"search: 1 of 4 trials, best 0: {quantities}, about [0-9.]+ m?s left", shown[1])
+    assert re.fullmatch(rf"search: 4 of 4 trials, best [0-3]: {quantities}", shown[-1])
 
 
 def test_a_search_shows_winner_trials_and_importance(searched: tuple[SearchReport, list[str]]) -> None:
@@ -180,6 +186,45 @@ def test_a_search_shows_its_picture(searched: tuple[SearchReport, list[str]]) ->
     assert {"winner", "default", "base", "math", "my_sums", "on the test split, with standard errors"} <= words
     assert {"method", "cr", "share in the variance of mean"} <= words
     assert len(record.study.front) > 1
+
+
+def test_a_merge_shows_how_far_it_is(
+    prefect_api: str, pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From whatever thread merges a tensor: tensor k of n, bytes, time left."""
+    monkeypatch.setattr(merging, "SECONDS_BETWEEN_UPDATES", 0.0)
+    base, finetuned = map(str, pair)
+    models = [{"model": finetuned, "parameters": {"weight": 0.5}}]
+    file = {"merge_method": "task_arithmetic", "base_model": base, "models": models}
+    request = MergeRequest(stages=(merge_of(file),), store=str(tmp_path / "store"), out=tmp_path / "out", workers=2)
+    shown: list[str] = []
+    here = copy_context()  # which knows the server; the threads that merge do not
+
+    def look(*_: object) -> None:
+        shown.extend(page["description"] for page in here.copy().run(pages, "merge-progress-halves")[-1:])
+
+    report = merging.run_merge(request.model_copy(update={"name": "halves"}), None, look)
+    (page,), (text,) = pages("merge-progress-halves"), pages("merge-halves")
+    assert (page["type"], float(page["data"]), page["flow_run_id"]) == ("progress", 100.0, text["flow_run_id"])
+    size = re.escape(human_bytes(report.bytes))
+    whole = f"{report.tensors} tensors"
+    assert re.fullmatch(rf"merge: {report.tensors} of {whole}, \S+, {size} of {size}", page["description"])
+    told = rf"merge: ([0-9]+) of {whole}, \S+, [0-9.]+ k?B of {size}, about [0-9.]+ m?s left"
+    counts = [int(found[1]) for one in dict.fromkeys(shown) if (found := re.fullmatch(told, one))]
+    assert counts and counts == sorted(counts)
+
+
+def test_a_merge_that_is_written_nowhere_tells_how_far_it_is(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    report = impart.merge(
+        [str(pair[1])],
+        base=str(pair[0]),
+        compress={"cr": 4.0},
+        store=tmp_path,
+        progress=lambda stage, done, total, what: told.append((stage, done, total)),
+    )
+    whole = report.tensors
+    assert [one for one in told if one[0] == "merge"] == [("merge", done, whole) for done in range(1, whole + 1)]
 
 
 def test_a_page_that_is_not_taken_fails_no_run(

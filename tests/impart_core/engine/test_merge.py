@@ -155,6 +155,12 @@ def test_a_delta_of_another_base_is_refused(store: impart.Store, math: impart.De
         impart.merge([math], base=CODE, out=tmp_path / "out", store=store)
 
 
+def test_deltas_of_different_bases_are_refused(store: impart.Store, math: impart.Delta, tmp_path: Path) -> None:
+    other = impart.compress(CODE, MATH, 64, store=store, method="magnitude", keep_factors=False)
+    with pytest.raises(WrongBaseError, match=f"{other.id[:12]} was made against another base"):
+        impart.merge([math, other], out=tmp_path / "out", store=store)
+
+
 @pytest.mark.parametrize("change", ["altered", "gone"])
 def test_a_base_whose_tokenizer_is_not_the_one_a_delta_shares_with_it_is_refused(
     change: str, store: impart.Store, math: impart.Delta, tmp_path: Path

@@ -12,8 +12,6 @@ from impart_core import tinyzoo
 from impart_core.artifacts.delta import file_bytes
 from impart_core.artifacts.study import read_study
 from impart_core.base.errors import ConfigError, EvaluationError, InfeasibleBudgetError, UnknownNameError
-from impart_core.engine import candidates
-from impart_core.engine.references import TrialJob
 from impart_core.engine.search import SearchReport
 from impart_core.evaluation.harness import Evaluator
 from impart_core.lineage.graph import lineage_of
@@ -121,35 +119,6 @@ def test_upkeep_keeps_all_trials_of_a_named_study(done: tuple[SearchReport, Stor
     trials = {name for name, entry in scan(store).items() if entry.kind == "trial"}
     assert len(trials) >= 4
     assert collect(store, grace=timedelta(0)).artifacts == {}
-
-
-def test_a_search_killed_five_times_ends_as_an_undisturbed_one(
-    done: tuple[SearchReport, Store], task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: Measured
-) -> None:
-    class Killed(BaseException):
-        """The process dies."""
-
-    calls, dies_at, score = 0, 0, candidates.score_model
-
-    def mortal(job: TrialJob) -> Any:
-        nonlocal calls
-        calls += dies_at > 0
-        if dies_at and calls == dies_at:
-            raise Killed
-        return score(job)
-
-    monkeypatch.setattr(candidates, "score_model", mortal)
-    for number in (1, 2, 2, 3, 4):
-        calls, dies_at = 0, number
-        with pytest.raises(Killed):
-            impart.search(settings(task, name="math@best"), store=tmp_path, device="cpu", workers=1)
-    dies_at = 0
-    last = impart.search(settings(task, name="math@best"), store=tmp_path, device="cpu", workers=1)
-    undisturbed = done[0].record
-    assert without_times(last) == without_times(done[0])
-    assert (last.record.winner, last.record.verdict) == (undisturbed.winner, undisturbed.verdict)
-    on_validation = [items for split, _, items in measured if split == "validation"]
-    assert on_validation.count((0, 4)) == 4  # each candidate once; base and fine-tune are scored on (0, 12)
 
 
 def without_times(report: SearchReport) -> list[dict[str, Any]]:

@@ -239,6 +239,16 @@ def test_models_of_a_search_that_cannot_be_merged_are_told(
         opened(file, store)
 
 
+@pytest.mark.parametrize("place", ["sparsify", "compress"])
+def test_a_calibrated_method_in_a_merge_is_told_before_any_work(place: str, store: Store) -> None:
+    models = [{"model": PLACES["finetuned"], "parameters": {"weight": {"range": [0, 1]}}}]
+    written = {"merge_method": "task_arithmetic", "base_model": PLACES["base"], "models": models}
+    written["impart"] = {place: {"method": "impart-qt", "cr": 16}}
+    file = parse_search({"merge": written, "tasks": ["tinyzoo_math"], "budget": {"trials": 1}})
+    with pytest.raises(ConfigError, match="calibrat"):
+        opened(file, store).check(default_of(file), Run(store.url, device="cpu"))
+
+
 def test_a_delta_is_not_sparsified_by_a_candidate(store: Store) -> None:
     file = merges(["math@low", PLACES["base"]], {"sparsify": {"choose": [None, {"cr": 8}]}})
     template = opened(file, store)

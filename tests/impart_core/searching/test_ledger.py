@@ -31,6 +31,14 @@ def test_only_what_is_not_recorded_is_evaluated_and_answers_keep_their_order() -
     assert (ledger.tally.items_evaluated, ledger.tally.items_found) == (1, 3)
 
 
+def test_what_another_search_evaluated_meanwhile_counts_as_found() -> None:
+    theirs, own = Score(metrics={"m": (1.0, 2.0)}, found=True), Score(metrics={"m": (3.0, 4.0)})
+    ledger = Listed([{"a": theirs, "b": own}, Failure(why="too large")])
+    ledger.ask([Question(ONE, ("a", "b"), 0, 2), Question(OTHER, ("a", "b"), 0, 2)])
+    assert (ledger.tally.evaluated, ledger.tally.found) == (3, 1)
+    assert (ledger.tally.items_evaluated, ledger.tally.items_found) == (6, 2)
+
+
 def test_a_failure_that_is_recorded_is_not_evaluated_again() -> None:
     failure = Failure(why="too large")
     ledger = Listed([], {(ONE.digest, "b"): failure})

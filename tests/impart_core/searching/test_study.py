@@ -3,10 +3,13 @@
 from typing import Any
 
 import pytest
+import torch
+from threadpoolctl import threadpool_info
 
 from impart_core.base.errors import ConfigError
 from impart_core.searching.result import Study
 from impart_core.searching.study import run_study
+from impart_core.searching.suggest import Suggester, Suggestion
 from impart_core.searching.warm import fitting_trials
 from tests.impart_core.searching.synthetic import BEST, Killed, Recorded, Synthetic, quality, search
 
@@ -219,3 +222,19 @@ def test_progress_is_told_after_each_batch() -> None:
     run_study(search(parallel=8), Synthetic(), AVAILABLE, lambda *each: told.append(each))
     assert [each[1:3] for each in told] == [(0, 20), (8, 20), (16, 20), (20, 20)]
     assert all(each[0] == "search" and each[3].startswith("best ") for each in told[1:])
+
+
+def test_what_is_suggested_depends_on_no_number_of_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    ask = Suggester._next
+
+    def looked(self: Suggester) -> Suggestion | None:
+        seen.extend([torch.get_num_threads(), *(one["num_threads"] for one in threadpool_info() if is_blas(one))])
+        return ask(self)
+
+    def is_blas(library: dict[str, Any]) -> bool:
+        return bool(library["user_api"] == "blas")
+
+    monkeypatch.setattr(Suggester, "_next", looked)
+    Suggester(search(sampler="gp")).ask(2)
+    assert len(seen) >= 4 and set(seen) == {1}
