@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,13 +14,16 @@ ROOT = Path(__file__).parent.parent
 
 
 @contextmanager
-def worker(pool: str, environment: Environment, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def worker(
+    pool: str, environment: Environment, log: Path, options: Sequence[str] = ()
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run a process worker in a session of its own, which is killed with all its runs at the end."""
     merged = {**os.environ, **environment, "PYTHONPATH": str(ROOT), "PREFECT_WORKER_QUERY_SECONDS": "1"}
-    arguments = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
+    arguments = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process", *options]
     with log.open("ab") as said:
         process = subprocess.Popen(
             arguments,
+            cwd=ROOT,
             env={name: value for name, value in merged.items() if value is not None},
             stdout=said,
             stderr=said,

@@ -3,12 +3,11 @@
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import httpx
 import jsonschema
 import pytest
 import yaml
@@ -21,6 +20,7 @@ from impart_core.store.store import Store
 from impart_core.zoo.record import ZooRun
 from impart_flows.watchdog import HEARTBEAT_SECONDS, set_watchdog
 from tests.e2e.here import printed, told
+from tests.e2e.prefect_api import PATIENCE, Api, wait_for
 from tests.servers import has_postgres, persistent_prefect, postgres_server
 from tests.support import Environment, run_impart, run_json
 from tests.workers import kill_session, worker
@@ -28,7 +28,6 @@ from tests.workers import kill_session, worker
 pytestmark = pytest.mark.e2e
 
 BASE, MATH = str(tinyzoo.path("base")), str(tinyzoo.path("math"))
-PATIENCE = 400  # seconds; a schedule fires each minute
 
 
 def write_zoo(folder: Path, **own: Any) -> Path:
@@ -81,31 +80,6 @@ def server(tmp_path: Path, environment: Environment) -> Iterator[Environment]:
         yield {**environment, **variables}
 
 
-class Api:
-    """A Prefect server, as its API shows it."""
-
-    def __init__(self, url: str) -> None:
-        """Talk to the server at this address."""
-        self._client = httpx.Client(base_url=url, timeout=60)
-
-    def post(self, path: str, **asked: Any) -> Any:
-        """Return what a filter finds."""
-        answer = self._client.post(path, json=asked)
-        answer.raise_for_status()
-        return answer.json()
-
-    def states(self) -> dict[str, str]:
-        """Return the state of every run of a deployment, by its id."""
-        runs = self.post("/flow_runs/filter", sort="EXPECTED_START_TIME_ASC")
-        return {run["id"]: run["state_type"] for run in runs if run["deployment_id"]}
-
-    def beating(self) -> set[str]:
-        """Return the ids of the flow runs that have sent a heartbeat."""
-        wanted = {"event": {"name": ["prefect.flow-run.heartbeat"]}}
-        found = self.post("/events/filter", filter=wanted, limit=50)["events"]
-        return {event["resource"]["prefect.resource.id"].removeprefix("prefect.flow-run.") for event in found}
-
-
 def deploy(file: Path, server: Environment, process: subprocess.Popen[bytes], log: Path) -> None:
     """Deploy a zoo once the worker has made its pool."""
     deadline = time.monotonic() + PATIENCE
@@ -117,15 +91,6 @@ def deploy(file: Path, server: Environment, process: subprocess.Popen[bytes], lo
         assert "There is no work pool" in done.stderr, done.stderr
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
-
-
-def wait_for(condition: Callable[[], object], process: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait until a condition holds while a worker runs."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.2)
 
 
 @pytest.mark.skipif(not has_postgres(), reason="PostgreSQL is not installed")

@@ -1,0 +1,204 @@
+"""infra/prefect.yaml and the pools are taken by a real server, runs of them complete, and limits hold."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.deployments import run_deployment
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Crashed, Running
+
+from impart_core import tinyzoo
+from impart_core.store.names import get_ref
+from impart_core.store.store import Store
+from impart_flows.gpu_limit import DEFAULT_NAME, LEASE, VARIABLE, free_lost_slots
+from tests.e2e.prefect_api import Api, wait_for
+from tests.servers import INFRA, persistent_prefect, run_script
+from tests.support import Environment, halt_when, run_impart, run_json
+from tests.workers import kill_session, signal_session, worker
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).parents[2]
+BASE, MATH = str(tinyzoo.path("base")), str(tinyzoo.path("math"))
+FLOWS = ("compress", "evaluate", "merge", "search")
+QUICK = {
+    "PREFECT_SERVER_SERVICES_REPOSSESSOR_LOOP_SECONDS": "1",
+    "PREFECT_SERVER_CONCURRENCY_MAXIMUM_CONCURRENCY_SLOT_WAIT_SECONDS": "1",
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, environment: Environment) -> Iterator[Environment]:
+    """The variables of a Prefect server of this file's own."""
+    with persistent_prefect(tmp_path_factory.mktemp("prefect"), QUICK) as variables:
+        yield {**environment, **variables, "PREFECT_LOGGING_LEVEL": "INFO"}
+
+
+@pytest.fixture
+def api(server: Environment) -> Iterator[Api]:
+    """That server's API; clients in this process use it, too."""
+    url = str(server["PREFECT_API_URL"])
+    with temporary_settings({PREFECT_API_URL: url}):
+        yield Api(url)
+
+
+def run_prefect(environment: Environment, *arguments: str) -> str:
+    """Run Prefect's own command line, which must succeed, and return what it prints."""
+    merged = {name: value for name, value in {**os.environ, **environment}.items() if value is not None}
+    command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
+    done = subprocess.run(command, env=merged, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module", autouse=True)
+def pools(server: Environment) -> dict[str, str]:
+    """The kinds of pools that are made from the templates in git, each with all deployments."""
+    kinds = {"first": "process", "second": "process", "cluster": "kubernetes"}
+    for name, kind in kinds.items():
+        template = str(INFRA / "pools" / f"{kind}.json")
+        run_prefect(server, "work-pool", "create", name, "--type", kind, "--base-job-template", template)
+        places = {"IMPART_POOL": name, "IMPART_BASE": BASE, "IMPART_MODELS": str(Path(MATH).parent)}
+        run_prefect({**server, **places}, "deploy", "--all", "--prefect-file", "infra/prefect.yaml")
+    return kinds
+
+
+@pytest.mark.parametrize("name", ["first", "cluster"])
+def test_pools_and_deployments_are_taken_as_they_stand_in_git(name: str, pools: dict[str, str], api: Api) -> None:
+    template = json.loads((INFRA / "pools" / f"{pools[name]}.json").read_text())
+    assert api.get(f"/work_pools/{name}")["base_job_template"] == template
+    made = api.post("/deployments/filter", work_pools={"name": {"any_": [name]}})
+    assert {one["entrypoint"] for one in made} == {
+        "impart_flows.zoo.zoo",
+        *(f"impart_flows.{flow}.{flow}" for flow in FLOWS),
+    }
+    assert all(one["tags"] == ["impart"] and not one["pull_steps"] for one in made)
+    (nightly,) = (one for one in made if one["schedules"])
+    assert nightly["schedules"][0]["schedule"]["cron"] == "0 2 * * *"
+    assert nightly["global_concurrency_limit"]["limit"] == 1
+    assert nightly["parameters"]["request"]["zoo"]["models"][0]["base"] == BASE
+
+
+def request_of(store: Path, name: str, **config: Any) -> str:
+    """Return the parameter of a compression of the tiny zoo's math model."""
+    request = {"base": BASE, "finetuned": MATH, "store": str(store), "name": name, "config": config}
+    return f"request={json.dumps(request)}"
+
+
+def test_a_deployment_runs_with_a_methods_options_as_parameters(server: Environment, api: Api, tmp_path: Path) -> None:
+    asked = partial(request_of, tmp_path / "store", "math@cr32")
+    watched = ("--watch", "--watch-interval", "1")
+    with worker("first", server, tmp_path / "worker.log"):
+        options = {"beta": 0.5, "allocation": "uniform"}
+        taken = asked(cr=32, method="impart", options=options)
+        run_prefect(server, "deployment", "run", "compress/first", "--param", taken, *watched)
+        wrong = asked(cr=32, method="impart", options={"betta": 0.5})
+        with pytest.raises(AssertionError, match="betta"):
+            run_prefect(server, "deployment", "run", "compress/first", "--param", wrong, *watched)
+    store = Store(str(tmp_path / "store"))
+    made = store.lookup(str(get_ref(store, "math@cr32")))
+    assert made is not None
+    assert {**made.recipe.config["options"], **options} == made.recipe.config["options"]
+
+
+def slots_held(api: Api) -> int:
+    """Return how many slots of the limit are taken."""
+    return int(api.get(f"/v2/concurrency_limits/{DEFAULT_NAME}")["active_slots"])
+
+
+def holders(api: Api, phase: str) -> list[str]:
+    """Return the runs that acquired, or released, slots of the limit, in order."""
+    limit = f"prefect.concurrency-limit.{api.get(f'/v2/concurrency_limits/{DEFAULT_NAME}')['id']}"
+    return [
+        related["prefect.resource.id"].removeprefix("prefect.flow-run.")
+        for event in api.events(f"prefect.concurrency-limit.{phase}")
+        if event["resource"]["prefect.resource.id"] == limit
+        for related in event["related"]
+        if related["prefect.resource.role"] == "flow-run"
+    ]
+
+
+@flow(name="compress")
+def holding() -> None:
+    """Stand for a flow whose runs hold slots."""
+
+
+def test_lost_slots_are_freed_and_others_are_not(server: Environment, api: Api) -> None:
+    run_json("zoo", "setup", "--gpus", "3", environment=server)
+    with get_client(sync_client=True) as client:
+        client.increment_concurrency_slots([DEFAULT_NAME], 2, "concurrency")
+        assert slots_held(api) == 2
+        run = client.create_flow_run(holding(), name="at work")
+        client.set_flow_run_state(run.id, Running(), force=True)
+    assert free_lost_slots(DEFAULT_NAME) == 1
+    assert slots_held(api) == 1
+    with get_client(sync_client=True) as client:  # it may have died just now, with a lease that is still there
+        client.set_flow_run_state(run.id, Crashed(), force=True)
+        assert free_lost_slots(DEFAULT_NAME) == 0
+        client.delete_flow_run(run.id)
+    assert run_json("zoo", "setup", "--gpus", "1", environment=server)["slots"] == {
+        "name": DEFAULT_NAME,
+        "limit": 1,
+        "held": 0,
+    }
+
+
+def test_a_limit_holds_though_its_worker_is_killed_and_the_server_restarted(
+    server: Environment, api: Api, tmp_path: Path
+) -> None:
+    run_json("zoo", "setup", "--gpus", "1", environment=server)
+    held, log = partial(slots_held, api), tmp_path / "worker.log"
+    limited = {**server, VARIABLE: DEFAULT_NAME, LEASE: "60"}
+    with worker("first", limited, log) as first, worker("second", limited, log) as second:
+        ids = {}
+        for pool in ("first", "second"):
+            request = json.loads(request_of(tmp_path / pool, "math", cr=32).removeprefix("request="))
+            run = run_deployment(f"compress/{pool}", parameters={"request": request}, timeout=0)
+            ids[pool] = str(run.id)
+            if pool == "first":
+                halt_when(lambda: held() == 1, partial(signal_session, first), lambda: first.poll() is None)
+        wait_for(lambda: "waits for one" in api.logged(ids["second"]), second, log)
+        acquired = partial(holders, api, "acquired")
+        assert acquired() == [ids["first"]]
+        kill_session(first)
+        places = {
+            "PREFECT_DEV_HOME": str(server["PREFECT_HOME"]),
+            "PREFECT_PORT": str(urlsplit(str(server["PREFECT_API_URL"])).port),
+        }
+        for verb in ("stop", "start"):
+            run_script(INFRA / "prefect-server", verb, {**os.environ, **places, **QUICK})
+        assert acquired() == [ids["first"]]
+        wait_for(lambda: api.states()[ids["second"]] == "COMPLETED", second, log)
+    assert acquired() == [ids["first"], ids["second"]]
+    assert holders(api, "released") == [ids["second"]]
+    assert held() == 0
+
+
+@pytest.mark.parametrize("verb", ["compress", "zoo"])
+def test_a_limit_that_is_not_there_is_a_sentence_before_any_work(
+    verb: str, server: Environment, tmp_path: Path
+) -> None:
+    environment = {**server, VARIABLE: "none-such"}
+    store = ["--store", str(tmp_path / "store")]
+    file = tmp_path / "zoo.yaml"
+    model = {"name": "math", "base": BASE, "finetuned": MATH}
+    recipe = {"steps": [{"method": "lowrank", "cr": 32}]}
+    file.write_text(json.dumps({"models": [model], "recipes": {"default": recipe}}))
+    command = {"compress": ["compress", BASE, MATH, "--cr", "32"], "zoo": ["zoo", "run", str(file)]}[verb]
+    done = run_impart(*command, *store, environment=environment)
+    assert done.returncode == 2
+    assert "no such limit. Make it: IMPART_GPU_LIMIT=none-such impart zoo setup --gpus N." in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "store").glob("artifacts/*"))
+    if verb == "compress":  # the CPU is nobody's to wait for
+        run_json(*command, *store, "--device", "cpu", environment=environment)
