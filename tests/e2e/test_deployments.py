@@ -30,7 +30,7 @@ pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
 BASE, MATH = str(tinyzoo.path("base")), str(tinyzoo.path("math"))
-FLOWS = ("compress", "evaluate", "merge", "search")
+KINDS = ("process", "kubernetes")
 QUICK = {
     "PREFECT_SERVER_SERVICES_REPOSSESSOR_LOOP_SECONDS": "1",
     "PREFECT_SERVER_CONCURRENCY_MAXIMUM_CONCURRENCY_SLOT_WAIT_SECONDS": "1",
@@ -62,27 +62,27 @@ def run_prefect(environment: Environment, *arguments: str) -> str:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def pools(server: Environment) -> dict[str, str]:
-    """The kinds of pools that are made from the templates in git, each with all deployments."""
-    kinds = {"first": "process", "second": "process", "cluster": "kubernetes"}
-    for name, kind in kinds.items():
+def _deployed(server: Environment) -> None:
+    """Make a pool of each kind from its template in git, and all deployments for the one of processes."""
+    for kind in KINDS:
         template = str(INFRA / "pools" / f"{kind}.json")
-        run_prefect(server, "work-pool", "create", name, "--type", kind, "--base-job-template", template)
-        places = {"IMPART_POOL": name, "IMPART_BASE": BASE, "IMPART_MODELS": str(Path(MATH).parent)}
-        run_prefect({**server, **places}, "deploy", "--all", "--prefect-file", "infra/prefect.yaml")
-    return kinds
+        run_prefect(server, "work-pool", "create", kind, "--type", kind, "--base-job-template", template)
+    places = {"IMPART_POOL": "process", "IMPART_BASE": BASE, "IMPART_MODELS": str(Path(MATH).parent)}
+    run_prefect({**server, **places}, "deploy", "--all", "--prefect-file", "infra/prefect.yaml")
 
 
-@pytest.mark.parametrize("name", ["first", "cluster"])
-def test_pools_and_deployments_are_taken_as_they_stand_in_git(name: str, pools: dict[str, str], api: Api) -> None:
-    template = json.loads((INFRA / "pools" / f"{pools[name]}.json").read_text())
-    assert api.get(f"/work_pools/{name}")["base_job_template"] == template
-    made = api.post("/deployments/filter", work_pools={"name": {"any_": [name]}})
-    assert {one["entrypoint"] for one in made} == {
-        "impart_flows.zoo.zoo",
-        *(f"impart_flows.{flow}.{flow}" for flow in FLOWS),
-    }
+@pytest.mark.parametrize("kind", KINDS)
+def test_pools_are_taken_as_they_stand_in_git(kind: str, api: Api) -> None:
+    template = json.loads((INFRA / "pools" / f"{kind}.json").read_text())
+    assert api.get(f"/work_pools/{kind}")["base_job_template"] == template
+
+
+def test_all_deployments_are_made_for_the_pool(api: Api) -> None:
+    made = api.post("/deployments/filter")
+    flows = ("compress", "evaluate", "merge", "search", "zoo")
+    assert {one["entrypoint"] for one in made} == {f"impart_flows.{flow}.{flow}" for flow in flows}
     assert all(one["tags"] == ["impart"] and not one["pull_steps"] for one in made)
+    assert {one["work_pool_name"] for one in made} == {"process"}
     (nightly,) = (one for one in made if one["schedules"])
     assert nightly["schedules"][0]["schedule"]["cron"] == "0 2 * * *"
     assert nightly["global_concurrency_limit"]["limit"] == 1
@@ -98,13 +98,13 @@ def request_of(store: Path, name: str, **config: Any) -> str:
 def test_a_deployment_runs_with_a_methods_options_as_parameters(server: Environment, api: Api, tmp_path: Path) -> None:
     asked = partial(request_of, tmp_path / "store", "math@cr32")
     watched = ("--watch", "--watch-interval", "1")
-    with worker("first", server, tmp_path / "worker.log"):
+    with worker("process", server, tmp_path / "worker.log"):
         options = {"beta": 0.5, "allocation": "uniform"}
         taken = asked(cr=32, method="impart", options=options)
-        run_prefect(server, "deployment", "run", "compress/first", "--param", taken, *watched)
+        run_prefect(server, "deployment", "run", "compress/process", "--param", taken, *watched)
         wrong = asked(cr=32, method="impart", options={"betta": 0.5})
         with pytest.raises(AssertionError, match="betta"):
-            run_prefect(server, "deployment", "run", "compress/first", "--param", wrong, *watched)
+            run_prefect(server, "deployment", "run", "compress/process", "--param", wrong, *watched)
     store = Store(str(tmp_path / "store"))
     made = store.lookup(str(get_ref(store, "math@cr32")))
     assert made is not None
@@ -138,7 +138,7 @@ def test_lost_slots_are_freed_and_others_are_not(server: Environment, api: Api) 
     with get_client(sync_client=True) as client:
         client.increment_concurrency_slots([DEFAULT_NAME], 2, "concurrency")
         assert slots_held(api) == 2
-        run = client.create_flow_run(holding(), name="at work")
+        run = client.create_flow_run(holding, name="at work")
         client.set_flow_run_state(run.id, Running(), force=True)
     assert free_lost_slots(DEFAULT_NAME) == 1
     assert slots_held(api) == 1
@@ -159,28 +159,30 @@ def test_a_limit_holds_though_its_worker_is_killed_and_the_server_restarted(
     run_json("zoo", "setup", "--gpus", "1", environment=server)
     held, log = partial(slots_held, api), tmp_path / "worker.log"
     limited = {**server, VARIABLE: DEFAULT_NAME, LEASE: "60"}
-    with worker("first", limited, log) as first, worker("second", limited, log) as second:
-        ids = {}
-        for pool in ("first", "second"):
-            request = json.loads(request_of(tmp_path / pool, "math", cr=32).removeprefix("request="))
-            run = run_deployment(f"compress/{pool}", parameters={"request": request}, timeout=0)
-            ids[pool] = str(run.id)
-            if pool == "first":
-                halt_when(lambda: held() == 1, partial(signal_session, first), lambda: first.poll() is None)
-        wait_for(lambda: "waits for one" in api.logged(ids["second"]), second, log)
-        acquired = partial(holders, api, "acquired")
-        assert acquired() == [ids["first"]]
-        kill_session(first)
-        places = {
-            "PREFECT_DEV_HOME": str(server["PREFECT_HOME"]),
-            "PREFECT_PORT": str(urlsplit(str(server["PREFECT_API_URL"])).port),
-        }
-        for verb in ("stop", "start"):
-            run_script(INFRA / "prefect-server", verb, {**os.environ, **places, **QUICK})
-        assert acquired() == [ids["first"]]
-        wait_for(lambda: api.states()[ids["second"]] == "COMPLETED", second, log)
-    assert acquired() == [ids["first"], ids["second"]]
-    assert holders(api, "released") == [ids["second"]]
+    acquired = partial(holders, api, "acquired")
+
+    def start(name: str) -> str:
+        request = json.loads(request_of(tmp_path / name, "math", cr=32).removeprefix("request="))
+        return str(run_deployment("compress/process", parameters={"request": request}, timeout=0).id)
+
+    with worker("process", limited, log) as first:
+        killed = start("first")
+        halt_when(lambda: held() == 1, partial(signal_session, first), lambda: first.poll() is None)
+        with worker("process", limited, log) as second:
+            waiting = start("second")
+            wait_for(lambda: "waits for one" in api.logged(waiting), second, log)
+            assert acquired() == [killed]
+            kill_session(first)
+            places = {
+                "PREFECT_DEV_HOME": str(server["PREFECT_HOME"]),
+                "PREFECT_PORT": str(urlsplit(str(server["PREFECT_API_URL"])).port),
+            }
+            for verb in ("stop", "start"):
+                run_script(INFRA / "prefect-server", verb, {**os.environ, **places, **QUICK})
+            assert acquired() == [killed]
+            wait_for(lambda: api.states()[waiting] == "COMPLETED", second, log)
+    assert acquired() == [killed, waiting]
+    assert holders(api, "released") == [waiting]
     assert held() == 0
 
 
