@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
+from time import monotonic, sleep
 
 import httpx
 from prefect.client.orchestration import get_client
@@ -39,6 +40,9 @@ HOLDERS = ("zoo-entry", "compress", "evaluate", "merge", "search")  # flows whos
 # 60 s; it is renewed after three quarters, and should outlast a restart of the server.
 LEASE = "IMPART_GPU_LEASE_SECONDS"
 LEASE_SECONDS = 120.0
+_AWAY_SECONDS = 600.0  # a server that is away for longer ends runs that wait for it
+_TRY_SECONDS = 5.0
+_ANSWERED_SECONDS = 120.0  # whoever waited for longer was answered: the client by itself asks again for a minute
 
 
 class Slots(Frozen):
@@ -75,17 +79,34 @@ def gpu_slot(device: str) -> Iterator[None]:
     slots = require_limit(name)
     if slots.held >= slots.limit:
         get_run_logger().info("All %d slots of %s are taken: this run waits for one.", slots.limit, name)
-    holder = ConcurrencyLeaseHolder(type="flow_run", id=flow_run.id)
-    # A lease that is lost while the server is away is no reason to lose the work that was done.
-    held = concurrency(
-        name, strict=True, lease_duration=lease_seconds(), holder=holder, raise_on_lease_renewal_failure=False
-    )
     with ExitStack() as stack:
+        _take(name, stack)
+        yield
+
+
+def _take(name: str, stack: ExitStack) -> None:
+    """Wait for a slot, also while the server is away for a short while, and hold it as long as the stack."""
+    holder = ConcurrencyLeaseHolder(type="flow_run", id=flow_run.id)
+    away = 0.0
+    while True:
+        asked = monotonic()
+        # A lease that is lost while the server is away is no reason to lose the work that was done.
+        held = concurrency(
+            name, strict=True, lease_duration=lease_seconds(), holder=holder, raise_on_lease_renewal_failure=False
+        )
         try:
             stack.enter_context(held)
+            return
         except ConcurrencySlotAcquisitionError as error:
-            raise ServerError(f"The Prefect server gives no slot of {name!r}: {error.__cause__ or error}.") from error
-        yield
+            cause = error.__cause__
+            passing = isinstance(cause, httpx.TransportError) or (
+                isinstance(cause, httpx.HTTPStatusError) and cause.response.is_server_error
+            )
+            if not away or monotonic() - asked > _ANSWERED_SECONDS:
+                away = monotonic()
+            if not passing or monotonic() - away > _AWAY_SECONDS:
+                raise ServerError(f"The Prefect server gives no slot of {name!r}: {cause or error}.") from error
+            sleep(_TRY_SECONDS)
 
 
 def limit_name(device: str = "auto") -> str | None:

@@ -1,11 +1,11 @@
-"""Prefect process workers for tests, each in a session of its own, so that all of it can be killed."""
+"""Prefect process workers for tests, each in a session of its own, so that it can be killed with its runs."""
 
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.support import Environment
@@ -37,16 +37,30 @@ def worker(
 
 def signal_session(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
     """Send a signal to a worker and the runs that it started."""
+    for pid in _family(process.pid):
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def kill_session(process: subprocess.Popen[bytes]) -> None:
+    """Kill a worker and the runs that it started, as when its machine goes."""
+    signal_session(process, signal.SIGSTOP)  # nobody starts anything any more
+    signal_session(process, signal.SIGKILL)
+    process.wait()
+
+
+def _family(leader: int) -> set[int]:
+    """Return the processes of a session, and their children: the runs of a worker may have sessions of their own."""
+    parents: dict[int, int] = {}
+    family = {leader}
     for child in Path("/proc").glob("[0-9]*"):
         try:
             fields = (child / "stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue
-        if int(fields[3]) == process.pid:
-            os.kill(int(child.name), number)
-
-
-def kill_session(process: subprocess.Popen[bytes]) -> None:
-    """Kill a worker and the runs that it started, as when its machine goes."""
-    signal_session(process, signal.SIGKILL)
-    process.wait()
+        parents[int(child.name)] = int(fields[1])
+        if int(fields[3]) == leader:
+            family.add(int(child.name))
+    while new := {pid for pid, parent in parents.items() if parent in family} - family:
+        family |= new
+    return family

@@ -74,7 +74,7 @@ def test_every_command_on_the_page_does_what_it_says(site: dict[str, str], tmp_p
     log = tmp_path / "page.log"
     with log.open("wb") as said:
         shell = subprocess.Popen(
-            ["bash", "-c", f"set -m\n{commands()}"],
+            ["env", "--default-signal=INT", "bash", "-c", f"set -m\n{commands()}"],
             env=site,
             cwd=tmp_path,
             stdin=subprocess.DEVNULL,

@@ -146,7 +146,7 @@ def test_a_night_is_run_by_its_schedule_and_what_a_killed_worker_leaves_is_close
         deploy(file, server, process, log)
         with temporary_settings({PREFECT_API_URL: str(server["PREFECT_API_URL"])}):
             set_watchdog(timedelta(seconds=HEARTBEAT_SECONDS + 10))
-        wait_for(api.beating, process, log)
+        wait_for(lambda: api.beating() & api.states().keys(), process, log)
         kill_session(process)
         killed = datetime.now(UTC).isoformat()
         left = {run for run, state in api.states().items() if state == "RUNNING"} & api.beating()
