@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -142,16 +144,16 @@ def test_a_deployment_runs_with_a_methods_options_as_parameters(server: Environm
     assert {**made.recipe.config["options"], **options} == made.recipe.config["options"]
 
 
-def holders(api: Api, phase: str) -> list[str]:
-    """Return the runs that acquired, or released, slots of the limit, in order."""
+def holders(api: Api, phase: str) -> dict[str, datetime]:
+    """Return when each run acquired, or released, a slot of the limit, as it told the server."""
     limit = f"prefect.concurrency-limit.{api.get(f'/v2/concurrency_limits/{DEFAULT_NAME}')['id']}"
-    return [
-        related["prefect.resource.id"].removeprefix("prefect.flow-run.")
+    return {
+        related["prefect.resource.id"].removeprefix("prefect.flow-run."): datetime.fromisoformat(event["occurred"])
         for event in api.events(f"prefect.concurrency-limit.{phase}")
         if event["resource"]["prefect.resource.id"] == limit
         for related in event["related"]
         if related["prefect.resource.role"] == "flow-run"
-    ]
+    }
 
 
 def test_a_limit_holds_though_its_worker_is_killed_and_the_server_restarted(
@@ -160,30 +162,39 @@ def test_a_limit_holds_though_its_worker_is_killed_and_the_server_restarted(
     run_json("zoo", "setup", "--gpus", "1", environment=server)
     held, log = partial(slots_held, api), tmp_path / "worker.log"
     limited = {**server, VARIABLE: DEFAULT_NAME, LEASE: "60"}
-    acquired = partial(holders, api, "acquired")
 
-    def start(name: str) -> str:
+    def waiting(name: str, process: subprocess.Popen[bytes]) -> str:
+        """Start a run on the worker that is there, or is not stopped, and return it once it waits."""
         request = json.loads(request_of(tmp_path / name, "math", cr=32).removeprefix("request="))
-        return str(run_deployment("compress/process", parameters={"request": request}, timeout=0).id)
+        run = str(run_deployment("compress/process", parameters={"request": request}, timeout=0).id)
+        wait_for(lambda: "waits for one" in api.logged(run), process, log)
+        return run
 
-    with worker("process", limited, log) as first:
-        killed = start("first")
-        halt_when(lambda: held() == 1, partial(signal_session, first), lambda: first.poll() is None)
-        with worker("process", limited, log) as second:
-            waiting = start("second")
-            wait_for(lambda: "waits for one" in api.logged(waiting), second, log)
-            assert acquired() == [killed]
-            kill_session(first)
-            places = {
-                "PREFECT_DEV_HOME": str(server["PREFECT_HOME"]),
-                "PREFECT_PORT": str(urlsplit(str(server["PREFECT_API_URL"])).port),
-            }
-            for verb in ("stop", "start"):
-                run_script(INFRA / "prefect-server", verb, {**os.environ, **places, **QUICK})
-            assert acquired() == [killed]
-            wait_for(lambda: api.states()[waiting] == "COMPLETED", second, log)
-    assert acquired() == [killed, waiting]
-    assert holders(api, "released") == [waiting]
+    with get_client(sync_client=True) as client:
+        client.increment_concurrency_slots([DEFAULT_NAME], 1, "concurrency")
+        with worker("process", limited, log) as first:
+            killed = waiting("first", first)
+            signal_session(first, signal.SIGSTOP)
+            with worker("process", limited, log) as second:
+                later = waiting("second", second)
+                signal_session(second, signal.SIGSTOP)
+                freed = datetime.now(UTC)
+                client.release_concurrency_slots([DEFAULT_NAME], 1, occupancy_seconds=1)
+                signal_session(first, signal.SIGCONT)
+                halt_when(lambda: held() == 1, partial(signal_session, first), lambda: first.poll() is None)
+                kill_session(first)
+                signal_session(second, signal.SIGCONT)
+                places = {
+                    "PREFECT_DEV_HOME": str(server["PREFECT_HOME"]),
+                    "PREFECT_PORT": str(urlsplit(str(client.api_url)).port),
+                }
+                for verb in ("stop", "start"):
+                    run_script(INFRA / "prefect-server", verb, {**os.environ, **places, **QUICK})
+                wait_for(lambda: api.states()[later] == "COMPLETED", second, log)
+    assert holders(api, "released").keys() == {later}
+    acquired = holders(api, "acquired")
+    assert acquired.keys() <= {killed, later}
+    assert acquired[later] >= freed + timedelta(seconds=60)  # the killed run's lease
     assert held() == 0
 
 
