@@ -13,6 +13,7 @@ from impart_core.engine.executor import Progress
 from impart_core.engine.preflight import Checked
 from impart_core.engine.requests import CompressRequest
 from impart_flows.events import observed_run
+from impart_flows.gpu_limit import gpu_slot
 from impart_flows.run_page import show_compression
 from impart_tasks.executor import PrefectExecutor
 
@@ -28,7 +29,7 @@ def flow_of(
         Raises:
             ImpartError: the request cannot be carried out; the message says what to change.
         """
-        with observed_run() as run:
+        with observed_run() as run, gpu_slot(request.device):
             done = compress_model(
                 request, PrefectExecutor(), checked=checked, progress=progress, run_id=str(flow_run.id or "")
             )

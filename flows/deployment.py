@@ -1,4 +1,4 @@
-"""A zoo as a deployment of a Prefect server: run by its schedule on a work pool, one run at a time."""
+"""A zoo as a deployment of a Prefect server: run by its schedule on a work pool, one run at a time; and the server."""
 
 from typing import Any
 
@@ -14,7 +14,8 @@ from impart_core.base.errors import ConfigError
 from impart_core.base.settings import Frozen
 from impart_core.engine.zoo_jobs import ZooRequest
 from impart_flows.embedded import ServerError
-from impart_flows.watchdog import TAG, VARIABLES, set_watchdog
+from impart_flows.gpu_limit import Slots, set_limit
+from impart_flows.watchdog import SILENCE, TAG, VARIABLES, set_watchdog
 from impart_flows.zoo import zoo
 
 
@@ -34,6 +35,20 @@ class Deployed(Frozen):
     pool: str
     cron: str | None
     timezone: str | None
+
+
+class Prepared(Frozen):
+    """A Prefect server that runs of impart can rely on.
+
+    Attributes:
+        server: its address.
+        silence_seconds: how long a run may give no sign of life until it is closed.
+        slots: the limit of GPUs; None: it was not asked for.
+    """
+
+    server: str
+    silence_seconds: float
+    slots: Slots | None = None
 
 
 def deploy_zoo(request: ZooRequest, pool: str, queue: str | None = None) -> Deployed:
@@ -79,12 +94,35 @@ def deploy_zoo(request: ZooRequest, pool: str, queue: str | None = None) -> Depl
     )
 
 
-def _require_pool(pool: str) -> None:
+def prepare_server(gpus: int | None = None) -> Prepared:
+    """Have a Prefect server close runs that are left behind, and let at most so many runs use a GPU at once.
+
+    Args:
+        gpus: so many; None: the limit stays as it is.
+
+    Raises:
+        ConfigError: there is no server that stays.
+        ServerError: the server refuses it.
+    """
+    _require_server()
+    try:
+        set_watchdog()
+        slots = set_limit(gpus) if gpus is not None else None
+    except (PrefectHTTPStatusError, httpx.HTTPError) as error:
+        raise ServerError(f"The Prefect server refuses it: {' '.join(str(error).split())[:300]}") from error
+    return Prepared(server=str(PREFECT_API_URL.value()), silence_seconds=SILENCE.total_seconds(), slots=slots)
+
+
+def _require_server() -> None:
     if not PREFECT_API_URL.value():
         raise ConfigError(
             "A zoo is deployed to a Prefect server that stays: set PREFECT_API_URL to its address "
             "(infra/README.md says how to start one)."
         )
+
+
+def _require_pool(pool: str) -> None:
+    _require_server()
     with get_client(sync_client=True) as client:
         try:
             client.read_work_pool(pool)

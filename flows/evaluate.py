@@ -11,6 +11,7 @@ from impart_core.engine.executor import Progress
 from impart_core.engine.references import EvaluationResult
 from impart_core.engine.requests import EvaluateRequest
 from impart_flows.events import observed_run
+from impart_flows.gpu_limit import gpu_slot
 from impart_flows.run_page import show_evaluation
 from impart_tasks.executor import PrefectExecutor
 
@@ -26,7 +27,7 @@ def flow_of(checked: Measurable | None = None, progress: Progress | None = None)
         Raises:
             ImpartError: the request cannot be carried out; the message says what to change.
         """
-        with observed_run() as run:
+        with observed_run() as run, gpu_slot(request.device):
             results = evaluate_model(
                 request, PrefectExecutor(), checked=checked, progress=progress, run_id=str(flow_run.id or "")
             )

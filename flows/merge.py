@@ -13,6 +13,7 @@ from impart_core.engine.merge import merge as merge_models
 from impart_core.engine.merge_models import CheckedMerge
 from impart_core.engine.requests import MergeRequest
 from impart_flows.events import observed_run
+from impart_flows.gpu_limit import gpu_slot
 from impart_flows.progress_page import SECONDS_BETWEEN_UPDATES, ProgressPage
 from impart_flows.run_page import show_merge
 from impart_tasks.executor import PrefectExecutor
@@ -29,7 +30,7 @@ def flow_of(
         Raises:
             ImpartError: the request cannot be carried out; the message says what to change.
         """
-        with observed_run() as run:
+        with observed_run() as run, gpu_slot(request.device):
             name = request.name or request.stages[-1].impart.name or request.method
             shown = ProgressPage("merge-progress", name, progress, SECONDS_BETWEEN_UPDATES)
             done = merge_models(

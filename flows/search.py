@@ -10,6 +10,7 @@ from impart_core.engine.executor import Progress
 from impart_core.engine.search import CheckedSearch, SearchReport, SearchRequest
 from impart_core.engine.search import search as search_models
 from impart_flows.events import observed_run
+from impart_flows.gpu_limit import gpu_slot
 from impart_flows.progress_page import ProgressPage
 from impart_flows.search_page import show_search
 from impart_tasks.executor import PrefectExecutor
@@ -26,7 +27,7 @@ def flow_of(
         Raises:
             ImpartError: the request cannot be carried out; the message says what to change.
         """
-        with observed_run() as run:
+        with observed_run() as run, gpu_slot(request.device):
             shown = ProgressPage("search-progress", request.file.name or request.file.kind, progress)
             report = search_models(
                 request, PrefectExecutor(), checked=checked, progress=shown, run_id=str(flow_run.id or "")

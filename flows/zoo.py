@@ -16,6 +16,7 @@ from impart_core.engine.zoo_jobs import ZooRequest
 from impart_core.zoo.record import Outcome, ZooRun
 from impart_core.zoo.report import headline, markdown_report
 from impart_flows.events import observed_run
+from impart_flows.gpu_limit import free_lost_slots, gpu_slot, limit_name, require_limit
 from impart_flows.run_page import never_failing, page_key
 from impart_flows.watchdog import TAG, close_sub_flows
 from impart_flows.webhook import notify
@@ -31,7 +32,8 @@ def entry_flow(progress: Progress | None = None) -> "Flow[[EntryJob], Outcome]":
         Raises:
             ImpartError: it cannot be done; the name stays where it was.
         """
-        return work_on(job, PrefectExecutor(), progress, str(flow_run.id or ""))
+        with gpu_slot(job.device):
+            return work_on(job, PrefectExecutor(), progress, str(flow_run.id or ""))
 
     return Flow(zoo_entry, name="zoo-entry", flow_run_name="{job.kind} {job.name}")
 
@@ -50,8 +52,13 @@ def flow_of(checked: CheckedZoo | None = None, progress: Progress | None = None)
         def each(job: EntryJob, listener: Progress) -> Outcome:
             return entry_flow(listener).with_options(task_runner=runner)(job)
 
+        limit = limit_name(request.zoo.device)
+        if limit:  # told before any work, and once for all entries
+            require_limit(limit)
         with never_failing():
             close_sub_flows()
+            if limit:
+                free_lost_slots(limit)
         with observed_run(), tags(TAG):  # sub-flows are watched as well
             run = run_zoo(
                 request, PrefectExecutor(), checked=checked, each=each, progress=progress, run_id=str(flow_run.id or "")

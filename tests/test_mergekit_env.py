@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.checkpoint.reader import read_tensor
 from tests import mergekit_env
-from tests.mergekit_env import NotInstalledError, mergekit_or_skip, mergekit_python
+from tests.mergekit_env import mergekit_or_skip, mergekit_python
+from tests.own_env import NotInstalledError
 
 
 @pytest.mark.slow
@@ -48,5 +49,5 @@ def test_mergekit_yaml_merges_a_tiny_llama(tmp_path: Path) -> None:
 def test_where_it_cannot_be_installed_the_reason_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(mergekit_env, "VERSION", "0.0.0.never")
-    with pytest.raises(NotInstalledError, match=r"^mergekit 0.0.0.never cannot be installed here: ERROR: .*"):
+    with pytest.raises(NotInstalledError, match=r"^mergekit==0.0.0.never cannot be installed here: ERROR: .*"):
         mergekit_python()

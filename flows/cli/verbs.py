@@ -60,6 +60,7 @@ VERBS: dict[str, dict[str, Verb]] = {
         "plan": Verb("zoo", "plan", "Say what a run would do, and what it would take."),
         "run": Verb("zoo", "run", "Bring every entry up to date, and promote what passes its gate."),
         "deploy": Verb("zoo", "deploy", "Have it run by its schedule, on a Prefect server and its workers."),
+        "setup": Verb("zoo", "setup", "Prepare a Prefect server: a watchdog, and a limit of GPUs."),
         "status": Verb("zoo", "status", "Show what became of each entry in the last run."),
         "report": Verb("zoo", "report", "Write the last run's report as HTML, Markdown or JSON."),
         "schema": Verb("zoo", "schema", "Print the JSON schema of zoo files, for editors."),

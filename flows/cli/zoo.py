@@ -19,7 +19,7 @@ from impart_core.zoo.record import ZooRun
 from impart_core.zoo.report import headline, html_report, markdown_report, rows, saved
 from impart_flows.cli import options as opt
 from impart_flows.cli.output import print_json, print_table, progress, say, show
-from impart_flows.deployment import Deployed, deploy_zoo
+from impart_flows.deployment import Deployed, Prepared, deploy_zoo, prepare_server
 from impart_flows.embedded import prefect_server
 from impart_flows.zoo import run_zoo_flow
 
@@ -32,6 +32,7 @@ Only = Annotated[
 Again = Annotated[bool, typer.Option("--again", help="Also what nothing has changed for.")]
 Pool = Annotated[str, typer.Option(help="The work pool.", show_default=False)]
 Queue = Annotated[str | None, typer.Option(help="A queue of the pool; none: its default.")]
+Gpus = Annotated[int | None, typer.Option(min=1, help="Runs that use a GPU at once; none: the limit stays.")]
 Place = Annotated[str, typer.Argument(help="Where the models lie.", show_default=False)]
 Base = Annotated[str | None, typer.Option(help="Their base; none: what each model's card or configuration says.")]
 NewFile = Annotated[Path | None, typer.Option("--out", help="Write it to this file; none: print it.")]
@@ -140,6 +141,24 @@ def deploy(
     request = _request(file, store)
     check_zoo(request)
     show(deploy_zoo(request, pool, queue), json, _print_deployed)
+
+
+def setup(gpus: Gpus = None, json: opt.JsonOption = False) -> None:
+    """Prepare a Prefect server: it closes runs that a killed worker left, and shares out GPUs.
+
+    At most --gpus runs of pools whose workers have IMPART_GPU_LIMIT=impart-gpu work at once; the others wait. Slots
+    that no run can hold are freed.
+
+    Example: impart zoo setup --gpus 4
+    """
+    show(prepare_server(gpus), json, _print_prepared)
+
+
+def _print_prepared(made: Prepared) -> None:
+    say(f"server    {made.server}")
+    say(f"watchdog  runs without a sign of life for {made.silence_seconds:.0f} s are closed")
+    if made.slots:
+        say(f"limit     {made.slots.name}: {made.slots.limit} at once, {made.slots.held} at work now")
 
 
 def _say_lines(text: str) -> None:

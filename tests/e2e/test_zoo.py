@@ -3,12 +3,11 @@
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import httpx
 import jsonschema
 import pytest
 import yaml
@@ -21,6 +20,7 @@ from impart_core.store.store import Store
 from impart_core.zoo.record import ZooRun
 from impart_flows.watchdog import HEARTBEAT_SECONDS, set_watchdog
 from tests.e2e.here import printed, told
+from tests.e2e.prefect_api import PATIENCE, Api, wait_for
 from tests.servers import has_postgres, persistent_prefect, postgres_server
 from tests.support import Environment, run_impart, run_json
 from tests.workers import kill_session, worker
@@ -28,7 +28,6 @@ from tests.workers import kill_session, worker
 pytestmark = pytest.mark.e2e
 
 BASE, MATH = str(tinyzoo.path("base")), str(tinyzoo.path("math"))
-PATIENCE = 400  # seconds; a schedule fires each minute
 
 
 def write_zoo(folder: Path, **own: Any) -> Path:
@@ -81,31 +80,6 @@ def server(tmp_path: Path, environment: Environment) -> Iterator[Environment]:
         yield {**environment, **variables}
 
 
-class Api:
-    """A Prefect server, as its API shows it."""
-
-    def __init__(self, url: str) -> None:
-        """Talk to the server at this address."""
-        self._client = httpx.Client(base_url=url, timeout=60)
-
-    def post(self, path: str, **asked: Any) -> Any:
-        """Return what a filter finds."""
-        answer = self._client.post(path, json=asked)
-        answer.raise_for_status()
-        return answer.json()
-
-    def states(self) -> dict[str, str]:
-        """Return the state of every run of a deployment, by its id."""
-        runs = self.post("/flow_runs/filter", sort="EXPECTED_START_TIME_ASC")
-        return {run["id"]: run["state_type"] for run in runs if run["deployment_id"]}
-
-    def beating(self) -> set[str]:
-        """Return the ids of the flow runs that have sent a heartbeat."""
-        wanted = {"event": {"name": ["prefect.flow-run.heartbeat"]}}
-        found = self.post("/events/filter", filter=wanted, limit=50)["events"]
-        return {event["resource"]["prefect.resource.id"].removeprefix("prefect.flow-run.") for event in found}
-
-
 def deploy(file: Path, server: Environment, process: subprocess.Popen[bytes], log: Path) -> None:
     """Deploy a zoo once the worker has made its pool."""
     deadline = time.monotonic() + PATIENCE
@@ -119,50 +93,81 @@ def deploy(file: Path, server: Environment, process: subprocess.Popen[bytes], lo
         assert time.monotonic() < deadline, log.read_text()
 
 
-def wait_for(condition: Callable[[], object], process: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait until a condition holds while a worker runs."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.2)
+def a_night(folder: Path) -> Path:
+    """Write a zoo with one model of each kind, and a merge; `math` is brought up to date by the test beforehand."""
+    gate = {"tasks": {"tinyzoo_code": "answer_loss"}, "errors": 0, "limit": 4, "loses": 0.01}
+    recipes = {
+        "default": {"steps": [{"method": "lowrank", "cr": 32}]},
+        "gated": {"steps": [{"method": "lowrank", "cr": 64}, {"method": "lowrank", "cr": 2}], "gate": gate},
+    }
+    models = [
+        {"name": "math", "base": BASE, "finetuned": MATH, "owner": "nlp"},
+        {"name": "gone", "base": BASE, "finetuned": "./gone"},
+        {"name": "chat", "base": BASE, "finetuned": str(tinyzoo.path("chat"))},
+        {"name": "code", "base": BASE, "finetuned": str(tinyzoo.path("code")), "recipe": "gated"},
+    ]
+    sources = [{"model": model["finetuned"], "parameters": {"weight": 0.5}} for model in (models[0], models[2])]
+    merge = {"merge_method": "task_arithmetic", "base_model": BASE, "models": sources}
+    both = {"name": "both", "merge": {**merge, "impart": {"compress": {"method": "lowrank", "cr": 16}}}}
+    return write_zoo(folder, recipes=recipes, models=models, merges=[both], schedule={"cron": "* * * * *"})
+
+
+def assert_told(file: Path) -> None:
+    """Check that the report says of each entry what became of it, and of what failed how to go on."""
+    report = told("zoo", "report", str(file))
+    outcomes = {one["name"]: one for one in report["outcomes"]}
+    assert [one["passed"] for one in outcomes["code"]["attempts"]] == [False, True]
+    for outcome in (outcomes[name] for name in ("math", "chat", "code", "both")):
+        assert outcome["attempts"][-1]["cr_model"] > 1
+        assert 0 < outcome["bytes_after"] < outcome["bytes_before"]
+        assert outcome["seconds"] > 0
+    shown = printed("zoo", "report", str(file))
+    rows = {line.split(" | ")[0].removeprefix("| "): line for line in shown.splitlines() if line.startswith("| ")}
+    assert "lowrank at CR 2" in rows["code"]
+    assert "tinyzoo_code" in rows["code"]
+    assert "task_arithmetic of 2 models" in rows["both"]
+    assert "**gone** failed: " in shown
+    assert "does not exist" in shown
 
 
 @pytest.mark.skipif(not has_postgres(), reason="PostgreSQL is not installed")
-def test_a_zoo_is_run_by_its_schedule_and_what_a_killed_worker_leaves_is_closed(
+def test_a_night_is_run_by_its_schedule_and_what_a_killed_worker_leaves_is_closed(
     server: Environment, tmp_path: Path
 ) -> None:
     log, api = tmp_path / "worker.log", Api(str(server["PREFECT_API_URL"]))
-    file = write_zoo(tmp_path, schedule={"cron": "* * * * *"})
+    file = a_night(tmp_path)
     store = Store(str(tmp_path / "store"))
     missing = run_impart("zoo", "deploy", str(file), "--pool", "none-such", environment=server)
     assert missing.returncode == 2
     assert "There is no work pool 'none-such'" in missing.stderr
+    by_hand = run_json("zoo", "run", str(file), "--only", "math", environment=server)["run"]
     with worker("models", server, log) as process:
         wait_for(lambda: 2 < time.time() % 60 < 25, process, log)  # the server has to know what to watch by then
         deploy(file, server, process, log)
         with temporary_settings({PREFECT_API_URL: str(server["PREFECT_API_URL"])}):
             set_watchdog(timedelta(seconds=HEARTBEAT_SECONDS + 10))
-        wait_for(api.beating, process, log)
+        wait_for(lambda: api.beating() & api.states().keys(), process, log)
         kill_session(process)
         killed = datetime.now(UTC).isoformat()
         left = {run for run, state in api.states().items() if state == "RUNNING"} & api.beating()
     assert left, "it was over before it could be killed"
-    runs: dict[str, ZooRun] = {}
+    nights: dict[str, ZooRun] = {}
 
     def finished() -> bool:
-        run = last_zoo_run(store, "team") if store.objects.exists() else None
-        if run is not None:
-            runs[run.run] = run
-        return len(runs) == 2  # it fires again, and then nothing has changed
+        run = last_zoo_run(store, "team")
+        if run is not None and run.run != by_hand:
+            if not nights:
+                assert_told(file)
+            nights[run.run] = run
+        return len(nights) == 2  # it fires again, and then nothing has changed
 
     with worker("models", server, log) as process:
         wait_for(lambda: {api.states()[run] for run in left} == {"CRASHED"}, process, log)
         wait_for(finished, process, log)
-    first, second = runs.values()
-    assert {one.name: one.status for one in first.outcomes} == {"math": "promoted", "gone": "failed"}
-    assert {one.name: one.status for one in second.outcomes} == {"math": "unchanged", "gone": "failed"}
-    assert not left & runs.keys()
+    first, second = ({one.name: one.status for one in run.outcomes} for run in nights.values())
+    assert first == dict.fromkeys(("chat", "code", "both"), "promoted") | {"math": "unchanged", "gone": "failed"}
+    assert second == dict.fromkeys(("math", "chat", "code", "both"), "unchanged") | {"gone": "failed"}
+    assert not left & nights.keys()
     runs_left = api.post("/flow_runs/filter", sort="EXPECTED_START_TIME_ASC")
     begun = {run["id"]: run["state_type"] for run in runs_left if run["start_time"] and run["end_time"] is None}
     assert set(begun.values()) <= {"RUNNING"}
