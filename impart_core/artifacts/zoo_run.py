@@ -6,9 +6,9 @@ from typing import ClassVar, Literal
 
 from pydantic import ValidationError
 
-from impart_core.base.errors import ConfigError, CorruptArtifactError
+from impart_core.base.errors import ArtifactNotFoundError, ConfigError, CorruptArtifactError
 from impart_core.store.manifest import Content, Manifest, register
-from impart_core.store.names import get_ref, set_ref
+from impart_core.store.names import all_logs, get_ref, set_ref
 from impart_core.store.pins import pin
 from impart_core.store.provenance import Stopwatch
 from impart_core.store.publish import publish
@@ -84,6 +84,30 @@ def last_zoo_run(store: Store, zoo: str) -> ZooRun | None:
     """Return a zoo's last run; None where there is none. Errors as in `read_zoo_run`."""
     found = get_ref(store, ref_of(zoo))
     return read_zoo_run(store, found) if found else None
+
+
+def owners_of(store: Store) -> dict[str, set[str]]:
+    """Return the owners of artifacts by id: those of zoo files, as the last run of each zoo recorded them.
+
+    An owner has what the name of their entry points to and has pointed to, and what was tried for the entry.
+    """
+    logs, owners = all_logs(store), dict[str, set[str]]()
+    for name, log in logs.items():
+        run = _run_of(store, log.moves[-1].id) if name.startswith(ref_of("")) and log.moves else None
+        for outcome in run.outcomes if run else ():
+            if outcome.owner:
+                moves = logs[outcome.ref].moves if outcome.ref in logs else ()
+                for artifact in (*(move.id for move in moves), *(attempt.artifact for attempt in outcome.attempts)):
+                    owners.setdefault(artifact, set()).add(outcome.owner)
+    return owners
+
+
+def _run_of(store: Store, artifact_id: str) -> ZooRun | None:
+    """Return a run of a zoo; None where it is something else, lost or damaged."""
+    try:
+        return read_zoo_run(store, artifact_id)
+    except (ArtifactNotFoundError, ConfigError, CorruptArtifactError):
+        return None
 
 
 def _read(path: Path) -> ZooRun:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextvars import copy_context
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from threading import Event
 from typing import Any
 
@@ -233,7 +233,7 @@ def _clean_up(request: ZooRequest) -> tuple[int, tuple[str, ...]]:
     if not rule.collect:
         return 0, ()
     try:
-        report = collect(Store(request.place), grace=timedelta(days=rule.grace_days), history=rule.history, delete=True)
+        report = collect(Store(request.place), rule, delete=True)
     except Exception as error:  # the models are up to date all the same
         return 0, (f"Nothing was cleaned up: {error}",)
     return report.bytes, () if report.complete else ("Not all could be cleaned up yet; the next run goes on.",)
