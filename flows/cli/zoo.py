@@ -63,7 +63,7 @@ def plan(
     Example: impart zoo plan zoo.yaml
     """
     request = _request(file, store, only, again)
-    show(plan_zoo(request, check_zoo(request)), json, _print_plan)
+    show(plan_zoo(request, check_zoo(request, writing=False)), json, _print_plan)
 
 
 def run(

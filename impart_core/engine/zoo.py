@@ -55,15 +55,20 @@ class CheckedZoo:
         return tuple(job for job in self.jobs if job.name not in self.known)
 
 
-def check_zoo(request: ZooRequest) -> CheckedZoo:
+def check_zoo(request: ZooRequest, *, writing: bool = True) -> CheckedZoo:
     """Check a zoo without doing any of its work, and find what has to be done.
+
+    Args:
+        request: the zoo.
+        writing: whether the store has to be one that can be written.
 
     Raises:
         ImpartError: something in the file cannot be carried out, or a base is another one than at the last run.
     """
     zoo, store = request.zoo, Store(request.place)
     resolve_device(zoo.device)
-    patiently("try the store", store.require_writable)
+    if writing:
+        patiently("try the store", store.require_writable)
     require_ref_name(ref_of(zoo.zoo))
     entries = entries_of(zoo)
     check_gates(zoo, entries)

@@ -245,6 +245,16 @@ class Notify(Frozen):
     when: Literal["always", "trouble"] = "trouble"
 
 
+class MLflow(Frozen):
+    """Where a tracking server enters what is promoted: pointers, metrics and tags, never weights.
+
+    Attributes:
+        experiment: the experiment's name. The server's address is that of MLFLOW_TRACKING_URI.
+    """
+
+    experiment: str = Field(default="impart", min_length=1)
+
+
 class ZooFile(Frozen):
     """A zoo.
 
@@ -264,6 +274,7 @@ class ZooFile(Frozen):
         run_code: whether tasks may run code that models write, in a sandbox.
         retention: what is cleaned up after a run.
         notify: who is told.
+        mlflow: where what is promoted is registered.
     """
 
     zoo: str = "zoo"
@@ -281,6 +292,7 @@ class ZooFile(Frozen):
     run_code: bool = False
     retention: Retention = Retention()
     notify: Notify | None = None
+    mlflow: MLflow | None = None
 
     @field_validator("zoo", "label")
     @classmethod

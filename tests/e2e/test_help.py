@@ -85,6 +85,7 @@ NAMES: dict[tuple[str, str], list[str]] = {
     ("zoo", "status"): ["--store", "last run"],
     ("zoo", "report"): ["--out", ".html", "--store"],
     ("zoo", "schema"): ["JSON schema"],
+    ("mlflow", "push"): ["--experiment", "MLFLOW_TRACKING_URI", "--store"],
     ("tinyzoo", "build"): ["--out", "--train", "--seed"],
     ("tinyzoo", "path"): ["base, math, code or chat"],
 }
