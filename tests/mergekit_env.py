@@ -1,46 +1,17 @@
 """An environment of its own with mergekit, which results and speed are held against."""
 
-import fcntl
-import hashlib
-import os
-import shutil
-import subprocess
-import sys
-import venv
 from pathlib import Path
 
-import platformdirs
 import pytest
 
+from tests.own_environment import NotInstalledError, python_with
+
 VERSION = "0.1.5"
-_SECONDS = 900  # for pip: its downloads are small, since torch and transformers are taken from the tests' environment
-
-
-class NotInstalledError(Exception):
-    """mergekit cannot be installed here; the message is a sentence that says why."""
 
 
 def mergekit_python() -> Path:
-    """Return the interpreter of an environment with mergekit, `mergekit-yaml` beside it; made once per user.
-
-    Packages that the tests' environment has are found there, so that pip fetches only mergekit and what is missing;
-    it installs nothing outside the new environment.
-
-    Raises:
-        NotInstalledError: with what pip says, for instance without a network.
-    """
-    packages = [Path(path) for path in sys.path if Path(path).name == "site-packages"]
-    key = hashlib.sha256(repr((VERSION, sys.version, packages)).encode()).hexdigest()[:12]
-    folder = Path(platformdirs.user_cache_path("impart-tests")) / f"mergekit-{VERSION}-{key}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    python, done = folder / "bin" / "python", folder / "installed"
-    with folder.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # test processes wait for the one that makes it
-        if not done.exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            _install(folder, python, packages)
-            done.touch()
-    return python
+    """Return the interpreter of an environment with mergekit, `mergekit-yaml` beside it; see `python_with`."""
+    return python_with("mergekit", VERSION)
 
 
 def mergekit_or_skip() -> Path:
@@ -49,18 +20,3 @@ def mergekit_or_skip() -> Path:
         return mergekit_python()
     except NotInstalledError as error:
         pytest.skip(str(error))
-
-
-def _install(folder: Path, python: Path, packages: list[Path]) -> None:
-    venv.create(folder, with_pip=True)
-    own = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
-    (own / "tests_environment.pth").write_text("".join(f"{path}\n" for path in packages))
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"mergekit=={VERSION}"]
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
-    try:
-        done = subprocess.run(pip, env=environment, capture_output=True, text=True, check=False, timeout=_SECONDS)
-    except subprocess.TimeoutExpired:
-        raise NotInstalledError(f"mergekit {VERSION} was not installed within {_SECONDS} s.") from None
-    if done.returncode != 0:
-        why = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1]
-        raise NotInstalledError(f"mergekit {VERSION} cannot be installed here: {why}")

@@ -192,6 +192,11 @@ def _exports(printed: str) -> dict[str, str]:
     return dict(pair.split("=", 1) for line in lines for pair in line.split())
 
 
+def free_port() -> int:
+    """Return a free port."""
+    return _free_ports(1)
+
+
 def _free_ports(count: int) -> int:
     """Return the first of this many free ports in a row.
 

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.checkpoint.reader import read_tensor
 from tests import mergekit_env
-from tests.mergekit_env import NotInstalledError, mergekit_or_skip, mergekit_python
+from tests.mergekit_env import mergekit_or_skip, mergekit_python
+from tests.own_environment import NotInstalledError
 
 
 @pytest.mark.slow
