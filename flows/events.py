@@ -3,14 +3,23 @@
 Nothing is sent, and nothing of OpenLineage is loaded, unless the user configured a receiver.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from uuid import uuid5
 
 from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
 
-from impart_core.lineage.events import Dataset, Event, artifact_dataset, checkpoint_dataset, end_of, events_of
+from impart_core.lineage.events import (
+    Dataset,
+    Event,
+    EventType,
+    artifact_dataset,
+    checkpoint_dataset,
+    end_of,
+    events_of,
+)
 from impart_core.store.catalog import CatalogEntry
 from impart_tasks.receiver import Receiver, is_configured
 
@@ -23,9 +32,11 @@ class Observation:
         lost: how many were not.
     """
 
-    def __init__(self) -> None:
-        """Begin with nothing."""
+    def __init__(self, send: Callable[[Event], None] | None = None, flow: Event | None = None) -> None:
+        """Begin with nothing; `send` takes events of the run whose start is `flow`, None: it is not observed."""
         self.sent = self.lost = 0
+        self._send, self._flow = send, flow
+        self._outputs: list[Dataset] = []
         self._made: list[tuple[tuple[CatalogEntry, ...], tuple[str, ...], str, frozenset[str]]] = []
 
     def tell(
@@ -34,10 +45,46 @@ class Observation:
         """Enter artifacts that the run made or found; the last is what it was run for. Arguments as in `events_of`."""
         self._made.append((tuple(entries), tuple(sources), store, frozenset(made)))
 
+    @contextmanager
+    def job(self, name: str, inputs: Callable[[], Iterable[Dataset]]) -> Iterator[Callable[..., None]]:
+        """Send the start and the end of a job of the run, which is what the block does.
+
+        Args:
+            name: the job's name, the same in every run.
+            inputs: returns what it reads; it is not called where nobody listens.
+
+        Yields:
+            A function that takes what the job made: its outputs, and those among them that are the run's as well.
+        """
+        outputs: list[Dataset] = []
+
+        def made(found: Iterable[Dataset], promoted: Iterable[Dataset] = ()) -> None:
+            outputs.extend((*found, *promoted))
+            self._outputs.extend(promoted)
+
+        if self._send is None or self._flow is None:
+            yield made
+            return
+        flow = self._flow
+        read = tuple(inputs())
+
+        def event(kind: EventType, error: str | None = None, outputs: Iterable[Dataset] = ()) -> Event:
+            about = (uuid5(flow.run, name), name, (flow.run, flow.job), read, tuple(outputs), error)
+            return Event(kind, "FLOW", *about)
+
+        self._send(event("START"))
+        try:
+            yield made
+        except BaseException as error:
+            end, message = end_of(error)
+            self._send(event(end, message))
+            raise
+        self._send(event("COMPLETE", outputs=outputs))
+
     def events(self, flow: Event) -> Iterator[Event]:
         """Return the events of all artifacts, then the end of the run, given its start."""
         inputs: dict[Dataset, None] = {}
-        outputs: list[Dataset] = []
+        outputs = list(self._outputs)
         for entries, sources, store, made in self._made:
             yield from events_of(entries, sources, store, (flow.run, flow.job), made)
             inputs |= dict.fromkeys(map(checkpoint_dataset, sources))
@@ -49,14 +96,15 @@ class Observation:
 @contextmanager
 def observed_run() -> Iterator[Observation]:
     """Send the start and the end of the flow run around the block, and what it made."""
-    seen, context = Observation(), FlowRunContext.get()
+    context = FlowRunContext.get()
     if context is None or context.flow_run is None or not is_configured():
-        yield seen
+        yield Observation()
         return
     name = context.flow.name if context.flow else context.flow_run.name
     event = partial(Event, kind="FLOW", run=context.flow_run.id, job=name)
     receiver, start = Receiver(), event("START")
     receiver.send(start)
+    seen = Observation(receiver.send, start)
     try:
         yield seen
     except BaseException as error:

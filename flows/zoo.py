@@ -12,11 +12,16 @@ from impart_core.base.numerics import default_workers
 from impart_core.engine.executor import Progress
 from impart_core.engine.zoo import CheckedZoo, run_zoo
 from impart_core.engine.zoo_entry import EntryJob, work_on
+from impart_core.engine.zoo_inputs import places_of
 from impart_core.engine.zoo_jobs import ZooRequest
+from impart_core.lineage.events import Dataset, artifact_dataset, checkpoint_dataset, name_dataset
+from impart_core.store.names import all_refs
+from impart_core.store.store import Store
 from impart_core.zoo.record import Outcome, ZooRun
 from impart_core.zoo.report import headline, markdown_report
 from impart_flows.events import observed_run
 from impart_flows.gpu_limit import free_lost_slots, gpu_slot, limit_name, require_limit
+from impart_flows.mlflow import push_run
 from impart_flows.run_page import never_failing, page_key
 from impart_flows.watchdog import TAG, close_sub_flows
 from impart_flows.webhook import notify
@@ -38,6 +43,30 @@ def entry_flow(progress: Progress | None = None) -> "Flow[[EntryJob], Outcome]":
     return Flow(zoo_entry, name="zoo-entry", flow_run_name="{job.kind} {job.name}")
 
 
+def _inputs(job: EntryJob) -> list[Dataset]:
+    """Return what an entry reads: checkpoints by their places, deltas by their names."""
+    refs = {} if job.model else all_refs(Store(job.store))
+    return [
+        name_dataset(job.store, place, refs[place]) if place in refs else checkpoint_dataset(place)
+        for place in dict.fromkeys(places_of(job))
+    ]
+
+
+def _outputs(job: EntryJob, outcome: Outcome) -> tuple[list[Dataset], list[Dataset]]:
+    """Return what was made for an entry, and the name that was promoted."""
+    made = [artifact_dataset(job.store, one.artifact, "delta", one.bytes, one.cached) for one in outcome.attempts]
+    promoted = outcome.status == "promoted" and outcome.artifact
+    return made, [name_dataset(job.store, outcome.ref, outcome.artifact)] if promoted else []
+
+
+def _with_trouble(run: ZooRun, trouble: str) -> ZooRun:
+    """Return a run with what went wrong at its end, which the log tells as well; nothing did where it is empty."""
+    if not trouble:
+        return run
+    get_run_logger().warning("%s", trouble)
+    return run.model_copy(update={"trouble": (*run.trouble, trouble)})
+
+
 def flow_of(checked: CheckedZoo | None = None, progress: Progress | None = None) -> "Flow[[ZooRequest], ZooRun]":
     """Return the flow; a run of this process is handed what was checked before and who listens to its progress."""
 
@@ -49,9 +78,6 @@ def flow_of(checked: CheckedZoo | None = None, progress: Progress | None = None)
         """
         runner: Any = ThreadPoolTaskRunner(max_workers=request.zoo.workers or default_workers())
 
-        def each(job: EntryJob, listener: Progress) -> Outcome:
-            return entry_flow(listener).with_options(task_runner=runner)(job)
-
         limit = limit_name(request.zoo.device)
         if limit:  # told before any work, and once for all entries
             require_limit(limit)
@@ -59,7 +85,14 @@ def flow_of(checked: CheckedZoo | None = None, progress: Progress | None = None)
             close_sub_flows()
             if limit:
                 free_lost_slots(limit)
-        with observed_run(), tags(TAG):  # sub-flows are watched as well
+        with observed_run() as seen, tags(TAG):  # sub-flows are watched as well
+
+            def each(job: EntryJob, listener: Progress) -> Outcome:
+                with seen.job(f"{request.zoo.zoo}.{job.name}", lambda: _inputs(job)) as made:
+                    outcome = entry_flow(listener).with_options(task_runner=runner)(job)
+                    made(*_outputs(job, outcome))
+                return outcome
+
             run = run_zoo(
                 request, PrefectExecutor(), checked=checked, each=each, progress=progress, run_id=str(flow_run.id or "")
             )
@@ -67,10 +100,10 @@ def flow_of(checked: CheckedZoo | None = None, progress: Progress | None = None)
         with never_failing():
             page = page_key("zoo", run.zoo)
             create_markdown_artifact(markdown_report(run), page, f"The zoo {run.zoo}, as of this run.")
-        untold = notify(request.zoo.notify, run) if request.zoo.notify else ""
-        if untold:
-            get_run_logger().warning("%s", untold)
-        return run.model_copy(update={"trouble": (*run.trouble, untold)}) if untold else run
+        tracked = request.zoo.mlflow
+        unregistered = push_run(run, Store(request.place), tracked.experiment) if tracked else ""
+        run = _with_trouble(run, unregistered)
+        return _with_trouble(run, notify(request.zoo.notify, run) if request.zoo.notify else "")
 
     return Flow(zoo, name="zoo", flow_run_name="zoo {request.zoo.zoo}")
 

@@ -6,7 +6,15 @@ import os
 import attr
 from openlineage.client import OpenLineageClient, set_producer
 from openlineage.client.event_v2 import InputDataset, Job, OutputDataset, Run, RunEvent, RunState
-from openlineage.client.facet_v2 import DatasetFacet, JobFacet, RunFacet, error_message_run, job_type_job, parent_run
+from openlineage.client.facet_v2 import (
+    DatasetFacet,
+    JobFacet,
+    RunFacet,
+    dataset_version_dataset,
+    error_message_run,
+    job_type_job,
+    parent_run,
+)
 
 from impart_core import __version__
 from impart_core.lineage.events import Dataset, Event
@@ -71,6 +79,8 @@ def run_event(event: Event) -> RunEvent:
 
 
 def _facets(dataset: Dataset) -> dict[str, DatasetFacet]:
+    if dataset.version is not None:
+        return {"version": dataset_version_dataset.DatasetVersionDatasetFacet(datasetVersion=dataset.version)}
     if dataset.kind is None:
         return {}
     return {"impart_artifact": ArtifactDatasetFacet(dataset.kind, dataset.bytes, dataset.cached)}

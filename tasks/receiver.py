@@ -38,7 +38,7 @@ class Receiver:
         self._failure: str | None = None
         self._told = False
         self._queue: SimpleQueue[Event | None] = SimpleQueue()
-        self._idle = threading.Event()
+        self._loaded, self._idle = threading.Event(), threading.Event()
         threading.Thread(target=self._run, name=THREAD, daemon=True).start()
 
     @property
@@ -61,7 +61,9 @@ class Receiver:
     def close(self) -> None:
         """Wait for the events to be taken, as long as the receiver takes some."""
         self._queue.put(None)
-        deadline, sent = monotonic() + _LONGEST_WAIT_SECONDS, self.sent
+        deadline = monotonic() + _LONGEST_WAIT_SECONDS
+        self._loaded.wait(_LONGEST_WAIT_SECONDS)  # that a busy machine takes long to load a library is no silence
+        sent = self.sent
         while not self._idle.wait(_PATIENCE_SECONDS):
             if self.sent == sent or monotonic() > deadline:
                 self._failure = self._failure or "it did not take them in time"
@@ -83,6 +85,7 @@ class Receiver:
             from impart_tasks.openlineage_client import connect, run_event
 
             client = connect(THREAD)
+            self._loaded.set()
             while (event := self._queue.get()) is not None and not self.failed:
                 if client is None:
                     with self._counting:
@@ -95,6 +98,7 @@ class Receiver:
         except Exception as error:
             self._failure = self._failure or _reason(error)
         finally:
+            self._loaded.set()
             self._idle.set()
 
 

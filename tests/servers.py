@@ -69,6 +69,14 @@ class S3Server:
         """Give the writer back what it may do."""
         self._allow(["Admin", "Read", "Write", "List", "Tagging"])
 
+    def allow(self, name: str, keys: Mapping[str, str], actions: list[str]) -> None:
+        """Add an identity with its keys and what it may do, such as `Write:impart/prefix/*`."""
+        found = json.loads(self._identities.read_text())
+        found["identities"].append({"name": name, "credentials": [dict(keys)], "actions": actions})
+        self._identities.write_text(json.dumps(found))
+        self._run("reload")
+        time.sleep(_RELOAD_SECONDS)
+
     def _allow(self, actions: list[str]) -> None:
         found = json.loads(self._identities.read_text())
         found["identities"][0]["actions"] = actions

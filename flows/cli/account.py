@@ -60,7 +60,7 @@ def _print_account(account: Account) -> None:
     )
     _print_field("code", f"impart {made.code_version}, sources {made.code_digest[:12] or 'not recorded'}")
     _print_field("with", made.system, libraries)
-    _print_field("when", f"{made.started}, by {made.user}")
+    _print_field("when", made.made_by)
     _print_field("took", f"{human_seconds(made.seconds)}, peak memory {human_bytes(made.peak_rss_bytes)}")
     _print_field("run", made.run)
 

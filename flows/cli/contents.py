@@ -115,7 +115,7 @@ def _print_manifest(manifest: Manifest, settings: str | None = None) -> None:
     settings = settings or ", ".join(f"{key}={_short(value)}" for key, value in manifest.recipe.config.items())
     say(f"artifact  {manifest.id}")
     say(f"made by   {manifest.recipe.operation} ({settings})")
-    say(f"with      impart {made.code_version}, {made.system}, by {made.user} at {made.started}")
+    say(f"with      impart {made.code_version}, {made.system}, {made.made_by}")
     for entry in manifest.files:
         code = "  code, never run by impart" if is_code(entry.name) else ""
         say(f"file      {entry.path}  {entry.size:,} bytes{code}")

@@ -82,4 +82,5 @@ def _print_move(name: str, move: Move, json: bool) -> None:
     if json:
         print_json({"name": name, **move.model_dump(mode="json")})
         return
-    say(f"{name} is {move.id[:12]} (move {move.number}, {move.why or 'named'}, by {move.by} at {move.moved})")
+    by = f", by {move.by}" if move.by else ""
+    say(f"{name} is {move.id[:12]} (move {move.number}, {move.why or 'named'}{by} at {move.moved})")

@@ -1,44 +1,101 @@
-"""The verb that keeps a store tidy: gc."""
+"""The verbs that keep a store tidy: gc and du."""
 
 import re
 from datetime import timedelta
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from impart_core.base.errors import ConfigError
+from impart_core.lineage.usage import GROUPINGS, StoreUsage, usage_of
 from impart_core.store.gc import GcReport, collect
+from impart_core.store.retention import Rules
 from impart_core.store.store import Store
 from impart_flows.cli import options as opt
 from impart_flows.cli.output import human_bytes, print_table, say, show
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-Grace = Annotated[str, typer.Option(help="Keep what is younger: a number and s, m, h, d or w.")]
+_SHOWN = 20
+_DAY = timedelta(days=1)
+Grace = Annotated[
+    str | None,
+    typer.Option(help="Keep what is younger: a number and s, m, h, d or w.", show_default="7d, or the zoo file's"),
+]
 History = Annotated[
     int | None,
     typer.Option(help="Keep what each name pointed to in so many moves. [default: in all, for rollback]"),
 ]
+Since = Annotated[str | None, typer.Option("--history-age", help="Keep what was in force since then: 90d.")]
+Keep = Annotated[
+    list[str] | None, typer.Option("--keep", help="Keep all moves of names that fit: '*@prod'; repeat for more.")
+]
+ZooRules = Annotated[Path | None, typer.Option("--zoo", help="The rules and the store of this zoo file.")]
 Delete = Annotated[bool, typer.Option("--delete", help="Delete; without this, only say what would go.")]
+Everything = Annotated[bool, typer.Option("--everything", help="Delete even where no artifact would stay.")]
+By = Annotated[str, typer.Option("--by", help=f"{', '.join(GROUPINGS)}.")]
 
 
 def gc(
-    grace: Grace = "7d",
+    grace: Grace = None,
     history: History = None,
+    since: Since = None,
+    keep: Keep = None,
+    zoo: ZooRules = None,
     delete: Delete = False,
+    everything: Everything = False,
     store: opt.StoreOption = None,
     json: opt.JsonOption = False,
 ) -> None:
-    """Find, and with --delete delete, what no name reaches.
+    """Find, and with --delete delete, what no name reaches; say what each rule keeps.
 
     Kept are the artifacts that names point to or have pointed to with all that they were made from and their
     evaluations, whatever is younger than the grace time, and whatever a running flow may reuse. It can run beside
     flows that publish into the same store.
 
-    Example: impart gc --grace 30d --delete
+    Example: impart gc --history 3 --keep '*@prod' --grace 30d --delete
     """
+    given = {
+        "grace_days": None if grace is None else _duration("--grace", grace) / _DAY,
+        "history": history,
+        "history_days": None if since is None else _duration("--history-age", since) / _DAY,
+        "keep": tuple(keep) if keep else None,
+    }
+    typed = {name: value for name, value in given.items() if value is not None}
     if history is not None and history < 1:
         raise ConfigError(f"--history is {history}; it must be at least 1 move.")
-    show(collect(Store(store), grace=_duration(grace), history=history, delete=delete), json, _print_report)
+    if zoo is not None and typed:
+        raise ConfigError("--zoo takes the rules of the zoo file. Leave --grace, --history, --history-age, --keep out.")
+    if zoo is None:
+        rules, opened = Rules(**typed), Store(store)
+    else:
+        from impart_core.zoo.file import read_zoo_file
+
+        file = read_zoo_file(zoo)
+        rules, opened = file.retention, Store(store or file.store)
+    show(collect(opened, rules, delete=delete, everything=everything), json, _print_report)
+
+
+def du(by: By = "kind", store: opt.StoreOption = None, json: opt.JsonOption = False) -> None:
+    """Show what a store holds in bytes: stored, what copies would take, what the dense models take, what gc frees.
+
+    Example: impart du --by owner
+    """
+    show(usage_of(Store(store), by), json, _print_usage)
+
+
+def _print_usage(found: StoreUsage) -> None:
+    columns = [found.by, "artifacts", "alone", "shared", "if each had its own", "dense", "gc frees"]
+    rows = [
+        [one.label, str(one.artifacts), *(human_bytes(size) for size in (one.alone, one.shared, one.undeduplicated)),
+         human_bytes(one.dense) if one.dense else "—", human_bytes(one.unreachable)]
+        for one in found.groups
+    ]  # fmt: skip
+    if rows:
+        print_table(columns, rows, title=found.store)
+        say()
+    for line in found.lines(human_bytes):
+        say(line)
 
 
 def _print_report(report: GcReport) -> None:
@@ -54,14 +111,21 @@ def _print_report(report: GcReport) -> None:
         f"{count} artifacts, {report.leftovers} leftover objects and {report.uploads} unfinished uploads {done}: "
         f"{human_bytes(report.bytes)}. {report.kept} artifacts stay."
     )
+    for rule in report.kept_by:
+        say(f"kept by: {rule.rule}: {rule.artifacts} artifacts, {human_bytes(rule.bytes)}")
+    if not report.deleted:
+        for one in report.listed[:_SHOWN]:
+            say(f"{one.id[:12]}  {one.kind}  {one.summary}  kept by: {'; '.join(one.kept_by)}")
+        if len(report.listed) > _SHOWN:
+            say(f"and {len(report.listed) - _SHOWN} more: --json lists all")
     if not report.complete:
         say("Not all of it yet: run it again.")
     if not report.deleted and (count or report.leftovers or report.uploads):
         say("Nothing was deleted. Use --delete to do it.")
 
 
-def _duration(text: str) -> timedelta:
+def _duration(flag: str, text: str) -> timedelta:
     found = re.fullmatch(r"([0-9]{1,6})([smhdw])", text)
     if not found:
-        raise ConfigError(f"--grace is {text!r}; give a number and a unit: 90m, 12h, 7d, 2w.")
+        raise ConfigError(f"{flag} is {text!r}; give a number and a unit: 90m, 12h, 7d, 2w.")
     return timedelta(**{_UNITS[found[2]]: int(found[1])})

@@ -45,8 +45,10 @@ VERBS: dict[str, dict[str, Verb]] = {
         "export": Verb("transfer", "export_artifacts", "Copy artifacts to another store.", "Share"),
         "import": Verb("transfer", "import_artifacts", "Copy artifacts from another store.", "Share"),
         "push-hub": Verb("push_hub", "push_hub", "Make a Hugging Face Hub repository out of a delta.", "Share"),
+        "mlflow": Verb("", "", "Register deltas with an MLflow server, as pointers.", "Share"),
         "verify": Verb("stored", "verify", "Re-read every file of an artifact, or of all.", "Keep tidy"),
-        "gc": Verb("upkeep", "gc", "Find, and with --delete delete, what no name reaches.", "Keep tidy"),
+        "gc": Verb("upkeep", "gc", "Find, and with --delete delete, what no rule keeps.", "Keep tidy"),
+        "du": Verb("upkeep", "du", "Show what is stored, shared, dense, and free to go, in bytes.", "Keep tidy"),
         "demo": Verb("demo", "demo", "Run the main job on the tiny zoo: a table and a picture.", "Try"),
         "selftest": Verb("selftest", "check_device", "Check a GPU against the CPU, and time both.", "Try"),
         "tinyzoo": Verb("", "", "A small real model zoo: one base, three fine-tunes (math, code, chat).", "Try"),
@@ -64,6 +66,9 @@ VERBS: dict[str, dict[str, Verb]] = {
         "status": Verb("zoo", "status", "Show what became of each entry in the last run."),
         "report": Verb("zoo", "report", "Write the last run's report as HTML, Markdown or JSON."),
         "schema": Verb("zoo", "schema", "Print the JSON schema of zoo files, for editors."),
+    },
+    "mlflow": {
+        "push": Verb("mlflow", "push", "Register a delta: its settings, ratios, quality and place."),
     },
     "tinyzoo": {
         "path": Verb("tinyzoo", "path", "Print the folder of one of the zoo's models."),

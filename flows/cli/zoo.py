@@ -66,7 +66,7 @@ def plan(
     Example: impart zoo plan zoo.yaml
     """
     request = _request(file, store, only, again)
-    planned = plan_zoo(request, check_zoo(request))
+    planned = plan_zoo(request, check_zoo(request, writing=False))
     show(planned, json, _print_plan)
     if any(entry.why for entry in planned.entries):
         raise typer.Exit(FAILED)

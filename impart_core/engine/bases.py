@@ -24,7 +24,7 @@ def base_of(delta: Delta, place: str | Path | None = None) -> Checkpoint:
     """
     if place:
         return _opened(delta, absolute(place))
-    made, recorded = delta.manifest.id[:12], delta.manifest.provenance.sources.get("base")
+    made, recorded = delta.manifest.id[:12], delta.manifest.provenance.place("base")
     if not recorded:
         raise ConfigError(f"The delta {made} does not say where its base lay. Give it with --base, or as base=….")
     try:

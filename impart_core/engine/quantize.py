@@ -60,7 +60,7 @@ def _config(delta: Delta, request: QuantizeRequest) -> CompressConfig:
 
 def _place(delta: Delta, role: str, given: str | None) -> str:
     """Return where one of a delta's checkpoints is to be read."""
-    place = absolute(given) if given else delta.manifest.provenance.sources.get(role)
+    place = absolute(given) if given else delta.manifest.provenance.place(role)
     if not place:
         made = delta.manifest.id[:12]
         raise ConfigError(f"The delta {made} does not say where its {role} checkpoint lay. Give it with --{role}.")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextvars import copy_context
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from threading import Event
 from typing import Any
 
@@ -57,15 +57,20 @@ class CheckedZoo:
         return tuple(job for job in self.jobs if job.name not in self.known)
 
 
-def check_zoo(request: ZooRequest) -> CheckedZoo:
+def check_zoo(request: ZooRequest, *, writing: bool = True) -> CheckedZoo:
     """Check a zoo without doing any of its work, and find what has to be done.
+
+    Args:
+        request: the zoo.
+        writing: whether the store has to be one that can be written.
 
     Raises:
         ImpartError: something in the file cannot be carried out, or a base is another one than at the last run.
     """
     zoo, store = request.zoo, Store(request.place)
     resolve_device(zoo.device)
-    patiently("try the store", store.require_writable)
+    if writing:
+        patiently("try the store", store.require_writable)
     require_ref_name(ref_of(zoo.zoo))
     entries, trouble = entries_of(zoo)
     check_gates(zoo, entries)
@@ -235,7 +240,7 @@ def _clean_up(request: ZooRequest) -> tuple[int, tuple[str, ...]]:
     if not rule.collect:
         return 0, ()
     try:
-        report = collect(Store(request.place), grace=timedelta(days=rule.grace_days), history=rule.history, delete=True)
+        report = collect(Store(request.place), rule, delete=True)
     except Exception as error:  # the models are up to date all the same
         return 0, (f"Nothing was cleaned up: {error}",)
     return report.bytes, () if report.complete else ("Not all could be cleaned up yet; the next run goes on.",)

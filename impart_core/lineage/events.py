@@ -16,11 +16,12 @@ from impart_core.checkpoint.location import is_remote
 from impart_core.store.catalog import CatalogEntry
 
 _LONGEST_ERROR = 2000
+EventType = Literal["START", "COMPLETE", "FAIL", "ABORT"]
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A checkpoint or an artifact.
+    """A checkpoint, an artifact, or a name.
 
     Attributes:
         namespace: where it lies.
@@ -28,6 +29,7 @@ class Dataset:
         kind: an artifact's kind; None for a checkpoint.
         bytes: its size, where a stage tells.
         cached: whether it was there before the run, likewise.
+        version: of a name, the id of the artifact that it points to.
     """
 
     namespace: str
@@ -35,6 +37,7 @@ class Dataset:
     kind: str | None = None
     bytes: int | None = None
     cached: bool | None = None
+    version: str | None = None
 
 
 def checkpoint_dataset(location: str) -> Dataset:
@@ -51,6 +54,11 @@ def artifact_dataset(
 ) -> Dataset:
     """Return an artifact as a dataset: the store's URL, and its place in there."""
     return Dataset(public_url(store), f"artifacts/{artifact_id}", kind, bytes, cached)
+
+
+def name_dataset(store: str, name: str, artifact_id: str | None = None) -> Dataset:
+    """Return a name as a dataset, the same one whatever it points to: that is its version."""
+    return Dataset(public_url(store), f"refs/{name}", version=artifact_id)
 
 
 def public_url(location: str) -> str:
@@ -78,7 +86,7 @@ class Event:
         time: when, UTC.
     """
 
-    type: Literal["START", "COMPLETE", "FAIL", "ABORT"]
+    type: EventType
     kind: Literal["TASK", "FLOW"]
     run: UUID
     job: str

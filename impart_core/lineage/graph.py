@@ -32,6 +32,7 @@ class Node(Frozen):
         of: of collapsed parts, the id of their delta.
         roles: of a checkpoint, what it was to its children in this lineage: `base`, `finetuned` or `measured`.
         location: of a checkpoint, where it lay when its newest child was made, if that is recorded.
+        by: who made it, where that is recorded: a user or a CI job.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Node(Frozen):
     of: str = ""
     roles: tuple[str, ...] = ()
     location: str = ""
+    by: str = ""
 
 
 class Lineage(Frozen):
@@ -94,10 +96,12 @@ def lineage_of(store: Store, artifact_id: str, *, parts: bool = False) -> Lineag
     for parent, child in found.edges:
         if child in entries:
             made[parent].append(entries[child])
+    looked_for = [one.id for one in found.nodes if (kind := kind_of(one.kind)) and kind.listed]
+    makers = {name: manifest.provenance.user for name, manifest in store.manifests(looked_for) if manifest}
     nodes = tuple(
         node.model_copy(update={"location": _location(store, made[node.id], node.id)})
         if node.kind == CHECKPOINT
-        else node
+        else node.model_copy(update={"by": makers.get(node.id, "")})
         for node in found.nodes
     )
     return found.model_copy(update={"nodes": nodes})

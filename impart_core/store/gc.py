@@ -1,8 +1,8 @@
 """Cleaning up: what no name reaches and no run has used lately is deleted.
 
-Kept are the artifacts that a name points to or has pointed to, all that these were made from, whatever is younger than
-the grace time, whatever a running flow has pinned (see `pins`), and the measurements of what is kept. An age is the
-difference of two times by the store's own clock.
+Kept are the artifacts that a name points to or has pointed to, whatever is younger than the grace time (see
+`retention` for the rules), whatever a running flow has pinned (see `pins`), all that these were made from, and the
+measurements of what is kept. An age is the difference of two times by the store's own clock.
 """
 
 import re
@@ -12,22 +12,32 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from impart_core.base.errors import CorruptArtifactError
+from impart_core.base.errors import ConfigError, CorruptArtifactError
 from impart_core.base.settings import Frozen
 from impart_core.storage.objects import PROBES, ObjectInfo
-from impart_core.store.catalog import DAMAGED, CatalogEntry, reach, read_entry
+from impart_core.store.catalog import DAMAGED, CatalogEntry, read_entry, scan
 from impart_core.store.claims import CLAIMS
 from impart_core.store.manifest import MANIFEST, kind_of
 from impart_core.store.names import all_logs
 from impart_core.store.pins import pinned_ids, sweeping
 from impart_core.store.refs import Log
+from impart_core.store.retention import (
+    NEW,
+    PINNED,
+    YOUNG,
+    Kept,
+    KeptArtifact,
+    RuleReport,
+    Rules,
+    require_fitting,
+    roots_of,
+)
 from impart_core.store.store import Store
 from impart_core.store.sweep import Garbage, delete_garbage, moves_in, owner_of
 
-DEFAULT_GRACE = timedelta(days=7)
 _ID = re.compile(r"[0-9a-f]{64}")
 _SCRATCH_AGE = timedelta(hours=1)  # writing a small object takes seconds: what is older has lost its writer
-_SIDE_FOLDERS = ("refs", "catalog", "pins", "sweeps", CLAIMS, PROBES)
+SIDE_FOLDERS = ("refs", "catalog", "pins", "sweeps", CLAIMS, PROBES)
 
 
 class GcReport(Frozen):
@@ -41,6 +51,8 @@ class GcReport(Frozen):
         uploads: number of unfinished uploads.
         bytes: of all that goes.
         complete: whether all of it went; a collection ends early rather than outlast its announcement.
+        kept_by: what each rule keeps that none before it does.
+        listed: the artifacts that stay and that people look for, and why each stays.
     """
 
     deleted: bool
@@ -50,6 +62,8 @@ class GcReport(Frozen):
     uploads: int
     bytes: int
     complete: bool = True
+    kept_by: tuple[RuleReport, ...] = ()
+    listed: tuple[KeptArtifact, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,47 +85,97 @@ class _Known(NamedTuple):
     parts: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Survey:
+    """What lies in a store, and what of it could go.
+
+    Attributes:
+        objects: those of every artifact, by id and path.
+        entries: of the artifacts that have a manifest, by id.
+        garbage: what could go at once if nothing ran; None: it is not known.
+        trouble: why it is not.
+    """
+
+    objects: Mapping[str, Mapping[str, ObjectInfo]]
+    entries: Mapping[str, CatalogEntry]
+    garbage: Garbage | None
+    trouble: str = ""
+
+
 def collect(
-    store: Store, *, grace: timedelta = DEFAULT_GRACE, history: int | None = None, delete: bool = False
+    store: Store,
+    rules: Rules = Rules(),  # noqa: B008 - frozen
+    *,
+    delete: bool = False,
+    everything: bool = False,
 ) -> GcReport:
     """Find what nothing keeps and, if asked, delete it; safe beside runs that publish and reuse.
 
     Args:
         store: the store.
-        grace: nothing younger goes.
-        history: of each name's moves, how many count from the last; None: all, so that every one can be rolled back.
+        rules: what is kept beside what names point to and running flows need.
         delete: whether to delete; else nothing is changed.
+        everything: whether it may delete all artifacts that there are.
 
     Raises:
         ArtifactNotFoundError: nothing lies at the store's place.
+        ConfigError: a pattern of the rules fits no name, or no artifact would stay.
         CorruptArtifactError: a name dangles, or a move, a pin, or the manifest of something that is kept is damaged,
             so that it is not known what is needed.
     """
     store.require_there()
-    look, known = _look(store, grace), dict[str, _Known]()
-    found = _mark(store, look, history, known)
+    look, known = _look(store, rules.grace), dict[str, _Known]()
+    found = _mark(store, look, rules, known)
     if not delete:
-        return _report(found, deleted=False)
+        return _report(found, look, rules, known, deleted=False)
+    if found.entries and not everything and not any(name in found.kept.via for name in known):
+        raise ConfigError(
+            f"All {len(found.entries)} artifacts of {store.url} would go, for no name keeps any, and nothing was "
+            "deleted. Name what is to stay (`impart tag REF NAME`); to delete everything, use --everything."
+        )
     with sweeping(store, found.ids()) as sweep:
         # Whoever pinned, named or published something before seeing the sweep is seen now.
-        sure = found.both(_mark(store, look, history, known))
+        sure = found.both(_mark(store, look, rules, known))
         complete = delete_garbage(store, sure, sweep)
-    return _report(sure, deleted=True, complete=complete)
+    return _report(sure, look, rules, known, deleted=True, complete=complete)
 
 
-def _report(garbage: Garbage, *, deleted: bool, complete: bool = True) -> GcReport:
+def survey(store: Store) -> Survey:
+    """Return what lies in a store, and what of it no name reaches and no run needs, however young it is.
+
+    Manifests that the catalogue knows are not read: nothing is deleted by this.
+
+    Raises:
+        ArtifactNotFoundError: nothing lies at the store's place.
+    """
+    store.require_there()
+    rules, entries = Rules(grace_days=0), scan(store)
+    look = _look(store, rules.grace)
+    try:
+        garbage = _mark(store, look, rules, {name: _Known(entry, ()) for name, entry in entries.items()})
+    except CorruptArtifactError as error:
+        return Survey(look.listed, entries, None, str(error))
+    return Survey(look.listed, entries, garbage)
+
+
+def _report(
+    garbage: Garbage, look: _Look, rules: Rules, known: Mapping[str, _Known], *, deleted: bool, complete: bool = True
+) -> GcReport:
     by_kind: dict[str, list[str]] = defaultdict(list)
     for artifact_id, entry in sorted(garbage.entries.items()):
         by_kind[entry.kind].append(artifact_id)
     sizes = [info.size for found in (*garbage.objects.values(), garbage.leftovers) for info in found.values()]
+    there = {name: sum(info.size for info in look.listed.get(name, {}).values()) for name in known}
     return GcReport(
         deleted=deleted,
-        kept=garbage.kept,
+        kept=sum(name in garbage.kept.via for name in known),
         artifacts={kind: tuple(ids) for kind, ids in sorted(by_kind.items())},
         leftovers=len(garbage.leftovers),
         uploads=len(garbage.uploads),
         bytes=sum(sizes),
         complete=complete,
+        kept_by=garbage.kept.by_rule(rules, there),
+        listed=garbage.kept.listed(rules, {name: found.entry for name, found in known.items()}),
     )
 
 
@@ -125,25 +189,27 @@ def _look(store: Store, grace: timedelta) -> _Look:
     return _Look(listed, frozenset(young), oldest)
 
 
-def _mark(store: Store, look: _Look, history: int | None, known: dict[str, _Known]) -> Garbage:
+def _mark(store: Store, look: _Look, rules: Rules, known: dict[str, _Known]) -> Garbage:
     # A run pins, publishes, names, and takes its pin back: read in this order, one of the three shows what it made.
     pinned, logs = pinned_ids(store), all_logs(store)
+    require_fitting(rules, logs, store.url)
     _read_manifests(store, known)
     entries = {name: found.entry for name, found in known.items()}
     listed, oldest = look.listed, look.oldest
-    new = entries.keys() - listed.keys()  # published since
-    kept = _reach(entries, _named(logs, history) | look.young | new | pinned)
+    others = {YOUNG: look.young, NEW: entries.keys() - listed.keys(), PINNED: pinned}
+    roots = roots_of(logs, rules, store.objects.now(), others)
+    kept = _reach(entries, roots)
     _require_whole(store, logs, known)
     _require_readable(entries, kept)
     moves = moves_in({name: log.numbers for name, log in logs.items()})
-    garbage = Garbage(kept=sum(name in kept for name in entries), moves=moves)
+    garbage = Garbage(kept=Kept(roots, kept), moves=moves)
     for name, found in listed.items():
         if name not in kept:
             garbage.objects[name] = found
             if name in entries:
                 garbage.entries[name] = entries[name]
     # Of what is pinned nothing is a leftover: it may be under repair, with a file that lies there already.
-    settled = {name: listed[name] for name in kept - pinned if name in listed}
+    settled = {name: listed[name] for name in kept.keys() - pinned if name in listed}
     garbage.leftovers = _leftovers(store, entries, settled, oldest)
     garbage.uploads = [name for name, began in store.objects.unfinished().items() if began < oldest]
     return garbage
@@ -157,23 +223,6 @@ def _read_manifests(store: Store, known: dict[str, _Known]) -> None:
     for name, manifest in store.manifests(name for name in present if name not in known):
         parts = manifest.content.pointers() if manifest else ()
         known[name] = _Known(read_entry(store, name, manifest), tuple(part.id for part in parts))
-
-
-def _named(logs: Mapping[str, Log], history: int | None) -> set[str]:
-    """Return what names point to and have pointed to in their last moves, or in all.
-
-    Raises:
-        CorruptArtifactError: one of these moves is damaged.
-    """
-    named, faults = set[str](), list[str]()
-    for log in logs.values():
-        counted = log.numbers[0 if history is None else -history :]
-        named.update(move.id for move in log.moves if move.number >= counted[0])
-        if any(number >= counted[0] for number in log.damaged):
-            faults.append(log.trouble())
-    if faults:
-        raise CorruptArtifactError(f"It is not known what a name keeps, and nothing was deleted. {' '.join(faults)}")
-    return named
 
 
 def _require_whole(store: Store, logs: Mapping[str, Log], known: Mapping[str, _Known]) -> None:
@@ -193,28 +242,36 @@ def _require_whole(store: Store, logs: Mapping[str, Log], known: Mapping[str, _K
         raise CorruptArtifactError(f"Names of {store.url} dangle, and nothing was deleted. {' '.join(faults)}")
 
 
-def _reach(entries: Mapping[str, CatalogEntry], roots: Iterable[str]) -> set[str]:
-    """Return the roots, all that they were made from, what gave their checkpoints, and what measured any of these."""
+def _reach(entries: Mapping[str, CatalogEntry], roots: Iterable[str]) -> dict[str, str | None]:
+    """Return the roots, all that they were made from, what gave their checkpoints, and what measured any of these.
+
+    Each stands with the id that it was reached from, a root with None.
+    """
     givers: dict[str, list[str]] = {}
     for name, entry in entries.items():
         kind = kind_of(entry.kind)
         if kind and kind.gives in entry.checkpoints:
             givers.setdefault(entry.checkpoints[str(kind.gives)], []).append(name)
-
-    def made_from(name: str) -> Iterable[str]:
+    reached: dict[str, str | None] = dict.fromkeys(roots)
+    waiting = list(reached)
+    for name in waiting:
         if name not in entries:
-            return ()
+            continue
         checkpoints = entries[name].checkpoints.values()
-        return (*entries[name].parents, *(giver for one in checkpoints for giver in givers.get(one, ())))
-
-    reached = set(reach(roots, made_from))
-    whole = reached.union(*(entries[name].checkpoints.values() for name in reached if name in entries))
-    measured = {
-        name: {*entry.parents, *entry.checkpoints.values()}
-        for name, entry in entries.items()
-        if (kind := kind_of(entry.kind)) and kind.measures
-    }
-    return reached | {name for name, models in measured.items() if models and models <= whole}
+        for needed in (*entries[name].parents, *(giver for one in checkpoints for giver in givers.get(one, ()))):
+            if needed not in reached:
+                reached[needed] = name
+                waiting.append(needed)
+    users = {one: name for name in reached if name in entries for one in entries[name].checkpoints.values()}
+    for name, entry in entries.items():
+        kind = kind_of(entry.kind)
+        models = {*entry.parents, *entry.checkpoints.values()}
+        if not (kind and kind.measures and models) or name in reached:
+            continue
+        if all(model in reached or model in users for model in models):
+            measured = min(models)
+            reached[name] = measured if measured in reached else users[measured]
+    return reached
 
 
 def _require_readable(entries: Mapping[str, CatalogEntry], kept: Iterable[str]) -> None:
@@ -241,7 +298,7 @@ def _leftovers(
             found = kept[name].items()
             leftovers.update({path: info for path, info in found if path not in own and info.modified <= oldest})
     dead = store.objects.now() - _SCRATCH_AGE
-    for folder in _SIDE_FOLDERS:
+    for folder in SIDE_FOLDERS:
         found = store.objects.find(folder).items()
         scratch = {path: info for path, info in found if folder == PROBES or path.rpartition("/")[2].startswith(".")}
         leftovers.update({path: info for path, info in scratch.items() if info.modified <= min(oldest, dead)})

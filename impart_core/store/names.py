@@ -71,7 +71,7 @@ def set_ref(store: Store, name: str, artifact_id: str, why: str = "", by: str | 
         name: which name.
         artifact_id: where it is to point. Whether that is there is the caller's to know; see `require_whole`.
         why: by what, in a few words.
-        by: who moves it; None: the user that runs this process.
+        by: who moves it; None: whom `who.recorded_who` names.
 
     Raises:
         CorruptArtifactError: the name's last move is damaged.

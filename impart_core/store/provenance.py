@@ -1,6 +1,5 @@
 """Who made an artifact, when, with which code and libraries, and at what cost."""
 
-import getpass
 import hashlib
 import platform
 import resource
@@ -17,6 +16,7 @@ from pydantic import Field
 import impart_core
 from impart_core import __version__
 from impart_core.base.settings import Frozen
+from impart_core.store.who import in_home, recorded_who, without_home
 
 _PUBLIC = ("hf://", "hub:", "tinyzoo:")
 _LIBRARIES = ("torch", "numpy", "safetensors", "transformers", "lm-eval", "prefect")
@@ -30,11 +30,12 @@ class Provenance(Frozen):
         code_digest: SHA-256 of the sources of `impart_core`: it tells a change of code that raised no version.
         libraries: versions of the installed libraries that matter.
         system: Python version and platform.
-        user: who ran it.
+        user: who made it, where that is to be recorded: a user or a CI job; see `who`. Empty: it was not.
         started: when, UTC, ISO 8601.
         seconds: how long it took.
         peak_rss_bytes: the process's peak resident memory by then.
-        sources: where the inputs lay by role: `base` and `finetuned`, or `checkpoint` of an evaluation.
+        sources: where the inputs lay by role: `base` and `finetuned`, or `checkpoint` of an evaluation;
+            the home folder of whoever ran it stands as `~`.
         run: id of the pipeline run that made it; empty outside of one.
         imported: whether it was copied from another store: whatever is true of it, it was not made here.
     """
@@ -51,6 +52,15 @@ class Provenance(Frozen):
     run: str = ""
     imported: bool = Field(default=False, exclude_if=lambda value: not value)
 
+    @property
+    def made_by(self) -> str:
+        """When it was made, and by whom where that is recorded, for people."""
+        return f"{self.started}, by {self.user}" if self.user else self.started
+
+    def place(self, role: str) -> str | None:
+        """Return where an input lay, as this machine has it; None: that was not recorded."""
+        return in_home(self.sources[role]) if role in self.sources else None
+
     def public(self) -> "Provenance":
         """Return what strangers may read: without the user, the run, and where inputs lay unless that is public."""
         sources = {role: place for role, place in self.sources.items() if place.startswith(_PUBLIC)}
@@ -66,8 +76,12 @@ class Stopwatch:
         Args:
             sources: where the inputs lie by role, without credentials.
             run: id of the pipeline run that the work is part of.
+
+        Raises:
+            ConfigError: IMPART_WHO is none of its choices.
         """
-        self._sources, self._run = dict(sources or {}), run
+        self._sources = {role: without_home(place) for role, place in (sources or {}).items()}
+        self._run, self._who = run, recorded_who()
         self._start = perf_counter()
         self._started = datetime.now(UTC)
 
@@ -83,7 +97,7 @@ class Stopwatch:
             code_digest=code_digest(),
             libraries=_versions(),
             system=f"Python {platform.python_version()}, {platform.system()} {platform.machine()}",
-            user=user_name(),
+            user=self._who,
             started=self._started.isoformat(timespec="seconds"),
             seconds=round(self.seconds, 3),
             peak_rss_bytes=peak_rss_bytes(),
@@ -117,14 +131,6 @@ def code_digest() -> str:
         digest.update(f"{path.relative_to(root).as_posix()}\0{len(data)}\0".encode())
         digest.update(data)
     return digest.hexdigest()
-
-
-def user_name() -> str:
-    """Return the name of the user that runs this process."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return "unknown"
 
 
 def _versions() -> dict[str, str]:

@@ -22,8 +22,8 @@ from impart_core.base.canonical import canonical_json, digest_of
 from impart_core.base.errors import CorruptArtifactError, StoreError
 from impart_core.base.settings import Frozen
 from impart_core.store.manifest import Sha256
-from impart_core.store.provenance import user_name
 from impart_core.store.store import Store
+from impart_core.store.who import recorded_who
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(@[A-Za-z0-9][A-Za-z0-9._-]{0,63})?")
 _ENTRY = re.compile(r"([0-9]{8}|[1-9][0-9]{8,17})(\.copy)?\.json")
@@ -39,7 +39,7 @@ class Move(Frozen):
         number: its place in the name's log, from 1 on.
         id: the artifact id that the name points to since then.
         moved: when (UTC, ISO 8601).
-        by: which user moved it.
+        by: who moved it, where that is recorded: a user or a CI job.
         why: by what, in a few words (`compress`, `tag`, `rollback to 2`).
     """
 
@@ -246,9 +246,9 @@ def _gaps(store: Store, name: str, numbers: list[int]) -> dict[int, str]:
 
 
 def new_move(number: int, artifact_id: str, why: str, by: str | None = None) -> Move:
-    """Return a move of now; `by` is who makes it, None the user that runs this process."""
+    """Return a move of now; `by` is who makes it, None whom `who.recorded_who` names."""
     moved = datetime.now(UTC).isoformat(timespec="seconds")
-    return Move(number=number, id=artifact_id, moved=moved, by=user_name() if by is None else by, why=why)
+    return Move(number=number, id=artifact_id, moved=moved, by=recorded_who() if by is None else by, why=why)
 
 
 def write_move(store: Store, name: str, move: Move, lost: Iterable[int] = ()) -> Move | None:

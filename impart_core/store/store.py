@@ -35,6 +35,7 @@ from impart_core.storage.open import open_url, require_plain_url
 from impart_core.storage.s3 import RemoteObjects, S3Objects
 from impart_core.store.kept import take
 from impart_core.store.manifest import MANIFEST, Content, FileEntry, Manifest, parse_manifest
+from impart_core.store.who import recorded_who
 
 # An id is that of a recipe: whoever made it elsewhere may have published anything under it.
 IMPORTED = "What was imported is not reused unless it is trusted (imported=True, on the command line --trust-imported)"
@@ -73,8 +74,10 @@ class Store:
         """Try the store with a probe object: that it can be written, and refuses to create what is there.
 
         Raises:
+            ConfigError: it is not to be known who is to be recorded as the writer.
             StoreError: it cannot be written, or two writers could overwrite each other's names.
         """
+        recorded_who()
         probe = f"{PROBES}/{uuid.uuid4().hex}"
         self.objects.create(probe, b"first")
         twice = self.objects.create(probe, b"second")

@@ -15,6 +15,7 @@ from impart_core.store.claims import dead_claims
 from impart_core.store.manifest import MANIFEST
 from impart_core.store.pins import Pin, Sweep, lapsed, pinned_ids, sweeping
 from impart_core.store.refs import all_numbers, read_logs
+from impart_core.store.retention import Kept
 from impart_core.store.store import Store
 
 Moves = frozenset[tuple[str, int]]  # names and numbers
@@ -28,7 +29,7 @@ class Garbage:
     """What may go: artifacts with all their objects, single objects, uploads.
 
     Attributes:
-        kept: number of artifacts that stay.
+        kept: what stays, and why.
         moves: those of all names by which it was found.
         entries: of the artifacts that go, where their manifests can be read, by id.
         objects: of the artifacts that go, by id and path.
@@ -36,7 +37,7 @@ class Garbage:
         uploads: that were never finished.
     """
 
-    kept: int
+    kept: Kept
     moves: Moves = frozenset()
     entries: dict[str, CatalogEntry] = field(default_factory=dict)
     objects: dict[str, dict[str, ObjectInfo]] = field(default_factory=dict)
@@ -107,7 +108,7 @@ def discard(store: Store, artifact_ids: Iterable[str], own: Pin | None = None) -
     with sweeping(store, wanted) as sweep:
         moves = moves_in(all_numbers(store))
         objects = {name: store.objects.find(f"artifacts/{name}") for name in wanted - pinned_ids(store, own)}
-        delete_garbage(store, Garbage(kept=0, moves=moves, objects=objects), sweep, own)
+        delete_garbage(store, Garbage(kept=Kept(), moves=moves, objects=objects), sweep, own)
 
 
 def moves_in(numbers: Mapping[str, Collection[int]]) -> Moves:

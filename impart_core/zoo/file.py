@@ -17,6 +17,7 @@ from impart_core.base.yaml_text import read_settings_file
 from impart_core.blocks.coding import calibration_of
 from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.text import CalibrationText
+from impart_core.store.retention import Rules
 from impart_core.zoo.gate import Gate, Tasks, tasks_of
 from impart_core.zoo.places import placed
 
@@ -221,18 +222,14 @@ class Schedule(Frozen):
         return self
 
 
-class Retention(Frozen):
-    """What is cleaned up after a run.
+class Retention(Rules):
+    """What is cleaned up after a run, by the rules of `impart gc`.
 
     Attributes:
-        collect: whether anything is: what no name reaches, as by `impart gc --delete`.
-        history: of each name's moves, how many count from the last; None: all.
-        grace_days: nothing younger is deleted.
+        collect: whether anything is: what no rule keeps, as by `impart gc --delete`.
     """
 
     collect: bool = False
-    history: int | None = Field(default=None, ge=1)
-    grace_days: float = Field(default=7, ge=0, le=36500)
 
 
 class Notify(Frozen):
@@ -246,6 +243,16 @@ class Notify(Frozen):
 
     webhook_env: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     when: Literal["always", "trouble"] = "trouble"
+
+
+class MLflow(Frozen):
+    """Where a tracking server enters what is promoted: pointers, metrics and tags, never weights.
+
+    Attributes:
+        experiment: the experiment's name. The server's address is that of MLFLOW_TRACKING_URI.
+    """
+
+    experiment: str = Field(default="impart", min_length=1)
 
 
 class ZooFile(Frozen):
@@ -267,6 +274,7 @@ class ZooFile(Frozen):
         run_code: whether tasks may run code that models write, in a sandbox.
         retention: what is cleaned up after a run.
         notify: who is told.
+        mlflow: where what is promoted is registered.
     """
 
     zoo: str = "zoo"
@@ -284,6 +292,7 @@ class ZooFile(Frozen):
     run_code: bool = False
     retention: Retention = Retention()
     notify: Notify | None = None
+    mlflow: MLflow | None = None
 
     @field_validator("zoo", "label")
     @classmethod

@@ -28,6 +28,7 @@ VERBS = {
     "ls": ["ls"],
     "lineage": ["lineage", "model-0"],
     "gc": ["gc", "--grace", "0s"],
+    "du": ["du", "--by", "model"],
 }
 SIZES = (2, 4, 8)
 
@@ -35,8 +36,9 @@ SIZES = (2, 4, 8)
 def measure_store() -> dict[str, Any]:
     """Fill a store and return the seconds that verbs take on it, and a compression's requests by number of blocks.
 
-    `ls_seconds`, `lineage_seconds` and `gc_seconds` are of whole commands, start-up included, on a store that holds
-    10,184 artifacts; `ls_without_catalogue_seconds` is of the first command after the catalogue was lost.
+    `ls_seconds`, `lineage_seconds`, `gc_seconds` and `du_seconds` are of whole commands, start-up included, on a
+    store that holds 10,184 artifacts; `ls_without_catalogue_seconds` is of the first command after the catalogue was
+    lost.
     `requests_per_block` and `requests_beside` come from compressions of models of different depth;
     `requests_deviation` is how far the middle one is from the straight line through the others.
     """

@@ -212,6 +212,75 @@ def test_the_run_page_has_one_warning_of_a_receiver_that_does_not_answer(
     assert all(KEY not in entry["message"] for entry in found)
 
 
+@pytest.fixture(scope="module")
+def zoo_events(root: Path, pair: tuple[Path, Path], environment: Environment) -> list[list[Event]]:
+    """The events of a zoo's run with a model that fails, and of another one that works on the good one again."""
+    content = {
+        "zoo": "night",
+        "recipes": {"default": {"steps": [{"method": "lowrank", "cr": 4}]}},
+        "models": [
+            {"name": "good", "base": str(pair[0]), "finetuned": str(pair[1])},
+            {"name": "bad", "base": str(pair[0]), "finetuned": str(root / "not-there")},
+        ],
+    }
+    (root / "zoo.yaml").write_text(json.dumps(content))
+    found = []
+    for number, more in enumerate([["--only", "*"], ["--only", "good", "--again"]]):
+        target = {"type": "file", "log_file_path": str(root / f"zoo-{number}"), "append": True}
+        done = run_impart(
+            *("zoo", "run", str(root / "zoo.yaml"), *more, "--store", str(root / "zoo"), "--json"),
+            environment={**environment, "OPENLINEAGE__TRANSPORT": json.dumps(target)},
+        )
+        assert done.returncode == (2 if number == 0 else 0), done.stderr
+        found.append([json.loads(line) for line in (root / f"zoo-{number}").read_text().splitlines()])
+    return found
+
+
+def test_each_entry_of_a_zoo_is_a_job_that_starts_and_ends(zoo_events: list[list[Event]]) -> None:
+    first, again = zoo_events
+    steps: dict[str, list[str]] = {}
+    for event in first:
+        steps.setdefault(event["job"]["name"], []).append(event["eventType"])
+    assert steps == {
+        "zoo": ["START", "COMPLETE"],
+        "night.good": ["START", "COMPLETE"],
+        "night.bad": ["START", "FAIL"],
+    }
+    assert [event["job"]["name"] for event in again] == ["zoo", "night.good", "night.good", "zoo"]
+    for event in first:
+        if event["job"]["name"] != "zoo":
+            assert event["run"]["facets"]["parent"]["job"]["name"] == "zoo"
+    (failed,) = (event for event in first if event["eventType"] == "FAIL")
+    assert "not-there" in failed["run"]["facets"]["errorMessage"]["message"]
+
+
+def test_what_an_entry_reads_and_makes_has_the_same_names_every_night(
+    zoo_events: list[list[Event]], pair: tuple[Path, Path], root: Path
+) -> None:
+    ends = [
+        next(event for event in events if event["job"]["name"] == "night.good" and event["eventType"] == "COMPLETE")
+        for events in zoo_events
+    ]
+    for end in ends:
+        assert [(found["namespace"], found["name"]) for found in end["inputs"]] == [("file", str(one)) for one in pair]
+        delta, name = end["outputs"]
+        assert (name["namespace"], name["name"]) == (f"file://{root / 'zoo'}", "refs/good@prod")
+        assert f"artifacts/{name['facets']['version']['datasetVersion']}" == delta["name"]
+    assert [one["name"] for one in ends[0]["outputs"]] == [one["name"] for one in ends[1]["outputs"]]
+    assert [one["outputs"][0]["facets"]["impart_artifact"]["cached"] for one in ends] == [False, True]
+    assert [one["name"] for one in zoo_events[0][-1]["outputs"]] == ["refs/good@prod"]
+
+
+def test_events_of_a_zoo_are_valid(zoo_events: list[list[Event]]) -> None:
+    schemas = json.loads((VECTORS / "openlineage.json").read_text())["schemas"]
+    registry = Registry().with_resources([(schema["$id"], Resource.from_contents(schema)) for schema in schemas])
+    for event in (event for events in zoo_events for event in events):
+        for part in [event, *event["run"]["facets"].values(), *event["job"]["facets"].values()]:
+            where = part.get("schemaURL") or part["_schemaURL"]
+            if where.partition("#")[0] in registry:
+                jsonschema.Draft202012Validator({"$ref": where}, registry=registry).validate(part)
+
+
 def test_a_run_that_fails_is_told_without_secrets(
     prefect_api: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

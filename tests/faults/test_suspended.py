@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from impart_core.store.store import Store
 from tests.faults.places import Place, files_in
 from tests.faults.tally import Tally
 from tests.faults.warm import Command, beside, impart, run_warm, wait_until
-from tests.impart_core.store.samples import small_delta
+from tests.impart_core.store.samples import NO_GRACE, small_delta
 
 pytestmark = [
     pytest.mark.faults,
@@ -128,5 +127,5 @@ def test_a_collector_that_is_killed_in_mid_delete_leaves_no_half(
     ids = store.ids()
     assert all(set(store.manifest(artifact).parents) <= set(ids) for artifact in ids)
     let_sweeps_lapse(store)
-    assert collect(store, grace=timedelta(0), delete=True).complete
+    assert collect(store, NO_GRACE, delete=True, everything=True).complete
     assert not [path for path in store.objects.find("artifacts") if path.endswith(MANIFEST)]

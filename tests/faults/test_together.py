@@ -3,7 +3,6 @@
 import json
 import time
 from contextlib import ExitStack, suppress
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from tests.faults.conftest import Wanted
 from tests.faults.places import Place, assert_whole, files_in, manifests_in
 from tests.faults.tally import Tally
 from tests.faults.warm import beside, run_warm, warm
-from tests.impart_core.store.samples import sample
+from tests.impart_core.store.samples import NO_GRACE, sample
 
 pytestmark = pytest.mark.faults
 
@@ -75,7 +74,7 @@ def collect_all_the_time(url: str, until: str) -> None:
     times = gone = 0
     while not Path(until).exists():
         with suppress(ArtifactNotFoundError):  # the first run has not made the store yet
-            found = collect(Store(url), grace=timedelta(0), delete=True)
+            found = collect(Store(url), NO_GRACE, delete=True, everything=True)
             times, gone = times + 1, gone + sum(map(len, found.artifacts.values()))
     print(json.dumps({"times": times, "gone": gone}))
 

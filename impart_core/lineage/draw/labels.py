@@ -37,10 +37,17 @@ def size(node: Node) -> str:
     return human_bytes(node.bytes) if node.bytes else ""
 
 
+def maker(node: Node) -> str:
+    """Return who made a node, empty where that is not recorded."""
+    return f"by {plain(node.by)}" if node.by else ""
+
+
 def lines(node: Node) -> list[str]:
     """Return a node's label as one to three lines: what it is called, what it holds, id and bytes."""
     top = " ".join([heading(node), *map(plain, node.names)])
-    return [line for line in (top, what(node), " ".join(filter(None, (short_id(node), size(node))))) if line]
+    return [
+        line for line in (top, what(node), " ".join(filter(None, (short_id(node), size(node), maker(node))))) if line
+    ]
 
 
 def colour(node: Node) -> str:

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from impart_core.lineage.draw.labels import heading, plain, short_id, size, what
+from impart_core.lineage.draw.labels import heading, maker, plain, short_id, size, what
 from impart_core.lineage.graph import Lineage, Node
 
 _DEEPEST = 24  # levels that are indented: a chain of thousands would else be mostly spaces
@@ -50,4 +50,4 @@ def _below(
 def _line(node: Node) -> str:
     names = f"({', '.join(map(plain, node.names))})" if node.names else ""
     called = " ".join(filter(None, (heading(node), short_id(node), names)))
-    return "  ".join(filter(None, (called, what(node), size(node))))
+    return "  ".join(filter(None, (called, what(node), size(node), maker(node))))

@@ -2,7 +2,6 @@
 
 import shutil
 from collections import Counter
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from impart_core.lineage.graph import lineage_of
 from impart_core.merging.merged import Merge
 from impart_core.store.gc import collect
 from impart_core.store.names import resolve
+from tests.impart_core.store.samples import NO_GRACE
 
 # Half a unit in the last place of bfloat16, and as much again where deltas were rounded before.
 ROUNDED: dict[str, float] = {"rtol": 2**-7, "atol": 1e-4}
@@ -44,7 +44,7 @@ def tensors_of(place: Path | Checkpoint) -> dict[str, torch.Tensor]:
 
 def unreached(store: impart.Store) -> set[str]:
     """Return what nothing leads to."""
-    found = collect(store, grace=timedelta(0)).artifacts
+    found = collect(store, NO_GRACE).artifacts
     return {artifact for ids in found.values() for artifact in ids}
 
 

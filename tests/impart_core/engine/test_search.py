@@ -1,7 +1,6 @@
 """A search of real compressions: all is kept, nothing is scored twice, the winner is judged on unseen items."""
 
 import shutil
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from impart_core.store.names import resolve, set_ref
 from impart_core.store.store import Store
 from impart_core.store.verify import verify
 from tests.impart_core.evaluation.own_tasks import SUMS, sums, write_task
+from tests.impart_core.store.samples import NO_GRACE
 
 pytestmark = pytest.mark.e2e
 
@@ -118,7 +118,7 @@ def test_upkeep_keeps_all_trials_of_a_named_study(done: tuple[SearchReport, Stor
     _, store = done
     trials = {name for name, entry in scan(store).items() if entry.kind == "trial"}
     assert len(trials) >= 4
-    assert collect(store, grace=timedelta(0)).artifacts == {}
+    assert collect(store, NO_GRACE).artifacts == {}
 
 
 def without_times(report: SearchReport) -> list[dict[str, Any]]:

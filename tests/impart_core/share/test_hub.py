@@ -13,9 +13,10 @@ from impart_core.base.errors import ConfigError, CorruptArtifactError, HubError,
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.share.hub import measurements, prepare_folder, require_repo, upload
 from impart_core.store.names import resolve, set_ref
-from impart_core.store.provenance import Stopwatch, user_name
+from impart_core.store.provenance import Stopwatch
 from impart_core.store.store import Store
 from impart_core.store.verify import verify_store
+from impart_core.store.who import user_name
 from tests.impart_core.pipeline import compress, config_of, flip, stored_path
 from tests.impart_core.store.samples import evaluation_of
 from tests.killing import count_steps, run_killed
@@ -25,7 +26,8 @@ Pair = tuple[Path, Path]
 
 
 @pytest.fixture
-def delta(pair: Pair, tmp_path: Path) -> Delta:
+def delta(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Delta:
+    monkeypatch.setenv("IMPART_WHO", "user")
     delta = compress(Store(tmp_path / "store"), *pair, config_of(4), keep_factors=True)
     set_ref(delta.store, "math@prod", delta.manifest.id)
     return delta

@@ -12,7 +12,10 @@ from impart_core.base.files import scratch_folder
 from impart_core.store.manifest import Content, Manifest, Pointer
 from impart_core.store.provenance import Stopwatch
 from impart_core.store.recipe import Recipe
+from impart_core.store.retention import Rules
 from impart_core.store.store import Store, file_entry
+
+NO_GRACE = Rules(grace_days=0)
 
 
 def sample(

@@ -19,10 +19,11 @@ from impart_core.store.gc import GcReport, collect
 from impart_core.store.manifest import Manifest
 from impart_core.store.names import set_ref
 from impart_core.store.pins import pin, pinned_ids
+from impart_core.store.retention import Rules
 from impart_core.store.store import Store
 from impart_core.store.verify import verify
 from tests.impart_core.pipeline import compress, config_of, flip
-from tests.impart_core.store.samples import sample
+from tests.impart_core.store.samples import NO_GRACE, sample
 
 Pair = tuple[Path, Path]
 NOW = timedelta(0)
@@ -57,7 +58,7 @@ def later(store: Store) -> None:
 
 def test_an_empty_store_has_nothing_to_lose(store: Store) -> None:
     store.objects.replace("other/object", b"", None)
-    report = collect(store, grace=NOW, delete=True)
+    report = collect(store, NO_GRACE, delete=True, everything=True)
     assert (gone(report), report.leftovers, report.uploads, report.bytes, report.kept) == (set(), 0, 0, 0, 0)
 
 
@@ -69,24 +70,24 @@ def test_what_names_reach_stays_and_the_rest_goes(store: Store, tmp_path: Path) 
     note(store, [entry_of(found) for found in (part, other)])
     set_ref(store, "whole", whole.id)
     later(store)
-    dry = collect(store, grace=NOW)
+    dry = collect(store, NO_GRACE)
     assert (gone(dry), dry.deleted, dry.kept) == ({other.id}, False, 3)
     assert store.lookup(other.id) == other
-    done = collect(store, grace=NOW, delete=True)
+    done = collect(store, NO_GRACE, delete=True, everything=True)
     assert (gone(done), done.deleted, done.complete) == ({other.id}, True, True)
     assert done.bytes == other.nbytes
     assert set(scan(store)) == set(store.ids()) == {old.id, part.id, whole.id}
     assert not store.objects.find(f"artifacts/{other.id}")
-    assert gone(collect(store, grace=NOW, delete=True)) == set()
+    assert gone(collect(store, NO_GRACE, delete=True, everything=True)) == set()
     assert store.objects.names("sweeps") == []
 
 
 def test_the_grace_time_keeps_what_is_young(store: Store, tmp_path: Path) -> None:
     make(store, tmp_path, 0)
     later(store)
-    assert gone(collect(store, grace=timedelta(hours=1), delete=True)) == set()
-    assert gone(collect(store, delete=True)) == set()
-    assert len(gone(collect(store, grace=NOW, delete=True))) == 1
+    assert gone(collect(store, Rules(grace_days=1 / 24), delete=True, everything=True)) == set()
+    assert gone(collect(store, delete=True, everything=True)) == set()
+    assert len(gone(collect(store, NO_GRACE, delete=True, everything=True))) == 1
 
 
 def test_every_move_of_a_name_counts_unless_told_otherwise(folder_store: Store, tmp_path: Path) -> None:
@@ -94,9 +95,9 @@ def test_every_move_of_a_name_counts_unless_told_otherwise(folder_store: Store, 
     for manifest in made:
         set_ref(folder_store, "best", manifest.id)
     later(folder_store)
-    assert gone(collect(folder_store, grace=NOW)) == set()
-    assert gone(collect(folder_store, grace=NOW, history=2)) == {made[0].id}
-    assert gone(collect(folder_store, grace=NOW, history=1)) == {made[0].id, made[1].id}
+    assert gone(collect(folder_store, NO_GRACE)) == set()
+    assert gone(collect(folder_store, Rules(grace_days=0, history=2))) == {made[0].id}
+    assert gone(collect(folder_store, Rules(grace_days=0, history=1))) == {made[0].id, made[1].id}
 
 
 def test_what_a_run_has_pinned_stays(store: Store, tmp_path: Path) -> None:
@@ -104,8 +105,8 @@ def test_what_a_run_has_pinned_stays(store: Store, tmp_path: Path) -> None:
     child = make(store, tmp_path, 1, parent)
     later(store)
     with pin(store, [child.id]):
-        assert gone(collect(store, grace=NOW, delete=True)) == set()
-    assert gone(collect(store, grace=NOW, delete=True)) == {parent.id, child.id}
+        assert gone(collect(store, NO_GRACE, delete=True, everything=True)) == set()
+    assert gone(collect(store, NO_GRACE, delete=True, everything=True)) == {parent.id, child.id}
 
 
 def test_evaluations_stay_with_what_they_measured(folder_store: Store, pair: Pair, tmp_path: Path) -> None:
@@ -115,7 +116,7 @@ def test_evaluations_stay_with_what_they_measured(folder_store: Store, pair: Pai
     of_other = make(folder_store, tmp_path, 1, other.manifest)
     of_nothing = make(folder_store, tmp_path, 2)
     later(folder_store)
-    lost = gone(collect(folder_store, grace=NOW, delete=True))
+    lost = gone(collect(folder_store, NO_GRACE, delete=True, everything=True))
     assert {of_other.id, of_nothing.id, other.manifest.id} <= lost
     assert of_delta.id not in lost
     assert verify(folder_store, delta.manifest.id).faults == ()
@@ -125,11 +126,11 @@ def test_scratch_is_left_alone_for_an_hour_whatever_the_grace_time(folder_store:
     put(folder_store, "probes/0", b"in use")
     put(folder_store, "refs/name/.00000001.json.0.tmp", b"in use")
     later(folder_store)
-    assert collect(folder_store, grace=NOW, delete=True).leftovers == 0
+    assert collect(folder_store, NO_GRACE, delete=True, everything=True).leftovers == 0
     then = time.time() - 3700
     for path in Path(folder_store.url).rglob("*"):
         os.utime(path, (then, then))
-    assert collect(folder_store, grace=NOW, delete=True).leftovers == 2
+    assert collect(folder_store, NO_GRACE, delete=True, everything=True).leftovers == 2
 
 
 def test_what_writers_left_behind_goes_when_it_is_old(
@@ -142,9 +143,9 @@ def test_what_writers_left_behind_goes_when_it_is_old(
     put(store, "refs/kept/.00000002.json.0.tmp", b"scratch")
     monkeypatch.setattr(gc, "_SCRATCH_AGE", NOW)
     later(store)
-    young = collect(store, delete=True)
+    young = collect(store, delete=True, everything=True)
     assert (young.leftovers, gone(young), young.bytes) == (0, set(), 0)
-    report = collect(store, grace=NOW, delete=True)
+    report = collect(store, NO_GRACE, delete=True, everything=True)
     assert (report.leftovers, gone(report)) == (2, set())
     assert report.bytes == len(b"of another writer") + len(b"no manifest") + len(b"scratch")
     left = [path for path in store.objects.find("artifacts") if store.objects.size(path)]
@@ -160,7 +161,7 @@ def test_nothing_goes_when_something_that_is_kept_cannot_be_read(folder_store: S
     flip(Path(folder_store.url) / "artifacts" / named.id / "manifest.json", 50)
     later(folder_store)
     with pytest.raises(CorruptArtifactError, match=f"{named.id[:12]} are damaged"):
-        collect(folder_store, grace=NOW, delete=True)
+        collect(folder_store, NO_GRACE, delete=True, everything=True)
     assert folder_store.lookup(other.id) == other
     assert folder_store.objects.names("sweeps") == []
 
@@ -169,7 +170,7 @@ def test_what_is_damaged_and_reached_by_nothing_goes(folder_store: Store, tmp_pa
     lost = make(folder_store, tmp_path, 0)
     flip(Path(folder_store.url) / "artifacts" / lost.id / "manifest.json", 50)
     later(folder_store)
-    assert collect(folder_store, grace=NOW, delete=True).artifacts == {"damaged": (lost.id,)}
+    assert collect(folder_store, NO_GRACE, delete=True, everything=True).artifacts == {"damaged": (lost.id,)}
 
 
 def test_what_is_pinned_or_named_or_published_while_it_marks_is_spared(
@@ -190,7 +191,7 @@ def test_what_is_pinned_or_named_or_published_while_it_marks_is_spared(
 
     gc_mark = gc._mark
     monkeypatch.setattr(gc, "_mark", mark)
-    report = collect(folder_store, grace=timedelta(seconds=0.5), delete=True)
+    report = collect(folder_store, Rules(grace_days=0.5 / 86400), delete=True, everything=True)
     assert marks == [{used.id, named.id, parent.id, lost.id}, {lost.id}]
     assert gone(report) == {lost.id}
     assert {used.id, named.id, parent.id} <= set(folder_store.ids())
@@ -208,7 +209,7 @@ def test_it_announces_what_it_deletes_before_it_looks_at_the_pins_again(
         return pinned_ids(store)
 
     monkeypatch.setattr(gc, "pinned_ids", look)
-    assert gone(collect(folder_store, grace=NOW, delete=True)) == {lost.id}
+    assert gone(collect(folder_store, NO_GRACE, delete=True, everything=True)) == {lost.id}
     assert seen == [0, 1]
 
 
@@ -218,11 +219,11 @@ def test_it_ends_early_rather_than_outlast_its_announcement(
     lost = [make(folder_store, tmp_path, number) for number in range(3)]
     later(folder_store)
     monkeypatch.setattr(pins, "SWEEP_LEASE", timedelta(seconds=-1))
-    report = collect(folder_store, grace=NOW, delete=True)
+    report = collect(folder_store, NO_GRACE, delete=True, everything=True)
     assert not report.complete
     assert len(folder_store.ids()) == len(lost)
     monkeypatch.undo()
-    assert collect(folder_store, grace=NOW, delete=True).complete
+    assert collect(folder_store, NO_GRACE, delete=True, everything=True).complete
     assert folder_store.ids() == []
 
 
@@ -231,7 +232,7 @@ def test_a_clock_that_jumps_by_a_day_makes_nothing_old(folder_store: Store, tmp_
     then = time.time() - 86_400
     for path in Path(folder_store.url).rglob("*"):
         os.utime(path, (then, then))
-    assert gone(collect(folder_store, delete=True)) == set()
+    assert gone(collect(folder_store, delete=True, everything=True)) == set()
 
 
 @given(data=st.data())
@@ -246,7 +247,7 @@ def test_it_keeps_just_what_roots_reach(data: st.DataObject, tmp_path_factory: p
     for root in roots:
         set_ref(store, f"root-{root}", made[root].id)
     later(store)
-    collect(store, grace=NOW, delete=True)
+    collect(store, NO_GRACE, delete=True, everything=True)
     kept = set(store.ids())
     reached = {made[root].id for root in roots}
     for manifest in reversed(made):
@@ -261,6 +262,6 @@ def test_it_keeps_just_what_roots_reach(data: st.DataObject, tmp_path_factory: p
 def test_a_delta_that_is_gone_can_be_made_again(folder_store: Store, pair: Pair) -> None:
     before: Delta = compress(folder_store, *pair, config_of(4))
     later(folder_store)
-    collect(folder_store, grace=NOW, delete=True)
+    collect(folder_store, NO_GRACE, delete=True, everything=True)
     assert folder_store.ids() == []
     assert compress(folder_store, *pair, config_of(4)).manifest.files == before.manifest.files

@@ -27,8 +27,8 @@ from impart_core.store.names import (
     set_ref,
     tag,
 )
-from impart_core.store.provenance import user_name
 from impart_core.store.store import Store
+from impart_core.store.who import user_name
 from tests.impart_core.store.samples import sample
 
 ONE, TWO = "1" * 64, "2" * 64
@@ -180,7 +180,10 @@ def published(store: Store, scratch: Path, count: int = 3) -> list[str]:
     return [store.publish(*sample(scratch / str(seed), seed=seed)).id for seed in range(count)]
 
 
-def test_history_tells_every_move_with_when_by_whom_and_why(store: Store, tmp_path: Path) -> None:
+def test_history_tells_every_move_with_when_by_whom_and_why(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMPART_WHO", "user")
     one, two, _ = published(store, tmp_path)
     set_ref(store, "math", one, why="compress")
     tag(store, "math", two)

@@ -22,9 +22,10 @@ from impart_core.store.gc import collect
 from impart_core.store.manifest import Manifest
 from impart_core.store.names import all_refs, get_ref, history, require_movable, rollback, set_ref, tag, untag
 from impart_core.store.refs import new_move, path_of, read_log, write_move
+from impart_core.store.retention import Rules
 from impart_core.store.store import Store
 from impart_core.store.verify import verify_store
-from tests.impart_core.store.samples import small_delta
+from tests.impart_core.store.samples import NO_GRACE, small_delta
 
 NOW = timedelta(0)
 
@@ -57,7 +58,7 @@ def refuses(store: Store, *names: str) -> None:
         assert [fault for fault in faults if f"{name!r}" in fault], faults
     before = set(store.objects.find("artifacts"))
     with pytest.raises(CorruptArtifactError, match="nothing was deleted") as caught:
-        collect(store, grace=NOW, delete=True)
+        collect(store, NO_GRACE, delete=True, everything=True)
     assert all(f"impart untag {name}`" in str(caught.value) for name in names)
     assert set(store.objects.find("artifacts")) == before
     assert store.objects.names("sweeps") == []
@@ -67,7 +68,7 @@ def is_well(store: Store) -> None:
     """Check that verification and the collector find nothing wrong."""
     report = verify_store(store)
     assert (report.faults, report.names) == ((), len(all_refs(store)))
-    assert collect(store, grace=NOW, delete=True).complete
+    assert collect(store, NO_GRACE, delete=True, everything=True).complete
 
 
 def test_any_flipped_bit_of_a_move_is_noticed() -> None:
@@ -161,7 +162,7 @@ def test_a_manifest_on_the_way_that_cannot_be_read_stops_the_collector(what: str
     put(store, f"artifacts/{damaged}/manifest.json", b"{}")
     before = set(store.objects.find("artifacts"))
     with pytest.raises(CorruptArtifactError, match=f"{damaged[:12]} are damaged"):
-        collect(store, grace=NOW, delete=True)
+        collect(store, NO_GRACE, delete=True, everything=True)
     assert set(store.objects.find("artifacts")) == before
 
 
@@ -171,7 +172,7 @@ def test_what_a_catalogue_says_deletes_nothing(store: Store) -> None:
     note(store, [entry_of(delta).model_copy(update={"parents": (), "started": "9999"})])
     note(store, [CatalogEntry(id=made, kind="block", started="9999") for made in delta.parents])
     before = set(store.objects.find("artifacts"))
-    assert collect(store, grace=NOW, delete=True).artifacts == {}
+    assert collect(store, NO_GRACE, delete=True, everything=True).artifacts == {}
     assert set(store.objects.find("artifacts")) == before
 
 
@@ -331,7 +332,9 @@ def test_what_is_damaged_later_is_not_given_up(store: Store, caplog: pytest.LogC
     assert get_ref(store, "math") == one.id
     assert [move.number for move in history(store, "math")] == [1, 3]
     assert "00000002.json is not a ref" in caplog.text
-    assert collect(store, grace=NOW, history=1, delete=True).complete  # the last moves can be read
+    assert collect(
+        store, Rules(grace_days=0, history=1), delete=True, everything=True
+    ).complete  # the last moves can be read
     assert tag(store, "math", one.id).number == 4
     is_well(store)
 

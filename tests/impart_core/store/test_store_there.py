@@ -1,7 +1,6 @@
 """A mistyped store: whatever only reads says that nothing lies there, and makes nothing."""
 
 from collections.abc import Callable
-from datetime import timedelta
 
 import pytest
 
@@ -11,11 +10,12 @@ from impart_core.store.gc import collect
 from impart_core.store.names import history, resolve, rollback
 from impart_core.store.store import Store
 from impart_core.store.verify import verify_store
+from tests.impart_core.store.samples import NO_GRACE
 
 READING: dict[str, Callable[[Store], object]] = {
     "list": list_entries,
     "verify": verify_store,
-    "collect": lambda store: collect(store, grace=timedelta(0)),
+    "collect": lambda store: collect(store, NO_GRACE),
     "resolve a name": lambda store: resolve(store, "math@prod"),
     "resolve an id": lambda store: resolve(store, "0" * 64),
     "history": lambda store: history(store, "math@prod"),

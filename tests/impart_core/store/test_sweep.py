@@ -15,7 +15,7 @@ from impart_core.store.names import set_ref, tag
 from impart_core.store.pins import SWEEP_LEASE, pin
 from impart_core.store.store import Store
 from impart_core.store.sweep import discard
-from tests.impart_core.store.samples import evaluation_of, small_delta
+from tests.impart_core.store.samples import NO_GRACE, evaluation_of, small_delta
 
 NOW = timedelta(0)
 
@@ -67,7 +67,7 @@ def test_manifests_go_from_the_top_down_and_data_after_them(store: Store, monkey
     settle()
     order: list[str] = []
     each_deletion(store, lambda path: order.append(path), monkeypatch)
-    assert collect(store, grace=NOW, delete=True).complete
+    assert collect(store, NO_GRACE, delete=True, everything=True).complete
     manifests = [kinds[path.split("/")[1]] for path in order if path.endswith("manifest.json")]
     assert manifests == ["evaluation"] * 2 + ["delta"] * 2 + ["block"] * 4 + ["factors"] * 4
     assert all(path.endswith("manifest.json") for path in order[: len(manifests)])
@@ -96,10 +96,10 @@ def test_a_collector_that_is_killed_at_any_deletion_leaves_no_half(
         with monkeypatch.context() as patched:
             each_deletion(store, die, patched)
             try:
-                finished = collect(store, grace=NOW, delete=True).complete
+                finished = collect(store, NO_GRACE, delete=True, everything=True).complete
             except KilledError:
                 require_no_half(store)
-        assert collect(Store(store.url), grace=NOW, delete=True).complete
+        assert collect(Store(store.url), NO_GRACE, delete=True, everything=True).complete
         assert store.objects.find("artifacts") == {}
         if finished:
             break
@@ -119,7 +119,7 @@ def test_a_circle_that_only_a_forger_can_make_goes_too(store: Store) -> None:
     )
     store.objects.replace(f"artifacts/{forged.id}/manifest.json", forged.to_json(), None)
     settle()
-    assert collect(store, grace=NOW, delete=True).complete
+    assert collect(store, NO_GRACE, delete=True, everything=True).complete
     assert store.objects.find("artifacts") == {}
 
 
@@ -177,7 +177,7 @@ def test_what_happens_after_the_last_look_ends_the_collection_before_the_next_ba
             event(store, store.manifest(other), held)
 
     each_deletion(store, happen, monkeypatch)
-    report = collect(store, grace=NOW, delete=True)
+    report = collect(store, NO_GRACE, delete=True, everything=True)
     assert not report.complete
     assert len(order) == 1
     assert len(store.ids()) == 9
@@ -196,7 +196,7 @@ def test_a_clock_that_ran_on_in_suspend_ends_the_collection_in_mid_batch(
         clock[0] += SWEEP_LEASE.total_seconds() if len(order) == 2 else 0
 
     each_deletion(store, sleep_long, monkeypatch)
-    assert not collect(store, grace=NOW, delete=True).complete
+    assert not collect(store, NO_GRACE, delete=True, everything=True).complete
     assert len(order) == 2
 
 
@@ -212,7 +212,7 @@ def test_what_others_name_and_pin_does_not_end_it(store: Store, monkeypatch: pyt
         pins.Pin(store, [kept.id])
 
     each_deletion(store, happen, monkeypatch)
-    assert collect(store, grace=NOW, delete=True).complete
+    assert collect(store, NO_GRACE, delete=True, everything=True).complete
     factors = {parent for block in kept.parents for parent in store.manifest(block).parents}
     assert set(store.ids()) == {kept.id, *kept.parents, *factors}
 
