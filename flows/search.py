@@ -11,7 +11,7 @@ from impart_core.engine.search import CheckedSearch, SearchReport, SearchRequest
 from impart_core.engine.search import search as search_models
 from impart_flows.events import observed_run
 from impart_flows.search_page import SearchProgress, show_search
-from impart_tasks.executor import PrefectExecutor
+from impart_flows.spread import spread_out
 
 
 def flow_of(
@@ -25,12 +25,10 @@ def flow_of(
         Raises:
             ImpartError: the request cannot be carried out; the message says what to change.
         """
-        with observed_run() as run:
+        with observed_run() as run, spread_out(request) as (placed, executor):
             shown = SearchProgress(request.file.name or request.file.kind, progress)
-            report = search_models(
-                request, PrefectExecutor(), checked=checked, progress=shown, run_id=str(flow_run.id or "")
-            )
-            run.tell([report.entry], report.sources, request.store, [] if report.cached else [report.id])
+            report = search_models(placed, executor, checked=checked, progress=shown, run_id=str(flow_run.id or ""))
+            run.tell([report.entry], report.sources, placed.store, [] if report.cached else [report.id])
         show_search(report)
         return report
 
