@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from impart_tasks.remote import carry_out, look, pack, probe
 _PACKAGES = {"ray": ("ray", "prefect_ray"), "dask": ("distributed", "prefect_dask")}
 _PATIENCE_SECONDS = 120  # for the slowest node to import torch
 _CONNECT_SECONDS = 30
-_HERE = {"127.0.0.1", "localhost", "::1", "0.0.0.0"}  # noqa: S104 - addresses are compared, nothing listens
+_LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 Options = Callable[[dict[str, float]], AbstractContextManager[Any]]
 
 
@@ -103,12 +103,8 @@ def check_runner(spread: Spread, store: str) -> None:
             f"The store {store} is the memory of one process: no worker of a cluster sees it. Give a folder that all "
             "nodes share, or s3://…."
         )
-    api = urlsplit(PREFECT_API_URL.value() or "").hostname
-    if address and not _is_here(address) and (api is None or api in _HERE):
-        raise ConfigError(
-            f"The nodes of the cluster {address} tell a Prefect server how they get on, and one that is started for "
-            "the command is not reached from there. Start one that stays (infra/README.md) and set PREFECT_API_URL."
-        )
+    if address and address != "auto":
+        _require_server([_host(address)])
 
 
 @contextmanager
@@ -159,7 +155,7 @@ def _ray(address: str | None, workers: int, store: str) -> Iterator[Cluster]:
                 ray.init(num_cpus=workers, include_dashboard=False, **quiet)
     try:
         nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-        _require_nodes(nodes, address)
+        _require_nodes([node["NodeManagerAddress"] for node in nodes], address)
         with probe(store) as name, _reaching(address, (ray.exceptions.RayError,)):
             asked = ray.remote(look)
             found = {
@@ -192,7 +188,7 @@ def _dask(address: str | None, workers: int, store: str) -> Iterator[Cluster]:
         with _reaching(address, (OSError,)):
             client = runner.client  # connects
         nodes = client.scheduler_info(n_workers=-1)["workers"]
-        _require_nodes(list(nodes), address)
+        _require_nodes([_host(node) for node in nodes], address)
         with probe(store) as name, _reaching(address, (OSError, CommClosedError, ImportError)):
             _require_fit(store, client.run(look, store, name))
         has = _most([node["resources"] for node in nodes.values()], {"GPU": "GPU", "MEMORY": "MEMORY"})
@@ -214,9 +210,20 @@ def _reaching(address: str | None, errors: tuple[type[BaseException], ...]) -> I
         ) from error
 
 
-def _require_nodes(nodes: list[Any], address: str | None) -> None:
-    if not nodes:
+def _require_nodes(hosts: Collection[str], address: str | None) -> None:
+    if not hosts:
         raise ClusterError(f"The cluster at {address} has no workers: blocks would wait for ever. Start some.")
+    _require_server(hosts)
+
+
+def _require_server(hosts: Iterable[str]) -> None:
+    """Refuse nodes elsewhere that would tell a Prefect server on this machine's loopback how they get on."""
+    elsewhere = next((host for host in hosts if not _is_here(host)), None)
+    if elsewhere and (urlsplit(PREFECT_API_URL.value() or "").hostname or "localhost") in _LOOPBACK:
+        raise ConfigError(
+            f"The cluster's node {elsewhere} tells a Prefect server how it gets on, and one that is started for the "
+            "command is not reached from there. Start one that stays (infra/README.md) and set PREFECT_API_URL."
+        )
 
 
 def _require_fit(store: str, found: Mapping[str, tuple[str, str | None]]) -> None:
@@ -253,9 +260,16 @@ def _bare_flow() -> Iterator[None]:
         yield
 
 
-def _is_here(address: str) -> bool:
-    """Return whether an address is one of this machine; what has no name that is known is elsewhere."""
-    if address == "auto":
-        return True
-    host = urlsplit(address if "://" in address else f"//{address}").hostname or ""
-    return host in _HERE or host in (socket.gethostname(), socket.getfqdn())
+def _host(address: str) -> str:
+    return urlsplit(address if "://" in address else f"//{address}").hostname or ""
+
+
+def _is_here(host: str) -> bool:
+    """Return whether a host is this machine: one whose address can be listened on."""
+    try:
+        found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
+        with socket.socket(found[0][0]) as trial:
+            trial.bind(found[0][4])
+    except OSError:
+        return False
+    return True

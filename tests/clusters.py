@@ -1,0 +1,156 @@
+"""Clusters of two nodes on this machine, as real as any: processes that can be stopped and killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SECONDS = 120
+PACKAGES = {"ray": "prefect_ray", "dask": "prefect_dask"}
+
+
+class Nodes(ABC):
+    """A cluster without work of its own in it, and two nodes with one slot each.
+
+    Attributes:
+        address: where the cluster is reached.
+    """
+
+    address: str
+
+    def halt(self, number: int) -> None:
+        """Have a node and all its processes stand still."""
+        self._send(number, signal.SIGSTOP)
+
+    def go_on(self, number: int) -> None:
+        """Have a node that was halted go on."""
+        self._send(number, signal.SIGCONT)
+
+    def kill(self, number: int) -> None:
+        """End a node and all its processes at once."""
+        self._send(number, signal.SIGKILL)
+
+    def has(self, number: int, pid: int) -> bool:
+        """Return whether a process is one of a node's."""
+        return pid in {one.pid for one in self._processes(number)}
+
+    @abstractmethod
+    def root(self, number: int) -> int:
+        """Return the id of the process that all others of a node come from."""
+
+    def _processes(self, number: int) -> list[psutil.Process]:
+        with suppress(psutil.NoSuchProcess):
+            first = psutil.Process(self.root(number))
+            return [first, *first.children(recursive=True)]
+        return []
+
+    def _send(self, number: int, signum: signal.Signals) -> None:
+        for process in self._processes(number):
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signum)
+
+
+class DaskNodes(Nodes):
+    """A scheduler and two workers without a nanny."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+        """Start them."""
+        self._file, self._log, self._environment = folder / "scheduler.json", folder / "log", environment
+        self._started: list[subprocess.Popen[bytes]] = []
+        self._start("scheduler", "--port", "0", "--scheduler-file", str(self._file), "--no-dashboard")
+        wait_for(self._file.exists, self._log)
+        own = ("--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", str(folder))
+        for _ in range(2):
+            self._start("worker", "--scheduler-file", str(self._file), *own)
+
+    def open(self) -> None:
+        """Wait until both workers are there."""
+        import distributed
+
+        wait_for(lambda: self._file.read_text().endswith("}"), self._log)
+        with distributed.Client(scheduler_file=str(self._file), timeout=SECONDS) as client:
+            client.wait_for_workers(2, timeout=SECONDS)
+            self.address = client.scheduler.address
+
+    def root(self, number: int) -> int:
+        """Return the id of a worker."""
+        return self._started[1 + number].pid
+
+    def close(self) -> None:
+        """End all that is left."""
+        for process in self._started:
+            process.kill()
+            process.wait()
+
+    def _start(self, *arguments: str) -> None:
+        with self._log.open("ab") as said:
+            command = [sys.executable, "-m", "dask", *arguments]
+            env = {**os.environ, **self._environment}
+            self._started.append(subprocess.Popen(command, env=env, stdout=said, stderr=said, start_new_session=True))
+
+
+class RayNodes(Nodes):
+    """A head that takes no work, and two nodes that do."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+        """Start them."""
+        self._before = {name: os.environ.get(name) for name in environment}
+        os.environ.update(environment)
+        from ray.cluster_utils import Cluster
+
+        own: dict[str, Any] = {"object_store_memory": 100 << 20, "include_dashboard": False}
+        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0, **own})
+        self._nodes = [self._cluster.add_node(num_cpus=1, num_gpus=0, **own) for _ in range(2)]
+        self.address = self._cluster.address
+
+    def open(self) -> None:
+        """Wait until all nodes are there."""
+        self._cluster.wait_for_nodes(SECONDS)
+
+    def root(self, number: int) -> int:
+        """Return the id of a node's raylet."""
+        [raylet] = self._nodes[number].all_processes["raylet"]
+        return int(raylet.process.pid)
+
+    def close(self) -> None:
+        """End all that is left."""
+        self._cluster.shutdown()
+        for name, value in self._before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextmanager
+def two_nodes(runner: str, folder: Path, environment: Mapping[str, str | None]) -> Iterator[Nodes]:
+    """Give a cluster of two nodes; skips the test where its packages are not installed."""
+    if find_spec(PACKAGES[runner]) is None:
+        pytest.skip(f"{PACKAGES[runner]} is not installed: pip install 'impart-zoo[{runner}]'")
+    given = {name: value for name, value in environment.items() if value is not None}
+    variables = {**given, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    folder.mkdir(parents=True, exist_ok=True)
+    nodes = (RayNodes if runner == "ray" else DaskNodes)(folder, variables)
+    try:
+        nodes.open()
+        yield nodes
+    finally:
+        nodes.close()
+
+
+def wait_for(condition: Any, log: Path | None = None) -> None:
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, log.read_text() if log else "it did not come about"
+        time.sleep(0.05)
