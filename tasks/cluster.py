@@ -2,9 +2,10 @@
 
 import os
 import socket
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -147,32 +148,31 @@ def _ray(address: str | None, workers: int, store: str) -> Iterator[Cluster]:
 
     address, ours = address or os.environ.get("RAY_ADDRESS"), not ray.is_initialized()
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if ours:
-        with _reaching(address, (OSError, RuntimeError, ValueError)):
-            if address:
-                ray.init(address, **quiet)
-            else:
-                ray.init(num_cpus=workers, include_dashboard=False, **quiet)
-    try:
+    with ExitStack() as stack:
+        stack.enter_context(redirect_stdout(sys.stderr))  # Ray prints that a node is lost; results go to stdout
+        if ours:
+            with _reaching(address, (OSError, RuntimeError, ValueError)):
+                if address:
+                    ray.init(address, **quiet)
+                else:
+                    ray.init(num_cpus=workers, include_dashboard=False, **quiet)
+            stack.callback(ray.shutdown)
         nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
         _require_nodes([node["NodeManagerAddress"] for node in nodes], address)
         with probe(store) as name, _reaching(address, (ray.exceptions.RayError,)):
             asked = ray.remote(look)
             found = {
-                node["NodeManagerHostname"]: asked.options(
+                f"{node['NodeManagerHostname']} {node['NodeID'][:6]}": asked.options(
                     num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
                 ).remote(store, name)
                 for node in nodes
             }
-            _require_fit(store, {host: ray.get(one, timeout=_PATIENCE_SECONDS) for host, one in found.items()})
+            _require_fit(store, {node: ray.get(one, timeout=_PATIENCE_SECONDS) for node, one in found.items()})
         has = _most([node["Resources"] for node in nodes], {"GPU": "num_gpus", "memory": "memory"})
         slots = int(sum(node["Resources"]["CPU"] for node in nodes))
         trouble = (ray.exceptions.RayError, CrashedRun, CancelledError)
-        with RayTaskRunner(address=address) as runner:
-            yield Cluster(runner, slots, has, "num_gpus", "memory", lambda asked: remote_options(**asked), trouble)
-    finally:
-        if ours:
-            ray.shutdown()
+        runner = stack.enter_context(RayTaskRunner(address=address))
+        yield Cluster(runner, slots, has, "num_gpus", "memory", lambda asked: remote_options(**asked), trouble)
 
 
 @contextmanager
