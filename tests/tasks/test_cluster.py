@@ -47,15 +47,15 @@ def test_the_memory_of_one_process_is_no_store_for_several(runner: str) -> None:
 @pytest.mark.usefixtures("installed")
 def test_a_cluster_elsewhere_needs_a_prefect_server_that_it_reaches() -> None:
     elsewhere, here = (
-        Spread(runner="dask", cluster="tcp://192.0.2.99:8786"),
+        Spread(runner="dask", cluster="tcp://198.51.100.9:8786"),
         Spread(runner="dask", cluster="localhost:1"),
     )
     for url in ("http://127.0.0.1:4200/api", None):
         with temporary_settings({PREFECT_API_URL: url}):
             check_runner(here, "s3://bucket/store")
-            with pytest.raises(ConfigError, match=r"192\.0\.2\.99.*set PREFECT_API_URL"):
+            with pytest.raises(ConfigError, match=r"198\.51\.100\.9.*set PREFECT_API_URL"):
                 check_runner(elsewhere, "s3://bucket/store")
-    with temporary_settings({PREFECT_API_URL: "http://192.0.2.100:4200/api"}):
+    with temporary_settings({PREFECT_API_URL: "http://198.51.100.10:4200/api"}):
         check_runner(elsewhere, "s3://bucket/store")
 
 
@@ -103,7 +103,7 @@ def test_a_node_says_its_version_and_whether_it_sees_the_store(tmp_path: Path) -
         version, wrong = look(theirs, name)  # a folder of the same name on another machine
         assert version == __version__
         assert wrong is not None
-        with pytest.raises(ClusterError, match="node two does not see the store .* a folder that all nodes share"):
+        with pytest.raises(ClusterError, match=r"node two does not see the store .* a folder that all nodes share"):
             cluster._require_fit(ours, {"one": (version, None), "two": (version, wrong)})
     assert look(ours, name)[1] is not None
 
