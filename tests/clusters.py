@@ -21,7 +21,7 @@ PACKAGES = {"ray": "prefect_ray", "dask": "prefect_dask"}
 
 
 class Nodes(ABC):
-    """A cluster without work of its own in it, and two nodes with one slot each.
+    """A cluster of nodes with one slot each.
 
     Attributes:
         address: where the cluster is reached.
@@ -62,25 +62,25 @@ class Nodes(ABC):
 
 
 class DaskNodes(Nodes):
-    """A scheduler and two workers without a nanny."""
+    """A scheduler, and workers without a nanny."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, environment: Mapping[str, str], count: int) -> None:
         """Start them."""
         self._file, self._log, self._environment = folder / "scheduler.json", folder / "log", environment
         self._started: list[subprocess.Popen[bytes]] = []
         self._start("scheduler", "--port", "0", "--scheduler-file", str(self._file), "--no-dashboard")
         wait_for(self._file.exists, self._log)
         own = ("--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", str(folder))
-        for _ in range(2):
+        for _ in range(count):
             self._start("worker", "--scheduler-file", str(self._file), *own)
 
     def open(self) -> None:
-        """Wait until both workers are there."""
+        """Wait until all workers are there."""
         import distributed
 
         wait_for(lambda: self._file.read_text().endswith("}"), self._log)
         with distributed.Client(scheduler_file=str(self._file), timeout=SECONDS) as client:
-            client.wait_for_workers(2, timeout=SECONDS)
+            client.wait_for_workers(len(self._started) - 1, timeout=SECONDS)
             self.address = client.scheduler.address
 
     def root(self, number: int) -> int:
@@ -101,9 +101,9 @@ class DaskNodes(Nodes):
 
 
 class RayNodes(Nodes):
-    """A head that takes no work, and two nodes that do."""
+    """A head that takes no work, and nodes that do."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, environment: Mapping[str, str], count: int) -> None:
         """Start them."""
         self._before = {name: os.environ.get(name) for name in environment}
         os.environ.update(environment)
@@ -111,7 +111,7 @@ class RayNodes(Nodes):
 
         own: dict[str, Any] = {"object_store_memory": 100 << 20, "include_dashboard": False}
         self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0, **own})
-        self._nodes = [self._cluster.add_node(num_cpus=1, num_gpus=0, **own) for _ in range(2)]
+        self._nodes = [self._cluster.add_node(num_cpus=1, num_gpus=0, **own) for _ in range(count)]
         self.address = self._cluster.address
 
     def open(self) -> None:
@@ -133,14 +133,14 @@ class RayNodes(Nodes):
 
 
 @contextmanager
-def two_nodes(runner: str, folder: Path, environment: Mapping[str, str | None]) -> Iterator[Nodes]:
-    """Give a cluster of two nodes; skips the test where its packages are not installed."""
+def some_nodes(runner: str, folder: Path, environment: Mapping[str, str | None], count: int = 2) -> Iterator[Nodes]:
+    """Give a cluster of so many nodes; skips the test where its packages are not installed."""
     if find_spec(PACKAGES[runner]) is None:
         pytest.skip(f"{PACKAGES[runner]} is not installed: pip install 'impart-zoo[{runner}]'")
     given = {name: value for name, value in environment.items() if value is not None}
     variables = {**given, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
     folder.mkdir(parents=True, exist_ok=True)
-    nodes = (RayNodes if runner == "ray" else DaskNodes)(folder, variables)
+    nodes = (RayNodes if runner == "ray" else DaskNodes)(folder, variables, count)
     try:
         nodes.open()
         yield nodes

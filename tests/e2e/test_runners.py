@@ -21,7 +21,7 @@ from impart_core.base.spread import Spread
 from impart_core.engine.executor import stage
 from impart_tasks.cluster import Cluster, connected
 from impart_tasks.executor import PrefectExecutor
-from tests.clusters import Nodes, two_nodes
+from tests.clusters import Nodes, some_nodes
 from tests.support import (
     Environment,
     data_files,
@@ -52,7 +52,7 @@ def runner(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def nodes(runner: str, environment: Environment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     """A cluster of two nodes."""
-    with two_nodes(runner, tmp_path_factory.mktemp("cluster"), environment) as found:
+    with some_nodes(runner, tmp_path_factory.mktemp("cluster"), environment) as found:
         yield found
 
 

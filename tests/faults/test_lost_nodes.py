@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clusters import Nodes, two_nodes
+from tests.clusters import Nodes, some_nodes
 from tests.support import Environment, data_files, halt_when, manifests, start_impart
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
@@ -23,7 +23,7 @@ def runner(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def nodes(runner: str, environment: Environment, tmp_path: Path) -> Iterator[Nodes]:
     """A cluster of two nodes."""
-    with two_nodes(runner, tmp_path / "cluster", environment) as found:
+    with some_nodes(runner, tmp_path / "cluster", environment) as found:
         yield found
 
 
