@@ -48,7 +48,7 @@ class Cluster:
     Attributes:
         runner: Prefect's task runner.
         slots: how many tasks it runs at once.
-        has: the most of each resource that one node has, by what it is asked for by; what none has is not here.
+        nodes: what each node has of GPUs and memory, by what it is asked for by.
         gpu: what a GPU is asked for by.
         memory: what bytes of memory are asked for by.
         options: asks for resources for what is submitted inside of its block.
@@ -58,7 +58,7 @@ class Cluster:
 
     runner: TaskRunner[Any]
     slots: int
-    has: Mapping[str, float]
+    nodes: tuple[Mapping[str, float], ...]
     gpu: str
     memory: str
     options: Options
@@ -67,12 +67,15 @@ class Cluster:
 
     def resources(self, need: Need) -> dict[str, float]:
         """Return what to ask for: nothing that no node has, or it would be waited for without an end."""
-        asked: dict[str, float] = {}
-        if need.device and self.device == "cuda":
-            asked[self.gpu] = 1
-        if need.memory and self.memory in self.has:
-            asked[self.memory] = int(min(need.memory, self.has[self.memory]))
-        return asked
+        asked: dict[str, float] = {self.gpu: 1} if need.device and self.device == "cuda" else {}
+        able = [node for node in self.nodes if node.get(self.gpu, 0) >= asked.get(self.gpu, 0)]
+        memory = int(min(need.memory, max((node.get(self.memory, 0) for node in able), default=0)))
+        return {**asked, self.memory: memory} if memory else asked
+
+    @property
+    def has_gpu(self) -> bool:
+        """Whether any node has a GPU."""
+        return any(node.get(self.gpu, 0) >= 1 for node in self.nodes)
 
     def submit(self, stage: Stage[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Send a stage out, and return Prefect's future of a packed `Done`."""
@@ -128,12 +131,12 @@ def connected(spread: Spread, store: str, device: str, workers: int | None) -> I
     check_runner(spread, store)
     connect = {"ray": _ray, "dask": _dask}[spread.runner]
     with connect(spread.address, workers or default_workers(), store) as cluster:
-        if device == "cuda" and cluster.gpu not in cluster.has:
+        if device == "cuda" and not cluster.has_gpu:
             raise DeviceError(
                 "Device 'cuda' was asked for, but no node of the cluster offers a GPU. Use the device cpu, or start "
                 "its workers with GPUs (docs/runners.md)."
             )
-        chosen = "cuda" if device != "cpu" and cluster.gpu in cluster.has else "cpu"
+        chosen = "cuda" if device != "cpu" and cluster.has_gpu else "cpu"
         yield Cluster(**{**vars(cluster), "device": chosen})
 
 
@@ -168,7 +171,7 @@ def _ray(address: str | None, workers: int, store: str) -> Iterator[Cluster]:
                 for node in nodes
             }
             _require_fit(store, {node: ray.get(one, timeout=_PATIENCE_SECONDS) for node, one in found.items()})
-        has = _most([node["Resources"] for node in nodes], {"GPU": "num_gpus", "memory": "memory"})
+        has = _named([node["Resources"] for node in nodes], {"GPU": "num_gpus", "memory": "memory"})
         slots = int(sum(node["Resources"]["CPU"] for node in nodes))
         trouble = (ray.exceptions.RayError, CrashedRun, CancelledError)
         runner = stack.enter_context(RayTaskRunner(address=address))
@@ -191,7 +194,7 @@ def _dask(address: str | None, workers: int, store: str) -> Iterator[Cluster]:
         _require_nodes([_host(node) for node in nodes], address)
         with probe(store) as name, _reaching(address, (OSError, CommClosedError, ImportError)):
             _require_fit(store, client.run(look, store, name))
-        has = _most([node["resources"] for node in nodes.values()], {"GPU": "GPU", "MEMORY": "MEMORY"})
+        has = _named([node["resources"] for node in nodes.values()], {"GPU": "GPU", "MEMORY": "MEMORY"})
         slots = sum(node["nthreads"] for node in nodes.values())
         trouble = (KilledWorker, CommClosedError, CrashedRun, CancelledError)
         yield Cluster(runner, slots, has, "GPU", "MEMORY", lambda asked: dask.annotate(resources=asked), trouble)
@@ -243,10 +246,9 @@ def _require_fit(store: str, found: Mapping[str, tuple[str, str | None]]) -> Non
             )
 
 
-def _most(nodes: list[Mapping[str, float]], names: Mapping[str, str]) -> dict[str, float]:
-    """Return the most that one node has of each resource, by what it is asked for by."""
-    most = {asked: max(node.get(name, 0) for node in nodes) for name, asked in names.items()}
-    return {asked: value for asked, value in most.items() if value > 0}
+def _named(nodes: Iterable[Mapping[str, float]], names: Mapping[str, str]) -> tuple[dict[str, float], ...]:
+    """Return what each node has, by what it is asked for by."""
+    return tuple({asked: node[name] for name, asked in names.items() if name in node} for node in nodes)
 
 
 @contextmanager

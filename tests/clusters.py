@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -64,15 +64,16 @@ class Nodes(ABC):
 class DaskNodes(Nodes):
     """A scheduler, and workers without a nanny."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str], count: int) -> None:
+    def __init__(self, folder: Path, environment: Mapping[str, str], gpus: Sequence[int]) -> None:
         """Start them."""
         self._file, self._log, self._environment = folder / "scheduler.json", folder / "log", environment
         self._started: list[subprocess.Popen[bytes]] = []
         self._start("scheduler", "--port", "0", "--scheduler-file", str(self._file), "--no-dashboard")
         wait_for(self._file.exists, self._log)
         own = ("--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", str(folder))
-        for _ in range(count):
-            self._start("worker", "--scheduler-file", str(self._file), *own)
+        for gpu in gpus:
+            offers = ("--resources", f"GPU={gpu} MEMORY=1e9") if gpu else ()
+            self._start("worker", "--scheduler-file", str(self._file), *own, *offers)
 
     def open(self) -> None:
         """Wait until all workers are there."""
@@ -103,7 +104,7 @@ class DaskNodes(Nodes):
 class RayNodes(Nodes):
     """A head that takes no work, and nodes that do."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str], count: int) -> None:
+    def __init__(self, folder: Path, environment: Mapping[str, str], gpus: Sequence[int]) -> None:
         """Start them."""
         self._before = {name: os.environ.get(name) for name in environment}
         os.environ.update(environment)
@@ -111,7 +112,7 @@ class RayNodes(Nodes):
 
         own: dict[str, Any] = {"object_store_memory": 100 << 20, "include_dashboard": False}
         self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0, **own})
-        self._nodes = [self._cluster.add_node(num_cpus=1, num_gpus=0, **own) for _ in range(count)]
+        self._nodes = [self._cluster.add_node(num_cpus=1, num_gpus=gpu, **own) for gpu in gpus]
         self.address = self._cluster.address
 
     def open(self) -> None:
@@ -133,14 +134,23 @@ class RayNodes(Nodes):
 
 
 @contextmanager
-def some_nodes(runner: str, folder: Path, environment: Mapping[str, str | None], count: int = 2) -> Iterator[Nodes]:
-    """Give a cluster of so many nodes; skips the test where its packages are not installed."""
+def some_nodes(
+    runner: str, folder: Path, environment: Mapping[str, str | None], gpus: Sequence[int] = (0, 0)
+) -> Iterator[Nodes]:
+    """Give a cluster; skips the test where its packages are not installed.
+
+    Args:
+        runner: which kind.
+        folder: for its files.
+        environment: variables of its processes.
+        gpus: how many GPUs each node says that it has.
+    """
     if find_spec(PACKAGES[runner]) is None:
         pytest.skip(f"{PACKAGES[runner]} is not installed: pip install 'impart-zoo[{runner}]'")
     given = {name: value for name, value in environment.items() if value is not None}
     variables = {**given, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
     folder.mkdir(parents=True, exist_ok=True)
-    nodes = (RayNodes if runner == "ray" else DaskNodes)(folder, variables, count)
+    nodes = (RayNodes if runner == "ray" else DaskNodes)(folder, variables, gpus)
     try:
         nodes.open()
         yield nodes

@@ -59,7 +59,7 @@ def resolve_device(device: str) -> torch.device:
     torch.backends.cudnn.allow_tf32 = False
     require_device_name(device)
     if device == "auto":
-        device = _auto.get()
+        device = auto_device()
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     match = _DEVICE.fullmatch(device)
@@ -80,6 +80,11 @@ def require_device_name(device: str) -> None:
     """
     if device != "auto" and not _DEVICE.fullmatch(device):
         raise ConfigError(f"Unknown device {device!r}. Use auto, cpu, cuda or cuda:N.")
+
+
+def auto_device() -> str:
+    """Return what `auto` means here: `auto` itself, where this machine is to choose, or a device."""
+    return _auto.get()
 
 
 @contextmanager

@@ -58,7 +58,7 @@ def _options(runner: str, workers: int, scratch: Path, environment: dict[str, st
         yield ["--workers", str(workers)]
         return
     folder = Path(tempfile.mkdtemp(dir=scratch))
-    with some_nodes(runner, folder, {**os.environ, **environment}, workers) as nodes:
+    with some_nodes(runner, folder, {**os.environ, **environment}, (0,) * workers) as nodes:
         yield ["--runner", runner, "--cluster", nodes.address]
 
 

@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from prefect.context import serialize_context
 
 from impart_core import tinyzoo
 from impart_core.base.errors import ConfigError
+from impart_core.base.numerics import auto_device
 from impart_core.base.retry import Retried, RetryPolicy, recording
 from impart_core.base.spread import Spread
-from impart_core.engine.executor import stage
+from impart_core.engine.executor import Need, stage
 from impart_tasks.cluster import Cluster, connected
 from impart_tasks.executor import PrefectExecutor
 from tests.clusters import Nodes, some_nodes
@@ -51,8 +53,8 @@ def runner(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def nodes(runner: str, environment: Environment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    """A cluster of two nodes."""
-    with some_nodes(runner, tmp_path_factory.mktemp("cluster"), environment) as found:
+    """A cluster of two nodes, the second of which says that it has a GPU."""
+    with some_nodes(runner, tmp_path_factory.mktemp("cluster"), environment, gpus=(0, 1)) as found:
         yield found
 
 
@@ -68,16 +70,15 @@ def write_zoo(folder: Path) -> Path:
         "impart": {"compress": {"cr": 8, "method": "lowrank"}},
     }
     search = {
-        "compress": {"base": BASE, "finetuned": MATH, "method": "lowrank", "cr": {"choice": [16, 32]}},
+        "compress": {"base": BASE, "finetuned": MATH, "method": "lowrank", "cr": {"choose": [16, 32]}},
         "tasks": {"tinyzoo_math": "answer_loss"},
-        "objective": "minimize",
-        "items": [4],
-        "trials": 2,
         "sampler": "grid",
+        "items": [4],
     }
     path = folder / "zoo.yaml"
     text = {
         "zoo": "team",
+        "device": "cpu",
         "recipes": {"default": {"steps": [step], "gate": gate}},
         "models": [model],
         "merges": [{"name": "half", "merge": merge}],
@@ -120,7 +121,7 @@ def test_a_block_that_cannot_be_made_ends_the_run_with_its_own_sentence(
     base = save_checkpoint(tmp_path / "base", tensors)
     tensors["model.layers.1.mlp.up_proj.weight"] = tensors["model.layers.1.mlp.up_proj.weight"] * float("nan")
     broken = save_checkpoint(tmp_path / "broken", tensors)
-    arguments = ["compress", str(base), str(broken), "--cr", "4"]
+    arguments = ["compress", str(base), str(broken), "--cr", "4", "--device", "cpu"]
     said = []
     for number, options in enumerate([[], ["--runner", runner, "--cluster", nodes.address]]):
         store = str(tmp_path / f"store{number}")
@@ -135,7 +136,7 @@ def test_ctrl_c_ends_a_run_and_keeps_what_is_finished(
     runner: str, nodes: Nodes, environment: Environment, tmp_path: Path
 ) -> None:
     store = tmp_path / "store"
-    arguments = ["compress", BASE, MATH, "--cr", "16", "--store", str(store)]
+    arguments = ["compress", BASE, MATH, "--cr", "16", "--device", "cpu", "--store", str(store)]
     process = start_impart(*arguments, "--runner", runner, "--cluster", nodes.address, environment=environment)
     try:
         halt_when(
@@ -181,14 +182,14 @@ def fall(depth: int, oddly: bool) -> int:
 
 
 @pytest.fixture
-def in_flow(runner: str, nodes: Nodes, prefect_api: str, tmp_path: Path) -> Iterator[Callable[[Any], Any]]:
+def in_flow(runner: str, nodes: Nodes, prefect_api: str, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Calls a function of a connected cluster in a flow."""
     spread = Spread(runner=runner, cluster=nodes.address)  # type: ignore[arg-type]
     store = str(tmp_path / "store")
 
-    def run(work: Callable[[Cluster], Any]) -> Any:
+    def run(work: Callable[[Cluster], Any], device: str = "cpu") -> Any:
         def body() -> Any:
-            with connected(spread, store, "auto", None) as cluster:
+            with connected(spread, store, device, None) as cluster:
                 assert cluster is not None
                 return work(cluster)
 
@@ -198,7 +199,7 @@ def in_flow(runner: str, nodes: Nodes, prefect_api: str, tmp_path: Path) -> Iter
 
 
 def test_what_a_node_retries_and_warns_of_is_told_here(
-    in_flow: Callable[[Any], Any], nodes: Nodes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    in_flow: Callable[..., Any], nodes: Nodes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def work(cluster: Cluster) -> int:
         assert cluster.slots == 2
@@ -213,7 +214,7 @@ def test_what_a_node_retries_and_warns_of_is_told_here(
     assert caplog.messages.count("it is slippery") == 1
 
 
-def test_errors_of_a_node_arrive_as_they_are_or_in_words(in_flow: Callable[[Any], Any]) -> None:
+def test_errors_of_a_node_arrive_as_they_are_or_in_words(in_flow: Callable[..., Any]) -> None:
     def work(cluster: Cluster) -> list[str]:
         pending = [PrefectExecutor(cluster).submit(fall, 3, oddly) for oddly in (False, True)]
         return [str(failure(one)) for one in pending]
@@ -229,7 +230,7 @@ def test_errors_of_a_node_arrive_as_they_are_or_in_words(in_flow: Callable[[Any]
 
 
 def test_what_passes_the_driver_for_a_task_is_small(
-    in_flow: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    in_flow: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     sent: list[int] = []
     came: list[int] = []
@@ -248,6 +249,27 @@ def test_what_passes_the_driver_for_a_task_is_small(
 
     big = "x" * 1_000_000  # of a flow, as checkpoints and progress bars are
     in_flow(lambda cluster: work(cluster) or len(big) * 0)
+    print("bytes out and back", sent, came)
     assert sent
     assert max(sent) < FEW
     assert max(came) < FEW
+
+
+@stage("stand", "stand for {seconds} s", QUICK, need=lambda seconds, memory: Need(device=True, memory=memory))
+def stand(seconds: float, memory: int) -> tuple[int, str]:
+    """Take a while, and say in which process and on what."""
+    time.sleep(seconds)
+    return os.getpid(), auto_device()
+
+
+def test_what_needs_a_device_goes_to_the_node_that_has_one(in_flow: Callable[..., Any], nodes: Nodes) -> None:
+    def work(cluster: Cluster) -> list[tuple[int, str]]:
+        assert cluster.has_gpu
+        # More memory than any node has is no reason to wait for ever.
+        pending = [PrefectExecutor(cluster).submit(stand, 0.1, memory) for memory in (0, 1 << 20, 1 << 60)]
+        return [one.result() for one in pending]
+
+    on_gpu = in_flow(work, "auto")
+    assert all(nodes.has(1, pid) for pid, _ in on_gpu)
+    assert {device for _, device in on_gpu} == {"cuda"}
+    assert {device for _, device in in_flow(work, "cpu")} == {"cpu"}

@@ -64,26 +64,28 @@ def test_threads_connect_to_nothing(tmp_path: Path) -> None:
         assert found is None
 
 
-def cluster_of(has: dict[str, float], device: str = "cpu") -> Cluster:
+def cluster_of(*nodes: dict[str, float], device: str = "cpu") -> Cluster:
     """Return a cluster that offers these resources."""
-    return Cluster(ThreadPoolTaskRunner(), 4, has, "GPU", "MEMORY", lambda _: nullcontext(), (), device)
+    return Cluster(ThreadPoolTaskRunner(), 4, nodes, "GPU", "MEMORY", lambda _: nullcontext(), (), device)
 
 
 @pytest.mark.parametrize(
-    ("has", "device", "need", "wanted"),
+    ("nodes", "device", "need", "wanted"),
     [
-        ({"GPU": 8}, "cuda", Need(device=True), {"GPU": 1}),
-        ({"GPU": 8}, "cuda", Need(), {}),
-        ({"GPU": 8}, "cpu", Need(device=True), {}),
-        ({}, "cpu", Need(device=True, memory=10), {}),
-        ({"MEMORY": 100.0}, "cpu", Need(memory=10), {"MEMORY": 10}),
-        ({"MEMORY": 100.0}, "cpu", Need(memory=1000), {"MEMORY": 100}),
+        ([{}, {"GPU": 8}], "cuda", Need(device=True), {"GPU": 1}),
+        ([{"GPU": 8}], "cuda", Need(), {}),
+        ([{"GPU": 8}], "cpu", Need(device=True), {}),
+        ([{}], "cpu", Need(device=True, memory=10), {}),
+        ([{}, {"MEMORY": 100.0}], "cpu", Need(memory=10), {"MEMORY": 10}),
+        ([{"MEMORY": 90.0}, {"MEMORY": 100.0}], "cpu", Need(memory=1000), {"MEMORY": 100}),
+        ([{"MEMORY": 100.0}, {"MEMORY": 40.0, "GPU": 1}], "cuda", Need(True, 60), {"GPU": 1, "MEMORY": 40}),
+        ([{"MEMORY": 100.0}, {"GPU": 1}], "cuda", Need(True, 60), {"GPU": 1}),
     ],
 )
 def test_what_is_asked_for_is_what_some_node_has(
-    has: dict[str, float], device: str, need: Need, wanted: dict[str, float]
+    nodes: list[dict[str, float]], device: str, need: Need, wanted: dict[str, float]
 ) -> None:
-    assert cluster_of(has, device).resources(need) == wanted
+    assert cluster_of(*nodes, device=device).resources(need) == wanted
 
 
 def test_auto_is_one_device_for_all_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
