@@ -15,6 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.servers import free_ports
+
 ROOT = Path(__file__).parent.parent
 SECONDS = 120
 PACKAGES = {"ray": "prefect_ray", "dask": "prefect_dask"}
@@ -24,10 +26,12 @@ class Nodes(ABC):
     """A cluster of nodes with one slot each.
 
     Attributes:
-        address: where the cluster is reached.
+        address: where the cluster is reached from one of its machines.
+        client: where it is reached from any machine.
     """
 
     address: str
+    client: str
 
     def halt(self, number: int) -> None:
         """Have a node and all its processes stand still."""
@@ -82,7 +86,7 @@ class DaskNodes(Nodes):
         wait_for(lambda: self._file.read_text().endswith("}"), self._log)
         with distributed.Client(scheduler_file=str(self._file), timeout=SECONDS) as client:
             client.wait_for_workers(len(self._started) - 1, timeout=SECONDS)
-            self.address = client.scheduler.address
+            self.address = self.client = client.scheduler.address
 
     def root(self, number: int) -> int:
         """Return the id of a worker."""
@@ -111,9 +115,11 @@ class RayNodes(Nodes):
         from ray.cluster_utils import Cluster
 
         own: dict[str, Any] = {"object_store_memory": 100 << 20, "include_dashboard": False}
-        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0, **own})
+        port = free_ports(1)
+        head = {"num_cpus": 0, "num_gpus": 0, "ray_client_server_port": port, **own}
+        self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self._nodes = [self._cluster.add_node(num_cpus=1, num_gpus=gpu, **own) for gpu in gpus]
-        self.address = self._cluster.address
+        self.address, self.client = self._cluster.address, f"ray://127.0.0.1:{port}"
 
     def open(self) -> None:
         """Wait until all nodes are there."""

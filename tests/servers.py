@@ -43,7 +43,7 @@ class S3Server:
         """
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         places = {"S3_DEV_HOME": str(home), "S3_DATA": str(data or home / "data"), "S3_MIN_FREE": min_free}
-        self._environment = {**os.environ, **places, "PATH": path, "S3_PORT": str(_free_ports(8))}
+        self._environment = {**os.environ, **places, "PATH": path, "S3_PORT": str(free_ports(8))}
         self._identities = home / "identities.json"
         self.variables: dict[str, str] = {}
         self.reader: dict[str, str] = {}
@@ -112,7 +112,7 @@ class PostgresServer:
         Args:
             home: its folder. Where tests run as root, another user's server has to reach it.
         """
-        places = {"POSTGRES_DEV_HOME": str(home), "POSTGRES_PORT": str(_free_ports(1))}
+        places = {"POSTGRES_DEV_HOME": str(home), "POSTGRES_PORT": str(free_ports(1))}
         self._environment = {**os.environ, **places}
         self.variables: dict[str, str] = {}
 
@@ -158,7 +158,7 @@ def persistent_prefect(home: Path, database: Mapping[str, str]) -> Iterator[dict
         home: its folder.
         database: variables that say where it keeps its records.
     """
-    port = _free_ports(1)
+    port = free_ports(1)
     own = {"PREFECT_DEV_HOME": str(home), "PREFECT_PORT": str(port), **database}
     environment = {**os.environ, **own}
     try:
@@ -184,7 +184,7 @@ def _exports(printed: str) -> dict[str, str]:
     return dict(pair.split("=", 1) for line in lines for pair in line.split())
 
 
-def _free_ports(count: int) -> int:
+def free_ports(count: int) -> int:
     """Return the first of this many free ports in a row.
 
     They are drawn below those that the system gives to clients: a server that starts, or starts again, would find

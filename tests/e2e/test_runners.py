@@ -1,6 +1,7 @@
 """One request, one result: in threads, on a Ray cluster and on a Dask cluster of two nodes each."""
 
 import errno
+import json
 import logging
 import os
 import signal
@@ -40,8 +41,9 @@ from tests.support import (
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 BASE, MATH = str(tinyzoo.path("base")), str(tinyzoo.path("math"))
-MADE = ("block", "factors", "delta", "evaluation", "trial", "calibration")
+MADE = ("block", "factors", "delta", "trial", "calibration")
 FEW = 16_000  # bytes: two thirds of it are Prefect's own settings and its record of the run
+Made = tuple[list[Any], dict[str, str], dict[str, Any]]
 QUICK = RetryPolicy(retries=2, first_delay=0, longest_delay=0, limit_seconds=60)
 
 
@@ -89,29 +91,38 @@ def write_zoo(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def in_threads(environment: Environment, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], dict[str, str]]:
-    """What a zoo's run in threads makes: what became of each entry, and all files with their SHA-256."""
+def in_threads(environment: Environment, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """What a zoo's run in threads makes."""
     folder = tmp_path_factory.mktemp("threads")
     return run_zoo(folder, environment)
 
 
-def run_zoo(folder: Path, environment: Environment, *options: str) -> tuple[list[Any], dict[str, str]]:
+def run_zoo(folder: Path, environment: Environment, *options: str) -> Made:
+    """Run the zoo; return what became of each entry, all files' SHA-256, and evaluations but for their seconds."""
     store = folder / "store"
     run = run_json("zoo", "run", str(write_zoo(folder)), "--store", str(store), *options, environment=environment)
     outcomes = [[one[name] for name in ("name", "status", "artifact")] for one in run["outcomes"]]
-    return outcomes, data_files(store, *MADE)
+    evaluations = {
+        made: {**json.loads(path.read_text()), "seconds": None}
+        for made in manifests(store, "evaluation")
+        for path in (store / "artifacts" / made).glob("results.*.json")
+    }
+    return outcomes, data_files(store, *MADE), evaluations
 
 
 def test_a_zoo_has_the_same_ids_and_bytes_whatever_runs_it(
     runner: str,
     nodes: Nodes,
-    in_threads: tuple[list[Any], dict[str, str]],
+    in_threads: Made,
     environment: Environment,
     tmp_path: Path,
 ) -> None:
-    outcomes, files = run_zoo(tmp_path, environment, "--runner", runner, "--cluster", nodes.address)
+    made = run_zoo(tmp_path, environment, "--runner", runner, "--cluster", nodes.address)
+    outcomes, files, evaluations = made
     assert [status for _, status, _ in outcomes] == ["promoted"] * 3
-    assert (outcomes, files) == in_threads
+    assert len(evaluations) == 2
+    assert files == in_threads[1]
+    assert made == in_threads
 
 
 def test_a_block_that_cannot_be_made_ends_the_run_with_its_own_sentence(
@@ -123,7 +134,7 @@ def test_a_block_that_cannot_be_made_ends_the_run_with_its_own_sentence(
     broken = save_checkpoint(tmp_path / "broken", tensors)
     arguments = ["compress", str(base), str(broken), "--cr", "4", "--device", "cpu"]
     said = []
-    for number, options in enumerate([[], ["--runner", runner, "--cluster", nodes.address]]):
+    for number, options in enumerate([[], ["--runner", runner, "--cluster", nodes.client]]):
         store = str(tmp_path / f"store{number}")
         done = run_impart(*arguments, "--store", store, *options, environment=environment)
         assert done.returncode == 2, done.stderr
@@ -137,7 +148,7 @@ def test_ctrl_c_ends_a_run_and_keeps_what_is_finished(
 ) -> None:
     store = tmp_path / "store"
     arguments = ["compress", BASE, MATH, "--cr", "16", "--device", "cpu", "--store", str(store)]
-    process = start_impart(*arguments, "--runner", runner, "--cluster", nodes.address, environment=environment)
+    process = start_impart(*arguments, "--runner", runner, "--cluster", nodes.client, environment=environment)
     try:
         halt_when(
             lambda: manifests(store, "factors") and not manifests(store, "delta"),
