@@ -64,15 +64,18 @@ def carry_out(packed: bytes, device: str) -> bytes:
 
 
 def _in_words(stage: Stage[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Do a stage; an error that could not travel is told in words."""
+    """Do a stage; its error travels alone, without what caused it, and in words where it could not travel at all."""
+    label = stage.label_of(*args, **kwargs)
     try:
-        return patiently(stage.label_of(*args, **kwargs), lambda: stage(*args, **kwargs), stage.policy)
+        return patiently(label, lambda: stage(*args, **kwargs), stage.policy)
     except Exception as error:
-        try:
-            pickle.loads(pickle.dumps(error))  # noqa: S301 - made one line above
-        except Exception:
-            raise ClusterError(f"{stage.label_of(*args, **kwargs)}: {type(error).__name__}: {error}") from error
-        raise
+        failure = error
+    try:
+        pickle.loads(pickle.dumps(failure))  # noqa: S301 - made one line above
+    except Exception:
+        failure = ClusterError(f"{label}: {type(failure).__name__}: {failure}")
+    failure.__cause__ = failure.__context__ = None
+    raise failure
 
 
 @contextmanager
