@@ -15,7 +15,7 @@ from impart_core.engine.requests import CompressRequest
 from impart_flows.events import observed_run
 from impart_flows.gpu_limit import gpu_slot
 from impart_flows.run_page import show_compression
-from impart_tasks.executor import PrefectExecutor
+from impart_flows.spread import spread_out
 
 
 def flow_of(
@@ -29,11 +29,9 @@ def flow_of(
         Raises:
             ImpartError: the request cannot be carried out; the message says what to change.
         """
-        with observed_run() as run, gpu_slot(request.device):
-            done = compress_model(
-                request, PrefectExecutor(), checked=checked, progress=progress, run_id=str(flow_run.id or "")
-            )
-            run.tell(done.entries, done.sources, request.store, done.new)
+        with observed_run() as run, gpu_slot(request.device), spread_out(request) as (placed, executor):
+            done = compress_model(placed, executor, checked=checked, progress=progress, run_id=str(flow_run.id or ""))
+            run.tell(done.entries, done.sources, placed.store, done.new)
         show_compression(done.report, done.blocks, done.new)
         return done.report.model_copy(update={"events_sent": run.sent, "events_lost": run.lost})
 

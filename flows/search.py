@@ -13,7 +13,7 @@ from impart_flows.events import observed_run
 from impart_flows.gpu_limit import gpu_slot
 from impart_flows.progress_page import ProgressPage
 from impart_flows.search_page import show_search
-from impart_tasks.executor import PrefectExecutor
+from impart_flows.spread import spread_out
 
 
 def flow_of(
@@ -27,12 +27,10 @@ def flow_of(
         Raises:
             ImpartError: the request cannot be carried out; the message says what to change.
         """
-        with observed_run() as run, gpu_slot(request.device):
+        with observed_run() as run, gpu_slot(request.device), spread_out(request) as (placed, executor):
             shown = ProgressPage("search-progress", request.file.name or request.file.kind, progress)
-            report = search_models(
-                request, PrefectExecutor(), checked=checked, progress=shown, run_id=str(flow_run.id or "")
-            )
-            run.tell([report.entry], report.sources, request.store, [] if report.cached else [report.id])
+            report = search_models(placed, executor, checked=checked, progress=shown, run_id=str(flow_run.id or ""))
+            run.tell([report.entry], report.sources, placed.store, [] if report.cached else [report.id])
         show_search(report)
         return report
 

@@ -10,6 +10,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from impart_core.base.numerics import default_workers
 from impart_core.engine.executor import Progress
+from impart_core.engine.requests import absolute
 from impart_core.engine.zoo import CheckedZoo, run_zoo
 from impart_core.engine.zoo_entry import EntryJob, work_on
 from impart_core.engine.zoo_inputs import places_of
@@ -25,11 +26,12 @@ from impart_flows.mlflow import push_run
 from impart_flows.run_page import never_failing, page_key
 from impart_flows.watchdog import TAG, close_sub_flows
 from impart_flows.webhook import notify
+from impart_tasks.cluster import Cluster, connected
 from impart_tasks.executor import PrefectExecutor
 
 
-def entry_flow(progress: Progress | None = None) -> "Flow[[EntryJob], Outcome]":
-    """Return the flow of one entry; a run of this process is handed who listens to its progress."""
+def entry_flow(progress: Progress | None = None, cluster: Cluster | None = None) -> "Flow[[EntryJob], Outcome]":
+    """Return the flow of one entry; a run of this process is handed who listens to its progress, and the cluster."""
 
     def zoo_entry(job: EntryJob) -> Outcome:
         """Compress a model until it passes its gate, or merge, or search; and promote the result.
@@ -37,8 +39,10 @@ def entry_flow(progress: Progress | None = None) -> "Flow[[EntryJob], Outcome]":
         Raises:
             ImpartError: it cannot be done; the name stays where it was.
         """
+        # A merge's tensors are computed as they are read, from all of its models: that stays in one place.
+        executor = PrefectExecutor(None if job.kind == "merge" else cluster)
         with gpu_slot(job.device):
-            return work_on(job, PrefectExecutor(), progress, str(flow_run.id or ""))
+            return work_on(job, executor, progress, str(flow_run.id or ""))
 
     return Flow(zoo_entry, name="zoo-entry", flow_run_name="{job.kind} {job.name}")
 
@@ -76,20 +80,30 @@ def flow_of(checked: CheckedZoo | None = None, progress: Progress | None = None)
         Raises:
             ImpartError: the file cannot be carried out; the message says what to change.
         """
-        runner: Any = ThreadPoolTaskRunner(max_workers=request.zoo.workers or default_workers())
+        zoo = request.zoo
+        runner: Any = ThreadPoolTaskRunner(max_workers=zoo.workers or default_workers())
+        if zoo.runner != "threads":
+            request = request.model_copy(update={"store": absolute(request.place)})
 
-        limit = limit_name(request.zoo.device)
+        limit = limit_name(zoo.device)
         if limit:  # told before any work, and once for all entries
             require_limit(limit)
         with never_failing():
             close_sub_flows()
             if limit:
                 free_lost_slots(limit)
-        with observed_run() as seen, tags(TAG):  # sub-flows are watched as well
+        with (
+            observed_run() as seen,
+            tags(TAG),  # sub-flows are watched as well
+            connected(zoo, request.place, zoo.device, zoo.workers) as cluster,
+        ):
 
             def each(job: EntryJob, listener: Progress) -> Outcome:
-                with seen.job(f"{request.zoo.zoo}.{job.name}", lambda: _inputs(job)) as made:
-                    outcome = entry_flow(listener).with_options(task_runner=runner)(job)
+                placed = job
+                if cluster and job.kind != "merge":
+                    placed = job.model_copy(update={"device": zoo.device_here(job.device)})
+                with seen.job(f"{zoo.zoo}.{job.name}", lambda: _inputs(job)) as made:
+                    outcome = entry_flow(listener, cluster).with_options(task_runner=runner)(placed)
                     made(*_outputs(job, outcome))
                 return outcome
 

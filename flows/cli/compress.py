@@ -19,6 +19,7 @@ from impart_flows.cli.output import (
 )
 from impart_flows.compress import run_compress
 from impart_flows.embedded import prefect_server
+from impart_tasks.cluster import check_runner
 
 
 @from_flags(CompressRequest)
@@ -27,6 +28,7 @@ def compress(request: CompressRequest, json: opt.JsonOption = False) -> None:
 
     Example: impart compress BASE FINETUNED --cr 16 --option beta=0.6 --name math@cr16
     """
+    check_runner(request, request.store)
     places = {"base": absolute(request.base), "finetuned": absolute(request.finetuned)}
     request = request.model_copy(update=places)
     _run(request, check_compress(request), json)
@@ -46,6 +48,7 @@ def quantize(request: QuantizeRequest, json: opt.JsonOption = False) -> None:
 
     Example: impart quantize math@cr16 --cr 64 --calibration tinyzoo:math
     """
+    check_runner(request, request.store)
     _run(*quantize_request(request), json)
 
 

@@ -21,6 +21,7 @@ from impart_flows.embedded import prefect_server
 from impart_flows.search import run_search
 from impart_flows.search_page import measured, standings, trials, why_no_winner
 from impart_flows.study_picture import FORMATS, draw_study
+from impart_tasks.cluster import check_runner
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check it and say what would be tried; evaluate nothing.")]
 Picture = Annotated[Path | None, typer.Option(help="Write the picture to this file: .svg or .png.")]
@@ -35,6 +36,7 @@ def search(request: SearchRequest, dry_run: DryRun = False, json: opt.JsonOption
 
     Example: impart search run search.yaml --dry-run
     """
+    check_runner(request, request.store)
     checked = check_search(request)
     if dry_run:
         _tell_plan(checked, json)

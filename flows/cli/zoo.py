@@ -9,6 +9,7 @@ import typer
 from impart_core.artifacts.zoo_run import last_zoo_run, ref_of
 from impart_core.base.errors import ArtifactNotFoundError, ConfigError, OutputExistsError
 from impart_core.base.files import disk_errors, write_atomically
+from impart_core.base.spread import Spread
 from impart_core.engine.zoo import check_zoo
 from impart_core.engine.zoo_jobs import ZooRequest
 from impart_core.engine.zoo_plan import ZooPlan, plan_zoo
@@ -22,6 +23,7 @@ from impart_flows.cli.output import print_json, print_table, progress, say, show
 from impart_flows.deployment import Deployed, Prepared, deploy_zoo, prepare_server
 from impart_flows.embedded import prefect_server
 from impart_flows.zoo import run_zoo_flow
+from impart_tasks.cluster import check_runner
 
 FAILED = 2
 File = Annotated[Path, typer.Argument(help="The zoo file.", show_default=False)]
@@ -33,6 +35,8 @@ Again = Annotated[bool, typer.Option("--again", help="Also what nothing has chan
 Pool = Annotated[str, typer.Option(help="The work pool.", show_default=False)]
 Queue = Annotated[str | None, typer.Option(help="A queue of the pool; none: its default.")]
 Gpus = Annotated[int | None, typer.Option(min=1, help="Runs that use a GPU at once; none: the limit stays.")]
+Runner = Annotated[str | None, opt.FLAGS["runner"]]
+ClusterAddress = Annotated[str | None, opt.FLAGS["cluster"]]
 Place = Annotated[str, typer.Argument(help="Where the models lie.", show_default=False)]
 Base = Annotated[str | None, typer.Option(help="Their base; none: what each model's card or configuration says.")]
 NewFile = Annotated[Path | None, typer.Option("--out", help="Write it to this file; none: print it.")]
@@ -73,7 +77,13 @@ def plan(
 
 
 def run(
-    file: File, only: Only = None, again: Again = False, store: opt.StoreOption = None, json: opt.JsonOption = False
+    file: File,
+    only: Only = None,
+    again: Again = False,
+    runner: Runner = None,
+    cluster: ClusterAddress = None,
+    store: opt.StoreOption = None,
+    json: opt.JsonOption = False,
 ) -> None:
     """Bring every entry up to date; what fails stops none of the others, and gives exit code 2.
 
@@ -81,7 +91,8 @@ def run(
 
     Example: impart zoo run zoo.yaml --only math
     """
-    request = _request(file, store, only, again)
+    request = _spread(_request(file, store, only, again), runner, cluster)
+    check_runner(request.zoo, request.place)
     checked = check_zoo(request)
     with progress(quiet=json) as reporter, prefect_server(reporter):
         done = run_zoo_flow(request, checked, reporter)
@@ -139,6 +150,7 @@ def deploy(
     Example: impart zoo deploy zoo.yaml --pool models
     """
     request = _request(file, store)
+    check_runner(request.zoo, request.place)
     check_zoo(request)
     show(deploy_zoo(request, pool, queue), json, _print_deployed)
 
@@ -178,6 +190,15 @@ def _request(file: Path, store: str | None, only: list[str] | None = None, again
     """Return the request; a store's folder becomes a whole path, for runs elsewhere."""
     place = store if store is None or "://" in store else str(Path(store).expanduser().absolute())
     return ZooRequest(zoo=read_zoo_file(file), store=place, only=tuple(only or ()), again=again)
+
+
+def _spread(request: ZooRequest, runner: str | None, cluster: str | None) -> ZooRequest:
+    """Return the request with what was typed in the place of what the file says."""
+    if runner is None and cluster is None:
+        return request
+    asked = {"runner": runner or request.zoo.runner, "cluster": cluster or (None if runner else request.zoo.cluster)}
+    Spread(**asked)  # refuses what does not go together
+    return request.model_copy(update={"zoo": request.zoo.model_copy(update=asked)})
 
 
 def _last(zoo: ZooFile, store: str | None) -> ZooRun:

@@ -88,6 +88,10 @@ class DeviceError(ImpartError):
     """The requested device is not available on this machine."""
 
 
+class ClusterError(ImpartError):
+    """The cluster that a run is spread over does not answer, does not fit it, or gave its work up."""
+
+
 class CalibrationError(ImpartError):
     """The calibration text cannot be read or does not fit the model, or the model cannot be calibrated."""
 

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 
 import torch
@@ -14,8 +15,10 @@ import torch
 from impart_core.base.errors import ConfigError, DeviceError
 
 _M_MMAP_THRESHOLD = -3  # malloc.h
+_DEVICE = re.compile(r"cpu|cuda(?::([0-9]+))?")
 _NO_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUSOLVER_STATUS_ALLOC_FAILED")
 _lock = threading.Lock()
+_auto: ContextVar[str] = ContextVar("impart_auto_device", default="auto")
 _inside = 0
 _threads_before = 1
 
@@ -54,18 +57,54 @@ def resolve_device(device: str) -> torch.device:
     """
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
+    require_device_name(device)
+    if device == "auto":
+        device = auto_device()
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    match = re.fullmatch(r"cpu|cuda(?::([0-9]+))?", device)
-    if not match:
-        raise ConfigError(f"Unknown device {device!r}. Use auto, cpu, cuda or cuda:N.")
+    match = _DEVICE.fullmatch(device)
     if device != "cpu" and not torch.cuda.is_available():
         raise DeviceError(
             "Device 'cuda' was asked for, but torch sees no CUDA device here. Use the device cpu (--device cpu)."
         )
-    if match[1] and int(match[1]) >= torch.cuda.device_count():
+    if match and match[1] and int(match[1]) >= torch.cuda.device_count():
         raise DeviceError(f"Device {device!r} was asked for, but there are {torch.cuda.device_count()}.")
     return torch.device(device)
+
+
+def require_device_name(device: str) -> None:
+    """Refuse what is no device's name, wherever it is to be.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if device != "auto" and not _DEVICE.fullmatch(device):
+        raise ConfigError(f"Unknown device {device!r}. Use auto, cpu, cuda or cuda:N.")
+
+
+def auto_device() -> str:
+    """Return what `auto` means here: `auto` itself, where this machine is to choose, or a device."""
+    return _auto.get()
+
+
+@contextmanager
+def auto_means(device: str) -> Iterator[None]:
+    """Have `auto` mean this device inside the block: one decision for all machines that work on one run."""
+    token = _auto.set(device)
+    try:
+        yield
+    finally:
+        _auto.reset(token)
+
+
+def use_all_cores() -> None:
+    """Let torch use this process's cores, as it does by itself where nobody tells it otherwise.
+
+    Clusters start their workers with one thread for each kernel; a model's scores differ in their last bits by that.
+    """
+    with _lock:
+        if _inside == 0:
+            torch.set_num_threads(default_workers())
 
 
 def release_memory() -> None:

@@ -4,7 +4,7 @@ import errno
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
@@ -88,6 +88,13 @@ class Ledger:
             times = self._retried[what].times if what in self._retried else 0
             self._retried[what] = Retried(what=what, times=times + 1, why=f"{type(error).__name__}: {error}")
             return True
+
+    def take(self, retried: Iterable[Retried]) -> None:
+        """Enter what a machine that worked for this run has tried again."""
+        with self._lock:
+            for one in retried:
+                before = self._retried[one.what].times if one.what in self._retried else 0
+                self._retried[one.what] = one.model_copy(update={"times": before + one.times})
 
 
 # Retries happen deep inside of stages, in threads that run the context of the run that started them: a ledger in every

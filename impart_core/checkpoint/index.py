@@ -61,6 +61,10 @@ class Checkpoint:
         carried = {name: file if file.is_local else file.in_memory() for name, file in self.carried.items()}
         return replace(self, carried=carried)
 
+    def weights_alone(self) -> "Checkpoint":
+        """Return the checkpoint without the files beside its weights: a tokenizer at hand has megabytes."""
+        return replace(self, config={}, carried={}, card=None)
+
     def without_settings(self, keys: Iterable[str]) -> "Checkpoint":
         """Return the checkpoint with a configuration that lacks these keys."""
         config = {key: value for key, value in self.config.items() if key not in keys}

@@ -20,6 +20,7 @@ from impart_core.base.numerics import is_out_of_device_memory, one_thread_per_ke
 from impart_core.base.retry import NETWORK, patiently
 from impart_core.base.settings import Frozen
 from impart_core.engine.executor import Executor, stage
+from impart_core.engine.needs import candidate_need
 from impart_core.engine.references import Run, TrialJob
 from impart_core.engine.template import Model, Template
 from impart_core.engine.trial import score_model
@@ -87,7 +88,7 @@ class CandidateResult(Frozen):
     seconds: float = 0.0
 
 
-@stage("try candidate", "try {job.label}", NETWORK)
+@stage("try candidate", "try {job.label}", NETWORK, candidate_need)
 def try_candidate(job: CandidateJob) -> CandidateResult:
     """Make a candidate's model, unless the store holds it, and score it on what the store holds no scores of.
 

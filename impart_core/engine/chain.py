@@ -24,6 +24,7 @@ from impart_core.calibrate.model import CausalModel
 from impart_core.checkpoint.layout import Role
 from impart_core.codec.format import CODES_FILE, BlockFile
 from impart_core.engine.executor import stage
+from impart_core.engine.needs import layer_need
 from impart_core.engine.references import LayerJob, Made
 from impart_core.engine.stages import block_made_or_found, publish_tensors
 from impart_core.store.manifest import Manifest
@@ -32,7 +33,7 @@ from impart_core.store.recipe import Recipe
 from impart_core.store.store import Store
 
 
-@stage("quantise layer", "quantise {job.job.block.name}", GPU)
+@stage("quantise layer", "quantise {job.job.block.name}", GPU, layer_need)
 def quantize_layer(job: LayerJob) -> Made:
     """Compress one decoder layer on what the layers before it give, unless the store holds it whole already.
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 from impart_core.artifacts.delta import delta_recipe
 from impart_core.base.errors import ArtifactNotFoundError, CorruptArtifactError, StoreError
-from impart_core.base.numerics import default_workers
 from impart_core.base.retry import Ledger, Retried, patiently, recording
 from impart_core.base.settings import Frozen
 from impart_core.checkpoint.carried import is_code
@@ -167,7 +166,7 @@ class _Compression:
         self._read_text()  # before all that takes long: what is wrong with it is told at once
         base, finetuned, config = self._checked.base, self._checked.finetuned, self._request.config
         anew = self._run.trust.refreshes("digest")
-        sides = [self._executor.submit(digest_checkpoint, side, anew) for side in (base, finetuned)]
+        sides = [self._executor.submit(digest_checkpoint, side.weights_alone(), anew) for side in (base, finetuned)]
         digests = sides[0].result(), sides[1].result()
         self._notes += _unchanged(self._checked.work.pairs, digests)
         words = self._parts.text.id if self._parts.text else None
@@ -290,7 +289,7 @@ class _Blocks:
 
     def _start(self, number: int) -> None:
         """Decompose some blocks from this one on, wait for its own factors, and start to encode it."""
-        jobs, ahead = self._planned.jobs, 1 + (self._request.workers or default_workers())
+        jobs, ahead = self._planned.jobs, 1 + self._executor.at_once(self._request.workers)
         for after, job in enumerate(jobs[number : number + ahead], number):
             if job.factors and self._request.keep_factors and after not in self._decomposing:
                 self._decomposing[after] = self._executor.submit(decompose_block, job)

@@ -28,6 +28,7 @@ from impart_core.checkpoint.spool import spooling
 from impart_core.checkpoint.writer import folder_of
 from impart_core.engine.bases import base_of
 from impart_core.engine.executor import Executor, Progress, stage
+from impart_core.engine.needs import evaluation_need
 from impart_core.engine.preflight import open_side
 from impart_core.engine.references import EvaluationJob, EvaluationResult, Run
 from impart_core.engine.requests import EvaluateRequest, absolute
@@ -167,7 +168,7 @@ def evaluate_all(
     return tuple(results)
 
 
-@stage("evaluate model", "evaluate {job.label}", GPU)
+@stage("evaluate model", "evaluate {job.label}", GPU, evaluation_need)
 def evaluate_model(job: EvaluationJob) -> tuple[EvaluationResult, ...]:
     """Evaluate one model on its tasks and publish the metrics of each, unless the store holds them already.
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextvars import copy_context
+from dataclasses import dataclass
 from functools import update_wrapper
 from inspect import signature
 from typing import Any, Generic, ParamSpec, Protocol, Self, TypeVar
@@ -16,6 +17,19 @@ R_co = TypeVar("R_co", covariant=True)
 Progress = Callable[[str, int, int, str], None]  # stage, done, total, what
 
 
+@dataclass(frozen=True)
+class Need:
+    """What one run of a stage takes, beyond a core.
+
+    Attributes:
+        device: whether it works on the run's device, a GPU where there is one.
+        memory: bytes that it takes at its peak, as `plan` counts them; 0: not worth counting.
+    """
+
+    device: bool = False
+    memory: int = 0
+
+
 class Stage(Generic[P, R]):
     """A function that does one piece of a run: small references in, a small reference out, safe to repeat.
 
@@ -23,14 +37,17 @@ class Stage(Generic[P, R]):
         name: what it is called.
         label: template of what one run of it is called, over its parameters.
         policy: how its class of work is tried again.
+        need: what a run of it takes, by its arguments.
     """
 
     __qualname__: str
 
-    def __init__(self, function: Callable[P, R], name: str, label: str, policy: RetryPolicy) -> None:
+    def __init__(
+        self, function: Callable[P, R], name: str, label: str, policy: RetryPolicy, need: Callable[P, Need]
+    ) -> None:
         """Wrap a function at the top of a module; see `stage`."""
         update_wrapper(self, function)
-        self.function, self.name, self.label, self.policy = function, name, label, policy
+        self.function, self.name, self.label, self.policy, self.need = function, name, label, policy, need
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Do it once, here."""
@@ -47,9 +64,16 @@ class Stage(Generic[P, R]):
         return self.label.format(**bound.arguments)
 
 
-def stage(name: str, label: str, policy: RetryPolicy) -> Callable[[Callable[P, R]], Stage[P, R]]:
+def nothing(*_: Any, **__: Any) -> Need:
+    """Return the need of what a core is enough for."""
+    return Need()
+
+
+def stage(
+    name: str, label: str, policy: RetryPolicy, need: Callable[..., Need] = nothing
+) -> Callable[[Callable[P, R]], Stage[P, R]]:
     """Return the decorator of a stage; arguments as in `Stage`."""
-    return lambda function: Stage(function, name, label, policy)
+    return lambda function: Stage(function, name, label, policy, need)
 
 
 class Pending(Protocol[R_co]):
@@ -62,8 +86,11 @@ class Pending(Protocol[R_co]):
 class Executor(Protocol):
     """Runs stages, each tried again by its policy."""
 
+    def at_once(self, workers: int | None) -> int:
+        """Return how many stages run at once, where so many are asked for; None: as many as there is room for."""
+
     def run(self, stage: Stage[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run a stage where the caller is, and return what it returns."""
+        """Run a stage and return what it returns: where the caller is, unless its device is elsewhere."""
 
     def submit(self, stage: Stage[P, R], *args: P.args, **kwargs: P.kwargs) -> Pending[R]:
         """Start a stage on a worker."""
@@ -86,6 +113,10 @@ class ThreadExecutor:
     def __exit__(self, *_: object) -> None:
         """Cancel what has not begun, and wait for the rest."""
         self._pool.shutdown(cancel_futures=True)
+
+    def at_once(self, workers: int | None) -> int:
+        """Return how many stages run at once: one on each core where it is not said."""
+        return workers or default_workers()
 
     def run(self, stage: Stage[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run a stage in this thread."""

@@ -210,7 +210,10 @@ def open_merge_template(template: Mapping[str, Any], space: Space, store: Store,
     if not isinstance(base, Checkpoint):
         raise ConfigError(f"base_model is {file.base_model}, a delta. Give the checkpoint that it was made against.")
     checkpoints = {reference: one for reference, one in models.items() if isinstance(one, Checkpoint)}
-    pending = {reference: executor.submit(digest_checkpoint, one, False) for reference, one in checkpoints.items()}
+    pending = {
+        reference: executor.submit(digest_checkpoint, one.weights_alone(), False)
+        for reference, one in checkpoints.items()
+    }
     digests = {reference: one.result() for reference, one in pending.items()}
     for opened in models.values():
         if isinstance(opened, Delta):

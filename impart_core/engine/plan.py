@@ -4,6 +4,7 @@ import itertools
 import math
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from impart_core.base.errors import InfeasibleBudgetError
@@ -154,7 +155,7 @@ def make_plan(base: Checkpoint, finetuned: Checkpoint, config: CompressConfig, w
         cr_model=finetuned.nbytes / total,
         peak_bytes=sum(sorted((block.peak_bytes for block in blocks), reverse=True)[:workers]),
         factors_bytes=sum(_factors_bytes(pair, config) for pair in work.pairs.values()),
-        calibration_bytes=max(_calibration_bytes(block, work.pairs, config, workers) for block in work.blocks),
+        calibration_bytes=max(calibration_bytes(block, work.pairs, config, workers) for block in work.blocks),
         notes=work.notes,
     )
 
@@ -246,11 +247,17 @@ def _plan_block(sides: tuple[Checkpoint, Checkpoint], block: Block, pairs: Pairs
         projection_bytes=codes,
         kept_bytes=kept,
         description_bytes=block_description_bytes(sides, pairs, block, config, codes + kept),
-        peak_bytes=codes
-        + kept
-        + sum(_factors_bytes(pair, config) for pair in own)
-        + max(_working_bytes(pair, config) for pair in own),
+        peak_bytes=block_peak_bytes(own, config),
     )
+
+
+def block_peak_bytes(own: Sequence[Pair], config: CompressConfig) -> int:
+    """Return the expected peak working memory of a block's tensors, above the idle process.
+
+    Codes and factors are held until the block is done, and tensors are worked on one after the other.
+    """
+    held = sum(_coded_bytes(pair, config) + _factors_bytes(pair, config) for pair in own)
+    return held + max(_working_bytes(pair, config) for pair in own)
 
 
 def _coded_bytes(pair: Pair, config: CompressConfig) -> int:
@@ -275,7 +282,7 @@ def _factors_bytes(pair: Pair, config: CompressConfig) -> int:
     return 2 * math.prod(count) * depth.most(m, n) * (m + n)
 
 
-def _calibration_bytes(block: Block, pairs: Pairs, config: CompressConfig, workers: int) -> int:
+def calibration_bytes(block: Block, pairs: Pairs, config: CompressConfig, workers: int) -> int:
     """Memory of a layer that is run: its weights, workers' batches, one group's Hessians, and one matrix's solving.
 
     Weights are there in float32 beside those that are read. Of activations, what each matrix is fed and gives is held

@@ -67,7 +67,7 @@ def check_compress(request: CompressRequest, opened: tuple[Checkpoint, Checkpoin
         request: the request.
         opened: its two checkpoints, where they are open already.
     """
-    resolve_device(request.device)
+    resolve_device(request.device_here(request.device))
     if request.name is not None:
         require_ref_name(request.name)
     base, finetuned = opened or open_sides(request.base, request.finetuned)

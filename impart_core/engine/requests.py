@@ -7,6 +7,7 @@ from pydantic import Field
 
 from impart_core.base.errors import ConfigError
 from impart_core.base.settings import Frozen
+from impart_core.base.spread import Spread
 from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.text import CalibrationText
 from impart_core.checkpoint.location import is_remote
@@ -43,8 +44,8 @@ class Trust(Frozen):
         return Reuse(self.reread or reread, self.refreshes(stage), self.imported)
 
 
-class RunRequest(Frozen):
-    """How a compression is run, and what becomes of it.
+class RunRequest(Spread):
+    """How a compression is run, and what becomes of it; over what it is spread, as in `Spread`.
 
     Attributes:
         store: the store's URL.

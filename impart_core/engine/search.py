@@ -18,6 +18,7 @@ from impart_core.artifacts.study import (
 from impart_core.base.errors import ConfigError
 from impart_core.base.retry import patiently, recording
 from impart_core.base.settings import Frozen, nearest
+from impart_core.base.spread import Spread
 from impart_core.checkpoint.spool import spooling
 from impart_core.engine.candidates import Measuring, StoreLedger
 from impart_core.engine.executor import Executor, Progress, ThreadExecutor
@@ -45,8 +46,8 @@ from impart_core.store.publish import Reuse, made_or_found
 from impart_core.store.store import Store, default_store_url
 
 
-class SearchRequest(Frozen):
-    """A search to run.
+class SearchRequest(Spread):
+    """A search to run; over what it is spread, as in `Spread`.
 
     Attributes:
         file: the search.
@@ -160,7 +161,7 @@ def check_search(request: SearchRequest) -> CheckedSearch:
             check_items(task, (0, rungs[-1][1]), "validation", measure, options, request.code)
     with ThreadExecutor(2) as executor:
         template = open_template(file, store, executor)
-    run = Run(request.store, request.device)
+    run = Run(request.store, request.device_here(request.device))
     for values in starting_values(file.space, file.starts):
         template.check(file.space.fill(values).filled, run)
     test = {name: one.count for name, one in split_items(list(members), "test", options).items()}

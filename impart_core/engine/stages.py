@@ -25,6 +25,7 @@ from impart_core.checkpoint.digest import tensor_digests
 from impart_core.checkpoint.index import Checkpoint
 from impart_core.codec.format import EncodedTensor
 from impart_core.engine.executor import stage
+from impart_core.engine.needs import block_need, distil_need
 from impart_core.engine.references import (
     BlockJob,
     DeltaJob,
@@ -71,7 +72,7 @@ def read_calibration_text(job: TextJob) -> Made:
     return Made.of(outcome, watch)
 
 
-@stage("distil scales", "distil the scales of {job.config.method}", GPU)
+@stage("distil scales", "distil the scales of {job.config.method}", GPU, distil_need)
 def distil_block_scales(job: DistilJob) -> Made:
     """Tune the scales of a delta's matrices against the fine-tuned model's logits, unless the store holds them."""
     watch, store = job.run.watch(), job.run.open_store()
@@ -97,7 +98,7 @@ def distil_block_scales(job: DistilJob) -> Made:
     return Made.of(outcome, watch)
 
 
-@stage("decompose block", "decompose {job.block.name}", GPU)
+@stage("decompose block", "decompose {job.block.name}", GPU, block_need)
 def decompose_block(job: BlockJob) -> FactorsResult | None:
     """Decompose one block and publish its factors, unless the store holds them, or already what they are for."""
     return_large_memory_at_once()
@@ -128,7 +129,7 @@ def decompose_block(job: BlockJob) -> FactorsResult | None:
     return FactorsResult.of(outcome, watch, matrices=len(content.matrices), fallbacks=fallbacks)
 
 
-@stage("sparsify block", "sparsify {job.block.name}", GPU)
+@stage("sparsify block", "sparsify {job.block.name}", GPU, block_need)
 def sparsify_block(job: BlockJob, read_again: bool = False) -> Made:
     """Compress one block and publish it, unless the store holds it whole already.
 

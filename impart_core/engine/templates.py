@@ -125,7 +125,7 @@ def _compress_template(template: Mapping[str, Any], store: Store, executor: Exec
         if name in template and not isinstance(template[name], str):
             raise ConfigError(f"compress.{name} is {template[name]!r:.60}; it must be one place, and no hole.")
     base, finetuned = open_sides(absolute(template["base"]), absolute(template["finetuned"]))
-    sides = [executor.submit(digest_checkpoint, side, False) for side in (base, finetuned)]
+    sides = [executor.submit(digest_checkpoint, side.weights_alone(), False) for side in (base, finetuned)]
     text = template.get("calibration")
     return CompressTemplate(
         base,

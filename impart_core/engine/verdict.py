@@ -12,6 +12,7 @@ from impart_core.base.errors import ModelError
 from impart_core.base.retry import NETWORK, patiently
 from impart_core.engine.candidates import CandidateJob, CandidateResult, Measuring, score, trial_job, try_candidate
 from impart_core.engine.executor import Executor, stage
+from impart_core.engine.needs import reference_need
 from impart_core.engine.references import Run, TrialJob
 from impart_core.engine.template import Model, Template
 from impart_core.evaluation.item_scores import mean_of
@@ -34,7 +35,7 @@ class ReferenceJob:
     measuring: Measuring
 
 
-@stage("score reference", "score {job.trial.label}", NETWORK)
+@stage("score reference", "score {job.trial.label}", NETWORK, reference_need)
 def score_reference(job: ReferenceJob) -> CandidateResult:
     """Score the base or an expert on what the store holds no scores of."""
     return score(job.trial, job.measuring)

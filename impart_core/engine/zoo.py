@@ -68,7 +68,7 @@ def check_zoo(request: ZooRequest, *, writing: bool = True) -> CheckedZoo:
         ImpartError: something in the file cannot be carried out, or a base is another one than at the last run.
     """
     zoo, store = request.zoo, Store(request.place)
-    resolve_device(zoo.device)
+    resolve_device(zoo.device_here(zoo.device))
     if writing:
         patiently("try the store", store.require_writable)
     require_ref_name(ref_of(zoo.zoo))

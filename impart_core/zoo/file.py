@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from impart_core.base.errors import ConfigError, unknown_name
 from impart_core.base.settings import Frozen
+from impart_core.base.spread import Spread
 from impart_core.base.yaml_text import read_settings_file
 from impart_core.blocks.coding import calibration_of
 from impart_core.blocks.request import CompressConfig
@@ -255,8 +256,8 @@ class MLflow(Frozen):
     experiment: str = Field(default="impart", min_length=1)
 
 
-class ZooFile(Frozen):
-    """A zoo.
+class ZooFile(Spread):
+    """A zoo; over what the blocks of its models are spread, as in `Spread`.
 
     Attributes:
         zoo: what it is called; the record of its last run is the artifact `zoo-NAME`.

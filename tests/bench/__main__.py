@@ -11,6 +11,7 @@ from tests.bench.decomposition import measure_decomposition
 from tests.bench.merge import measure_against_mergekit, measure_merge
 from tests.bench.pipeline import measure_pipeline
 from tests.bench.quantize import measure_quantize
+from tests.bench.runners import measure_runners
 from tests.bench.search import measure_search
 from tests.bench.shared_masks import measure_shared_masks
 from tests.bench.store import measure_store
@@ -26,6 +27,7 @@ BENCHMARKS = {
     "pipeline": measure_pipeline,
     "store": measure_store,
     "search": measure_search,
+    "runners": measure_runners,
 }
 TARGETS = {
     "svd_speedup": "≥ 5",

@@ -1,0 +1,56 @@
+"""What stages take beyond a core, told from their jobs: a device, and memory as `plan` counts it."""
+
+from typing import Protocol
+
+from impart_core.base.numerics import default_workers
+from impart_core.checkpoint.index import Checkpoint
+from impart_core.engine.executor import Need
+from impart_core.engine.plan import block_peak_bytes, calibration_bytes
+from impart_core.engine.references import BlockJob, DistilJob, EvaluationJob, LayerJob, TrialJob
+from impart_core.engine.template import Template
+
+
+class _OfTemplate(Protocol):
+    @property
+    def template(self) -> Template: ...
+
+
+class _OfTrial(Protocol):
+    @property
+    def trial(self) -> TrialJob: ...
+
+
+def block_need(job: BlockJob, read_again: bool = False) -> Need:  # noqa: ARG001 - a stage's parameters
+    """Return what a block takes, decomposed or encoded."""
+    return Need(device=True, memory=block_peak_bytes(list(job.pairs.values()), job.config))
+
+
+def layer_need(job: LayerJob) -> Need:
+    """Return what a layer takes that is compressed on what it is given."""
+    own = job.job
+    extra = calibration_bytes(own.block, own.pairs, own.config, own.run.workers or default_workers())
+    return Need(device=True, memory=block_need(own).memory + extra)
+
+
+def distil_need(job: DistilJob) -> Need:
+    """Return what distilling takes: both models, at the least."""
+    return Need(device=True, memory=job.base.nbytes + job.finetuned.nbytes)
+
+
+def evaluation_need(job: EvaluationJob) -> Need:
+    """Return what an evaluation takes: its model, at the least."""
+    return _model_need(job.checkpoint or job.base)
+
+
+def candidate_need(job: _OfTemplate) -> Need:
+    """Return what a candidate of a search takes: its model, at the least."""
+    return _model_need(job.template.base)
+
+
+def reference_need(job: _OfTrial) -> Need:
+    """Return what scoring a model takes: the model, at the least."""
+    return _model_need(job.trial.checkpoint or job.trial.base)
+
+
+def _model_need(model: Checkpoint | None) -> Need:
+    return Need(device=True, memory=model.nbytes if model else 0)
