@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
-from tests.faults import tally
+from tests.faults import tally, warm
 from tests.servers import s3_server
 from tests.support import make_pair
 
@@ -71,7 +71,7 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     previous = os.environ.get("PREFECT_HOME"), os.environ.get("PREFECT_API_URL")
     os.environ["PREFECT_HOME"] = str(tmp_path_factory.mktemp("prefect"))
-    with prefect_server() as url, temporary_settings({PREFECT_API_URL: url}):
+    with prefect_server() as url, temporary_settings({PREFECT_API_URL: url, **warm.NO_HEARTBEATS}):
         os.environ["PREFECT_API_URL"] = url
         yield url
     for name, value in zip(("PREFECT_HOME", "PREFECT_API_URL"), previous, strict=True):
