@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -27,16 +28,21 @@ _READ_ONCE = re.compile(r"LD_|PYTHON|HF_|TRANSFORMERS_|TORCH_|OMP_|MKL_|PREFECT_
 # A run would wait up to a second for the thread that sends them; where ImPart starts the server, it sends none.
 NO_HEARTBEATS: Mapping[Any, None] = {"flows.heartbeat_frequency": None}
 _lock = threading.Lock()
-_read: dict[str, str] = {}  # the environment that the warm process was started in
+
+
+@cache
+def _started() -> dict[str, str]:
+    """Start the warm process; return the environment that it read."""
+    read = dict(os.environ)
+    forkserver.ensure_running()
+    return read
 
 
 def fits(environment: Environment) -> bool:
     """Return whether a process forked from the warm one can take this whole environment for its own."""
     with _lock:
-        if not _read:
-            _read.update(os.environ)
-            forkserver.ensure_running()
-    return all(environment.get(name) == _read.get(name) for name in {*environment, *_read} if _READ_ONCE.match(name))
+        read = _started()
+    return all(environment.get(name) == read.get(name) for name in {*environment, *read} if _READ_ONCE.match(name))
 
 
 class Command:
@@ -53,6 +59,8 @@ class Command:
         self._folder = tempfile.TemporaryDirectory()
         self._said = [Path(self._folder.name) / name for name in ("out", "err")]
         merged = {**inherited, **environment}
+        with _lock:
+            _started()
         self._process = _context.Process(target=_begin, args=(work, arguments, merged, self._said), daemon=True)
         self._process.start()
 
