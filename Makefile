@@ -16,7 +16,7 @@ endif
 
 test: lint
 	$(BIN)/pytest -m "not e2e and not faults and not slow" -n 2
-	$(BIN)/pytest -m "e2e or faults or slow" -n 2 --dist loadfile
+	$(BIN)/pytest -m "e2e or faults or slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-unit: $(STAMP)
 	$(BIN)/pytest -m "not e2e and not faults and not slow" -n 2

@@ -16,9 +16,10 @@ import torch
 
 from impart_core.checkpoint.index import Checkpoint
 from impart_core.checkpoint.writer import spec_of, write_checkpoint
+from tests.faults import warm
+from tests.faults.warm import Environment
 
 VECTORS = Path(__file__).parent / "vectors"
-Environment = Mapping[str, str | None]
 
 
 def weight_files(checkpoint: Checkpoint) -> list[str]:
@@ -184,7 +185,16 @@ def run_impart(
     inherited: Mapping[str, str] = os.environ,
     timeout: float = 300,
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command line to its end and return exit code, standard output and standard error."""
+    """Run the command line to its end and return exit code, standard output and standard error.
+
+    It runs in a process of its own, which is forked from a warm one where this environment allows.
+    """
+    if warm.fits({**inherited, **(environment or {})}):
+        command = warm.Command(warm.impart, arguments, environment or {}, inherited)
+        try:
+            return command.wait(timeout)
+        finally:
+            command.end()
     process = start_impart(*arguments, environment=environment, inherited=inherited)
     try:
         out, err = process.communicate(timeout=timeout)

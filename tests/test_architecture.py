@@ -188,6 +188,7 @@ def test_a_stage_of_tasks_is_a_short_file() -> None:
         ("import impart_core", ["torch", "pydantic", "prefect"]),
         ("import impart_core.engine.library", ["prefect", "transformers", "lm_eval"]),
         ("import impart_flows.cli.app", ["torch", "prefect", "transformers"]),
+        ("import impart_flows.cli.names, impart_flows.cli.stored, impart_flows.cli.upkeep", ["torch", "prefect"]),
     ],
 )
 def test_what_is_not_needed_is_not_imported(code: str, absent: list[str]) -> None:

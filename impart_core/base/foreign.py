@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from impart_core.base.device_memory import is_out_of_device_memory
 from impart_core.base.errors import ImpartError
-from impart_core.base.numerics import is_out_of_device_memory
 
 _LONGEST_REASON = 300
 

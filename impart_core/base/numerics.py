@@ -16,7 +16,6 @@ from impart_core.base.errors import ConfigError, DeviceError
 
 _M_MMAP_THRESHOLD = -3  # malloc.h
 _DEVICE = re.compile(r"cpu|cuda(?::([0-9]+))?")
-_NO_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUSOLVER_STATUS_ALLOC_FAILED")
 _lock = threading.Lock()
 _auto: ContextVar[str] = ContextVar("impart_auto_device", default="auto")
 _inside = 0
@@ -136,13 +135,3 @@ def _call_glibc(name: str, *arguments: int) -> None:
 def default_workers() -> int:
     """Return the number of cores this process may use: one block at a time on each."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def is_out_of_device_memory(error: BaseException) -> bool:
-    """Return whether a device had too little memory left, which another process may give back.
-
-    Libraries of CUDA that get no workspace say so in errors of their own.
-    """
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)

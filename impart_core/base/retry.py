@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
-from impart_core.base.numerics import is_out_of_device_memory
+from impart_core.base.device_memory import is_out_of_device_memory
 from impart_core.base.settings import Frozen
 
 R = TypeVar("R")

@@ -9,6 +9,7 @@ from typing import Any, Self
 from pydantic import Field
 
 from impart_core.artifacts.trial import TrialContent, is_failure, read_scores, settles, trial_recipe
+from impart_core.base.device_memory import is_out_of_device_memory
 from impart_core.base.errors import (
     ConfigError,
     InfeasibleBudgetError,
@@ -16,7 +17,7 @@ from impart_core.base.errors import (
     TensorValueError,
     UnknownNameError,
 )
-from impart_core.base.numerics import is_out_of_device_memory, one_thread_per_kernel
+from impart_core.base.numerics import one_thread_per_kernel
 from impart_core.base.retry import NETWORK, patiently
 from impart_core.base.settings import Frozen
 from impart_core.engine.executor import Executor, stage

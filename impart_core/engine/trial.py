@@ -14,8 +14,9 @@ from impart_core.artifacts.trial import (
     settles,
     trial_recipe,
 )
+from impart_core.base.device_memory import is_out_of_device_memory
 from impart_core.base.errors import InfeasibleBudgetError, MismatchError, ModelError, TensorValueError
-from impart_core.base.numerics import is_out_of_device_memory, resolve_device
+from impart_core.base.numerics import resolve_device
 from impart_core.base.retry import GPU, patiently
 from impart_core.checkpoint.index import Checkpoint
 from impart_core.engine.evaluate import failure_of, model_folder

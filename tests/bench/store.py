@@ -21,7 +21,7 @@ from impart_core.store.recipe import Recipe
 from impart_core.store.store import Store, file_entry
 from tests.s3proxy import S3Proxy
 from tests.servers import s3_server
-from tests.support import Environment, make_pair, run_impart, run_json
+from tests.support import Environment, make_pair, run_json, start_impart
 
 RUNS, LAYERS = 152, 32  # a run publishes a delta of 33 blocks, 32 factors and an evaluation: 10,184 artifacts in all
 VERBS = {
@@ -63,8 +63,9 @@ def measure_store() -> dict[str, Any]:
 
 def _time(store: Store, words: list[str]) -> float:
     began = time.perf_counter()
-    done = run_impart(*words, "--store", store.url, "--json")
-    assert done.returncode == 0, done.stderr
+    process = start_impart(*words, "--store", store.url, "--json")
+    _, said = process.communicate()
+    assert process.returncode == 0, said
     return time.perf_counter() - began
 
 

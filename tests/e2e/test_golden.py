@@ -10,15 +10,14 @@ anew what the program gives.
 
 import hashlib
 import json
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support import run_json
 
 pytestmark = pytest.mark.e2e
 
@@ -58,17 +57,6 @@ MERGES: dict[str, dict[str, Any]] = {
 }
 
 
-def impart(*arguments: str, environment: dict[str, Any]) -> dict[str, Any]:
-    """Run the installed command with `--json` and return what it prints."""
-    command = [str(Path(sys.executable).parent / "impart"), *arguments, "--json"]
-    given = {**os.environ, **{name: value for name, value in environment.items() if value is not None}}
-    done = subprocess.run(command, capture_output=True, text=True, env=given, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    printed = json.loads(done.stdout)
-    assert isinstance(printed, dict)
-    return printed
-
-
 def stored(store: Path) -> dict[str, dict[str, Any]]:
     """Return every manifest of a folder store by id."""
     return {path.parent.name: json.loads(path.read_bytes()) for path in sorted(store.glob("artifacts/*/manifest.json"))}
@@ -97,18 +85,18 @@ def run_all(store: Path, environment: dict[str, Any]) -> dict[str, Any]:
     base, finetuned = str(GOLDEN / "base"), str(GOLDEN / "finetuned")
     found: dict[str, Any] = {}
     for name, flags in COMPRESSIONS.items():
-        report = impart("compress", base, finetuned, *flags, "--store", str(store), environment=environment)
+        report = run_json("compress", base, finetuned, *flags, "--store", str(store), environment=environment)
         made, top = stored(store), report["artifact"]
         found[name] = {"ids": ids_below(made, top), "files": files_of(made, top)}
         found[name]["decompositions"] = report["decompositions"]
-    zoo = {side: impart("tinyzoo", "path", side, environment=environment)["path"] for side in ("base", "math")}
+    zoo = {side: run_json("tinyzoo", "path", side, environment=environment)["path"] for side in ("base", "math")}
     for name, flags in CALIBRATED.items():
-        report = impart("compress", *zoo.values(), *flags, "--store", str(store), environment=environment)
+        report = run_json("compress", *zoo.values(), *flags, "--store", str(store), environment=environment)
         found[name] = {"ids": ids_below(stored(store), report["artifact"])}
     found |= merged(store, found["magnitude"]["ids"]["delta"], environment)
     found["search"] = searched(store, environment)
     arguments = ["evaluate", zoo["math"], "--tasks", "tinyzoo_math", "--limit", "2", "--store", str(store)]
-    (result,) = impart(*arguments, environment=environment)["results"]
+    (result,) = run_json(*arguments, environment=environment)["results"]
     recipe = stored(store)[result["id"]]["recipe"]
     found["evaluation"] = {"ids": {"evaluation": result["id"]}, "lm_eval": lm_eval_version()}
     found["evaluation"]["ids"]["without its definition"] = undefined(recipe, "definition")
@@ -123,7 +111,7 @@ def merged(store: Path, delta: str, environment: dict[str, Any]) -> dict[str, An
             models = [{"model": str(GOLDEN / "finetuned")}, {"model": delta}]
             file, out = Path(scratch) / f"{name}.yaml", Path(scratch) / name
             file.write_text(json.dumps({"base_model": str(GOLDEN / "base"), "models": models, **settings}))
-            report = impart("merge", str(file), "--out", str(out), "--store", str(store), environment=environment)
+            report = run_json("merge", str(file), "--out", str(out), "--store", str(store), environment=environment)
             weights = (out / "model.safetensors").read_bytes()
             found[name] = {
                 "ids": {"merged": report["artifact"]},
@@ -134,7 +122,7 @@ def merged(store: Path, delta: str, environment: dict[str, Any]) -> dict[str, An
 
 def searched(store: Path, environment: dict[str, Any]) -> dict[str, Any]:
     """Search two merges, one of them compressed; return the ids of the study and of both trials."""
-    places = [impart("tinyzoo", "path", one, environment=environment)["path"] for one in ("base", "math", "code")]
+    places = [run_json("tinyzoo", "path", one, environment=environment)["path"] for one in ("base", "math", "code")]
     template = {
         "merge_method": "task_arithmetic",
         "base_model": places[0],
@@ -146,7 +134,7 @@ def searched(store: Path, environment: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "search.yaml"
         file.write_text(json.dumps(search))
-        report = impart("search", str(file), "--store", str(store), environment=environment)
+        report = run_json("search", str(file), "--store", str(store), environment=environment)
     manifests = stored(store)
     study = manifests[report["id"]]["recipe"]
     ids = {"study": report["id"], "study without its definition": undefined(study, "definitions")}

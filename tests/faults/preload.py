@@ -1,16 +1,27 @@
 """What a warm process holds in memory before commands are forked from it; see warm.py."""
 
+from importlib import import_module
+
 from impart_flows.cli.surroundings import prepare
 
 prepare()  # Prefect reads its settings when it is imported
-
-import prefect.main  # noqa: E402, F401
-import pytest  # noqa: E402, F401
-import s3fs  # noqa: E402, F401
-
-import impart_core.apply.dense  # noqa: E402
-import impart_core.lineage.graph  # noqa: E402
-import impart_core.store.gc  # noqa: E402
-import impart_core.store.verify  # noqa: E402, F401
-import impart_flows.compress  # noqa: E402, F401
-import tests.support  # noqa: E402, F401
+for _name in (
+    "prefect.main",
+    "pytest",
+    "s3fs",
+    "lm_eval.evaluator",
+    "lm_eval.models.huggingface",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.llama.modeling_llama",
+    "optuna.samplers",
+    "impart_core.apply.dense",
+    "impart_core.lineage.graph",
+    "impart_core.store.gc",
+    "impart_core.store.verify",
+    "impart_flows.evaluate",
+    "impart_flows.search",
+    "impart_flows.zoo",
+    "tests.support",
+):
+    import_module(_name)

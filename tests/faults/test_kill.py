@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import MATRICES
+from tests.faults.warm import warm
 from tests.support import Environment, data_files, halt_when, manifests, run_json, start_impart
 
 pytestmark = pytest.mark.faults
@@ -28,15 +29,12 @@ def stop_half_way(
     Returns:
         Its exit code and standard error.
     """
-    process = start_impart(*arguments, environment=environment)
-    try:
-        halt_when(lambda: len(manifests(store, kind)) >= 3, process.send_signal, lambda: process.poll() is None)
-        process.send_signal(how)
-        process.send_signal(signal.SIGCONT)
-        _, said = process.communicate(timeout=30)  # the block in flight takes a second
-    finally:
-        process.kill()
-    return process.returncode, said
+    with warm(*arguments, environment=environment) as command:
+        halt_when(lambda: len(manifests(store, kind)) >= 3, command.send, lambda: command.running)
+        command.send(how)
+        command.send(signal.SIGCONT)
+        done = command.wait()
+    return done.returncode, done.stderr
 
 
 def assert_resumes(arguments: list[str], store: Path, undisturbed: Path, environment: Environment) -> None:

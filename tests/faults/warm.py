@@ -1,34 +1,67 @@
 """The command line in processes that are forked from a warm one: as real as any, without the seconds of its imports."""
 
+import atexit
 import contextlib
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-from tests.support import Environment
+Environment = Mapping[str, str | None]
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.faults.preload"])
+# What libraries read once, when they are loaded or imported: a warm process has read it already.
+_READ_ONCE = re.compile(r"LD_|PYTHON|HF_|TRANSFORMERS_|TORCH_|OMP_|MKL_|PREFECT_LOGGING_|DO_NOT_TRACK$|HOME$")
+# A run would wait up to a second for the thread that sends them; where ImPart starts the server, it sends none.
+NO_HEARTBEATS: Mapping[Any, None] = {"flows.heartbeat_frequency": None}
+_lock = threading.Lock()
+
+
+@cache
+def _started() -> dict[str, str]:
+    """Start the warm process; return the environment that it read."""
+    read = dict(os.environ)
+    forkserver.ensure_running()
+    return read
+
+
+def fits(environment: Environment) -> bool:
+    """Return whether a process forked from the warm one can take this whole environment for its own."""
+    with _lock:
+        read = _started()
+    return all(environment.get(name) == read.get(name) for name in {*environment, *read} if _READ_ONCE.match(name))
 
 
 class Command:
     """A command that runs in a process of its own."""
 
-    def __init__(self, work: Callable[..., object], arguments: tuple[Any, ...], environment: Environment) -> None:
-        """Start it; see `start_warm` and `start_work`."""
+    def __init__(
+        self,
+        work: Callable[..., object],
+        arguments: tuple[Any, ...],
+        environment: Environment,
+        inherited: Mapping[str, str] = os.environ,
+    ) -> None:
+        """Start it; see `warm` and `beside`."""
         self._folder = tempfile.TemporaryDirectory()
         self._said = [Path(self._folder.name) / name for name in ("out", "err")]
-        inherited = {**os.environ, **environment}
-        self._process = _context.Process(target=_begin, args=(work, arguments, inherited, self._said), daemon=True)
+        merged = {**inherited, **environment}
+        with _lock:
+            _started()
+        self._process = _context.Process(target=_begin, args=(work, arguments, merged, self._said), daemon=True)
         self._process.start()
 
     @property
@@ -126,14 +159,22 @@ def _begin(
     os.environ.clear()
     os.environ.update({name: value for name, value in environment.items() if value is not None})
     tempfile.tempdir = None  # TMPDIR may be another one here
-    work(*arguments)
+    try:
+        work(*arguments)
+    finally:  # as an interpreter ends, which a forked process leaves out
+        threading._shutdown()
+        atexit._run_exitfuncs()
 
 
 def impart(*arguments: str) -> None:
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.context import refresh_global_settings_context
+    from prefect.settings import temporary_settings
 
     from impart_flows.cli import main
+    from impart_flows.cli.surroundings import prepare
 
     sys.argv = ["impart", *arguments]
-    with temporary_settings({PREFECT_API_URL: os.environ.get("PREFECT_API_URL")}):
+    prepare()
+    refresh_global_settings_context()
+    with temporary_settings(NO_HEARTBEATS):
         main()

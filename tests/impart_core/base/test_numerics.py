@@ -9,12 +9,10 @@ import torch
 from impart_core.base.errors import ConfigError, DeviceError
 from impart_core.base.numerics import (
     default_workers,
-    is_out_of_device_memory,
     one_thread_per_kernel,
     release_memory,
     resolve_device,
 )
-from impart_core.base.retry import is_transient
 
 needs_no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without CUDA")
 
@@ -96,19 +94,3 @@ def test_float32_is_float32_on_whatever_device_is_set_up() -> None:
     assert torch.get_float32_matmul_precision() == "highest"
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
-        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"), True),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
-        (RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`"), True),
-        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
-        (MemoryError(), False),
-    ],
-)
-def test_lost_memory_of_a_device_is_known_from_whichever_library_says_so(error: Exception, expected: bool) -> None:
-    assert is_out_of_device_memory(error) is expected
-    assert is_transient(error) is expected

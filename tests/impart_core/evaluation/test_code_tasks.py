@@ -16,8 +16,8 @@ from impart_core.evaluation.harness import Evaluator
 from impart_core.evaluation.jail import problem_with_jail
 from impart_core.evaluation.options import MeasureOptions
 from impart_core.evaluation.result import RunCode
+from tests.e2e.here import impart
 from tests.impart_core.evaluation import code_task
-from tests.support import run_impart
 
 pytestmark = pytest.mark.e2e
 
@@ -78,10 +78,10 @@ def test_a_loaded_code_task_needs_the_flag_too(folder: Path) -> None:
 
 def test_the_command_refuses_before_work_starts(tmp_path: Path) -> None:
     arguments = ["evaluate", str(tinyzoo.path("code")), "--tasks", "humaneval", "--store", str(tmp_path / "store")]
-    done = run_impart(*arguments)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "with --run-code" in done.stderr
-    assert "Traceback" not in done.stderr
+    code, out, err = impart(*arguments)
+    assert (code, out) == (2, "")
+    assert "with --run-code" in err
+    assert "Traceback" not in err
 
 
 @needs_jail

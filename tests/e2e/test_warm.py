@@ -1,0 +1,25 @@
+"""Commands forked from a warm process, as most tests run them, are those that users start."""
+
+import os
+
+import pytest
+
+from tests.faults import warm
+from tests.support import run_impart, start_impart
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.mark.parametrize("typed", ["ls --store /nowhere/store", "compress a b --cr 4 --json", "methods impart"])
+def test_a_forked_command_ends_as_one_that_starts_from_nothing(typed: str) -> None:
+    process = start_impart(*typed.split())
+    forked = run_impart(*typed.split())
+    assert warm.fits(os.environ)
+    assert (forked.stdout, forked.stderr) == process.communicate()
+    assert forked.returncode == process.returncode
+
+
+@pytest.mark.parametrize("name", ["LD_PRELOAD", "HF_ENDPOINT", "PYTHONPATH", "HOME"])
+def test_what_is_read_at_the_start_needs_a_start(name: str) -> None:
+    assert not warm.fits({**os.environ, name: "/nowhere"})
+    assert warm.fits({**os.environ, "IMPART_STORE": "/nowhere", "PREFECT_HOME": "/nowhere"})
