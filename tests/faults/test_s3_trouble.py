@@ -21,7 +21,7 @@ pytestmark = pytest.mark.faults
 
 Pair = tuple[Path, Path]
 LONGEST_SECONDS = 60
-# A stalled upload lasts four read time-outs.
+# A stalled upload lasts four read time-outs. Only where requests stall: a busy machine's server is as slow at times.
 IMPATIENT = {"IMPART_STORE_OPTIONS": '{"config_kwargs": {"connect_timeout": 1, "read_timeout": 1}}'}
 
 
@@ -60,7 +60,8 @@ def test_a_run_survives_a_bad_network(
     fault = TROUBLES[what](proxy)
     run = ["compress", *map(str, pair), "--cr", "4", "--name", "bad", "--store", behind_proxy.url]
     began = time.monotonic()
-    report = warm_json(*run, environment={**behind_proxy.environment, **IMPATIENT}, timeout=LONGEST_SECONDS)
+    environment = {**behind_proxy.environment, **(IMPATIENT if "stalled" in what else {})}
+    report = warm_json(*run, environment=environment, timeout=LONGEST_SECONDS)
     proxy.heal()
     assert fault.injected, "nothing went wrong"
     count(what, fault.injected)
