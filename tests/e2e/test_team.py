@@ -113,7 +113,7 @@ def test_whatever_writes_is_refused_to_a_reader_in_a_sentence(team: Team, zoo: s
     before = run_json("ls", "--store", STORE, environment=team.admin)
     writes = [
         ["compress", BASE, MATH, "--cr", "8"],
-        ["quantize", "math@prod", "--method", "lowrank", "--cr", "64"],
+        ["quantize", "math@prod", "--cr", "64", "--calibration", "tinyzoo:math"],
         ["evaluate", "math@prod", "--base", BASE, "--tasks", "tinyzoo_math", "--limit", "2"],
         ["tag", "math@prod", "math@mine"],
         ["untag", "math@old"],
