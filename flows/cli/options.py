@@ -74,10 +74,8 @@ FLAGS: dict[str, Any] = {
     "sequences": typer.Option("--calibration-sequences", show_default="128", help="Sequences of it that are run."),
     "length": typer.Option("--calibration-length", show_default="2048, or the model's most", help="Tokens of each."),
     "device": typer.Option(help="auto, cpu, cuda or cuda:N."),
-    "runner": typer.Option(help="Where blocks are worked on: threads, or a ray or dask cluster (docs/runners.md)."),
-    "cluster": typer.Option(
-        metavar="ADDRESS", show_default="IMPART_CLUSTER, else started for the run", help="Address of the cluster."
-    ),
+    "runner": typer.Option(help="threads, or a ray or dask cluster."),
+    "cluster": typer.Option(metavar="ADDRESS", show_default="IMPART_CLUSTER", help="Where it runs."),
     "workers": typer.Option(show_default="one for each core", help="Blocks worked on at once."),
     "reread": typer.Option("--verify-cache", help="Read what is reused; remake what differs."),
     "imported": typer.Option("--trust-imported", help="Reuse what was made elsewhere and imported."),

@@ -100,7 +100,10 @@ def in_threads(environment: Environment, tmp_path_factory: pytest.TempPathFactor
 def run_zoo(folder: Path, environment: Environment, *options: str) -> Made:
     """Run the zoo; return what became of each entry, all files' SHA-256, and evaluations but for their seconds."""
     store = folder / "store"
-    run = run_json("zoo", "run", str(write_zoo(folder)), "--store", str(store), *options, environment=environment)
+    arguments = ["zoo", "run", str(write_zoo(folder)), "--store", str(store), *options, "--json"]
+    done = run_impart(*arguments, environment=environment, timeout=1200)
+    assert done.returncode == 0, done.stderr
+    run = json.loads(done.stdout)
     outcomes = [[one[name] for name in ("name", "status", "artifact")] for one in run["outcomes"]]
     evaluations = {
         made: {**json.loads(path.read_text()), "seconds": None}

@@ -302,6 +302,8 @@ REST_OF_REQUEST = {
     "name": "named@prod",
     "device": "cpu",
     "workers": 7,
+    "runner": "ray",
+    "cluster": "ray://head:10001",
     "keep_factors": False,
     "trust": Trust(reread=True, refresh_from="digest"),
 }
