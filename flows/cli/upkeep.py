@@ -1,4 +1,4 @@
-"""The verbs that keep a store tidy: gc and du."""
+"""The verb that keeps a store tidy: gc."""
 
 import re
 from datetime import timedelta
@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from impart_core.base.errors import ConfigError
-from impart_core.lineage.usage import GROUPINGS, StoreUsage, usage_of
 from impart_core.store.gc import GcReport, collect
 from impart_core.store.retention import Rules
 from impart_core.store.store import Store
@@ -33,7 +32,6 @@ Keep = Annotated[
 ZooRules = Annotated[Path | None, typer.Option("--zoo", help="The rules and the store of this zoo file.")]
 Delete = Annotated[bool, typer.Option("--delete", help="Delete; without this, only say what would go.")]
 Everything = Annotated[bool, typer.Option("--everything", help="Delete even where no artifact would stay.")]
-By = Annotated[str, typer.Option("--by", help=f"{', '.join(GROUPINGS)}.")]
 
 
 def gc(
@@ -74,28 +72,6 @@ def gc(
         file = read_zoo_file(zoo)
         rules, opened = file.retention, Store(store or file.store)
     show(collect(opened, rules, delete=delete, everything=everything), json, _print_report)
-
-
-def du(by: By = "kind", store: opt.StoreOption = None, json: opt.JsonOption = False) -> None:
-    """Show what a store holds in bytes: stored, what copies would take, what the dense models take, what gc frees.
-
-    Example: impart du --by owner
-    """
-    show(usage_of(Store(store), by), json, _print_usage)
-
-
-def _print_usage(found: StoreUsage) -> None:
-    columns = [found.by, "artifacts", "alone", "shared", "if each had its own", "dense", "gc frees"]
-    rows = [
-        [one.label, str(one.artifacts), *(human_bytes(size) for size in (one.alone, one.shared, one.undeduplicated)),
-         human_bytes(one.dense) if one.dense else "—", human_bytes(one.unreachable)]
-        for one in found.groups
-    ]  # fmt: skip
-    if rows:
-        print_table(columns, rows, title=found.store)
-        say()
-    for line in found.lines(human_bytes):
-        say(line)
 
 
 def _print_report(report: GcReport) -> None:

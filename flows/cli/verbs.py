@@ -48,7 +48,7 @@ VERBS: dict[str, dict[str, Verb]] = {
         "mlflow": Verb("", "", "Register deltas with an MLflow server, as pointers.", "Share"),
         "verify": Verb("stored", "verify", "Re-read every file of an artifact, or of all.", "Keep tidy"),
         "gc": Verb("upkeep", "gc", "Find, and with --delete delete, what no rule keeps.", "Keep tidy"),
-        "du": Verb("upkeep", "du", "Show what is stored, shared, dense, and free to go, in bytes.", "Keep tidy"),
+        "du": Verb("usage", "du", "Show what is stored, shared, dense, and free to go, in bytes.", "Keep tidy"),
         "demo": Verb("demo", "demo", "Run the main job on the tiny zoo: a table and a picture.", "Try"),
         "selftest": Verb("selftest", "check_device", "Check a GPU against the CPU, and time both.", "Try"),
         "tinyzoo": Verb("", "", "A small real model zoo: one base, three fine-tunes (math, code, chat).", "Try"),

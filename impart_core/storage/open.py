@@ -96,12 +96,6 @@ def require_plain_url(url: str, whose: str, kind: type[ImpartError]) -> None:
             urlsplit(link)
     except ValueError:
         raise kind(f"The {whose}'s address is not a valid URL. Give a folder or a URL such as s3://…") from None
-    last = url.rpartition("::")[2].partition("://")[0]
-    if last in _ARCHIVES:
-        raise kind(
-            f"The {whose}'s {last}:// URL names no archive. Write {last}://FOLDER::ARCHIVE, such as "
-            f"{last}://model::s3://bucket/model.{last}."
-        )
     users = [found for found in _LINK.finditer(url) if not names_container(found["scheme"], found["user"])]
     if users or "?" in url or "#" in url:
         scheme = url.partition("://")[0].rpartition("::")[2]
@@ -109,4 +103,10 @@ def require_plain_url(url: str, whose: str, kind: type[ImpartError]) -> None:
             f"The {whose}'s {scheme if scheme.isalnum() else ''}:// URL carries a password, a user name, a query or "
             "a fragment. Give the place alone; credentials come from the environment (AWS_PROFILE and its like, or "
             f"{OPTIONS_VARIABLE})."
+        )
+    last = url.rpartition("::")[2].partition("://")[0]
+    if last in _ARCHIVES:
+        raise kind(
+            f"The {whose} {url!r} names no archive. Write {last}://FOLDER::ARCHIVE, such as "
+            f"{last}://model::s3://bucket/model.{last}."
         )
