@@ -5,7 +5,7 @@ How transformers loads is no documented interface of it; `calibrate.placement.lo
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,16 @@ class Gaps:
 
     missing: tuple[str, ...]
     misfits: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+
+
+def load_transformers() -> None:
+    """Import transformers, where it is installed, before threads do so.
+
+    It puts another module in its own place while it is imported: a thread that imports it at that moment too is left
+    with the first, which has none of its classes.
+    """
+    with suppress(ImportError):
+        import transformers  # noqa: F401
 
 
 def transformers_config(checkpoint: Checkpoint) -> Any:

@@ -15,6 +15,7 @@ from impart_core.base.errors import ConfigError, ImpartError
 from impart_core.base.numerics import resolve_device
 from impart_core.base.retry import patiently, recording
 from impart_core.base.text import without_secrets
+from impart_core.checkpoint.model import load_transformers
 from impart_core.engine.executor import Executor, Progress
 from impart_core.engine.zoo_entry import EntryJob, bytes_of, work_on
 from impart_core.engine.zoo_inputs import Inputs, places_of
@@ -185,6 +186,8 @@ def _worked_on(jobs: Sequence[EntryJob], before: Mapping[str, Outcome], each: Ea
     if at_once == 1:  # in this thread, so that an interrupt reaches the work itself
         yield from map(attempt, jobs)
         return
+    if jobs:
+        load_transformers()
     with ThreadPoolExecutor(at_once, thread_name_prefix="zoo") as pool:
         try:
             pending = [pool.submit(copy_context().run, attempt, job) for job in jobs]

@@ -1,6 +1,9 @@
 """The zoo by the library: what changed is worked on, the gate promotes, failures stay alone, bases stay the same."""
 
+import json
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -364,6 +367,29 @@ def test_an_interrupt_stops_what_is_under_way_at_its_next_block(zoo: Zoo) -> Non
     with pytest.raises(KeyboardInterrupt):
         zoo.run(each=each)
     assert stopped.is_set()
+
+
+def test_transformers_is_loaded_before_entries_are_worked_on_side_by_side(zoo: Zoo, tmp_path: Path) -> None:
+    """Two threads that import it at once: one is left with a module that lacks its classes."""
+    file = tmp_path / "zoo.yaml"
+    file.write_text(json.dumps({**zoo.content, "concurrency": 2}))
+    program = f"""
+import sys
+from pathlib import Path
+from impart_core.engine.executor import ThreadExecutor
+from impart_core.engine.zoo import run_zoo
+from impart_core.engine.zoo_jobs import ZooRequest
+from impart_core.zoo.file import read_zoo_file
+there = []
+def each(job, progress):
+    there.append("transformers" in sys.modules)
+    return job.outcome(status="failed", why="")
+with ThreadExecutor(1) as executor:
+    run_zoo(ZooRequest(zoo=read_zoo_file(Path({str(file)!r})), store={zoo.store.url!r}), executor, each=each)
+print(there)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[True, True]", done.stderr
 
 
 def test_the_plan_tells_what_would_be_done_and_how_long_it_took(zoo: Zoo) -> None:
