@@ -84,14 +84,13 @@ def check_zoo(request: ZooRequest, *, writing: bool = True) -> CheckedZoo:
     jobs = tuple(map(inputs.stamped, plain))
     inputs.require_same_bases(before.values())
     wanted = wanted_of(request.only, jobs)
-    refs = all_refs(store)
     known = {
-        job.name: _kept(store, job, refs, before.get(job.name), status="left out")
+        job.name: _kept(store, job, inputs.refs, before.get(job.name), status="left out")
         for job in jobs
         if job.name not in wanted
     }
     if not request.again:
-        known |= _unchanged(store, [job for job in jobs if job.name in wanted], before)
+        known |= _unchanged(store, inputs.refs, [job for job in jobs if job.name in wanted], before)
     return CheckedZoo(jobs, known, before, last.run if last else None, trouble)
 
 
@@ -209,7 +208,7 @@ def _foreseen(
         left_out = {name for name, outcome in checked.known.items() if outcome.status == "left out"}
         jobs = [inputs.stamped(job) for job in jobs]
         again = [] if request.again else [job for job in jobs if job.name not in left_out]
-        known = {name: checked.known[name] for name in left_out} | _unchanged(store, again, checked.before)
+        known = {name: checked.known[name] for name in left_out} | _unchanged(store, inputs.refs, again, checked.before)
     else:
         known = dict(checked.known)
     return (
@@ -260,7 +259,9 @@ def _kept(store: Store, job: EntryJob, refs: Mapping[str, str], before: Outcome 
     return before.model_copy(update={"owner": job.owner, "tags": job.tags, **about})
 
 
-def _unchanged(store: Store, jobs: Sequence[EntryJob], before: Mapping[str, Outcome]) -> dict[str, Outcome]:
+def _unchanged(
+    store: Store, refs: Mapping[str, str], jobs: Sequence[EntryJob], before: Mapping[str, Outcome]
+) -> dict[str, Outcome]:
     """Return the outcomes of entries that nothing has changed for, and whose artifacts and names are in place."""
     same = {
         job.name: before[job.name]
@@ -269,7 +270,7 @@ def _unchanged(store: Store, jobs: Sequence[EntryJob], before: Mapping[str, Outc
     }
     if not same:
         return {}
-    refs, sizes = all_refs(store), _sizes(store)
+    sizes = _sizes(store)
     ids = {outcome.artifact for outcome in same.values() if outcome.artifact}
     whole = {
         artifact

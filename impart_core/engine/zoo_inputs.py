@@ -54,6 +54,13 @@ class Inputs:
         self._definitions: dict[str, Any] = {}
         self._silent: dict[str, UnreachableError] = {}  # hosts that do not answer now
 
+    @property
+    def refs(self) -> Mapping[str, str]:
+        """The ids that all names of the store point to, read once."""
+        if self._refs is None:
+            self._refs = patiently("read names", lambda: all_refs(self._store))
+        return self._refs
+
     def stamped(self, job: EntryJob) -> EntryJob:
         """Return an entry with its fingerprint, and the listing of its base."""
         fingerprint = self._fingerprint(job)
@@ -122,9 +129,7 @@ class Inputs:
 
     def _named(self, name: str) -> str | None:
         """Return the id that a name points to."""
-        if self._refs is None:
-            self._refs = patiently("read names", lambda: all_refs(self._store))
-        return self._refs.get(name)
+        return self.refs.get(name)
 
     def _text(self, source: str) -> str | None:
         """Return what tells whether calibration text, or a study, is the same as before."""
