@@ -62,17 +62,23 @@ class TrackingServer:
             ConfigError: there is no address, or it is none of a server.
         """
         address = os.environ.get(ADDRESS, "").strip()
-        if not address.startswith(("http://", "https://")):
-            told = without_secrets(address) or "not set"
+        if not address.lower().startswith(("http://", "https://")):
+            told = "not of http:// or https://" if address else "not set"
             raise ConfigError(f"{ADDRESS} is {told}. Give the address of a tracking server: http://mlflow:5000.")
         token = os.environ.get("MLFLOW_TRACKING_TOKEN")
         user = os.environ.get("MLFLOW_TRACKING_USERNAME")
-        self._client = httpx.Client(
-            base_url=f"{address.rstrip('/')}/api/2.0/mlflow/",
-            timeout=_SECONDS,
-            headers={"Authorization": f"Bearer {token}"} if token else {},
-            auth=(user, os.environ.get("MLFLOW_TRACKING_PASSWORD", "")) if user and not token else None,
-        )
+        try:
+            self._client = httpx.Client(
+                base_url=f"{address.rstrip('/')}/api/2.0/mlflow/",
+                timeout=_SECONDS,
+                headers={"Authorization": f"Bearer {token}"} if token else {},
+                auth=(user, os.environ.get("MLFLOW_TRACKING_PASSWORD", "")) if user and not token else None,
+            )
+        except (httpx.InvalidURL, ValueError):  # without its text and cause: it quotes parts of a password
+            raise ConfigError(
+                f"{ADDRESS} is no address (http://HOST:PORT), or MLFLOW_TRACKING_TOKEN holds what no header may. "
+                "Characters of a password in an address are written with %: / as %2F."
+            ) from None
 
     def push(self, record: PointerRecord, experiment: str) -> Registered:
         """Register a delta, as far as it is not registered yet.
@@ -80,10 +86,16 @@ class TrackingServer:
         Raises:
             TrackingError: the server cannot be reached, or refuses something.
         """
-        place = self._experiment(experiment)
-        run, new_run = self._run(place, record)
-        self._ask("registered-models/create", {"name": record.name}, fine=("RESOURCE_ALREADY_EXISTS",))
-        version, new_version = self._version(record, run)
+        try:
+            place = self._experiment(experiment)
+            run, new_run = self._run(place, record)
+            self._ask("registered-models/create", {"name": record.name}, fine=("RESOURCE_ALREADY_EXISTS",))
+            version, new_version = self._version(record, run)
+        except (AttributeError, LookupError, TypeError) as error:  # whoever answers, it is not MLflow
+            raise TrackingError(
+                f"What {ADDRESS} names does not answer as MLflow does ({type(error).__name__}: {error}). Give the "
+                "address of a tracking server, without /api."
+            ) from error
         if record.label:
             self._ask("registered-models/alias", {"name": record.name, "alias": record.label, "version": version})
         return Registered(
@@ -143,6 +155,8 @@ class TrackingServer:
                 given = {"params": about} if method == "GET" else {"json": about}
                 answer = self._client.request(method, what, **given)  # type: ignore[arg-type]
                 told = answer.json() if answer.content else {}
+                if not isinstance(told, dict):
+                    raise ValueError(f"it answered {answer.status_code} with no JSON object")
             except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
                 why = f"{type(error).__name__}: {error}"
                 if isinstance(error, httpx.TimeoutException | httpx.ConnectError):

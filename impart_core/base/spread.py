@@ -67,5 +67,7 @@ class Spread(Frozen):
         if self.runner == "threads":
             raise ConfigError(f"{name} is {address!r}, but threads have no cluster. Give the runner ray or dask.")
         pattern, example = _ADDRESSES[self.runner]
+        if "@" in address:  # it is not quoted: requests end in lists of runs and logs
+            raise ConfigError(f"{name} holds a user or password, and no {self.runner} cluster takes one: {example}.")
         if not pattern.fullmatch(address):
             raise ConfigError(f"{name} is {address!r}, which is no address of a {self.runner} cluster: {example}.")

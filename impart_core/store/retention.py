@@ -31,10 +31,10 @@ class Rules(Frozen):
         grace_days: whatever was written within so many days.
     """
 
-    history: int | None = Field(default=None, ge=1)
-    history_days: float | None = Field(default=None, ge=0, le=36500)
+    history: int | None = Field(default=None, ge=1, strict=True)  # strict: `history: yes` is not 1 move
+    history_days: float | None = Field(default=None, ge=0, le=36500, strict=True)
     keep: tuple[str, ...] = ()
-    grace_days: float = Field(default=7, ge=0, le=36500)
+    grace_days: float = Field(default=7, ge=0, le=36500, strict=True)
 
     @model_validator(mode="after")
     def _keep_has_an_effect(self) -> Self:

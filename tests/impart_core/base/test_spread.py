@@ -35,6 +35,8 @@ def test_an_address_comes_from_the_request_or_else_from_the_environment(
         ({"runner": "ray", "cluster": "tcp://head:8786"}, "no address of a ray cluster"),
         ({"runner": "dask", "cluster": "ray://head:10001"}, "no address of a dask cluster"),
         ({"runner": "dask", "cluster": "auto"}, "no address of a dask cluster"),
+        ({"runner": "dask", "cluster": "tcp://me:pw@head:8786"}, "cluster holds a user or password"),
+        ({"runner": "ray", "cluster": "ray://me:pw@head:10001"}, "cluster holds a user or password"),
         ({"runner": "slurm"}, "must be 'threads', 'ray' or 'dask'"),
     ],
 )

@@ -122,3 +122,10 @@ def test_a_damaged_move_that_may_count_stops_it(store: Store) -> None:
     with pytest.raises(CorruptArtifactError):
         collect(store, Rules(grace_days=0, history_days=30), delete=True)  # it was in force until 20 days ago
     assert collect(store, Rules(grace_days=0, history=2), delete=True).complete
+
+
+@pytest.mark.parametrize("setting", ["history", "history_days", "grace_days"])
+@pytest.mark.parametrize("value", [True, False, "3"])
+def test_a_yes_or_no_is_no_number_of_moves_or_days(setting: str, value: object) -> None:
+    with pytest.raises(ValueError, match=setting):  # `history: yes` would keep one move
+        Rules.model_validate({setting: value})
