@@ -16,7 +16,7 @@ from impart_core.store.store import Store
 from impart_flows.cli import options as opt
 from impart_flows.cli.failure import WRONG_REQUEST
 from impart_flows.cli.flags import from_flags
-from impart_flows.cli.output import errors, human_seconds, print_json, print_table, progress, say
+from impart_flows.cli.output import errors, human_seconds, print_json, print_table, progress, say, warn
 from impart_flows.embedded import prefect_server
 from impart_flows.search import run_search
 from impart_flows.search_page import measured, standings, trials, why_no_winner
@@ -38,6 +38,7 @@ def search(request: SearchRequest, dry_run: DryRun = False, json: opt.JsonOption
     """
     check_runner(request, request.store)
     checked = check_search(request)
+    warn(checked.notes)
     if dry_run:
         _tell_plan(checked, json)
         return
@@ -94,6 +95,7 @@ def _tell_plan(checked: CheckedSearch, json: bool) -> None:
         print_json(
             {
                 **told,
+                "notes": checked.notes,
                 "candidates": file.space.size,
                 "starts": starts,
                 "items": rungs,

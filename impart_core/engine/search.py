@@ -15,7 +15,7 @@ from impart_core.artifacts.study import (
     study_recipe,
     tally_of,
 )
-from impart_core.base.errors import ConfigError
+from impart_core.base.errors import ConfigError, ImpartError
 from impart_core.base.retry import patiently, recording
 from impart_core.base.settings import Frozen, nearest
 from impart_core.base.spread import Spread
@@ -33,8 +33,10 @@ from impart_core.evaluation.items import SplitItems, check_validation_items, spl
 from impart_core.evaluation.language_model import hush
 from impart_core.evaluation.result import Measure, RunCode
 from impart_core.searching.file import SearchFile
+from impart_core.searching.hole import Range
 from impart_core.searching.objective import BYTES, LOSS, Aims
 from impart_core.searching.result import Study, Trial
+from impart_core.searching.space import Space
 from impart_core.searching.starts import starting_values
 from impart_core.searching.study import run_study
 from impart_core.searching.warm import fitting_trials
@@ -86,6 +88,7 @@ class CheckedSearch:
         available: number of validation items of the task with the fewest.
         test: number of test items of each task.
         warm: trials of another study that tell it where to begin.
+        notes: sentences on ends of ranges that the default candidate cannot have.
     """
 
     file: SearchFile
@@ -94,6 +97,7 @@ class CheckedSearch:
     available: int
     test: dict[str, int]
     warm: tuple[Trial, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def inputs(self) -> dict[str, object]:
@@ -165,7 +169,24 @@ def check_search(request: SearchRequest) -> CheckedSearch:
     for values in starting_values(file.space, file.starts):
         template.check(file.space.fill(values).filled, run)
     test = {name: one.count for name, one in split_items(list(members), "test", options).items()}
-    return CheckedSearch(file, template, measuring, available, test, warm)
+    return CheckedSearch(file, template, measuring, available, test, warm, _wrong_ends(file.space, template, run))
+
+
+def _wrong_ends(space: Space, template: Template, run: Run) -> tuple[str, ...]:
+    """Return sentences on ends of ranges that the default candidate cannot have.
+
+    They are no errors: what another parameter is may allow them.
+    """
+    notes = []
+    for name, hole in space.holes.items():
+        for end in dict.fromkeys(hole.range) if isinstance(hole, Range) else ():
+            try:
+                template.check(space.fill({**space.defaults, name: end}).filled, run)
+            except ImpartError as error:
+                notes.append(
+                    f"{name} cannot be {end:g}, all else as in the default candidate, and such trials fail: {error}"
+                )
+    return tuple(notes)
 
 
 def _with_warm_study(file: SearchFile, store: Store) -> tuple[SearchFile, tuple[Trial, ...]]:

@@ -11,9 +11,10 @@ from impart_core import tinyzoo
 from impart_core.artifacts.delta import file_bytes
 from impart_core.artifacts.study import read_study
 from impart_core.base.errors import ConfigError, EvaluationError, InfeasibleBudgetError, UnknownNameError
-from impart_core.engine.search import SearchReport
+from impart_core.engine.search import SearchReport, SearchRequest, check_search
 from impart_core.evaluation.harness import Evaluator
 from impart_core.lineage.graph import lineage_of
+from impart_core.searching.file import parse_search
 from impart_core.store.catalog import scan
 from impart_core.store.gc import collect
 from impart_core.store.names import resolve, set_ref
@@ -154,6 +155,24 @@ def test_a_candidate_that_cannot_be_made_is_scored_as_failed(task: Path, tmp_pat
     assert bad.why and "Lower the CR" in bad.why
     assert report.record.verdict is not None
     assert list(report.record.verdict.test) == ["winner", "default", "base", "base (model)"]
+
+
+def test_ends_of_ranges_that_cannot_be_are_told_before_any_work(task: Path, tmp_path: Path) -> None:
+    """They stop nothing, for another parameter's value may allow them."""
+
+    def notes(**own: Any) -> tuple[str, ...]:
+        file = parse_search(settings(task, sampler="tpe", budget={"trials": 2}, **own))
+        return check_search(SearchRequest(file=file, store=str(tmp_path / "store"), device="cpu")).notes
+
+    template = {**settings(task)["compress"], "method": "impart", "seed": 0}
+    (high,) = notes(compress={**template, "cr": {"range": [4, 1e6], "default": 16}})
+    assert high.startswith("cr cannot be 1e+06")
+    assert "Lower the CR" in high
+    (beta,) = notes(compress={**template, "options": {"beta": {"range": [0.1, 1.5], "default": 0.6}}})
+    assert "beta cannot be 1.5" in beta
+    ties = {**merge(), "merge_method": "ties", "parameters": {"density": {"range": [0.2, 1.5], "default": 0.5}}}
+    told = notes(merge=ties, compress=None)
+    assert any("density cannot be 1.5" in note for note in told)
 
 
 def test_merges_are_searched_and_the_winner_is_held_against_each_expert(task: Path, tmp_path: Path) -> None:
