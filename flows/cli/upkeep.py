@@ -65,7 +65,7 @@ def gc(
     if zoo is not None and typed:
         raise ConfigError("--zoo takes the rules of the zoo file. Leave --grace, --history, --history-age, --keep out.")
     if zoo is None:
-        rules, opened = Rules(**typed), Store(store)
+        rules, opened = Rules.model_validate(typed), Store(store)
     else:
         from impart_core.zoo.file import read_zoo_file
 
