@@ -20,7 +20,14 @@ hypothesis.settings.register_profile("any speed", deadline=None)  # a verdict de
 hypothesis.settings.load_profile("any speed")
 # Whole files go to workers, these first, the longest before all: one that came last would be waited for alone.
 LONG_FILES = [
+    "docs/test_operations",
+    "e2e/test_deployments",
     "e2e/test_zoo",
+    "faults/test_search",
+    "faults/test_lost_nodes",
+    "e2e/test_runners",
+    "e2e/test_mlflow",
+    "e2e/test_team",
     "faults/test_calibration",
     "e2e/test_search",
     "faults/test_clock",
