@@ -9,7 +9,7 @@ import uuid
 from collections.abc import MutableMapping
 from pathlib import Path
 
-_SETTINGS = {
+SETTINGS = {
     "PREFECT_LOGGING_LEVEL": "WARNING",
     # A failed task is told once, as a sentence of ours; its traceback stays in the run's page.
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
@@ -25,7 +25,7 @@ _NO_PROXY = ("no_proxy", "NO_PROXY")
 
 def prepare() -> None:
     """Set what the user has not set, for this process and its children."""
-    for name, value in _SETTINGS.items():
+    for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     # What Prefect logs while it is imported, tracebacks among it, is before its own settings of the console hold.
     logging.getLogger("prefect").addHandler(logging.NullHandler())

@@ -57,7 +57,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
             "architectures",
             "vocab_size",
             "embed_tokens.weight: shape [40, 32] in the base, [48, 64]",
-            "model.layers.*.mlp.shared_expert.up_proj.weight: only in the fine-tuned",
+            "mlp.shared_expert.up_proj.weight: only in the fine-tuned",
             "model.layers.*.mlp.up_proj.weight: shape",
             "(2 times)",
         ],

@@ -81,6 +81,7 @@ NAMES: dict[tuple[str, str], list[str]] = {
     ("zoo", "init"): ["--base", "--out", "hf://org"],
     ("zoo", "plan"): ["--only", "--again", "--store", "memory"],
     ("zoo", "run"): ["--only", "tag:WORD", "--again", "--store", "exit code 2"],
+    ("zoo", "setup"): ["--gpus", "limit"],
     ("zoo", "deploy"): ["--pool", "--queue", "--store", "schedule"],
     ("zoo", "status"): ["--store", "last run"],
     ("zoo", "report"): ["--out", ".html", "--store"],
