@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.faults,
     pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads the state of processes under /proc"),
 ]
-COLLECT = ("gc", "--grace", "0s", "--delete", "--store")
+COLLECT = ("gc", "--grace", "0s", "--delete", "--everything", "--store")
 
 
 def collect_and_signal(url: str, told: str, number: int, after: int, batch: int) -> None:
