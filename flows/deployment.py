@@ -13,7 +13,7 @@ from prefect.types.entrypoint import EntrypointType
 from impart_core.base.errors import ConfigError
 from impart_core.base.settings import Frozen
 from impart_core.engine.zoo_jobs import ZooRequest
-from impart_flows.embedded import ServerError
+from impart_flows.embedded import ServerError, silent_server
 from impart_flows.gpu_limit import Slots, set_limit
 from impart_flows.watchdog import SILENCE, TAG, VARIABLES, set_watchdog
 from impart_flows.zoo import zoo
@@ -127,10 +127,7 @@ def _require_pool(pool: str) -> None:
         try:
             client.read_work_pool(pool)
         except httpx.HTTPError as error:
-            raise ServerError(
-                f"The Prefect server at {PREFECT_API_URL.value()} does not answer: {error!s:.200}. "
-                "Check PREFECT_API_URL."
-            ) from error
+            raise silent_server(error) from error
         except ObjectNotFound:
             known = ", ".join(sorted(found.name for found in client.read_work_pools())) or "none"
             raise ConfigError(

@@ -40,6 +40,15 @@ class ServerError(ImpartError):
     """The Prefect server does not answer."""
 
 
+def silent_server(error: Exception) -> ServerError:
+    """Return what is told of a configured server that did not answer a request."""
+    from prefect.settings import PREFECT_API_URL
+
+    return ServerError(
+        f"The Prefect server at {PREFECT_API_URL.value()} does not answer: {error!s:.200}. Check PREFECT_API_URL."
+    )
+
+
 @contextmanager
 def prefect_server(progress: Progress | None = None) -> Iterator[str]:
     """Give the URL of the configured Prefect API, or of an embedded server that runs as long as the block.

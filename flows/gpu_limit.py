@@ -27,11 +27,10 @@ from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
-from prefect.settings import PREFECT_API_URL
 
 from impart_core.base.errors import ConfigError
 from impart_core.base.settings import Frozen
-from impart_flows.embedded import ServerError
+from impart_flows.embedded import ServerError, silent_server
 
 VARIABLE = "IMPART_GPU_LIMIT"
 DEFAULT_NAME = "impart-gpu"
@@ -142,9 +141,7 @@ def require_limit(name: str) -> Slots:
             f"{VARIABLE} says that runs hold a slot of {name!r}, but the Prefect server has no such limit. {advice}"
         ) from None
     except httpx.HTTPError as error:
-        raise ServerError(
-            f"The Prefect server at {PREFECT_API_URL.value()} does not answer: {error!s:.200}. Check PREFECT_API_URL."
-        ) from error
+        raise silent_server(error) from error
     if not found.active or found.limit < 1:
         raise ConfigError(f"The limit {name!r} lets nobody work: it is off, or has no slots. {advice}")
     return Slots(name=name, limit=found.limit, held=found.active_slots)

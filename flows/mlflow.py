@@ -17,10 +17,10 @@ from impart_core.base.text import without_secrets
 from impart_core.share.pointer import PointerRecord, pointer_of
 from impart_core.store.catalog import scan
 from impart_core.store.store import Store
+from impart_core.zoo.file import DEFAULT_EXPERIMENT
 from impart_core.zoo.record import ZooRun
 
 ADDRESS = "MLFLOW_TRACKING_URI"
-DEFAULT_EXPERIMENT = "impart"
 _SECONDS = 10.0
 _TRIES = 3
 _ODD = re.compile(r"[^A-Za-z0-9_\-. /]")

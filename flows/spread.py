@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from impart_core.engine.requests import CompressRequest, absolute
+from impart_core.engine.requests import CompressRequest
 from impart_core.engine.search import SearchRequest
+from impart_core.store.store import absolute_store
 from impart_tasks.cluster import connected
 from impart_tasks.executor import PrefectExecutor
 
@@ -22,7 +23,7 @@ def spread_out(request: RequestT) -> Iterator[tuple[RequestT, PrefectExecutor]]:
     if request.runner == "threads":
         yield request, PrefectExecutor()
         return
-    store = absolute(request.store)
+    store = absolute_store(request.store)
     with connected(request, store, request.device, request.workers) as cluster:
         placed = {"store": store, "device": request.device_here(request.device)}
         yield request.model_copy(update=placed), PrefectExecutor(cluster)

@@ -10,14 +10,13 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from impart_core.base.numerics import default_workers
 from impart_core.engine.executor import Progress
-from impart_core.engine.requests import absolute
 from impart_core.engine.zoo import CheckedZoo, run_zoo
 from impart_core.engine.zoo_entry import EntryJob, work_on
 from impart_core.engine.zoo_inputs import places_of
 from impart_core.engine.zoo_jobs import ZooRequest
 from impart_core.lineage.events import Dataset, artifact_dataset, checkpoint_dataset, name_dataset
 from impart_core.store.names import all_refs
-from impart_core.store.store import Store
+from impart_core.store.store import Store, absolute_store
 from impart_core.zoo.record import Outcome, ZooRun
 from impart_core.zoo.report import headline, markdown_report
 from impart_flows.events import observed_run
@@ -83,7 +82,7 @@ def flow_of(checked: CheckedZoo | None = None, progress: Progress | None = None)
         zoo = request.zoo
         runner: Any = ThreadPoolTaskRunner(max_workers=zoo.workers or default_workers())
         if zoo.runner != "threads":
-            request = request.model_copy(update={"store": absolute(request.place)})
+            request = request.model_copy(update={"store": absolute_store(request.place)})
 
         limit = limit_name(zoo.device)
         if limit:  # told before any work, and once for all entries

@@ -6,9 +6,10 @@ import typer
 
 from impart_core.store.names import resolve
 from impart_core.store.store import Store
+from impart_core.zoo.file import DEFAULT_EXPERIMENT
 from impart_flows.cli import options as opt
 from impart_flows.cli.output import say, show
-from impart_flows.mlflow import DEFAULT_EXPERIMENT, Registered
+from impart_flows.mlflow import Registered
 from impart_flows.mlflow import push as push_delta
 
 Experiment = Annotated[str, typer.Option(help="The experiment of its run.")]

@@ -13,7 +13,7 @@ from impart_core.base.spread import Spread
 from impart_core.engine.zoo import check_zoo
 from impart_core.engine.zoo_jobs import ZooRequest
 from impart_core.engine.zoo_plan import ZooPlan, plan_zoo
-from impart_core.store.store import Store
+from impart_core.store.store import Store, absolute_store
 from impart_core.zoo.file import ZooFile, read_zoo_file
 from impart_core.zoo.initial import initial_zoo
 from impart_core.zoo.record import ZooRun
@@ -188,7 +188,7 @@ def _print_deployed(made: Deployed) -> None:
 
 def _request(file: Path, store: str | None, only: list[str] | None = None, again: bool = False) -> ZooRequest:
     """Return the request; a store's folder becomes a whole path, for runs elsewhere."""
-    place = store if store is None or "://" in store else str(Path(store).expanduser().absolute())
+    place = None if store is None else absolute_store(store)
     return ZooRequest(zoo=read_zoo_file(file), store=place, only=tuple(only or ()), again=again)
 
 

@@ -25,7 +25,7 @@ from impart_core.storage.open import require_plain_url
 from impart_core.store.catalog import entry_of, note
 from impart_core.store.gc import collect
 from impart_core.store.manifest import MANIFEST
-from impart_core.store.names import all_refs, require_ref_name
+from impart_core.store.names import get_ref, require_ref_name
 from impart_core.store.provenance import Stopwatch
 from impart_core.store.store import Store
 from impart_core.zoo.record import Kind, Outcome, ZooRun
@@ -230,7 +230,7 @@ def _attempt(each: Each, job: EntryJob, progress: Progress, before: Outcome | No
         told = {"why": without_secrets(" ".join(why.split())), "seconds": round(watch.seconds, 3)}
         store = Store(job.store)
         try:
-            refs = all_refs(store)
+            refs = {job.ref: kept} if (kept := get_ref(store, job.ref)) else {}
         except ImpartError:  # the store itself may be what is wrong
             refs = {job.ref: before.artifact} if before and before.artifact else {}
         return _kept(store, job, refs, before, status="failed", attempts=(), fingerprint=None, **told)

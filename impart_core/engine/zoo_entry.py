@@ -17,7 +17,7 @@ from impart_core.engine.requests import CompressRequest, EvaluateRequest, MergeR
 from impart_core.engine.search import SearchRequest, search
 from impart_core.merging.file import MergeFile
 from impart_core.searching.file import SearchFile
-from impart_core.store.names import all_refs, get_ref, require_whole, set_ref
+from impart_core.store.names import get_ref, require_whole, set_ref
 from impart_core.store.pins import pin
 from impart_core.store.provenance import Stopwatch, peak_rss_bytes
 from impart_core.store.store import Store
@@ -168,7 +168,7 @@ class _Work:
     def _base(self) -> dict[str, Any]:
         """Return which base the result fits."""
         place = self.job.base
-        if place is None or place in all_refs(self._store):
+        if place is None or get_ref(self._store, place):  # a name is no checkpoint
             return {}
         found = patiently("open the base", lambda: open_side(place))
         return {"base": place, "base_id": checkpoint_id(tensor_digests(found))}

@@ -19,7 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from impart_core.base.canonical import canonical_json
+from impart_core.base.canonical import canonical_json, digest_of
 from impart_core.base.errors import StoreError
 from impart_core.store.store import Store
 
@@ -107,10 +107,14 @@ def _renewed(data: bytes) -> bytes:
 
 
 def _machine() -> str:
-    """Return what tells apart where processes are numbered: machines, and containers that share a machine's name."""
+    """Return what tells apart where processes are numbered: machines, and containers that share a machine's name.
+
+    It is a digest, for no store holds the names of machines.
+    """
+    space = ""
     with suppress(OSError):
-        return f"{platform.node()} {Path('/proc/self/ns/pid').readlink()}"
-    return platform.node()
+        space = str(Path("/proc/self/ns/pid").readlink())
+    return digest_of([platform.node(), space])
 
 
 def _is_over(data: bytes | None) -> bool:

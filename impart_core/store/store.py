@@ -48,6 +48,11 @@ def default_store_url() -> str:
     return os.environ.get("IMPART_STORE") or str(Path(platformdirs.user_data_dir("impart")) / "store")
 
 
+def absolute_store(url: str) -> str:
+    """Return a store's folder as a whole path, so that it means the same wherever it is opened; a URL as it is."""
+    return url if "://" in url else str(Path(url).expanduser().absolute())
+
+
 @dataclass(frozen=True)
 class Found:
     """What a look for an artifact found: its manifest where it is whole, else what is wrong with it, if it is there."""

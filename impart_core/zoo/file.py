@@ -23,6 +23,7 @@ from impart_core.zoo.gate import Gate, Tasks, tasks_of
 from impart_core.zoo.places import placed
 
 DEFAULT_RECIPE = "default"
+DEFAULT_EXPERIMENT = "impart"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _FIELDS = 5
 _FIELD = re.compile(r"(\*|\d+(-\d+)?|(mon|tue|wed|thu|fri|sat|sun|[a-z]{3}))([/,-]\w+)*", re.IGNORECASE)
@@ -253,7 +254,7 @@ class MLflow(Frozen):
         experiment: the experiment's name. The server's address is that of MLFLOW_TRACKING_URI.
     """
 
-    experiment: str = Field(default="impart", min_length=1)
+    experiment: str = Field(default=DEFAULT_EXPERIMENT, min_length=1)
 
 
 class ZooFile(Spread):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import threading
 import time
@@ -74,6 +75,12 @@ def test_it_is_given_back_when_the_work_fails(store: Store) -> None:
     with pytest.raises(ZeroDivisionError), claimed(store, A):
         raise ZeroDivisionError
     assert store.objects.names(claims.CLAIMS) == []
+
+
+def test_no_store_holds_the_name_of_a_machine(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "node", lambda: "annas-laptop")
+    with claimed(store, A):
+        assert b"annas" not in place(store).read_bytes()
 
 
 def test_a_killed_process_of_this_machine_holds_nobody_up(store: Store) -> None:

@@ -1,6 +1,7 @@
 """A mistyped store: whatever only reads says that nothing lies there, and makes nothing."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -8,7 +9,7 @@ from impart_core.base.errors import ArtifactNotFoundError
 from impart_core.store.catalog import list_entries
 from impart_core.store.gc import collect
 from impart_core.store.names import history, resolve, rollback
-from impart_core.store.store import Store
+from impart_core.store.store import Store, absolute_store
 from impart_core.store.verify import verify_store
 from tests.impart_core.store.samples import NO_GRACE
 
@@ -39,3 +40,11 @@ def test_a_store_that_holds_anything_is_not_doubted(read: Callable[[Store], obje
         read(store)
     except ArtifactNotFoundError as error:
         assert "no store" not in str(error)
+
+
+def test_a_stores_folder_is_a_whole_path_though_it_has_the_form_of_a_hub_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert absolute_store("team/store") == str(tmp_path / "team" / "store")
+    assert absolute_store("s3://team/store") == "s3://team/store"
