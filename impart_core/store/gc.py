@@ -263,6 +263,7 @@ def _reach(entries: Mapping[str, CatalogEntry], roots: Iterable[str]) -> dict[st
                 reached[needed] = name
                 waiting.append(needed)
     users = {one: name for name in reached if name in entries for one in entries[name].checkpoints.values()}
+    measurements: dict[str, str | None] = {}  # apart: one that measures another does not stay for it, in any order
     for name, entry in entries.items():
         kind = kind_of(entry.kind)
         models = {*entry.parents, *entry.checkpoints.values()}
@@ -270,8 +271,8 @@ def _reach(entries: Mapping[str, CatalogEntry], roots: Iterable[str]) -> dict[st
             continue
         if all(model in reached or model in users for model in models):
             measured = min(models)
-            reached[name] = measured if measured in reached else users[measured]
-    return reached
+            measurements[name] = measured if measured in reached else users[measured]
+    return reached | measurements
 
 
 def _require_readable(entries: Mapping[str, CatalogEntry], kept: Iterable[str]) -> None:

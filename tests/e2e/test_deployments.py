@@ -191,6 +191,9 @@ def test_a_limit_holds_though_its_worker_is_killed_and_the_server_restarted(
                 for verb in ("stop", "start"):
                     run_script(INFRA / "prefect-server", verb, {**os.environ, **places, **QUICK})
                 wait_for(lambda: api.states()[later] == "COMPLETED", second, log)
+                # The server writes events down some time after they happen.
+                wait_for(lambda: later in holders(api, "acquired"), second, log)
+                wait_for(lambda: later in holders(api, "released"), second, log)
     assert holders(api, "released").keys() == {later}
     acquired = holders(api, "acquired")
     assert acquired.keys() <= {killed, later}

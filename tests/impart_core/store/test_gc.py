@@ -235,6 +235,15 @@ def test_a_clock_that_jumps_by_a_day_makes_nothing_old(folder_store: Store, tmp_
     assert gone(collect(folder_store, delete=True, everything=True)) == set()
 
 
+def test_what_measures_a_measurement_stays_in_no_order(folder_store: Store, tmp_path: Path) -> None:
+    model = make(folder_store, tmp_path, 0)
+    set_ref(folder_store, "named", model.id)
+    first = [make(folder_store, tmp_path, number, model) for number in range(1, 6)]
+    second = [make(folder_store, tmp_path, 6 + number, model, one) for number, one in enumerate(first)]
+    later(folder_store)
+    assert gone(collect(folder_store, NO_GRACE, delete=True, everything=True)) == {one.id for one in second}
+
+
 @given(data=st.data())
 @settings(max_examples=30, deadline=None)
 def test_it_keeps_just_what_roots_reach(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
