@@ -146,7 +146,6 @@ def _ray(address: str | None, workers: int, store: str) -> Iterator[Cluster]:
 
     import ray
     from prefect_ray import RayTaskRunner
-    from prefect_ray.context import remote_options
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     address, ours = address or os.environ.get("RAY_ADDRESS"), not ray.is_initialized()
@@ -175,7 +174,15 @@ def _ray(address: str | None, workers: int, store: str) -> Iterator[Cluster]:
         slots = int(sum(node["Resources"]["CPU"] for node in nodes))
         trouble = (ray.exceptions.RayError, CrashedRun, CancelledError)
         runner = stack.enter_context(RayTaskRunner(address=address))
-        yield Cluster(runner, slots, has, "num_gpus", "memory", lambda asked: remote_options(**asked), trouble)
+        yield Cluster(runner, slots, has, "num_gpus", "memory", _ray_options, trouble)
+
+
+def _ray_options(asked: Mapping[str, float]) -> AbstractContextManager[Any]:
+    from prefect_ray.context import remote_options
+
+    # Ray would end a process after one task with a GPU, so that each imported torch again: three seconds a task.
+    options: AbstractContextManager[Any] = remote_options(**asked, **({"max_calls": 0} if "num_gpus" in asked else {}))
+    return options
 
 
 @contextmanager

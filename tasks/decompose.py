@@ -3,4 +3,4 @@
 from impart_core.engine import stages
 from impart_tasks.stage import task_of
 
-decompose_block = task_of(stages.decompose_block)
+decompose_blocks = task_of(stages.decompose_blocks)

@@ -1,6 +1,6 @@
-"""Task: one block's delta, sparsified and encoded."""
+"""Task: the deltas of blocks, sparsified and encoded."""
 
 from impart_core.engine import stages
 from impart_tasks.stage import task_of
 
-sparsify_block = task_of(stages.sparsify_block)
+sparsify_blocks = task_of(stages.sparsify_blocks)

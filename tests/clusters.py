@@ -45,9 +45,9 @@ class Nodes(ABC):
         """End a node and all its processes at once."""
         self._send(number, signal.SIGKILL)
 
-    def has(self, number: int, pid: int) -> bool:
-        """Return whether a process is one of a node's."""
-        return pid in {one.pid for one in self._processes(number)}
+    def has(self, number: int, lineage: Sequence[int]) -> bool:
+        """Return whether a process is one of a node's, given what `lineage` returned in it."""
+        return self.root(number) in lineage
 
     @abstractmethod
     def root(self, number: int) -> int:
@@ -63,6 +63,11 @@ class Nodes(ABC):
         for process in self._processes(number):
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(signum)
+
+
+def lineage() -> list[int]:
+    """Return the ids of this process and of all that it comes from: a node may end it before it can be looked for."""
+    return [os.getpid(), *(process.pid for process in psutil.Process().parents())]
 
 
 class DaskNodes(Nodes):

@@ -169,7 +169,7 @@ def block_content(block: Manifest) -> BlockContent:
         CorruptArtifactError: the artifact is of another kind.
     """
     if not isinstance(block.content, BlockContent):
-        raise CorruptArtifactError(f"Artifact {block.id[:12]} is a {block.content.kind}, not a block of a delta.")
+        raise CorruptArtifactError(f"Artifact {block.id[:12]} is of kind {block.content.kind}, not a block of a delta.")
     return block.content
 
 

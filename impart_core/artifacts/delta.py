@@ -261,7 +261,7 @@ def open_delta(store: Store, artifact_id: str) -> Delta:
 def _delta_of(store: Store, manifest: Manifest, read: Mapping[str, Manifest]) -> Delta:
     """Return a delta from its manifest and those of its blocks, which are read unless they have been; see above."""
     if not isinstance(manifest.content, DeltaContent):
-        raise ConfigError(f"Artifact {manifest.id[:12]} is a {manifest.content.kind}, not a compressed delta.")
+        raise ConfigError(f"Artifact {manifest.id[:12]} is of kind {manifest.content.kind}, not a compressed delta.")
     ids = (pointer.id for pointer in manifest.content.blocks)
     blocks = tuple(read.get(block_id) or store.manifest(block_id) for block_id in ids)
     return Delta(store=store, manifest=manifest, content=manifest.content, blocks=blocks)

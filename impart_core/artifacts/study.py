@@ -161,7 +161,9 @@ def read_study(store: Store, artifact_id: str) -> StudyRecord:
     """
     manifest = store.manifest(artifact_id)
     if not isinstance(manifest.content, StudyContent):
-        raise ConfigError(f"{artifact_id[:12]} is a {manifest.content.kind}, no study. `impart ls` lists studies.")
+        raise ConfigError(
+            f"{artifact_id[:12]} is of kind {manifest.content.kind}, no study. `impart ls` lists studies."
+        )
     with store.local_file(manifest, STUDY_FILE, verified=True) as path:
         return _read(path)
 

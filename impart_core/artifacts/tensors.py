@@ -41,7 +41,7 @@ def read_tensors(store: Store, artifact_id: str, kind: type[Content]) -> dict[st
     manifest = store.manifest(artifact_id)
     if not isinstance(manifest.content, kind):
         wanted = kind.model_fields["kind"].default
-        raise CorruptArtifactError(f"Artifact {artifact_id[:12]} is a {manifest.content.kind}, no {wanted}.")
+        raise CorruptArtifactError(f"Artifact {artifact_id[:12]} is of kind {manifest.content.kind}, no {wanted}.")
     (file,) = kind.files
     with store.local_file(manifest, file, verified=True) as path:
         try:

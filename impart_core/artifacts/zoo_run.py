@@ -78,7 +78,7 @@ def read_zoo_run(store: Store, artifact_id: str) -> ZooRun:
     """
     manifest = store.manifest(artifact_id)
     if not isinstance(manifest.content, ZooRunContent):
-        raise ConfigError(f"{artifact_id[:12]} is a {manifest.content.kind}, no run of a zoo.")
+        raise ConfigError(f"{artifact_id[:12]} is of kind {manifest.content.kind}, no run of a zoo.")
     with store.local_file(manifest, RUN_FILE, verified=True) as path:
         return _read(path)
 

@@ -45,6 +45,25 @@ class Frozen(BaseModel):
         return f"Unknown setting {'.'.join(path)!r}." + nearest(path[-1], known)
 
 
+# What a value must be, by pydantic's name of the fault.
+_WANTED = {
+    "greater_than_equal": "at least {ge:g}",
+    "greater_than": "more than {gt:g}",
+    "less_than_equal": "at most {le:g}",
+    "less_than": "less than {lt:g}",
+    "finite_number": "a finite number",
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    **dict.fromkeys(("tuple_type", "list_type"), "a list, as [first, second]"),
+    **dict.fromkeys(
+        ("dict_type", "mapping_type", "model_type", "model_attributes_type"), "a mapping, as {{key: value}}"
+    ),
+    "string_type": "text",
+    "enum": "{expected}",
+}
+
+
 class MethodOptions(Frozen):
     """Base of each method's own settings; the method's file holds the subclass."""
 
@@ -87,13 +106,18 @@ def _sentence(found: dict[str, Any], model: type[Frozen], values: Mapping[str, A
         return model.unknown_key(path, values)
     if found["type"] == "missing":
         return f"{name} is required."
-    if found["type"] == "greater_than_equal":
-        return f"{name} is {found['input']!r}; it must be at least {found['ctx']['ge']:g}."
+    if found["type"] == "value_error":  # a sentence of ours
+        why = str(found["ctx"]["error"])
+        return f"{name} is {found['input']!r}: {why}." if path else f"{why[0].upper()}{why[1:]}."
+    return value_sentence(name, found)
+
+
+def value_sentence(name: str, found: Mapping[str, Any]) -> str:
+    """Return the sentence on a value that is wrong, of whose fault pydantic tells this."""
+    if found["type"] in _WANTED:
+        return f"{name} is {found['input']!r:.60}; it must be {_WANTED[found['type']].format(**found.get('ctx', {}))}."
     if found["type"] == "literal_error":
         expected = found["ctx"]["expected"]
         guess = nearest(str(found["input"]), re.findall("'([^']*)'", expected))
         return f"{name} is {found['input']!r}; it must be {expected}." + guess
-    if found["type"] == "value_error":  # a sentence of ours
-        why = str(found["ctx"]["error"])
-        return f"{name} is {found['input']!r}: {why}." if path else f"{why[0].upper()}{why[1:]}."
     return f"{name} is {found['input']!r}: {found['msg'][0].lower()}{found['msg'][1:]}."

@@ -3,7 +3,7 @@
 from fnmatch import fnmatchcase
 
 from impart_core.base.canonical import digest_of
-from impart_core.base.errors import CheckpointError, UnreachableError
+from impart_core.base.errors import CheckpointError, NoFolderError, UnreachableError
 from impart_core.checkpoint.adapter import ADAPTER_CONFIG
 from impart_core.checkpoint.carried import folders_beside
 from impart_core.checkpoint.hub import SCHEME, hub_models
@@ -51,7 +51,13 @@ def find_models(pattern: str) -> dict[str, str]:
     head, _, last = pattern.rstrip("/").rpartition("/")
     if head.startswith(SCHEME):
         return {name: f"{head}/{name}" for name in hub_models(head.removeprefix(SCHEME)) if fnmatchcase(name, last)}
-    above = open_folder(head)
+    try:
+        above = open_folder(head)
+    except NoFolderError as error:
+        raise CheckpointError(
+            f"The folder {head}, in which the pattern {pattern} looks for models, {error.found}. Give the folder that "
+            "holds the models' folders."
+        ) from None
     found = {}
     for name, file in above.entries.items():
         if file is None and fnmatchcase(name, last) and _is_model(above, name):

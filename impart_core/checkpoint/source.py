@@ -131,11 +131,6 @@ class Folder:
         return f"{self.location}/{name}"
 
 
-def no_folder(location: object, found: str) -> CheckpointError:
-    """Return the error for a location that is no folder, with what was found there ("is a file")."""
-    return CheckpointError(f"The checkpoint folder {location} {found}. Give the folder that holds config.json.")
-
-
 def read_json(file: SourceFile) -> dict[str, Any]:
     """Return the object that a JSON file holds.
 

@@ -34,7 +34,7 @@ from impart_core.store.store import Store
 
 
 @stage("quantise layer", "quantise {job.job.block.name}", GPU, layer_need)
-def quantize_layer(job: LayerJob) -> Made:
+def quantize_layer(job: LayerJob) -> tuple[Made, ...]:
     """Compress one decoder layer on what the layers before it give, unless the store holds it whole already.
 
     Layers come one after the other, so that the run's workers, by default one for each core, share the work on each.
@@ -62,7 +62,7 @@ def quantize_layer(job: LayerJob) -> Made:
         release_memory()
         return manifest
 
-    return block_made_or_found(own, store, make, watch)
+    return (block_made_or_found(own, store, make, watch),)
 
 
 class _Chain:

@@ -16,6 +16,8 @@ from impart_core.engine.executor import Executor, Pending, Progress
 from impart_core.engine.jobs import Digests, Planned, plan_jobs
 from impart_core.engine.preflight import Checked, check_compress
 from impart_core.engine.references import (
+    BlockGroup,
+    BlockJob,
     DeltaJob,
     DeltaResult,
     FactorsResult,
@@ -25,13 +27,13 @@ from impart_core.engine.references import (
 )
 from impart_core.engine.requests import CompressRequest
 from impart_core.engine.stages import (
-    decompose_block,
+    decompose_blocks,
     digest_checkpoint,
     distil_block_scales,
     find_delta,
     gather_delta,
     read_calibration_text,
-    sparsify_block,
+    sparsify_blocks,
 )
 from impart_core.store.catalog import CatalogEntry
 from impart_core.store.kept import keeping
@@ -258,8 +260,9 @@ def _unchanged(pairs: Pairs, digests: Digests) -> tuple[str, ...]:
 class _Blocks:
     """Decomposes and encodes every block; a block is encoded as soon as it is decomposed.
 
-    Decompositions are started a few blocks ahead only, so that finished blocks are published early. A layer that is
-    calibrated is compressed once all blocks before it are, and what it was given is deleted once it is.
+    Small blocks are worked on in groups. Decompositions are started a few groups ahead only, so that finished blocks
+    are published early. A layer that is calibrated is compressed once all blocks before it are, and what it was given
+    is deleted once it is.
     """
 
     def __init__(
@@ -268,51 +271,56 @@ class _Blocks:
         """Begin nothing yet."""
         self._request, self._planned, self._executor = request, planned, executor
         self._progress, self._hold = progress, hold
-        self._decomposing: dict[int, Pending[FactorsResult | None]] = {}
-        self._encoding: dict[int, Pending[Made]] = {}
-        self._told: set[int] = set()
+        self._at_once = executor.at_once(request.workers)
+        self._groups = planned.groups(self._at_once)
+        self._decomposing: dict[int, Pending[tuple[FactorsResult | None, ...]]] = {}  # by the group's number
+        self._encoding: dict[int, Pending[tuple[Made, ...]]] = {}
+        self._made: dict[int, Made] = {}  # by the job's number
 
     def make(self, parts: _Parts) -> None:
         """Make all blocks, and enter what was made in the parts."""
-        jobs = self._planned.jobs
-        self._progress("compress", 0, len(jobs), "")
+        self._progress("compress", 0, len(self._planned.jobs), "")
         if self._planned.distil:
             parts.scales = self._executor.run(distil_block_scales, self._planned.distil)
-        for number in range(len(jobs)):
-            self._start(number)
-        numbers = {id(pending): number for number, pending in self._encoding.items()}
+        for group in range(len(self._groups)):
+            self._start(group)
+        groups = {id(pending): group for group, pending in self._encoding.items()}
         for pending in self._executor.as_completed(list(self._encoding.values())):
-            self._tell(numbers[id(pending)])
-        factors = [self._decomposing[number].result() for number in sorted(self._decomposing)]
+            self._tell(groups[id(pending)])
+        factors = (result for group in sorted(self._decomposing) for result in self._decomposing[group].result())
         parts.factors = tuple(result for result in factors if result)
-        parts.blocks = tuple(self._tell(number) for number in self._planned.order)
+        parts.blocks = tuple(self._made[number] for number in self._planned.order)
 
-    def _start(self, number: int) -> None:
-        """Decompose some blocks from this one on, wait for its own factors, and start to encode it."""
-        jobs, ahead = self._planned.jobs, 1 + self._executor.at_once(self._request.workers)
-        for after, job in enumerate(jobs[number : number + ahead], number):
-            if job.factors and self._request.keep_factors and after not in self._decomposing:
-                self._decomposing[after] = self._executor.submit(decompose_block, job)
-        if number in self._decomposing:
-            self._decomposing[number].result()
-        if number not in self._planned.layers:
+    def _start(self, group: int) -> None:
+        """Decompose some groups from this one on, wait for its own factors, and start to encode it."""
+        for after in range(group, min(group + 1 + self._at_once, len(self._groups))):
+            jobs = tuple(job for job in self._jobs(after) if job.factors)
+            if jobs and self._request.keep_factors and after not in self._decomposing:
+                self._decomposing[after] = self._executor.submit(decompose_blocks, BlockGroup(jobs))
+        if group in self._decomposing:
+            self._decomposing[group].result()
+        layer = self._planned.layers.get(self._groups[group][0])
+        if layer is None:
             read_again = bool(self._planned.layers)
-            self._encoding[number] = self._executor.submit(sparsify_block, jobs[number], read_again)
+            self._encoding[group] = self._executor.submit(sparsify_blocks, BlockGroup(self._jobs(group)), read_again)
             return
-        for before in range(number):
+        for before in range(group):
             self._tell(before)
-        self._encoding[number] = self._executor.submit(quantize_layer, self._planned.layers[number])
+        self._encoding[group] = self._executor.submit(quantize_layer, layer)
 
-    def _tell(self, number: int) -> Made:
-        """Wait for a block, and say once that it is done."""
-        result = self._encoding[number].result()
-        if number not in self._told:
-            self._told.add(number)
+    def _jobs(self, group: int) -> tuple[BlockJob, ...]:
+        return tuple(self._planned.jobs[number] for number in self._groups[group])
+
+    def _tell(self, group: int) -> None:
+        """Wait for a group, and say once that its blocks are done."""
+        for number, result in zip(self._groups[group], self._encoding[group].result(), strict=True):
+            if number in self._made:
+                continue
+            self._made[number] = result
             name, reused = self._planned.jobs[number].block.name, " (reused)" if result.cached else ""
-            self._progress("compress", len(self._told), len(self._planned.jobs), f"{name}{reused}")
+            self._progress("compress", len(self._made), len(self._planned.jobs), f"{name}{reused}")
             if number in self._planned.layers and not result.cached:
                 clean_up(self._hold.store, [self._planned.layers[number].given.id], self._hold)
-        return result
 
 
 def clean_up(store: Store, activations: Sequence[str], own: Pin | None = None) -> None:

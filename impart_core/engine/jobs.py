@@ -17,6 +17,10 @@ from impart_core.engine.references import BlockJob, DistilJob, LayerJob, Run
 from impart_core.store.recipe import Recipe
 
 Digests = tuple[dict[str, str], dict[str, str]]
+# A task costs the Prefect server some 40 ms: blocks share one until they hold weights whose work takes far longer, or
+# each worker would have fewer than a few tasks. Between these bounds, in bytes of fine-tuned weights:
+_GROUP_BYTES = (256 << 10, 4 << 20)
+_GROUPS_A_WORKER = 4
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,26 @@ class Planned:
     order: tuple[int, ...]
     layers: Mapping[int, LayerJob] = field(default_factory=dict)
     distil: DistilJob | None = None
+
+    def groups(self, at_once: int) -> tuple[tuple[int, ...], ...]:
+        """Return the jobs' numbers, in their order, those of one task together; a layer that is calibrated is alone.
+
+        Args:
+            at_once: number of tasks that run at once.
+        """
+        sizes = [sum(pair.finetuned.nbytes for pair in job.pairs.values()) for job in self.jobs]
+        least, most = _GROUP_BYTES
+        room = max(least, min(most, sum(sizes) // (_GROUPS_A_WORKER * at_once)))
+        groups: list[list[int]] = []
+        held = 0
+        for number, size in enumerate(sizes):
+            alone = number in self.layers or (number - 1) in self.layers
+            if not groups or alone or held + size > room:
+                groups.append([])
+                held = 0
+            groups[-1].append(number)
+            held += size
+        return tuple(map(tuple, groups))
 
     @property
     def activations(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from impart_core.base.numerics import default_workers
 from impart_core.checkpoint.index import Checkpoint
 from impart_core.engine.executor import Need
 from impart_core.engine.plan import block_peak_bytes, calibration_bytes
-from impart_core.engine.references import BlockJob, DistilJob, EvaluationJob, LayerJob, TrialJob
+from impart_core.engine.references import BlockGroup, BlockJob, DistilJob, EvaluationJob, LayerJob, TrialJob
 from impart_core.engine.template import Template
 
 
@@ -20,16 +20,16 @@ class _OfTrial(Protocol):
     def trial(self) -> TrialJob: ...
 
 
-def block_need(job: BlockJob, read_again: bool = False) -> Need:  # noqa: ARG001 - a stage's parameters
-    """Return what a block takes, decomposed or encoded."""
-    return Need(device=True, memory=block_peak_bytes(list(job.pairs.values()), job.config))
+def group_need(group: BlockGroup, read_again: bool = False) -> Need:  # noqa: ARG001 - a stage's parameters
+    """Return what blocks take that are decomposed or encoded one after the other."""
+    return Need(device=True, memory=max(_block_memory(job) for job in group.jobs))
 
 
 def layer_need(job: LayerJob) -> Need:
     """Return what a layer takes that is compressed on what it is given."""
     own = job.job
     extra = calibration_bytes(own.block, own.pairs, own.config, own.run.workers or default_workers())
-    return Need(device=True, memory=block_need(own).memory + extra)
+    return Need(device=True, memory=_block_memory(own) + extra)
 
 
 def distil_need(job: DistilJob) -> Need:
@@ -50,6 +50,10 @@ def candidate_need(job: _OfTemplate) -> Need:
 def reference_need(job: _OfTrial) -> Need:
     """Return what scoring a model takes: the model, at the least."""
     return _model_need(job.trial.checkpoint or job.trial.base)
+
+
+def _block_memory(job: BlockJob) -> int:
+    return block_peak_bytes(list(job.pairs.values()), job.config)
 
 
 def _model_need(model: Checkpoint | None) -> Need:

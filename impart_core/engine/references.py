@@ -82,6 +82,19 @@ class BlockJob:
 
 
 @dataclass(frozen=True)
+class BlockGroup:
+    """Blocks that one task works on, one after the other: one block, or several that are small."""
+
+    jobs: tuple[BlockJob, ...]
+
+    @property
+    def name(self) -> str:
+        """The block's name, or those of the first and the last."""
+        first, last = self.jobs[0].block.name, self.jobs[-1].block.name
+        return first if len(self.jobs) == 1 else f"{first} to {last}"
+
+
+@dataclass(frozen=True)
 class TextJob:
     """Calibration text to turn into tokens with the tokenizer of the fine-tuned checkpoint."""
 

@@ -17,7 +17,7 @@ from impart_core.artifacts.factors import FactorsContent, publish_factors, store
 from impart_core.artifacts.scales import ScalesContent, publish_scales, read_scales
 from impart_core.base.numerics import release_memory, resolve_device, return_large_memory_at_once
 from impart_core.base.retry import GPU, NETWORK, patiently
-from impart_core.blocks.decompose import decompose_block as decompose
+from impart_core.blocks.decompose import decompose_block
 from impart_core.blocks.encode import Encoder
 from impart_core.calibrate.distil import DistilOptions, distil_scales
 from impart_core.calibrate.text import PUBLISHED, read_tokens, require_in_vocabulary
@@ -25,8 +25,9 @@ from impart_core.checkpoint.digest import tensor_digests
 from impart_core.checkpoint.index import Checkpoint
 from impart_core.codec.format import EncodedTensor
 from impart_core.engine.executor import stage
-from impart_core.engine.needs import block_need, distil_need
+from impart_core.engine.needs import distil_need, group_need
 from impart_core.engine.references import (
+    BlockGroup,
     BlockJob,
     DeltaJob,
     DeltaResult,
@@ -98,9 +99,13 @@ def distil_block_scales(job: DistilJob) -> Made:
     return Made.of(outcome, watch)
 
 
-@stage("decompose block", "decompose {job.block.name}", GPU, block_need)
-def decompose_block(job: BlockJob) -> FactorsResult | None:
-    """Decompose one block and publish its factors, unless the store holds them, or already what they are for."""
+@stage("decompose blocks", "decompose {group.name}", GPU, group_need)
+def decompose_blocks(group: BlockGroup) -> tuple[FactorsResult | None, ...]:
+    """Decompose blocks and publish their factors, unless the store holds them, or already what they are for."""
+    return tuple(_decompose_block(job) for job in group.jobs)
+
+
+def _decompose_block(job: BlockJob) -> FactorsResult | None:
     return_large_memory_at_once()
     watch, store, trust = job.run.watch(), job.run.open_store(), job.run.trust
     recipe = job.factors
@@ -112,7 +117,7 @@ def decompose_block(job: BlockJob) -> FactorsResult | None:
 
     def make() -> Manifest:
         device = resolve_device(job.run.device)
-        factors = decompose(job.pairs, job.block, job.config, device=device, digests=job.digests())
+        factors = decompose_block(job.pairs, job.block, job.config, device=device, digests=job.digests())
         manifest = patiently(
             f"publish the factors of {job.block.name}",
             lambda: publish_factors(store, recipe, job.block.name, factors, watch, replace=reuse.replace),
@@ -129,12 +134,16 @@ def decompose_block(job: BlockJob) -> FactorsResult | None:
     return FactorsResult.of(outcome, watch, matrices=len(content.matrices), fallbacks=fallbacks)
 
 
-@stage("sparsify block", "sparsify {job.block.name}", GPU, block_need)
-def sparsify_block(job: BlockJob, read_again: bool = False) -> Made:
-    """Compress one block and publish it, unless the store holds it whole already.
+@stage("sparsify blocks", "sparsify {group.name}", GPU, group_need)
+def sparsify_blocks(group: BlockGroup, read_again: bool = False) -> tuple[Made, ...]:
+    """Compress blocks and publish each, unless the store holds it whole already.
 
-    `read_again` says that the run will soon read it back, as what embeds the text of a calibration is.
+    `read_again` says that the run will soon read them back, as what embeds the text of a calibration is.
     """
+    return tuple(_sparsify_block(job, read_again) for job in group.jobs)
+
+
+def _sparsify_block(job: BlockJob, read_again: bool) -> Made:
     return_large_memory_at_once()
     watch, store = job.run.watch(), job.run.open_store()
 
@@ -197,7 +206,7 @@ def gather_delta(job: DeltaJob) -> DeltaResult:
     delta = publish_delta(store, job.recipe, job.finetuned, blocks, watch, reuse=Reuse(trust.reread, replace))
     manifest = delta.manifest
     if job.name:
-        require_whole(store, manifest.id)
+        require_whole(store, manifest.id, (manifest, *delta.blocks))
         set_ref(store, job.name, manifest.id, why="compress")
     note(store, [*job.made, entry_of(manifest)])
     changed = before is not None and (before.files, before.content) != (manifest.files, manifest.content)

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from impart_core.base.errors import ConfigError
 from impart_core.base.registry import Registry
+from impart_core.base.settings import value_sentence
 from impart_core.codec.mask import mask_key, mask_words
 
 Tensors = Sequence[torch.Tensor]
@@ -63,8 +64,7 @@ class Option:
         try:
             return self.adapter.validate_python(value)
         except ValidationError as error:
-            why = error.errors()[0]["msg"]
-            raise ConfigError(f"{self.name} is {value!r:.60}: {why[0].lower()}{why[1:]}.") from None
+            raise ConfigError(value_sentence(self.name, error.errors()[0])) from None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Iterable
 
 from impart_core.base.errors import (
     ArtifactNotFoundError,
@@ -163,16 +164,23 @@ def is_artifact(store: Store, ref: str) -> bool:
     return True
 
 
-def require_whole(store: Store, artifact_id: str) -> Manifest:
+def require_whole(store: Store, artifact_id: str, read: Iterable[Manifest] = ()) -> Manifest:
     """Return an artifact's manifest if it is whole with all that it consists of: manifests there, files of their size.
+
+    Args:
+        store: the store.
+        artifact_id: which.
+        read: manifests that were read a moment ago, of which only the files are looked for.
 
     Raises:
         ArtifactNotFoundError: there is no such artifact.
         CorruptArtifactError: something of it, or of a part, is missing or damaged.
     """
-    top = store.examine(artifact_id)
+    known = {manifest.id: manifest for manifest in read}
+    top = store.examine(artifact_id, known=known.get(artifact_id))
     manifest = top.manifest or store.manifest(artifact_id)
-    parts = ((pointer.id, store.examine(pointer.id)) for pointer in manifest.content.pointers())
+    ids = (pointer.id for pointer in manifest.content.pointers())
+    parts = ((part, store.examine(part, known=known.get(part))) for part in ids)
     for part, found in ((artifact_id, top), *parts):
         if found.manifest is None:
             lost = found.fault or f"Its part {part[:12]} is not in the store {store.url}."

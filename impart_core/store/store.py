@@ -140,7 +140,13 @@ class Store:
         return manifest
 
     def examine(
-        self, artifact_id: str, *, reread: bool = False, imported: bool = True, kind: type[Content] = Content
+        self,
+        artifact_id: str,
+        *,
+        reread: bool = False,
+        imported: bool = True,
+        kind: type[Content] = Content,
+        known: Manifest | None = None,
     ) -> Found:
         """Look for a whole artifact: its manifest exists and its files have the recorded sizes.
 
@@ -149,9 +155,10 @@ class Store:
             reread: whether the files are read, to hold them against the recorded digests as well.
             imported: whether one that was imported counts.
             kind: what it is to be; one of another kind counts as none.
+            known: its manifest, where that was read a moment ago.
         """
         try:
-            manifest = self.manifest(artifact_id)
+            manifest = known or self.manifest(artifact_id)
             if manifest.provenance.imported and not imported:
                 return Found(fault=IMPORTED)
             for file in manifest.files:

@@ -27,9 +27,11 @@ def saved(run: ZooRun) -> str:
     counts = Counts.of(run)
     if not counts.bytes_after:
         return "No model has a promoted delta."
+    times = counts.bytes_before / counts.bytes_after
+    told = f"{times:.1f} times smaller" if times >= 1 else f"{1 / times:.1f} times larger"
     return (
         f"{human_bytes(counts.bytes_before)} of fine-tuned models are kept in {human_bytes(counts.bytes_after)} "
-        f"({counts.bytes_before / counts.bytes_after:.1f} times smaller)."
+        f"({told})."
     )
 
 

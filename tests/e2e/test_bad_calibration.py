@@ -108,7 +108,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     ),
     "quantize no delta": (
         f"quantize {{text}} --cr 64 {TEXT} --store {{store}}",
-        ["is a calibration, not a compressed"],
+        ["is of kind calibration, not a compressed"],
     ),
     "quantize nothing": (f"quantize nothing --cr 64 {TEXT} --store {{store}}", ["nothing", "artifact"]),
     "quantize without text": ("quantize plain --cr 64 --store {store}", ["needs calibration text"]),

@@ -24,7 +24,7 @@ from impart_core.base.spread import Spread
 from impart_core.engine.executor import Need, stage
 from impart_tasks.cluster import Cluster, connected
 from impart_tasks.executor import PrefectExecutor
-from tests.clusters import Nodes, some_nodes
+from tests.clusters import Nodes, lineage, some_nodes
 from tests.support import (
     Environment,
     data_files,
@@ -172,13 +172,13 @@ def test_ctrl_c_ends_a_run_and_keeps_what_is_finished(
 
 
 @stage("stumble", "stumble {marker}", QUICK)
-def stumble(marker: str) -> int:
+def stumble(marker: str) -> list[int]:
     """Warn, and fail the first time."""
     if not os.path.exists(marker):  # noqa: PTH110 - it stands for the world
         Path(marker).touch()
         logging.getLogger("impart_core.store").warning("it is slippery")
         raise OSError(errno.EIO, "slipped")
-    return os.getpid()
+    return lineage()
 
 
 class OddError(Exception):
@@ -218,8 +218,8 @@ def test_what_a_node_retries_and_warns_of_is_told_here(
     def work(cluster: Cluster) -> bool:
         assert cluster.slots == 2
         assert PrefectExecutor(cluster).at_once(None) == 2
-        pid = PrefectExecutor(cluster).submit(stumble, str(tmp_path / "marker")).result()
-        return nodes.has(0, pid) or nodes.has(1, pid)  # Ray ends it with the run
+        found = PrefectExecutor(cluster).submit(stumble, str(tmp_path / "marker")).result()
+        return nodes.has(0, found) or nodes.has(1, found)
 
     with recording() as ledger:
         assert in_flow(work)
@@ -270,10 +270,10 @@ def test_what_passes_the_driver_for_a_task_is_small(
 
 
 @stage("stand", "stand for {seconds} s", QUICK, need=lambda seconds, memory: Need(device=True, memory=memory))
-def stand(seconds: float, memory: int) -> tuple[int, str]:
+def stand(seconds: float, memory: int) -> tuple[list[int], str]:
     """Take a while, and say in which process and on what."""
     time.sleep(seconds)
-    return os.getpid(), auto_device()
+    return lineage(), auto_device()
 
 
 def test_what_needs_a_device_goes_to_the_node_that_has_one(in_flow: Callable[..., Any], nodes: Nodes) -> None:
@@ -281,7 +281,14 @@ def test_what_needs_a_device_goes_to_the_node_that_has_one(in_flow: Callable[...
         assert cluster.has_gpu
         # More memory than any node has is no reason to wait for ever.
         pending = [PrefectExecutor(cluster).submit(stand, 0.1, memory) for memory in (0, 1 << 20, 1 << 60)]
-        return [(nodes.has(1, pid), device) for pid, device in (one.result() for one in pending)]
+        return [(nodes.has(1, found), device) for found, device in (one.result() for one in pending)]
 
     assert in_flow(work, "auto") == [(True, "cuda")] * 3
     assert {device for _, device in in_flow(work, "cpu")} == {"cpu"}
+
+
+def test_tasks_that_need_a_device_share_a_process(in_flow: Callable[..., Any]) -> None:
+    def work(cluster: Cluster) -> list[int]:
+        return [PrefectExecutor(cluster).submit(stand, 0.0, 0).result()[0][0] for _ in range(4)]
+
+    assert len(set(in_flow(work, "auto"))) == 1  # one of its own would import torch for each

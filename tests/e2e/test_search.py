@@ -100,7 +100,7 @@ def test_the_picture_is_drawn_the_same_each_time(store: Path, tmp_path: Path, su
     [
         (["nothing.yaml"], "cannot be read"),
         (["show", "math.study@best", "--out", "picture.gif"], "ends in .svg or .png"),
-        (["show", "math@best"], "is a delta, no study"),
+        (["show", "math@best"], "is of kind delta, no study"),
         (["show", "maths"], "math"),
     ],
 )

@@ -6,6 +6,7 @@ Hooks kill a search in chosen places, each of them once the search has got a lit
 import json
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +17,7 @@ from impart_core.engine import candidates, trial
 from impart_core.evaluation.harness import Evaluator
 from impart_core.searching.suggest import Suggester
 from impart_core.storage.folder import FolderObjects
+from impart_core.store import claims
 from tests.faults.calibrating import before, die
 from tests.faults.warm import impart
 
@@ -51,7 +53,9 @@ def _search(log: str, hook: str, arguments: Sequence[str]) -> None:
     code = 1
     try:
         os.dup2(2, 1)  # standard output is for how all ended
-        if hook:
+        if hook == MEET:
+            _meet(Path(log))
+        elif hook:
             HOOKS[hook]()
         _tell(log)  # after the hook, so that what it stops is told as begun
         impart(*arguments)
@@ -69,6 +73,17 @@ def _tell(log: str) -> None:
 
     after(trial, "publish_trial", lambda store, recipe, *_: tell("published", recipe.id))
     before(Evaluator, "measure_items", lambda *_: True, lambda: tell("began"))
+
+
+def _meet(log: Path) -> None:
+    """Claim a second trial only once another search has begun to evaluate one, too."""
+    own = str(os.getpid())
+
+    def wait() -> None:
+        while not (log.exists() and any(line.split()[0] != own for line in log.read_text().splitlines())):
+            time.sleep(0.01)
+
+    before(claims, "_taken", nth(2), wait)
 
 
 def after(owner: Any, name: str, act: Callable[..., object]) -> None:
@@ -121,3 +136,4 @@ HOOKS: dict[str, Callable[[], None]] = {
     "before the winner has its name": lambda: before(searching, "set_ref", nth(1), die),
 }
 KILLED = -signal.SIGKILL
+MEET = "meet another search"

@@ -31,12 +31,14 @@ from impart_flows.cli import main
 main()
 """
 LS = ["ls"]
+PLAN = ["plan", "{base}", "{finetuned}", "--cr", "4"]
 COMPRESS = ["compress", "{base}", "{finetuned}", "--cr", "4"]
 # Modules that are imported before the verb, with it, and by it while it works.
 MOMENTS = [
     (LS, name)
-    for name in ("impart_flows.cli.surroundings", "impart_flows.cli.app", "typer", "rich.console", "pydantic", "numpy")
-] + [(LS, name) for name in ("numpy._core._multiarray_umath", "torch", "torch._C", "fsspec", "impart_flows.cli.stored")]
+    for name in ("impart_flows.cli.surroundings", "impart_flows.cli.app", "typer", "rich.console", "pydantic")
+] + [(LS, name) for name in ("fsspec", "impart_flows.cli.stored")]
+MOMENTS += [(PLAN, name) for name in ("numpy", "numpy._core._multiarray_umath", "torch", "torch._C")]
 MOMENTS += [(COMPRESS, name) for name in ("prefect", "httpx", "prefect.events.worker")]
 
 

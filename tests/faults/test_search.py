@@ -11,7 +11,7 @@ from impart_core import tinyzoo
 from impart_core.artifacts.study import read_study
 from impart_core.store.names import resolve
 from impart_core.store.store import Store
-from tests.faults.searching import HOOKS, KILLED, run_searches
+from tests.faults.searching import HOOKS, KILLED, MEET, run_searches
 from tests.faults.tally import Tally
 from tests.faults.warm import beside
 from tests.impart_core.evaluation.own_tasks import SUMS, sums, write_task
@@ -90,7 +90,7 @@ def searched(file: Path, environment: Environment, tmp_path_factory: pytest.Temp
         return str(store.with_name("log")), hook, ["search", "run", str(file), *options]
 
     groups = [[run("undisturbed")], *([run("killed", hook)] for hook in KILLS), [run("killed")]]
-    with beside(run_searches, [*groups, [run("both"), run("both")]], environment=environment) as process:
+    with beside(run_searches, [*groups, [run("both", MEET), run("both", MEET)]], environment=environment) as process:
         codes = process.result(timeout=1800)["codes"]
         assert codes == [[0], *([KILLED] for _ in KILLS), [0], [0, 0]], process.said()
     return stores

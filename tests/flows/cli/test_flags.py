@@ -57,7 +57,7 @@ def test_a_wrong_value_is_answered_with_what_it_must_be_and_the_nearest() -> Non
     assert refusal("allocation=unifrm") == (
         "options.allocation is 'unifrm'; it must be 'importance' or 'uniform'. Did you mean 'uniform'?"
     )
-    assert "options.rescale is 'perhaps': input should be a valid boolean" in refusal("rescale=perhaps")
+    assert "options.rescale is 'perhaps'; it must be true or false" in refusal("rescale=perhaps")
     assert "options.c is None" in refusal("c=null")
     assert "options.beta is nan" in refusal("beta=NaN")
     assert "options.c is" in refusal("c=" + "[" * 100_000)

@@ -194,9 +194,9 @@ def test_activations_are_replaced_where_that_is_asked_for_and_kept_where_it_is_n
 
 def test_an_artifact_of_another_kind_is_refused(folder_store: Store, tmp_path: Path) -> None:
     text, scales = put_tokens(folder_store), put_scales(folder_store)
-    with pytest.raises(CorruptArtifactError, match="is a scales, no calibration"):
+    with pytest.raises(CorruptArtifactError, match="is of kind scales, no calibration"):
         read_calibration(folder_store, scales.id)
-    with pytest.raises(CorruptArtifactError, match="is a calibration, no scales"):
+    with pytest.raises(CorruptArtifactError, match="is of kind calibration, no scales"):
         read_scales(folder_store, text.id)
     with pytest.raises(ArtifactNotFoundError):
         read_calibration(folder_store, "0" * 64)

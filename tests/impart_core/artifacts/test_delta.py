@@ -168,7 +168,7 @@ def test_a_delta_is_whole_only_while_every_block_is(pair: Pair, tmp_path: Path) 
 def test_only_a_delta_opens_as_one(delta: Delta, tmp_path: Path) -> None:
     evaluation = delta.store.publish(*sample(tmp_path / "scratch"))
     for artifact_id, kind in ((evaluation.id, "evaluation"), (delta.blocks[0].id, "block")):
-        with pytest.raises(ConfigError, match=f"is a {kind}, not a compressed delta"):
+        with pytest.raises(ConfigError, match=f"is of kind {kind}, not a compressed delta"):
             open_delta(delta.store, artifact_id)
         assert examine_delta(delta.store, artifact_id).delta is None
 

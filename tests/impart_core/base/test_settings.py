@@ -1,7 +1,7 @@
 """Settings: frozen, unknown keys refused, every fault in one message."""
 
 import pytest
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from impart_core.base.errors import ConfigError, UnknownNameError
 from impart_core.base.settings import Frozen
@@ -72,6 +72,45 @@ def test_a_ratio_that_is_no_number_of_at_least_one_is_refused(value: object) -> 
 def test_a_seed_outside_63_bits_is_refused(seed: float) -> None:
     with pytest.raises(ConfigError, match="seed is"):
         CompressConfig(cr=4, seed=seed)
+
+
+class Sample(Frozen):
+    """A setting of each type."""
+
+    number: float = 0.5
+    whole: int = 1
+    switch: bool = True
+    text: str = ""
+    several: tuple[str, ...] = ()
+    named: dict[str, int] = Field(default_factory=dict)
+    nested: ImpartOptions = ImpartOptions()
+    share: float = Field(0.5, gt=0, lt=1)
+    part: float = Field(0.5, le=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("number", "many", "a number"),
+        ("number", [], "a number"),
+        ("number", float("inf"), "a finite number"),
+        ("whole", "many", "a whole number"),
+        ("whole", 0.5, "a whole number"),
+        ("switch", "perhaps", "true or false"),
+        ("switch", [], "true or false"),
+        ("text", 5, "text"),
+        ("several", "*@prod", "a list, as [first, second]"),
+        ("named", [], "a mapping, as {key: value}"),
+        ("nested", 5, "a mapping, as {key: value}"),
+        ("share", 0, "more than 0"),
+        ("share", 1, "less than 1"),
+        ("part", 2, "at most 1"),
+    ],
+)
+def test_a_wrong_value_is_answered_with_what_it_must_be(name: str, value: object, wanted: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Sample(**{name: value})
+    assert str(caught.value) == f"{name} is {value!r}; it must be {wanted}."
 
 
 @pytest.mark.parametrize("options", [5, [("beta", 0.5)], "beta"])

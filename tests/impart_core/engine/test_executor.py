@@ -13,7 +13,7 @@ from impart_core.engine import chain, evaluate, stages
 from impart_core.engine.executor import Stage, ThreadExecutor, stage
 from impart_core.engine.jobs import plan_jobs
 from impart_core.engine.preflight import check_compress
-from impart_core.engine.references import Run
+from impart_core.engine.references import BlockGroup, Run
 from impart_core.engine.requests import CompressRequest
 from impart_core.store.store import Store
 
@@ -62,11 +62,11 @@ def test_a_block_is_made_from_an_unpickled_job_without_opening_a_checkpoint(
         raise AssertionError("a checkpoint was opened")
 
     monkeypatch.setattr("impart_core.checkpoint.location.open_folder", refuse)
-    there: object = pickle.loads(pickle.dumps(job))
-    made = stages.sparsify_block(there)  # type: ignore[arg-type]
+    there: object = pickle.loads(pickle.dumps(BlockGroup((job,))))
+    (made,) = stages.sparsify_blocks(there)  # type: ignore[arg-type]
     assert made.id == job.recipe.id
     assert Store(request.store).lookup(made.id) is not None
-    assert stages.sparsify_block(job).cached
+    assert stages.sparsify_blocks(BlockGroup((job,)))[0].cached
 
 
 def test_threads_try_again_what_may_pass_and_note_it() -> None:

@@ -16,7 +16,7 @@ from impart_core.engine.executor import Need
 from impart_core.engine.jobs import Planned, plan_jobs
 from impart_core.engine.plan import make_plan
 from impart_core.engine.preflight import check_compress
-from impart_core.engine.references import DeltaJob, Run
+from impart_core.engine.references import BlockGroup, DeltaJob, Run
 from impart_core.engine.requests import CompressRequest
 from impart_core.engine.stages import digest_checkpoint
 from impart_tasks.remote import pack
@@ -45,7 +45,10 @@ def test_a_block_needs_the_device_and_the_memory_that_the_plan_says(pair: tuple[
     expected = {block.name: block.peak_bytes for block in make_plan(*sides, config).blocks}
     for job in made.jobs:
         wanted = Need(device=True, memory=expected[job.block.name])
-        assert stages.decompose_block.need(job) == stages.sparsify_block.need(job, True) == wanted
+        group = BlockGroup((job,))
+        assert stages.decompose_blocks.need(group) == stages.sparsify_blocks.need(group, True) == wanted
+    together = stages.sparsify_blocks.need(BlockGroup(made.jobs))  # one after the other
+    assert together == Need(device=True, memory=max(expected.values()))
     assert digest_checkpoint.need(sides[0], False) == Need()
     assert stages.find_delta.need(DeltaJob(made.jobs[0].run, sides[1], made.jobs[0].recipe)) == Need()
 
@@ -66,7 +69,7 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def test_what_goes_out_for_a_block_is_small(deep: tuple[Path, Path], tmp_path: Path) -> None:
     made, _ = planned(*deep, tmp_path, CompressConfig(cr=4))
-    sizes = [len(pack((stages.sparsify_block, (job, False), {}))) for job in made.jobs]
+    sizes = [len(pack((stages.sparsify_blocks, (BlockGroup((job,)), False), {}))) for job in made.jobs]
     assert len(sizes) == LAYERS + 1
     assert max(sizes) < FEW
 
@@ -82,7 +85,7 @@ def test_what_goes_out_for_a_layer_is_small_though_it_names_all_layers_before_it
     assert len(layers) == LAYERS
     sizes = [len(pack((chain.quantize_layer, (job,), {}))) for job in layers]
     assert max(sizes) < 4 * FEW
-    need, own = chain.quantize_layer.need(layers[0]), stages.sparsify_block.need(layers[0].job)
+    need, own = chain.quantize_layer.need(layers[0]), stages.sparsify_blocks.need(BlockGroup((layers[0].job,)))
     assert need.device
     assert need.memory > own.memory
     assert len(pack((digest_checkpoint, (sides[1].weights_alone(), False), {}))) < 4 * FEW

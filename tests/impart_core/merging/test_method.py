@@ -37,12 +37,12 @@ def test_draws_are_even_and_never_one() -> None:
 @pytest.mark.parametrize(
     ("name", "option", "value", "said"),
     [
-        ("ties", "density", 0.0, "density is 0.0: input should be greater than 0"),
-        ("dare_linear", "density", 1.5, "density is 1.5: input should be less than or equal to 1"),
-        ("breadcrumbs", "gamma", -0.1, "gamma is -0.1: input should be greater than or equal to 0"),
-        ("della", "epsilon", 0.5, "epsilon is 0.5: input should be less than 0.5"),
+        ("ties", "density", 0.0, "density is 0.0; it must be more than 0"),
+        ("dare_linear", "density", 1.5, "density is 1.5; it must be at most 1"),
+        ("breadcrumbs", "gamma", -0.1, "gamma is -0.1; it must be at least 0"),
+        ("della", "epsilon", 0.5, "epsilon is 0.5; it must be less than 0.5"),
         ("sce", "select_topk", 2, "select_topk is 2"),
-        ("ties", "form", "own", "form is 'own': input should be 'weighted' or 'paper'"),
+        ("ties", "form", "own", "form is 'own'; it must be 'weighted' or 'paper'"),
         ("dare_ties", "rescale", "l7", "rescale is 'l7'"),
         ("karcher", "max_iter", -1, "max_iter is -1"),
         ("ties", "weight", float("nan"), "weight is nan"),

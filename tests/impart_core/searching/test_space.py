@@ -60,7 +60,7 @@ def test_holes_of_one_name_get_one_value() -> None:
         ({"range": [0, 1], "log": True}, "above 0"),
         ({"range": [1, 8], "log": True, "step": 1}, "do not go together"),
         ({"range": [0, 1], "step": 0.3}, "end at 0.9"),
-        ({"range": [0, 1], "step": 0}, "greater than 0"),
+        ({"range": [0, 1], "step": 0}, "more than 0"),
         ({"range": [0, 1], "stpe": 0.5}, "Did you mean 'step'"),
         ({"range": [0, float("inf")]}, "finite"),
         ({"range": [0, 1], "default": 2}, "default 2 is none"),

@@ -156,7 +156,7 @@ def test_public_places_are_kept() -> None:
 
 
 def test_what_is_no_delta_or_no_repository_or_damaged_is_refused(delta: Delta, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is a block, not a compressed delta"):
+    with pytest.raises(ConfigError, match="is of kind block, not a compressed delta"):
         prepare_folder(delta.store, delta.blocks[0].id, "team/math", tmp_path / "out")
     for repo in ("math", "team/math@main", "hf://team/math", "team/ma th", "../x", ""):
         with pytest.raises(ConfigError, match="names no repository"):
