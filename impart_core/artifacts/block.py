@@ -134,13 +134,14 @@ def publish_block(
     tensors: Mapping[str, EncodedTensor],
     watch: Stopwatch,
     *,
+    kept_factors: bool = True,
     reuse: Reuse = Reuse(),  # noqa: B008 - frozen
     read_again: bool = False,
 ) -> Manifest:
     """Publish a block's codes; return the manifest in force.
 
-    Its parents are the artifacts that hold its factors, where these were kept, and what it was calibrated with.
-    `reuse` and `read_again` are as in `publish`.
+    Its parents are the artifacts that hold its factors, if it has some, and what it was calibrated with.
+    `kept_factors` says whether its factors were read from the store; `reuse` and `read_again` are as in `publish`.
     """
     projections = [item for item in tensors.values() if item.header.role is Role.PROJECTION]
     content = BlockContent(
@@ -149,14 +150,15 @@ def publish_block(
         projection_bytes=sum(item.nbytes for item in projections),
         projection_dense_bytes=sum(2 * math.prod(item.header.shape) for item in projections),
     )
-    parents = [parent for role in _PARENTS if isinstance(parent := recipe.inputs.get(role), str)]
+    roles = [role for role in _PARENTS if kept_factors or role != "factors"]
+    parents = tuple(parent for role in roles if isinstance(parent := recipe.inputs.get(role), str))
     return publish(
         store,
         recipe,
         content,
         {CODES_FILE: lambda path: write_block(path, tensors)},
         watch,
-        parents=tuple(parent for parent in parents if store.lookup(parent)),
+        parents=parents,
         reuse=reuse,
         read_again=read_again,
     )

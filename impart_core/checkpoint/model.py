@@ -3,10 +3,12 @@
 How transformers loads is no documented interface of it; `calibrate.placement.load` and this file are all that uses it.
 """
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from threading import RLock
 from typing import Any
 
 import torch
@@ -16,6 +18,9 @@ from impart_core.checkpoint.index import Checkpoint
 _LAYERS = re.compile(r"(n|num|num_hidden|num_decoder|num_encoder|encoder|decoder)_layers?")
 # JSON has no such numbers: transformers writes {"__float__": "Infinity"}.
 _FLOATS = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("nan")}
+_REMEMBERED = 16
+_found: dict[str, "Gaps"] = {}  # by configuration and tensors, as text
+_told = RLock()  # what transformers tells is switched off for all threads
 
 
 class UnknownModelError(Exception):
@@ -109,9 +114,23 @@ def renaming(model: Any, *, convert: bool = True) -> Callable[[str], str]:
 def find_gaps(checkpoint: Checkpoint) -> Gaps:
     """Return what transformers would fill with random values, loading tensors that hold nothing into an empty model.
 
+    Fine-tunes of one base are alike: what was found for the same configuration and the same tensors is remembered.
+
     Raises:
         UnknownModelError: as for `empty_model`, or transformers loads in a way that is not known here.
     """
+    shapes = {name: [info.dtype, *info.shape] for name, info in checkpoint.tensors.items()}
+    key = json.dumps([checkpoint.config, shapes], sort_keys=True, default=dict)
+    gaps = _found.get(key)
+    if gaps is None:
+        gaps = _look_for_gaps(checkpoint)
+        if len(_found) >= _REMEMBERED:
+            _found.clear()
+        _found[key] = gaps
+    return gaps
+
+
+def _look_for_gaps(checkpoint: Checkpoint) -> Gaps:
     model = empty_model(checkpoint)
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
@@ -150,12 +169,13 @@ def _quiet() -> Iterator[None]:
     """Let transformers print nothing for the moment."""
     from transformers.utils import logging
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+    with _told:
+        level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity(logging.CRITICAL)
+        logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(level)
+            if bars:
+                logging.enable_progress_bar()

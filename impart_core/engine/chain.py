@@ -56,7 +56,7 @@ def quantize_layer(job: LayerJob) -> tuple[Made, ...]:
             stored = stack.enter_context(stored_factors(store, factors, imported=own.run.trust.imported))
             encoder = Encoder(own.config, stored, device=chain.device, digests=own.digests())
             tensors = compress_layer(encoder, own.pairs, own.block, chain.model, batches)
-            manifest = publish_tensors(own, store, tensors, watch, read_again=True)
+            manifest = publish_tensors(own, store, tensors, watch, kept_factors=stored is not None, read_again=True)
             if not job.last:
                 chain.advance(len(job.before), own.block.name, own.recipe.id, batches)
         release_memory()

@@ -153,19 +153,25 @@ def _sparsify_block(job: BlockJob, read_again: bool) -> Made:
         factors = job.factors.id if job.factors else None
         with stored_factors(store, factors, imported=job.run.trust.imported) as stored:
             tensors = Encoder(job.config, stored, scales, device, job.digests()).block(job.pairs, job.block)
-        return publish_tensors(job, store, tensors, watch, read_again)
+        return publish_tensors(job, store, tensors, watch, kept_factors=stored is not None, read_again=read_again)
 
     return block_made_or_found(job, store, make, watch)
 
 
 def publish_tensors(
-    job: BlockJob, store: Store, tensors: dict[str, EncodedTensor], watch: Stopwatch, read_again: bool
+    job: BlockJob,
+    store: Store,
+    tensors: dict[str, EncodedTensor],
+    watch: Stopwatch,
+    *,
+    kept_factors: bool,
+    read_again: bool,
 ) -> Manifest:
     """Publish a block, and let go of its tensors."""
     name, reuse = job.block.name, _block_reuse(job)
+    more = {"kept_factors": kept_factors, "read_again": read_again}
     manifest = patiently(
-        f"publish {name}",
-        lambda: publish_block(store, job.recipe, name, tensors, watch, reuse=reuse, read_again=read_again),
+        f"publish {name}", lambda: publish_block(store, job.recipe, name, tensors, watch, reuse=reuse, **more)
     )
     tensors.clear()
     release_memory()

@@ -95,7 +95,7 @@ class Stopwatch:
         return Provenance(
             code_version=__version__,
             code_digest=code_digest(),
-            libraries=_versions(),
+            libraries=dict(_versions()),
             system=f"Python {platform.python_version()}, {platform.system()} {platform.machine()}",
             user=self._who,
             started=self._started.isoformat(timespec="seconds"),
@@ -133,7 +133,8 @@ def code_digest() -> str:
     return digest.hexdigest()
 
 
-def _versions() -> dict[str, str]:
+@cache
+def _versions() -> Mapping[str, str]:
     found = {}
     for library in _LIBRARIES:
         try:
