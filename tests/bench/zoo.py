@@ -2,7 +2,8 @@
 
 `python -m tests.bench.zoo --models 100 200` prints, for each size, what a first night and an unchanged second one take:
 seconds, tasks, the servers' work and the memory of the process that runs the flow. Slopes between two sizes are what
-larger zoos are reckoned from. Prefect keeps its records in PostgreSQL, and the store is on an S3 server.
+larger zoos are reckoned from. Prefect keeps its records in PostgreSQL, and the store is on an S3 server. With `--out`
+all figures are written down, and the memory over time; `--plot` draws that.
 """
 
 import argparse
@@ -17,6 +18,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
 
 from tests.s3proxy import S3Proxy
 from tests.servers import persistent_prefect, postgres_server, s3_server
@@ -75,25 +79,42 @@ class Watch:
 
     pid: int
     sizes: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    cpu: float = 0.0
     over: threading.Event = field(default_factory=threading.Event)
 
     def look(self) -> None:
-        """Note its memory again and again."""
+        """Note its memory, and the CPU time that it took, again and again."""
+        began = time.perf_counter()
         while not self.over.wait(SECONDS_BETWEEN_LOOKS):
             try:
                 text = Path(f"/proc/{self.pid}/status").read_text()
+                self.cpu = _cpu_seconds(self.pid)
             except OSError:
                 return
-            self.sizes += [1024 * int(line.split()[1]) for line in text.splitlines() if line.startswith("VmRSS")]
+            for line in text.splitlines():
+                if line.startswith("VmRSS"):
+                    self.sizes.append(1024 * int(line.split()[1]))
+                    self.seconds.append(round(time.perf_counter() - began, 1))
 
-    def growth(self) -> int:
-        """Return by how much it grew from the first third of the time, once all is loaded, to the end."""
-        settled = self.sizes[len(self.sizes) // 3 :]
-        return settled[-1] - settled[0] if settled else 0
+    def growth(self) -> float:
+        """Return by how many bytes it grows in the time of the run, by a line through what comes after a third of it.
+
+        By then all that is imported is there.
+        """
+        sizes, seconds = self.sizes[len(self.sizes) // 3 :], self.seconds[len(self.sizes) // 3 :]
+        if len(set(seconds)) < 2:
+            return 0.0
+        return float(np.polyfit(seconds, sizes, 1)[0] * self.seconds[-1])
 
 
-def measure_zoo(models: Sequence[int] = (20, 40), concurrency: int = 2) -> dict[str, Any]:
+def measure_zoo(
+    models: Sequence[int] = (20, 40), concurrency: int = 2
+) -> tuple[dict[str, Any], dict[int, tuple[list[float], list[int]]]]:
     """Return figures of a first and of an unchanged night for zoos of so many models, and the slopes between them.
+
+    Beside them the memory in the first night of each: seconds, and bytes. Of three unchanged nights the figures are
+    those of the one in the middle by its seconds.
 
     Args:
         models: sizes, in rising order; each in a store, a database and a server of its own.
@@ -101,10 +122,13 @@ def measure_zoo(models: Sequence[int] = (20, 40), concurrency: int = 2) -> dict[
     """
     figures: dict[str, Any] = {}
     nights: dict[int, tuple[dict[str, float], dict[str, float]]] = {}
+    memory: dict[int, tuple[list[float], list[int]]] = {}
     for size in models:
         with tempfile.TemporaryDirectory() as scratch, _servers(Path(scratch)) as servers:
             file = _zoo(Path(scratch), size, concurrency)
-            nights[size] = _night(file, servers, size), _night(file, servers, size)
+            first, memory[size] = _night(file, servers, size)
+            unchanged = sorted((_night(file, servers, size)[0] for _ in range(3)), key=lambda night: night["seconds"])
+            nights[size] = first, unchanged[1]
         for name, night in zip(("first", "second"), nights[size], strict=True):
             figures |= {f"zoo_{size}_{name}_{key}": value for key, value in night.items()}
     if len(models) > 1:
@@ -113,7 +137,7 @@ def measure_zoo(models: Sequence[int] = (20, 40), concurrency: int = 2) -> dict[
             before, after = nights[small][number], nights[large][number]
             for key in before:
                 figures[f"zoo_slope_{name}_{key}"] = (after[key] - before[key]) / (large - small)
-    return figures
+    return figures, memory
 
 
 def _zoo(root: Path, size: int, concurrency: int) -> Path:
@@ -135,8 +159,8 @@ def _zoo(root: Path, size: int, concurrency: int) -> Path:
     return file
 
 
-def _night(file: Path, servers: Servers, size: int) -> dict[str, float]:
-    """Run the zoo once; return what it took."""
+def _night(file: Path, servers: Servers, size: int) -> tuple[dict[str, float], tuple[list[float], list[int]]]:
+    """Run the zoo once; return what it took, and the memory over time."""
     before, began = servers.counts(), time.perf_counter()
     process = start_impart("zoo", "run", str(file), "--json", environment=dict(servers.environment))
     watch = Watch(process.pid)
@@ -154,8 +178,20 @@ def _night(file: Path, servers: Servers, size: int) -> dict[str, float]:
     assert {one["status"] for one in outcomes} <= {"promoted", "unchanged"}, told
     done = {key: value - before[key] for key, value in servers.counts().items()}
     tasks_a_second = {"tasks_a_second": done["task_runs"] / seconds} if done["task_runs"] else {}
-    peaks = {"peak_rss": float(max(watch.sizes, default=0)), "rss_growth": float(watch.growth())}
-    return {"seconds": seconds, **done, **tasks_a_second, **peaks}
+    grown = watch.growth()
+    own = {"cpu": watch.cpu, "peak_rss": float(max(watch.sizes, default=0)), "rss_growth_a_model": grown / size}
+    return {"seconds": seconds, **done, **tasks_a_second, **own}, (watch.seconds, watch.sizes)
+
+
+def draw(memory: Mapping[int, tuple[list[float], list[int]]], file: Path) -> None:
+    """Draw the memory of each zoo's first night over the share of the night that is over."""
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    axes = figure.subplots()
+    for size, (seconds, sizes) in memory.items():
+        axes.plot([100 * one / seconds[-1] for one in seconds], [one / 1e6 for one in sizes], label=f"{size:,} models")
+    axes.set(xlabel="% of the night", ylabel="resident memory, MB", ylim=(0, None))
+    axes.legend()
+    figure.savefig(file)
 
 
 @contextmanager
@@ -182,8 +218,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=int, nargs="+", default=[20, 40])
     parser.add_argument("--concurrency", type=int, default=2)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--plot", type=Path)
     asked = parser.parse_args()
-    for name, value in measure_zoo(asked.models, asked.concurrency).items():
+    figures, memory = measure_zoo(asked.models, asked.concurrency)
+    if asked.out:
+        asked.out.write_text(json.dumps({"figures": figures, "memory": memory}))
+    if asked.plot:
+        draw(memory, asked.plot)
+    for name, value in figures.items():
         print(f"{name:40} {value:.6g}", flush=True)
 
 
