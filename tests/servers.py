@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 INFRA = Path(__file__).parent.parent / "infra"
 SCRIPT = INFRA / "s3-server"
@@ -257,6 +257,9 @@ class _Answer(BaseHTTPRequestHandler):
         parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
         if self.server.broken:
             self._refuse(self.server.broken, "")
+        elif parts == ["api", "models"]:
+            (author,) = parse_qs(urlsplit(self.path).query)["author"]
+            self._send_json([{"id": name} for name in self.server.models if name.startswith(f"{author}/")])
         elif parts[:2] == ["api", "models"]:
             self._describe("/".join(parts[2:4]), parts[4:])
         elif parts[0] == "elsewhere":

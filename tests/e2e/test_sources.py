@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import s3fs
+from safetensors.torch import load_file
 
 from impart_core.apply.dense import reconstruct
 from impart_core.artifacts.delta import Delta
@@ -18,7 +19,16 @@ from impart_core.store.store import Store
 from tests.impart_core import pipeline as library
 from tests.s3proxy import S3Proxy
 from tests.servers import MAIN, Hub, hub_server
-from tests.support import Environment, data_files, make_pair, manifests, run_impart, run_json
+from tests.support import (
+    Environment,
+    data_files,
+    finetune,
+    make_pair,
+    manifests,
+    run_impart,
+    run_json,
+    save_checkpoint,
+)
 
 pytestmark = pytest.mark.e2e
 
@@ -195,3 +205,67 @@ def test_hub_ids_that_lead_nowhere_are_one_sentence(hub: Hub, models: Pair) -> N
 def test_help_says_where_checkpoints_may_lie(verb: str) -> None:
     done = run_impart(verb, "--help", environment={"COLUMNS": "200"})
     assert "Hub id (org/name@revision) or" in " ".join(done.stdout.split())
+
+
+def test_a_zoo_finds_its_models_in_s3_and_on_the_hub_and_reads_those_that_changed(
+    bucket: list[str],
+    hub: Hub,
+    models: Pair,
+    local: Delta,
+    s3: dict[str, str],
+    environment: Environment,
+    tmp_path: Path,
+) -> None:
+    proxy = S3Proxy(s3["AWS_ENDPOINT_URL"])
+    there = {**environment, **s3, **on(hub), "AWS_ENDPOINT_URL": proxy.url, "IMPART_CACHE": str(tmp_path / "cache")}
+    recipe = {"steps": [{"method": "impart", "cr": 4}]}
+    zoo = {
+        **{"zoo": "far", "store": "s3://impart/store-of-zoo", "recipes": {"default": recipe}},
+        "models": [
+            {"find": "s3://impart/zoo/*", "base": bucket[0], "name": "s3-{folder}"},
+            {"find": "hf://zoo/*", "base": "zoo/base", "name": "hub-{folder}"},
+        ],
+    }
+    file = tmp_path / "zoo.yaml"
+    file.write_text(json.dumps(zoo))  # JSON is YAML
+
+    def run() -> dict[str, tuple[str, str]]:
+        found = run_json("zoo", "run", str(file), environment=there)["outcomes"]
+        return {one["name"]: (one["status"], one["artifact"]) for one in found}
+
+    def read(of_s3: int, of_hub: int) -> tuple[bool, bool]:
+        far = [seen.path for seen in proxy.requests[of_s3:]], [path for path, _ in hub.requests[of_hub:]]
+        from_s3, from_hub = (any(path.endswith("/model.safetensors") for path in paths) for paths in far)
+        return from_s3, from_hub
+
+    names = {f"s3-{models[1].name}", "hub-tuned"}
+    assert run() == dict.fromkeys(names, ("promoted", local.manifest.id))  # one artifact, wherever the models lie
+    assert read(0, 0) == (True, True)
+    before, asked = len(proxy.requests), len(hub.requests)
+    assert run() == dict.fromkeys(names, ("unchanged", local.manifest.id))
+    assert read(before, asked) == (False, False)
+
+    fs = s3fs.S3FileSystem(
+        key=s3["AWS_ACCESS_KEY_ID"], secret=s3["AWS_SECRET_ACCESS_KEY"], endpoint_url=s3["AWS_ENDPOINT_URL"]
+    )
+    new, changed = tmp_path / "new", "s3-" + models[1].name
+    save_checkpoint(
+        new,
+        finetune(load_file(models[0] / "model.safetensors"), seed=5),
+        json.loads((models[0] / "config.json").read_text()),
+    )
+    try:
+        for name in ("new", models[1].name):
+            for path in new.iterdir():
+                fs.put_file(str(path), f"impart/zoo/{name}/{path.name}")
+        outcomes = run()
+        assert {name: status for name, (status, _) in outcomes.items()} == {
+            changed: "promoted",
+            "s3-new": "promoted",
+            "hub-tuned": "unchanged",
+        }
+        assert outcomes[changed][1] == outcomes["s3-new"][1] != local.manifest.id
+    finally:
+        fs.rm("impart/zoo/new", recursive=True)
+        for path in models[1].iterdir():
+            fs.put_file(str(path), f"impart/zoo/{models[1].name}/{path.name}")
