@@ -6,7 +6,6 @@ the message and exits with code 2; it never shows a traceback for an `ImpartErro
 
 import difflib
 from collections.abc import Iterable
-from typing import Self
 
 
 class ImpartError(Exception):
@@ -26,16 +25,7 @@ class CheckpointError(ImpartError):
 
 
 class NoFolderError(CheckpointError):
-    """A checkpoint's location is no folder; `found` says what it is instead ("is a file")."""
-
-    def __init__(self, location: object, found: str) -> None:
-        """Say it of a location."""
-        super().__init__(f"The checkpoint folder {location} {found}. Give the folder that holds config.json.")
-        self.location, self.found = location, found
-
-    def __reduce__(self) -> tuple[type[Self], tuple[object, str]]:
-        """Pickle what it was made from."""
-        return type(self), (self.location, self.found)
+    """A checkpoint's location is no folder."""
 
 
 class IncompleteError(CheckpointError):

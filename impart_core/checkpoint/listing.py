@@ -53,10 +53,10 @@ def find_models(pattern: str) -> dict[str, str]:
         return {name: f"{head}/{name}" for name in hub_models(head.removeprefix(SCHEME)) if fnmatchcase(name, last)}
     try:
         above = open_folder(head)
-    except NoFolderError as error:
+    except NoFolderError:
         raise CheckpointError(
-            f"The folder {head}, in which the pattern {pattern} looks for models, {error.found}. Give the folder that "
-            "holds the models' folders."
+            f"The pattern {pattern} looks for models in {head}, and there is no such folder. Give the folder that holds "
+            "the models' folders."
         ) from None
     found = {}
     for name, file in above.entries.items():

@@ -10,8 +10,8 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from impart_core.base.errors import CheckpointError, NoFolderError
-from impart_core.checkpoint.source import Folder, SourceFile
+from impart_core.base.errors import CheckpointError
+from impart_core.checkpoint.source import Folder, SourceFile, no_folder
 
 # Where the Hub's own cache keeps what the files of its snapshots are links to.
 _HUB_BLOB = re.compile(r"/models--[^/]+/blobs/[0-9a-f]{40,64}$")
@@ -68,7 +68,7 @@ def local_folder(path: Path) -> Folder:
         CheckpointError: it is a file, does not exist, or may not be read.
     """
     if not path.is_dir():
-        raise NoFolderError(path, "is a file" if path.is_file() else "does not exist")
+        raise no_folder(path, "is a file" if path.is_file() else "does not exist")
     try:
         entries = {entry.name: _entry(entry) for entry in sorted(path.iterdir())}
     except OSError as error:

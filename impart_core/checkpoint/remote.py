@@ -8,9 +8,9 @@ from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
-from impart_core.base.errors import CheckpointError, ImpartError, NoFolderError
+from impart_core.base.errors import CheckpointError, ImpartError
 from impart_core.checkpoint.local import local_folder
-from impart_core.checkpoint.source import Folder, SourceFile
+from impart_core.checkpoint.source import Folder, SourceFile, no_folder
 from impart_core.checkpoint.spool import keep, read_kept
 from impart_core.storage.failures import Side, explain, explained
 from impart_core.storage.open import open_url, require_plain_url
@@ -96,9 +96,9 @@ def url_folder(url: str) -> Folder:
             fs.invalidate_cache(root)
             listed = {_name(info): info for info in fs.ls(root, detail=True) if str(info["name"]) != f"{root}/"}
         except FileNotFoundError as error:
-            raise NoFolderError(location, "does not exist") from error
+            raise no_folder(location, "does not exist") from error
         if [str(info["name"]) for info in listed.values() if info["type"] == "file"] == [root]:
-            raise NoFolderError(location, "is a file")
+            raise no_folder(location, "is a file")
         return Folder(location, {name: _entry(fs, location, name, info) for name, info in sorted(listed.items())})
 
 

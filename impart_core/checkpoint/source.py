@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from impart_core.base.errors import CheckpointError
+from impart_core.base.errors import CheckpointError, NoFolderError
 
 CHUNK = 8 << 20
 _MAX_JSON_BYTES = 64 << 20
@@ -129,6 +129,11 @@ class Folder:
     def where(self, name: str) -> str:
         """Return where a file of this name lies, or would lie."""
         return f"{self.location}/{name}"
+
+
+def no_folder(location: object, found: str) -> NoFolderError:
+    """Return the error for a location that is no folder, with what was found there ("is a file")."""
+    return NoFolderError(f"The checkpoint folder {location} {found}. Give the folder that holds config.json.")
 
 
 def read_json(file: SourceFile) -> dict[str, Any]:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from impart_core.base.errors import CheckpointError, NoFolderError
+from impart_core.base.errors import CheckpointError
 from impart_core.checkpoint import source
-from impart_core.checkpoint.source import Folder, SourceFile
+from impart_core.checkpoint.source import Folder, SourceFile, no_folder
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,6 @@ def test_a_folder_tells_its_files_from_its_folders() -> None:
 
 
 def test_a_location_that_is_no_folder_says_what_to_give() -> None:
-    assert str(NoFolderError("a/b", "is a file")) == (
+    assert str(no_folder("a/b", "is a file")) == (
         "The checkpoint folder a/b is a file. Give the folder that holds config.json."
     )
