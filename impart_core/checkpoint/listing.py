@@ -55,7 +55,7 @@ def find_models(pattern: str) -> dict[str, str]:
         above = open_folder(head)
     except NoFolderError:
         raise CheckpointError(
-            f"The pattern {pattern} looks for models in {head}, and there is no such folder. Give the folder that holds "
+            f"The pattern {pattern} looks for models in {head}, which is no folder. Give the folder that holds "
             "the models' folders."
         ) from None
     found = {}

@@ -57,6 +57,6 @@ def test_models_are_found_by_a_pattern(model: Path, tmp_path: Path) -> None:
     assert find_models(f"{tmp_path}/ma*") == {"math": str(model)}
     assert find_models(f"{tmp_path}/none*") == {}
     with pytest.raises(
-        CheckpointError, match=r"in .*nowhere, and there is no such folder\. Give the folder that holds the"
+        CheckpointError, match=r"in .*nowhere, which is no folder\. Give the folder that holds the"
     ):
         find_models(f"{tmp_path}/nowhere/*")
