@@ -7,7 +7,7 @@ import typer
 from impart_core import __version__
 from impart_flows.cli import interrupt
 from impart_flows.cli.failure import report, report_interrupt, report_object
-from impart_flows.cli.output import print_warnings_of
+from impart_flows.cli.output import printed_warnings
 from impart_flows.cli.verbs import LazyGroup
 
 app = typer.Typer(
@@ -43,7 +43,11 @@ def impart(
 
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code: the one boundary that no error passes."""
-    print_warnings_of("impart_core.store")
+    with printed_warnings("impart_core"):
+        return _run(arguments)
+
+
+def _run(arguments: list[str]) -> int:
     try:
         code = int(app(arguments, prog_name="impart", standalone_mode=False) or 0)
     except _UsageError as error:

@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # settings take as long to load as all the rest
     from impart_core.base.settings import Frozen
 
 _SECONDS_BETWEEN_LINES = 2.0
+_WARNINGS_OF_A_KIND = 3
 
 ReportT = TypeVar("ReportT", bound="Frozen")
 
@@ -43,18 +45,36 @@ def say(text: str = "") -> None:
 
 
 class _Warnings(logging.Handler):
-    """Prints what the library warns of on standard error, as other warnings are."""
+    """Prints what the library warns of on standard error, as other warnings are; of each kind the first few."""
+
+    def __init__(self) -> None:
+        """Take warnings, and nothing below."""
+        super().__init__(logging.WARNING)
+        self._kinds: Counter[str] = Counter()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a sentence."""
-        errors.print(f"warning: {record.getMessage()}", markup=False)
+        self._kinds[str(record.msg)] += 1
+        if self._kinds[str(record.msg)] <= _WARNINGS_OF_A_KIND or record.msg == "%s":
+            errors.print(f"warning: {record.getMessage()}")
+
+    def end(self) -> None:
+        """Tell how many were not printed."""
+        more = sum(max(0, number - _WARNINGS_OF_A_KIND) for kind, number in self._kinds.items() if kind != "%s")
+        if more:
+            errors.print(f"warning: {more} more like these; the log of the run has all.")
 
 
-def print_warnings_of(logger: str) -> None:
-    """Print the warnings of a logger from now on, whatever else is done about logging."""
-    found = logging.getLogger(logger)
-    if not any(isinstance(handler, _Warnings) for handler in found.handlers):
-        found.addHandler(_Warnings(logging.WARNING))
+@contextmanager
+def printed_warnings(logger: str) -> Iterator[None]:
+    """Print the warnings of a logger inside the block, whatever else is done about logging."""
+    found, handler = logging.getLogger(logger), _Warnings()
+    found.addHandler(handler)
+    try:
+        yield
+    finally:
+        found.removeHandler(handler)
+        handler.end()
 
 
 def show(report: ReportT, json: bool, print_text: Callable[[ReportT], None]) -> None:

@@ -1,6 +1,7 @@
 """What is printed: whatever a store or a checkpoint holds, it cannot steer the terminal."""
 
 import json
+import logging
 import re
 from pathlib import Path
 
@@ -9,7 +10,15 @@ import pytest
 import impart_flows.cli
 from impart_core.base.errors import MismatchError, StoreError
 from impart_flows.cli.failure import report
-from impart_flows.cli.output import Reporter, print_json, print_lines, print_table, say, warn_of_faults
+from impart_flows.cli.output import (
+    Reporter,
+    print_json,
+    print_lines,
+    print_table,
+    printed_warnings,
+    say,
+    warn_of_faults,
+)
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\nerror: fake\r\u202eevil\x9b[/red]"
 CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -50,3 +59,17 @@ def test_all_verbs_print_through_one_boundary() -> None:
     own = {"output.py", "failure.py", "app.py"}  # the boundary, how a command fails, and the version's own line
     found = {path.name for path in folder.glob("*.py") if printing.search(path.read_text())}
     assert found <= own
+
+
+def test_warnings_of_the_library_are_printed_the_first_few_of_each_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    logger = logging.getLogger("impart_core.somewhere")
+    with printed_warnings("impart_core"):
+        for number in range(5):
+            logger.warning("layer %d is odd", number)
+            logger.warning("%s", f"sentence {number}.")
+        logger.info("nothing to see")
+    logger.warning("too late")
+    told = [f"layer {number} is odd" for number in range(3)] + [f"sentence {number}." for number in range(5)]
+    lines = capsys.readouterr().err.splitlines()
+    assert sorted(lines[:-1]) == sorted(f"warning: {line}" for line in told)
+    assert lines[-1] == "warning: 2 more like these; the log of the run has all."

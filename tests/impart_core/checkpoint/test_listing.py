@@ -56,7 +56,5 @@ def test_models_are_found_by_a_pattern(model: Path, tmp_path: Path) -> None:
     assert find_models(f"{tmp_path}/*") == {"adapter": str(tmp_path / "adapter"), "math": str(model)}
     assert find_models(f"{tmp_path}/ma*") == {"math": str(model)}
     assert find_models(f"{tmp_path}/none*") == {}
-    with pytest.raises(
-        CheckpointError, match=r"in .*nowhere, which is no folder\. Give the folder that holds the"
-    ):
+    with pytest.raises(CheckpointError, match=r"in .*nowhere, which is no folder\. Give the folder that holds the"):
         find_models(f"{tmp_path}/nowhere/*")
