@@ -3,13 +3,15 @@
 Nothing is sent, and nothing of OpenLineage is loaded, unless the user configured a receiver.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from uuid import uuid5
 
-from prefect.context import FlowRunContext
+from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging import get_run_logger
+from prefect.logging.handlers import APILogHandler
 
 from impart_core.lineage.events import (
     Dataset,
@@ -93,9 +95,29 @@ class Observation:
         yield Event("COMPLETE", "FLOW", flow.run, flow.job, inputs=tuple(inputs), outputs=tuple(outputs))
 
 
+class _RunLog(APILogHandler):
+    """Sends what the library warns of to the log of the run that it happens in; threads of no run are not its own."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send a record."""
+        if FlowRunContext.get() or TaskRunContext.get():
+            super().emit(record)
+
+
 @contextmanager
 def observed_run() -> Iterator[Observation]:
-    """Send the start and the end of the flow run around the block, and what it made."""
+    """Send the start and the end of the flow run around the block, and what it made; log what is warned of."""
+    library, log = logging.getLogger("impart_core"), _RunLog(logging.WARNING)
+    library.addHandler(log)
+    try:
+        with _observed_run() as seen:
+            yield seen
+    finally:
+        library.removeHandler(log)
+
+
+@contextmanager
+def _observed_run() -> Iterator[Observation]:
     context = FlowRunContext.get()
     if context is None or context.flow_run is None or not is_configured():
         yield Observation()

@@ -13,9 +13,6 @@ SETTINGS = {
     "PREFECT_LOGGING_LEVEL": "WARNING",
     # A failed task is told once, as a sentence of ours; its traceback stays in the run's page.
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
-    # What the library warns of is in the log of the run as well.
-    "PREFECT_LOGGING_EXTRA_LOGGERS": "impart_core",
-    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
