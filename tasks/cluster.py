@@ -29,6 +29,7 @@ from impart_tasks.remote import carry_out, look, pack, probe
 _PACKAGES = {"ray": ("ray", "prefect_ray"), "dask": ("distributed", "prefect_dask")}
 _PATIENCE_SECONDS = 120  # for the slowest node to import torch
 _CONNECT_SECONDS = 30
+_ATTEMPTS = 3
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 Options = Callable[[dict[str, float]], AbstractContextManager[Any]]
 
@@ -155,7 +156,7 @@ def _ray(address: str | None, workers: int, store: str) -> Iterator[Cluster]:
         if ours:
             with _reaching(address, (OSError, RuntimeError, ValueError)):
                 if address:
-                    ray.init(address, **quiet)
+                    _connect(lambda: ray.init(address, **quiet), ray.shutdown)
                 else:
                     ray.init(num_cpus=workers, include_dashboard=False, **quiet)
             stack.callback(ray.shutdown)
@@ -175,6 +176,19 @@ def _ray(address: str | None, workers: int, store: str) -> Iterator[Cluster]:
         trouble = (ray.exceptions.RayError, CrashedRun, CancelledError)
         runner = stack.enter_context(RayTaskRunner(address=address))
         yield Cluster(runner, slots, has, "num_gpus", "memory", _ray_options, trouble)
+
+
+def _connect(connect: Callable[[], object], undo: Callable[[], object]) -> None:
+    """Connect to Ray's server of clients, which starts a process for each, and aborts where that fails to start."""
+    for left in reversed(range(_ATTEMPTS)):
+        try:
+            connect()
+        except ConnectionAbortedError:
+            undo()
+            if not left:
+                raise
+        else:
+            return
 
 
 def _ray_options(asked: Mapping[str, float]) -> AbstractContextManager[Any]:

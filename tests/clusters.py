@@ -127,8 +127,12 @@ class RayNodes(Nodes):
         self.address, self.client = self._cluster.address, f"ray://127.0.0.1:{port}"
 
     def open(self) -> None:
-        """Wait until all nodes are there."""
+        """Wait until all nodes are there, and clients are served: a head that has just begun refuses them."""
         self._cluster.wait_for_nodes(SECONDS)
+        connect = [sys.executable, "-c", f"import ray; ray.init({self.client!r}, log_to_driver=False)"]
+        deadline = time.monotonic() + SECONDS
+        while subprocess.run(connect, capture_output=True, check=False).returncode:
+            assert time.monotonic() < deadline, f"Ray serves no clients at {self.client}"
 
     def root(self, number: int) -> int:
         """Return the id of a node's raylet."""

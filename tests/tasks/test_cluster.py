@@ -123,3 +123,23 @@ def test_every_error_of_ours_travels(kind: type[ImpartError]) -> None:
     made: Any = pickle.loads(pickle.dumps(kind("What was found. What to do.")))
     assert type(made) is kind
     assert str(made) == "What was found. What to do."
+
+
+@pytest.mark.parametrize("failures", [0, 2, 3])
+def test_a_server_of_clients_that_aborts_is_asked_again(failures: int) -> None:
+    done: list[str] = []
+
+    def connect() -> None:
+        done.append("connect")
+        if done.count("connect") <= failures:
+            raise ConnectionAbortedError("Starting Ray client server failed.")
+
+    with nullcontext() if failures < 3 else pytest.raises(ConnectionAbortedError, match="client server"):
+        cluster._connect(connect, lambda: done.append("undo"))
+    assert done == (["connect", "undo"] * 3)[: min(6, 2 * failures + 1)]
+    with pytest.raises(ConnectionError, match="no such host"):  # is told at once
+        cluster._connect(lambda: _raise(ConnectionError("no such host")), lambda: None)
+
+
+def _raise(error: Exception) -> None:
+    raise error
