@@ -1,14 +1,20 @@
 """Runs that were left behind: closed by the Prefect server once they have given no sign of life for a while.
 
 A run whose worker is killed stays RUNNING in Prefect for ever, as nobody is left to say otherwise. Runs of the zoo send
-a heartbeat; an automation of the server, Prefect's own means against this, closes those that have stopped.
+a heartbeat; an automation of the server, Prefect's own means against this, closes those that have stopped, or that
+never sent one. A server that is killed forgets what it has just heard: what the automation misses so, the next run of
+the zoo closes.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 
+from prefect import tags
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterId,
     FlowRunFilterState,
     FlowRunFilterStateType,
     FlowRunFilterTags,
@@ -17,24 +23,26 @@ from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
+from prefect.runtime import deployment, flow_run
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY
 from prefect.states import Crashed
 
-TAG = "impart"  # of every run that is watched, sub-flows among them
+TAG = "impart"  # of every run that is watched, sub-flows among them; all of them send heartbeats
 NAME = "impart: close runs without a heartbeat"
 HEARTBEAT_SECONDS = 30  # the least that Prefect takes
 SILENCE = timedelta(seconds=100)  # three heartbeats, and time for the last to arrive
 VARIABLES = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS)}
-_BEAT = "prefect.flow-run.heartbeat"
+_BEGUN, _BEAT = "prefect.flow-run.Running", "prefect.flow-run.heartbeat"
 _ENDS = ("Completed", "Failed", "Crashed", "Cancelled", "Paused", "Suspended")
 
 
 def watchdog(silence: timedelta = SILENCE) -> AutomationCore:
-    """Return the automation: a run that sent a heartbeat, and then neither ends nor sends another one, has crashed."""
+    """Return the automation: a run that began, or sent a heartbeat, and then neither ends nor sends one has crashed."""
     return AutomationCore(
         name=NAME,
         description="Made by `impart zoo deploy`.",
         trigger=EventTrigger(
-            after={_BEAT},
+            after={_BEGUN, _BEAT},
             expect={_BEAT, *(f"prefect.flow-run.{end}" for end in _ENDS)},
             match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
             match_related=ResourceSpecification({"prefect.resource.id": [f"prefect.tag.{TAG}"]}),
@@ -72,8 +80,37 @@ def set_watchdog(silence: timedelta = SILENCE) -> None:
         client.create_automation(wanted)
 
 
+def watched() -> AbstractContextManager[object]:
+    """Have sub-flows that begin within the block be watched, where they send heartbeats."""
+    return tags(TAG) if PREFECT_FLOWS_HEARTBEAT_FREQUENCY.value() else nullcontext()
+
+
+def close_earlier_runs() -> int:
+    """Close other runs of this run's deployment that are open, where one runs at a time; return their number.
+
+    This run would not have begun while another one keeps the deployment's only slot: their processes are gone.
+    """
+    if not deployment.id or not flow_run.id:
+        return 0
+    with get_client(sync_client=True) as client:
+        limit = client.read_deployment(deployment.id).global_concurrency_limit
+        if limit is None or limit.limit != 1:
+            return 0
+        found = client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(
+                id=FlowRunFilterId(not_any_=[flow_run.id]),
+                deployment_id=FlowRunFilterDeploymentId(any_=[deployment.id]),
+                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING])),
+            )
+        )
+        for run in found:
+            told = "It gave no sign of life, and the next run of its deployment has begun."
+            client.set_flow_run_state(run.id, Crashed(message=told), force=True)
+    return len(found)
+
+
 def close_sub_flows() -> int:
-    """Close sub-flows of runs that have ended, which were killed before their first heartbeat; return their number."""
+    """Close sub-flows of runs that have ended, which the automation has missed; return their number."""
     closed = 0
     with get_client(sync_client=True) as client:
         tagged = FlowRunFilter(

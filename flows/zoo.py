@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from prefect import Flow, tags
+from prefect import Flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
@@ -23,7 +23,7 @@ from impart_flows.events import observed_run
 from impart_flows.gpu_limit import free_lost_slots, gpu_slot, limit_name, require_limit
 from impart_flows.mlflow import push_run
 from impart_flows.run_page import never_failing, page_key
-from impart_flows.watchdog import TAG, close_sub_flows
+from impart_flows.watchdog import close_earlier_runs, close_sub_flows, watched
 from impart_flows.webhook import notify
 from impart_tasks.cluster import Cluster, connected
 from impart_tasks.executor import PrefectExecutor
@@ -88,12 +88,13 @@ def flow_of(checked: CheckedZoo | None = None, progress: Progress | None = None)
         if limit:  # told before any work, and once for all entries
             require_limit(limit)
         with never_failing():
+            close_earlier_runs()
             close_sub_flows()
             if limit:
                 free_lost_slots(limit)
         with (
             observed_run() as seen,
-            tags(TAG),  # sub-flows are watched as well
+            watched(),
             connected(zoo, request.place, zoo.device, zoo.workers) as cluster,
         ):
 

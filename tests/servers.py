@@ -158,22 +158,51 @@ def postgres_server() -> Iterator[PostgresServer]:
             server.stop()
 
 
+class PrefectServer:
+    """A Prefect server of its own with its scheduler, as a team runs one, that may be killed and started again.
+
+    Attributes:
+        home: its folder.
+        variables: what points a client to it.
+    """
+
+    def __init__(self, home: Path, database: Mapping[str, str]) -> None:
+        """Choose a port; nothing is started yet.
+
+        Args:
+            home: its folder.
+            database: variables that say where it keeps its records.
+        """
+        port = free_ports(1)
+        self.home = home
+        self.variables = {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api", "PREFECT_HOME": str(home)}
+        self._environment = {**os.environ, "PREFECT_DEV_HOME": str(home), "PREFECT_PORT": str(port), **database}
+
+    def start(self) -> None:
+        """Start it on the records and the port that it had, and wait until it answers."""
+        self._run("start")
+
+    def stop(self) -> None:
+        """Stop it, as an administrator would."""
+        self._run("stop")
+
+    def kill(self) -> None:
+        """End it without a chance to tidy up."""
+        self._run("kill")
+
+    def _run(self, verb: str) -> str:
+        return run_script(INFRA / "prefect-server", verb, self._environment)
+
+
 @contextmanager
 def persistent_prefect(home: Path, database: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """Run a Prefect server with its scheduler, as a team does; give the variables that point a client to it.
-
-    Args:
-        home: its folder.
-        database: variables that say where it keeps its records.
-    """
-    port = free_ports(1)
-    own = {"PREFECT_DEV_HOME": str(home), "PREFECT_PORT": str(port), **database}
-    environment = {**os.environ, **own}
+    """Run a Prefect server; give the variables that point a client to it. See `PrefectServer` for the arguments."""
+    server = PrefectServer(home, database)
     try:
-        run_script(INFRA / "prefect-server", "start", environment)
-        yield {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api", "PREFECT_HOME": str(home)}
+        server.start()
+        yield server.variables
     finally:
-        run_script(INFRA / "prefect-server", "stop", environment)
+        server.stop()
 
 
 def run_script(script: Path, verb: str, environment: Mapping[str, str]) -> str:

@@ -206,7 +206,8 @@ class _Compression:
     def _find_or_make(self, job: DeltaJob, planned: Planned, hold: Pin) -> tuple[DeltaResult, tuple[str, ...]]:
         """Return the delta, and what was wrong with the one that was there."""
         text = self._parts.text
-        if text and self._store.lookup(text.id) is None:  # cleaned up before it was pinned
+        held = text and patiently("look for the text", lambda: self._store.lookup(text.id))
+        if text and not held:  # cleaned up before it was pinned
             self._read_text()
         anew = self._run.trust.refreshes("gather")
         present = DeltaResult() if anew else self._executor.run(find_delta, job)

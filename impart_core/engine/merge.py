@@ -222,16 +222,17 @@ class _Run:
             bytes=sum(info.nbytes for info in planned.checkpoint().tensors.values()),
         )
         parents = [one.artifact for one in self._roles.values() if one.artifact]
-        with pin(store, [recipe.id, *parents]):
-            manifest = patiently(
-                "publish the merge",
-                lambda: publish_merged(store, recipe, content, {"stages": self._file()}, parents, self.watch),
-            )
+
+        def publish() -> Manifest:
+            manifest = publish_merged(store, recipe, content, {"stages": self._file()}, parents, self.watch)
             if self.name and not planned.file.impart.compress:
                 require_whole(store, manifest.id)
                 set_ref(store, self.name, manifest.id, why="merge")
             note(store, [entry_of(manifest)])
-        return manifest
+            return manifest
+
+        with patiently("pin the merge", lambda: pin(store, [recipe.id, *parents])):
+            return patiently("publish the merge", publish)
 
     def compress(self, executor: Executor, checked: CheckedMerge, progress: Progress | None) -> Compression | None:
         """Compress the merged model as a delta of the base, where the file says so."""

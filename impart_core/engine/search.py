@@ -285,9 +285,9 @@ def _search(
             publish = partial(publish_study, store, recipe, record, tuple(parents), watch, reuse=reuse)
             return patiently("publish the study", publish)
 
-    with pin(store, [recipe.id, *checked.given]):
+    with patiently("pin the study", lambda: pin(store, [recipe.id, *checked.given])):
         outcome = made_or_found(store, recipe.id, make, kind=StudyContent, reuse=reuse)
-        record = read_study(store, outcome.manifest.id)
+        record = patiently("read the study", lambda: read_study(store, outcome.manifest.id))
         entry = entry_of(outcome.manifest)
         patiently("enter the study", lambda: note(store, [entry]))
         study_name = _publish_names(checked, record, entry.id, run)
@@ -324,7 +324,7 @@ def _publish_names(checked: CheckedSearch, record: StudyRecord, study: str, run:
     if name is None:
         return None
     if record.winner and record.study.winner:
-        if store.lookup(record.winner) is None:  # cleaned up since
+        if patiently("look for the winner", lambda: store.lookup(record.winner or "")) is None:  # cleaned up since
             checked.template.publish(checked.file.space.fill(record.study.winner.values).filled, run)
         patiently("name the winner", lambda: set_ref(store, name, record.winner or "", why="search"))
     study_name = _study_name(name)

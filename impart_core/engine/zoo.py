@@ -120,7 +120,7 @@ def run_zoo(
     """
     with recording():
         watch, started = Stopwatch(run=run_id), datetime.now(UTC)
-        checked = checked or check_zoo(request)
+        checked = checked or patiently("check the zoo", lambda: check_zoo(request))
         outcomes = _outcomes(
             request, checked, each or (lambda job, tick: work_on(job, executor, tick, run_id)), progress
         )
@@ -144,7 +144,7 @@ def run_zoo(
 
 def _with_later(request: ZooRequest, checked: CheckedZoo, outcomes: dict[str, Outcome]) -> dict[str, Outcome]:
     """Return outcomes, those that were left out as another run, which ended meanwhile, has them."""
-    last = last_zoo_run(Store(request.place), request.zoo.zoo)
+    last = patiently("look for the last run", lambda: last_zoo_run(Store(request.place), request.zoo.zoo))
     later = {one.name: one for one in last.outcomes} if last and last.run != checked.last else {}
     return {
         name: later[name].model_copy(update={"status": "left out"})
@@ -208,7 +208,8 @@ def _foreseen(
         left_out = {name for name, outcome in checked.known.items() if outcome.status == "left out"}
         jobs = [inputs.stamped(job) for job in jobs]
         again = [] if request.again else [job for job in jobs if job.name not in left_out]
-        known = {name: checked.known[name] for name in left_out} | _unchanged(store, inputs.refs, again, checked.before)
+        known = {name: checked.known[name] for name in left_out}
+        known |= patiently("see what has changed", lambda: _unchanged(store, inputs.refs, again, checked.before))
     else:
         known = dict(checked.known)
     return (

@@ -162,16 +162,21 @@ class _Work:
         winner = found.record.winner
         if winner is None:
             return self._refused("No candidate keeps the search's constraints.")
-        about = {"bytes_after": bytes_of(self._store, winner), **self._base()}
+        size = patiently("look for the delta", lambda: bytes_of(self._store, winner))
+        about = {"bytes_after": size, **self._base()}
         return self.job.outcome(status="promoted", artifact=winner, **about)
 
     def _base(self) -> dict[str, Any]:
         """Return which base the result fits."""
         place = self.job.base
-        if place is None or get_ref(self._store, place):  # a name is no checkpoint
+        if place is None or self._named(place):  # a name is no checkpoint
             return {}
         found = patiently("open the base", lambda: open_side(place))
         return {"base": place, "base_id": checkpoint_id(tensor_digests(found))}
+
+    def _named(self, name: str) -> str | None:
+        """Return what a name points to."""
+        return patiently(f"look for {name}", lambda: get_ref(self._store, name))
 
     @property
     def _store(self) -> Store:
@@ -235,18 +240,17 @@ class _Work:
             advice = "Add a step of a lower ratio to the recipe, or let the gate allow more."
             tried = f"The last of {len(attempts)} steps, {last.step}," if len(attempts) > 1 else f"{last.step}"
             return self._refused(f"{tried} does not pass the gate: {failing}. {advice}", **about)
-        with pin(store, [last.artifact]):
+        with patiently("pin the delta", lambda: pin(store, [last.artifact])):
             # Whoever cleans up deletes a delta before its parts: one that is there now has them all, and keeps them.
             patiently("look for the delta", lambda: store.manifest(last.artifact))
             patiently("promote the delta", lambda: set_ref(store, job.ref, last.artifact, why=f"zoo: {last.step}"))
         return job.outcome(status="promoted", artifact=last.artifact, bytes_after=last.bytes, **about)
 
     def _refused(self, why: str, **about: Any) -> Outcome:
-        kept = get_ref(self._store, self.job.ref)
+        kept = self._named(self.job.ref)
+        size = patiently("look for the delta", lambda: bytes_of(self._store, kept))
         stays = f"{self.job.ref} stays as it was." if kept else f"There is no {self.job.ref}."
-        return self.job.outcome(
-            status="refused", artifact=kept, bytes_after=bytes_of(self._store, kept), why=f"{why} {stays}", **about
-        )
+        return self.job.outcome(status="refused", artifact=kept, bytes_after=size, why=f"{why} {stays}", **about)
 
 
 def bytes_of(store: Store, artifact: str | None) -> int:
