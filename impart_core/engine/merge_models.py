@@ -331,7 +331,8 @@ def compressed(
 ) -> Compression:
     """Compress one of a merge's models, or what it gives; `sides` are the base and the model."""
     asked = _compress_request(request, config, name)
-    return compress(asked, executor, checked=check_compress(asked, sides), progress=progress)
+    checked = patiently("check the request", lambda: check_compress(asked, sides))
+    return compress(asked, executor, checked=checked, progress=progress)
 
 
 @contextmanager

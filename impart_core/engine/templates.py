@@ -8,6 +8,7 @@ from typing import Any
 from impart_core.artifacts.calibration_text import calibration_recipe
 from impart_core.artifacts.delta import delta_recipe, file_bytes
 from impart_core.base.errors import ConfigError
+from impart_core.base.retry import patiently
 from impart_core.blocks.coding import calibration_of
 from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.text import PUBLISHED, CalibrationText, check_text, read_tokens
@@ -80,7 +81,7 @@ class CompressTemplate:
     def model_of(self, filled: Mapping[str, Any], run: Run) -> Iterator[Model]:
         """Compress the fine-tune, or find its delta in the store."""
         request = self._request(filled, run)
-        checked = check_compress(request, (self.base, self.finetuned))
+        checked = patiently("check the request", lambda: check_compress(request, (self.base, self.finetuned)))
         with ThreadExecutor(1) as executor:
             delta = compress(request, executor, checked=checked, run_id=run.id).report.artifact
         yield Model(delta=delta, base=self.base)

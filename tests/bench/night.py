@@ -35,11 +35,10 @@ from tests.support import finetune, llama_shapes, random_tensors, run_impart, ru
 SILENCE = timedelta(seconds=HEARTBEAT_SECONDS + 10)  # a night cannot begin before the last is closed
 LEASE_SECONDS = 60  # the least that Prefect takes
 REQUESTS_BETWEEN_KILLS = 120  # at most; a model takes some dozens
-SECONDS_BETWEEN_NIGHTS = 60.0  # a schedule fires whatever became of the last night: it is left out if that is open
+SECONDS_BETWEEN_NIGHTS = 20.0  # a schedule fires whatever became of the last night: it is left out if that is open
 STANDS_STILL_SECONDS = 15.0  # a run that asks nothing of the store for so long waits for something else
 PATIENCE_SECONDS = 600.0
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
-UNTIMED = ("delta", "block", "factors", "merged", "evaluation", "scales")  # all kinds but records of runs
 
 
 @dataclass
@@ -48,7 +47,8 @@ class Found:
 
     Attributes:
         names: the id of each promoted name.
-        files: the SHA-256 of every file that is part of an artifact.
+        files: the SHA-256 of every file that is part of an artifact; of evaluations, whose files tell when they were
+            made, the metrics.
         left: claims, pins and sweeps that are still there.
     """
 
@@ -62,8 +62,10 @@ class Found:
         objects = place.objects()
         moves = sorted(path for path in objects if path.startswith("refs/") and not path.endswith(".copy.json"))
         names = {path.split("/")[1]: str(json.loads(objects[path])["id"]) for path in moves}
-        records = manifests_in(objects, "zoo_run")
-        files = {path: digest for path, digest in files_in(objects).items() if path.split("/")[1] not in records}
+        timed = manifests_in(objects, "zoo_run", "evaluation")
+        files = {path: digest for path, digest in files_in(objects).items() if path.split("/")[1] not in timed}
+        for made, manifest in manifests_in(objects, "evaluation").items():
+            files[f"artifacts/{made}"] = json.dumps(manifest["content"]["metrics"], sort_keys=True)
         left = Counter(path.split("/")[0] for path in objects if path.split("/")[0] in ("claims", "pins", "sweeps"))
         return cls({name: found for name, found in names.items() if "@" in name}, files, left)
 
@@ -133,8 +135,8 @@ class Nights:
         """Begin a night where none is due or under way, in a new store where the last was finished."""
         self.parts.revive()
         state = self.state(self.runs[-1]) if self.runs else "COMPLETED"
-        if state not in FINAL and time.monotonic() - self.begun < SECONDS_BETWEEN_NIGHTS:
-            return
+        if state not in FINAL - {"CANCELLED"} and time.monotonic() - self.begun < SECONDS_BETWEEN_NIGHTS:
+            return  # one that was left out was so for another one, which is open
         if self.runs and state == "COMPLETED":
             self.end_round()
         asked = {"parameters": {"request": {**self.request, "store": self.place.url}}, "state": {"type": "SCHEDULED"}}
@@ -166,7 +168,7 @@ class Nights:
             time.sleep(0.5)
 
 
-def measure_night(kills: int = 7, seed: int = 0, models: int = 12, gpus: int = 1) -> dict[str, Any]:
+def measure_night(kills: int = 7, seed: int = 0, models: int = 12, gpus: int = 1, minutes: int = 600) -> dict[str, Any]:
     """Return what became of a zoo while so many parts of its installation were killed.
 
     Args:
@@ -174,6 +176,7 @@ def measure_night(kills: int = 7, seed: int = 0, models: int = 12, gpus: int = 1
         seed: of what is killed, and when.
         models: generated models of the zoo; a merge and a model with a gate are added.
         gpus: slots of the limit; entries take one each.
+        minutes: nothing more is killed after so many.
     """
     draw = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
@@ -190,10 +193,13 @@ def measure_night(kills: int = 7, seed: int = 0, models: int = 12, gpus: int = 1
         limit = nights.api.get(f"/v2/concurrency_limits/{DEFAULT_NAME}")["id"]
         (url,) = (one for one in parts.database.variables.values() if one.startswith("postgresql"))
         watch = SlotWatch(url.replace("+asyncpg", ""), parts.server.home / "concurrency_leases", limit)
-        began, killed = time.monotonic(), schedule(kills, draw)
+        began, killed = time.monotonic(), list[str]()
         with watch:
-            for part in killed:
+            for part in schedule(kills, draw):
+                if time.monotonic() - began > 60 * minutes:
+                    break
                 nights.kill(part, draw.randrange(REQUESTS_BETWEEN_KILLS))
+                killed.append(part)
             nights.finish()
             closed = wait_until_closed(watch, nights.deaths)
         return {
@@ -335,10 +341,10 @@ def _say(what: str) -> None:
 def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    for name, default in (("kills", 7), ("seed", 0), ("models", 12), ("gpus", 1)):
+    for name, default in (("kills", 7), ("seed", 0), ("models", 12), ("gpus", 1), ("minutes", 600)):
         parser.add_argument(f"--{name}", type=int, default=default)
     asked = parser.parse_args()
-    for name, value in measure_night(asked.kills, asked.seed, asked.models, asked.gpus).items():
+    for name, value in measure_night(**vars(asked)).items():
         print(f"{name:40} {value if isinstance(value, int) else f'{value:.4g}'}", flush=True)
 
 

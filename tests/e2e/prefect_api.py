@@ -52,6 +52,14 @@ class Api:
         return "\n".join(line["message"] for line in self.post("/logs/filter", logs=wanted))
 
 
+def until(condition: Callable[[], object]) -> None:
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "what is waited for did not come about"
+        time.sleep(0.2)
+
+
 def wait_for(condition: Callable[[], object], process: Popen[bytes], log: Path) -> None:
     """Wait until a condition holds while a worker runs."""
     deadline = time.monotonic() + PATIENCE

@@ -1,0 +1,108 @@
+"""What killed processes and a killed server leave behind is closed or freed by a real server, or by the next run."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import ConcurrencyLimitConfig
+from prefect.runtime import flow_run
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Pending, Running
+from prefect.types.entrypoint import EntrypointType
+
+from impart_flows import gpu_limit
+from impart_flows.gpu_limit import DEFAULT_NAME, VARIABLE, gpu_slot, set_limit
+from impart_flows.watchdog import TAG, close_earlier_runs, set_watchdog
+from tests.e2e.prefect_api import Api, until
+from tests.servers import persistent_prefect
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """A Prefect server of this file's own, which clients in this process use."""
+    quick = {"PREFECT_SERVER_CONCURRENCY_MAXIMUM_CONCURRENCY_SLOT_WAIT_SECONDS": "1"}
+    with persistent_prefect(tmp_path_factory.mktemp("prefect"), quick) as variables:
+        url = variables["PREFECT_API_URL"]
+        with temporary_settings({PREFECT_API_URL: url}):
+            yield Api(url)
+
+
+@flow(name="compress")
+def held_for_a_moment() -> str:
+    """Stand for work that takes a slot."""
+    with gpu_slot("auto"):
+        return str(flow_run.id)
+
+
+def test_whoever_waits_frees_a_slot_that_nobody_holds(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a server is killed once it has taken the slot, and before it notes the lease."""
+    monkeypatch.setenv(VARIABLE, DEFAULT_NAME)
+    monkeypatch.setattr(gpu_limit, "_patience", lambda: 3.0)
+    set_limit(1)
+    with get_client(sync_client=True) as client:
+        client.increment_concurrency_slots([DEFAULT_NAME], 1, "concurrency")
+    run = held_for_a_moment()
+    assert api.get(f"/v2/concurrency_limits/{DEFAULT_NAME}")["active_slots"] == 0
+    assert api.get(f"/flow_runs/{run}")["state_type"] == "COMPLETED"
+    states = [one["name"] for one in api.get(f"/flow_run_states/?flow_run_id={run}")]
+    assert gpu_limit.WAITS in states
+    assert states[-1] == "Completed"
+    until(lambda: "held by no run: they are free again" in api.logged(run))
+
+
+def test_a_slot_that_a_run_holds_is_not_freed_by_whoever_waits(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, DEFAULT_NAME)
+    monkeypatch.setattr(gpu_limit, "_patience", lambda: 3.0)
+    set_limit(1)
+    with get_client(sync_client=True) as client:
+        client.increment_concurrency_slots([DEFAULT_NAME], 1, "concurrency")
+        holder = client.create_flow_run(held_for_a_moment)
+        client.set_flow_run_state(holder.id, Running(), force=True)
+        assert gpu_limit.free_lost_slots(DEFAULT_NAME) == 0
+        client.set_flow_run_state(holder.id, Running(name=gpu_limit.WAITS), force=True)
+        until(lambda: gpu_limit.free_lost_slots(DEFAULT_NAME) == 1)  # others that ended just now count for a while
+
+
+@pytest.mark.parametrize("tagged", [True, False])
+def test_a_run_that_never_gave_a_sign_of_life_is_closed_where_it_is_watched(tagged: bool, api: Api) -> None:
+    set_watchdog(timedelta(seconds=10))
+    with get_client(sync_client=True) as client:
+        lost = [client.create_flow_run(held_for_a_moment, tags=[TAG] if one else []).id for one in (tagged, True)]
+        for run in lost:
+            client.set_flow_run_state(run, Running(), force=True)
+    until(lambda: api.get(f"/flow_runs/{lost[1]}")["state_type"] == "CRASHED")
+    if tagged:
+        until(lambda: api.get(f"/flow_runs/{lost[0]}")["state_type"] == "CRASHED")
+    else:
+        assert api.get(f"/flow_runs/{lost[0]}")["state_type"] == "RUNNING"
+
+
+@flow
+def closing() -> int:
+    """Stand for a run of a zoo that begins."""
+    return close_earlier_runs()
+
+
+@pytest.mark.parametrize(("limit", "closed"), [(1, 2), (2, 0), (None, 0)])
+def test_a_run_closes_those_of_its_deployment_that_it_would_not_run_beside(
+    limit: int | None, closed: int, api: Api, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = ConcurrencyLimitConfig(limit=limit) if limit else None
+    made = closing.to_deployment(tmp_path.name, concurrency_limit=config, entrypoint_type=EntrypointType.MODULE_PATH)
+    deployment = made.apply()  # type: ignore[union-attr]
+    other = closing.to_deployment(f"{tmp_path.name}-other").apply()  # type: ignore[union-attr]
+    with get_client(sync_client=True) as client:
+        states = (Running(), Pending(), Running())
+        runs = [client.create_flow_run_from_deployment(UUID(str(one))).id for one in (deployment, deployment, other)]
+        for run, state in zip(runs, states, strict=True):
+            client.set_flow_run_state(run, state, force=True)
+    monkeypatch.setattr("impart_flows.watchdog.deployment", type("Own", (), {"id": str(deployment)}))
+    assert closing() == closed
+    found = [api.get(f"/flow_runs/{run}")["state_type"] for run in runs]
+    assert found == (["CRASHED", "CRASHED", "RUNNING"] if closed else ["RUNNING", "PENDING", "RUNNING"])
