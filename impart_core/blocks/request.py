@@ -57,7 +57,10 @@ class CompressConfig(Coding):
     @classmethod
     def _options_of_method(cls, value: Any, info: ValidationInfo) -> MethodOptions:
         """Read `options` with the settings model that the method registered; `lossless` has none."""
-        if info.data.get("method") != LOSSLESS:
+        method = info.data.get("method", LOSSLESS)
+        if method != LOSSLESS and method not in METHODS:
+            raise unknown_name("method", method, (*METHODS, LOSSLESS))
+        if method != LOSSLESS:
             return super()._options_of_method(value, info)
         if value and (not isinstance(value, MethodOptions) or value.model_dump()):
             raise ValueError(f"{LOSSLESS} has no options. Leave them out")

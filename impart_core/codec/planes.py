@@ -9,7 +9,6 @@ Planes are cut into chunks, which fit the processor's cache and are one block of
 """
 
 from collections.abc import Callable, Iterator
-from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -53,11 +52,12 @@ def encode_planes(integers: Given, count: int) -> Codes:
         `planes` uint8, every plane of the first chunk, then of the next …; `lengths` uint32, the bytes of each, 0: it
         is all zeros, as many as it has integers: it is as it is; `rotation` uint8 (1,), bits.
     """
-    rotation = _best_rotation(_sample(integers, count))
+    compressor = _compressor()
+    rotation, _ = _best_rotation(_sample(integers, count), compressor)
     pieces = [
         piece
         for start in range(0, count, _CHUNK)
-        for piece in _squeezed(integers(start, min(start + _CHUNK, count)), rotation)
+        for piece in _squeezed(integers(start, min(start + _CHUNK, count)), rotation, compressor)
     ]
     planes = np.frombuffer(bytearray().join(pieces), dtype=np.uint8)
     return {
@@ -70,7 +70,8 @@ def encode_planes(integers: Given, count: int) -> Codes:
 def sampled_bytes(integers: Given, count: int) -> float:
     """Return about how many bytes the planes of integers take, from a sample; arguments as for `encode_planes`."""
     sample = _sample(integers, count)
-    return _size(sample, _best_rotation(sample)) * count / max(1, len(sample))
+    _, size = _best_rotation(sample, _compressor())
+    return size * count / max(1, len(sample))
 
 
 def decode_planes(codes: Codes, name: str, count: int, width: int) -> Iterator[Integers]:
@@ -123,34 +124,30 @@ def _sample(integers: Given, count: int) -> Integers:
     return np.concatenate([integers(start, start + size) for start in starts.tolist()])
 
 
-def _best_rotation(sample: Integers) -> int:
-    """Return the rotation that takes the fewest bytes, the least of several; bytes are not rotated."""
-    if sample.itemsize == 1 or not sample.any():
-        return 0
-    return min(range(_BITS), key=lambda rotation: _size(sample, rotation))
+def _best_rotation(sample: Integers, compressor: zstandard.ZstdCompressor) -> tuple[int, int]:
+    """Return the rotation that takes the fewest bytes, the least of several, and these; bytes are not rotated."""
+    rotations = range(_BITS if sample.itemsize > 1 and sample.any() else 1)
+    sizes = [sum(map(len, _squeezed(sample.copy(), rotation, compressor))) for rotation in rotations]
+    return sizes.index(min(sizes)), min(sizes)
 
 
-def _size(sample: Integers, rotation: int) -> int:
-    return sum(map(len, _squeezed(sample.copy(), rotation)))
-
-
-def _squeezed(chunk: Integers, rotation: int) -> list[bytes]:
+def _squeezed(chunk: Integers, rotation: int, compressor: zstandard.ZstdCompressor) -> list[bytes]:
     """Return each plane of a chunk, which is changed, the least significant first, in its smallest form."""
     rotated, kind = _rotated(chunk, rotation), chunk.dtype.type
     # A cast keeps the lowest byte, and takes half the time of a copy of every other byte.
     shifted = (rotated >> kind(_BITS * plane) if plane else rotated for plane in range(chunk.itemsize))
-    return [_smallest(plane.astype(np.uint8)) for plane in shifted]
+    return [_smallest(plane.astype(np.uint8), compressor) for plane in shifted]
 
 
-def _smallest(plane: UInt8Array) -> bytes:
+def _smallest(plane: UInt8Array, compressor: zstandard.ZstdCompressor) -> bytes:
     if not plane.any():
         return b""
-    squeezed = _compressor().compress(memoryview(plane))
+    squeezed = compressor.compress(memoryview(plane))
     return squeezed if len(squeezed) < len(plane) else plane.tobytes()
 
 
-@cache
 def _compressor() -> zstandard.ZstdCompressor:
+    """Return a compressor, which several threads must not use at once."""
     return zstandard.ZstdCompressor(compression_params=_SETTING)
 
 
