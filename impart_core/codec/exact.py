@@ -83,21 +83,19 @@ def decode_exact(
     """
     count, width = _measures(shape, dtype)
     if way == PLANES:
-        value = torch.zeros(shape, dtype=dtype)
-        bits = bits_of(value)
+        bits = np.zeros(count, dtype=f"<u{width}")
         for part, integers in _parts(bits, decode_planes(codes, name, count, width)):
             part[:] = integers
-        return value
+        return _tensor(bits, shape, dtype)
     assert reference is not None
-    value = reference.clone(memory_format=torch.contiguous_format)
-    bits, floating = bits_of(value), dtype.is_floating_point
+    bits, floating = bits_of(reference).copy(), dtype.is_floating_point
     positions = _positions(codes, name, count) if way == SPARSE else None
     changing = bits if positions is None else bits[positions]
     for part, integers in _parts(changing, decode_planes(codes, name, len(changing), width)):
         part[:] = _from_keys(_keys(part, floating) + _unfolded(integers), floating)
     if positions is not None:
         bits[positions] = changing
-    return value
+    return _tensor(bits, shape, dtype)
 
 
 def check_exact(way: str, codes: Codes, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -206,6 +204,11 @@ def _parts(whole: Integers, chunks: Iterator[Integers]) -> Iterator[tuple[Intege
     for chunk in chunks:
         yield whole[start : start + len(chunk)], chunk
         start += len(chunk)
+
+
+def _tensor(bits: Integers, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Return the tensor of these bits, in their memory: torch's own copy of a bool is 1 where its byte is 2."""
+    return torch.from_numpy(bits).view(dtype).reshape(shape)
 
 
 def _measures(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[int, int]:
