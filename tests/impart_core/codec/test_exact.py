@@ -160,7 +160,7 @@ def test_what_is_damaged_is_refused_by_name(way: str) -> None:
             raise AssertionError(f"{what}: {decode_exact(way, other, 'w', value.shape, base, value.dtype)}")
         with pytest.raises(CorruptArtifactError, match="'w'"):
             raise AssertionError(f"{what}: {check_exact(way, other, 'w', value.shape, value.dtype)}")
-    for shape in ((1 << 17, 1 << 17), (10,)):
+    for shape in ((10,), *([] if way == SPARSE else [(1 << 17, 1 << 17)])):  # few bytes may be of a huge tensor
         with pytest.raises(CorruptArtifactError, match="'w'"):
             check_exact(way, codes, "w", shape, value.dtype)
 

@@ -43,7 +43,7 @@ def odd_pair(root: Path) -> tuple[Path, Path]:
     tuned[NORM] = base[NORM].float() + 1e-3  # of another dtype than the base's
     for name, dtype in DTYPES.items():
         values = odd_values(dtype) if dtype.is_floating_point else torch.arange(300).to(dtype)
-        tuned[f"extra.{name}"], base[f"extra.{name}"] = values, values.flip(0).contiguous()
+        tuned[f"extra.{name}"], base[f"extra.{name}"] = values, values[torch.arange(len(values) - 1, -1, -1)]
         tuned[f"same.{name}"] = base[f"same.{name}"] = values
         tuned[f"new.{name}"] = values
     tuned["extra.none"], base["extra.none"] = torch.empty(0, 4), torch.empty(0, 4)
