@@ -28,8 +28,8 @@ def measure_lossless() -> dict[str, Any]:
     """Return ratios and speeds by way.
 
     `lossless_ratio`: bytes of each of the tiny zoo's fine-tunes over those of its tensors' codes, by way and task.
-    `lossless_gbps`: gigabytes of weights coded and decoded a second of one core's time, by way, on tensors of 2²⁴ entries:
-    in bfloat16 and float32, all of whose entries changed, and in bfloat16, one in a hundred of which did.
+    `lossless_gbps`: gigabytes of weights coded and decoded a second of one core's time, by way, on tensors of 2²⁴
+    entries: in bfloat16 and float32, all of whose entries changed, and in bfloat16, one in a hundred of which did.
     """
     with one_thread_per_kernel():
         ratios = {way: {task: _ratio(code, _zoo(task)) for task in tinyzoo.FINE_TUNES} for way, code in _ways().items()}
