@@ -184,14 +184,16 @@ def _from_keys(keys: Integers, floating: bool) -> Integers:
 def _folded(differences: Integers) -> Integers:
     """Return differences modulo 2^bits as 0, −1, 1, −2, 2 … are counted."""
     signs = (_signed(differences) >> (8 * differences.itemsize - 1)).view(differences.dtype)
-    return np.bitwise_xor(differences << differences.dtype.type(1), signs, out=signs)
+    np.bitwise_xor(differences << differences.dtype.type(1), signs, out=signs)
+    return signs
 
 
 def _unfolded(folded: Integers) -> Integers:
     """Return the differences that were folded."""
     one = folded.dtype.type(1)
     signs = np.negative((folded & one).view(_signed(folded).dtype)).view(folded.dtype)
-    return np.bitwise_xor(folded >> one, signs, out=signs)
+    np.bitwise_xor(folded >> one, signs, out=signs)
+    return signs
 
 
 def _signed(integers: Integers) -> Signed:

@@ -142,7 +142,7 @@ def _squeezed(chunk: Integers, rotation: int, compressor: zstandard.ZstdCompress
 def _smallest(plane: UInt8Array, compressor: zstandard.ZstdCompressor) -> bytes:
     if not plane.any():
         return b""
-    squeezed = compressor.compress(memoryview(plane))
+    squeezed = compressor.compress(plane.data)
     return squeezed if len(squeezed) < len(plane) else plane.tobytes()
 
 
@@ -156,7 +156,7 @@ def _expanded(data: UInt8Array, count: int, name: str) -> UInt8Array | int:
     if len(data) in (0, count):
         return data if len(data) else 0
     try:
-        frame = memoryview(data)
+        frame = data.data
         if zstandard.frame_content_size(frame) != count:  # before memory is taken for it
             raise zstandard.ZstdError(f"it is not of {count:,} bytes")
         plain = zstandard.ZstdDecompressor().decompress(frame, max_output_size=count, allow_extra_data=False)
