@@ -175,9 +175,8 @@ def test_bits_are_decoded_as_the_page_says(dtype: str, share: float) -> None:
     kind = DTYPES[dtype]
     base = (40 * torch.randn(140_000, generator=generator)).to(kind)
     changed = torch.rand(len(base), generator=generator) < share
-    value = (
-        base.double() + (0.003 if kind.is_floating_point else 3) * changed * torch.randn(len(base), generator=generator)
-    ).to(kind)
+    scale = 1000 * torch.finfo(kind).eps if kind.is_floating_point else 3.0
+    value = (base.double() + scale * changed * torch.randn(len(base), generator=generator)).to(kind)
     met = set()
     for reference in (base, None):
         way, codes = encode_exact(value, reference)
