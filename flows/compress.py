@@ -35,7 +35,7 @@ def flow_of(
         show_compression(done.report, done.blocks, done.new)
         return done.report.model_copy(update={"events_sent": run.sent, "events_lost": run.lost})
 
-    return Flow(compress, name="compress", flow_run_name="compress {request.finetuned} at CR {request.config.cr}")
+    return Flow(compress, name="compress", flow_run_name="compress {request.finetuned}: {request.config.label}")
 
 
 compress = flow_of()

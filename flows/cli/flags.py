@@ -13,6 +13,7 @@ import typer
 
 from impart_core.base.errors import ConfigError
 from impart_core.base.settings import Frozen
+from impart_core.blocks.request import CompressConfig
 from impart_core.merging.file import read_merge_file
 from impart_core.store.store import default_store_url
 from impart_flows.cli.options import FLAGS
@@ -128,6 +129,10 @@ _READERS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
 }
 
 
+# Required fields that their model fills in, or refuses to do without, by what else is typed.
+_NOT_ALWAYS = {(CompressConfig, "cr")}
+
+
 def _parameters(model: type[Frozen], flags: dict[str, Any], optional: bool = False) -> Iterator[inspect.Parameter]:
     for name, field in model.model_fields.items():
         if nested := _nested(name, field.annotation):
@@ -139,6 +144,8 @@ def _parameters(model: type[Frozen], flags: dict[str, Any], optional: bool = Fal
             kind, default = kind | None, None
         elif name in _READERS and type(None) in get_args(kind):
             default = None
+        elif (model, name) in _NOT_ALWAYS:
+            kind, default = kind | None, None
         elif field.is_required():
             default = inspect.Parameter.empty
         flag = flags.get(name) or typer.Option(help=field.description)

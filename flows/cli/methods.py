@@ -5,6 +5,9 @@ from typing import Annotated
 
 import typer
 
+from impart_core.base.errors import unknown_name
+from impart_core.base.settings import MethodOptions
+from impart_core.blocks.request import LOSSLESS, LOSSLESS_SUMMARY
 from impart_core.methods import METHODS, QUANTIZING
 from impart_flows.cli import options as opt
 from impart_flows.cli.output import print_json, print_lines, say
@@ -20,7 +23,7 @@ def methods(name: Name = None, json: opt.JsonOption = False) -> None:
     Example: impart methods impart-qt
     """
     if name is None:
-        summaries = {one: METHODS.get(one).summary for one in METHODS}
+        summaries = {**{one: METHODS.get(one).summary for one in METHODS}, LOSSLESS: LOSSLESS_SUMMARY}
         if json:
             print_json({"methods": summaries, "quantize": QUANTIZING})
         else:
@@ -28,15 +31,23 @@ def methods(name: Name = None, json: opt.JsonOption = False) -> None:
             say()
             say(f"`impart quantize` takes {', '.join(QUANTIZING)}.")
         return
-    method = METHODS.get(name)
-    fields = method.options_model.model_fields
-    defaults = method.options_model().model_dump(mode="json")
+    summary, model = _described(name)
+    fields, defaults = model.model_fields, model().model_dump(mode="json")
     if json:
         options = {key: {"default": defaults[key], "description": field.description} for key, field in fields.items()}
-        print_json({"method": name, "summary": method.summary, "options": options})
+        print_json({"method": name, "summary": summary, "options": options})
         return
-    say(f"{name}: {method.summary}")
+    say(f"{name}: {summary}")
     say()
     print_lines({f"{key}={dumps(defaults[key])}": field.description for key, field in fields.items()})
     if not fields:
         say("It has no options.")
+
+
+def _described(name: str) -> tuple[str, type[MethodOptions]]:
+    """Return what a method keeps, in a few words, and the model of its options."""
+    if name == LOSSLESS:
+        return LOSSLESS_SUMMARY, MethodOptions
+    if name not in METHODS:
+        raise unknown_name("method", name, (*METHODS, LOSSLESS))
+    return METHODS.get(name).summary, METHODS.get(name).options_model

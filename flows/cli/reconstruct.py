@@ -26,6 +26,8 @@ def _print_report(made: Reconstruction) -> None:
         _tell_of_code(made.code, made.code_written)
     if made.code_elsewhere:
         say(f"code    of {shortened(made.code_elsewhere)} on the Hub runs where it is loaded with trust_remote_code")
+    if made.lossless:
+        say("lossless: every tensor has the fine-tune's bytes, by its digest")
     say(f"{made.out}  {human_bytes(made.bytes)} of weights in {human_seconds(made.seconds)}")
 
 

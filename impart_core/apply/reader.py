@@ -15,6 +15,7 @@ from impart_core.checkpoint.carried import is_code, may_be_carried, stored_name
 from impart_core.checkpoint.digest import file_digest, tensor_digests
 from impart_core.checkpoint.index import Checkpoint
 from impart_core.checkpoint.local import local_file
+from impart_core.checkpoint.reader import digest_of_value
 from impart_core.checkpoint.source import SourceFile
 from impart_core.codec.format import CODES_FILE, BlockFile, TensorHeader
 
@@ -28,20 +29,32 @@ class DeltaReader:
         headers: how each tensor is stored, by name, names sorted.
         blocks: the file that holds each tensor's codes.
         files: the delta's own files that are carried, by the names that a store gives them.
+        expected: digests of the fine-tune's tensors by name, where the delta is lossless.
     """
 
     delta: Delta
     headers: Mapping[str, TensorHeader]
     blocks: Mapping[str, BlockFile]
     files: Mapping[str, Path]
+    expected: Mapping[str, str] | None = None
 
     def rebuild(self, name: str, base: Checkpoint) -> torch.Tensor:
         """Return a tensor of the fine-tuned checkpoint, in its dtype and shape, on the CPU.
 
+        One of a lossless delta is held against the fine-tune's digest.
+
         Raises:
-            CorruptArtifactError: the codes do not fit the tensor, in this file or in the base.
+            CorruptArtifactError: the codes do not fit the tensor, in this file or in the base; or a lossless delta
+                gives another tensor than the fine-tune's.
         """
-        return rebuild_tensor(name, base, self.headers[name], self.blocks[name])
+        header = self.headers[name]
+        value = rebuild_tensor(name, base, header, self.blocks[name])
+        if self.expected is not None and self.expected.get(name) != digest_of_value(value, header.dtype):
+            raise CorruptArtifactError(
+                f"{name!r} of the lossless delta {self.delta.id[:12]} does not come back as the fine-tune's tensor: "
+                "its digest is another than the recorded one. Compress the fine-tune again with --verify-cache."
+            )
+        return value
 
     def read_delta(self, name: str, base: Checkpoint) -> torch.Tensor | None:
         """Return a tensor's delta, float32, in the shape of the base's; None where it is zero; errors as above."""
@@ -93,7 +106,8 @@ def open_reader(delta: Delta) -> Iterator[DeltaReader]:
                 raise CorruptArtifactError(f"{file.path} does not hold the tensors that its manifest lists.")
             blocks.update(dict.fromkeys(file.headers, file))
         headers = {name: file.headers[name] for name, file in sorted(blocks.items())}
-        yield DeltaReader(delta, headers, blocks, files)
+        expected = delta.finetuned_digests() if delta.is_lossless else None
+        yield DeltaReader(delta, headers, blocks, files, expected)
 
 
 def base_file(name: str, base: Checkpoint) -> SourceFile:

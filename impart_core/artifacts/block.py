@@ -119,10 +119,11 @@ def block_recipe(
     if factors:
         inputs["factors"] = factors.id
     inputs.update(calibration or {})
+    exactly = {"lossless": config.method_version} if config.is_lossless else {}
     return Recipe(
         operation="compress-block",
         version=VERSIONS["block"],
-        config={"block": block.name, "format": FORMAT_VERSION, "methods": methods},
+        config={"block": block.name, "format": FORMAT_VERSION, "methods": methods, **exactly},
         inputs=inputs,
     )
 

@@ -10,12 +10,11 @@ from pydantic import FailFast, Field
 from impart_core.artifacts.block import BlockContent, block_content
 from impart_core.base.errors import ConfigError, CorruptArtifactError
 from impart_core.base.files import scratch_folder
-from impart_core.blocks.request import CompressConfig
+from impart_core.blocks.request import LOSSLESS, CompressConfig, labelled
 from impart_core.checkpoint.carried import CARRIED_NAME, is_code, stored_name
 from impart_core.checkpoint.digest import carried_digests, checkpoint_id
 from impart_core.checkpoint.index import Checkpoint
 from impart_core.codec.format import FORMAT_VERSION
-from impart_core.methods import METHODS
 from impart_core.store.manifest import MANIFEST, Content, Manifest, Pointer, Sha256, register
 from impart_core.store.provenance import Stopwatch
 from impart_core.store.publish import Reuse, publish
@@ -63,8 +62,8 @@ class DeltaContent(Content):
     def summary(self, recipe: Recipe) -> str:
         """Return method, ratio and seed."""
         cr = recipe.config.get("cr")
-        at = f" at CR {cr:g}" if isinstance(cr, float | int) else ""
-        return f"{recipe.config.get('method', 'delta')}{at}, seed {recipe.config.get('seed', 0)}"
+        label = labelled(str(recipe.config.get("method", "delta")), cr if isinstance(cr, float | int) else None)
+        return label if label == LOSSLESS else f"{label}, seed {recipe.config.get('seed', 0)}"
 
     def checkpoints(self, recipe: Recipe) -> dict[str, str]:  # noqa: ARG002
         """Return the base and the fine-tuned checkpoint."""
@@ -123,8 +122,7 @@ def foreseen_recipe(config: CompressConfig, merged: str) -> Recipe:
 
 def _recipe_config(config: CompressConfig) -> dict[str, Any]:
     """Return what of a recipe the settings are, and the versions that bytes depend on."""
-    version = METHODS.get(config.method).version
-    return {"format": FORMAT_VERSION, "method_version": version, **config.model_dump(mode="json")}
+    return {"format": FORMAT_VERSION, "method_version": config.method_version, **config.model_dump(mode="json")}
 
 
 def own_files(recipe: Recipe) -> list[str]:
@@ -180,6 +178,11 @@ class Delta:
         return tuple(name for name in sorted(self.content.carried) if is_code(name) and stored_name(name) in own)
 
     @property
+    def is_lossless(self) -> bool:
+        """Whether every tensor comes back bit for bit."""
+        return bool(self.manifest.recipe.config.get("method") == LOSSLESS)
+
+    @property
     def saved_bytes(self) -> int:
         """What the lossless stage made the codes of its blocks smaller by."""
         entries = (entry.quantized for block in self.blocks for entry in block_content(block).tensors.values())
@@ -196,12 +199,19 @@ class Delta:
         Raises:
             CorruptArtifactError: a block's manifest does not tell.
         """
+        return self._digests("base", "what base it was made against")
+
+    def finetuned_digests(self) -> dict[str, str]:
+        """Return the digest of every tensor of the fine-tuned checkpoint; errors as above."""
+        return self._digests("finetuned", "what it was made of")
+
+    def _digests(self, side: str, what: str) -> dict[str, str]:
         found: dict[str, str] = {}
         for block in self.blocks:
-            base = block.recipe.inputs.get("base")
-            if not isinstance(base, dict):
-                raise CorruptArtifactError(f"Block {block.id[:12]} does not say what base it was made against.")
-            found.update(base)
+            digests = block.recipe.inputs.get(side)
+            if not isinstance(digests, dict):
+                raise CorruptArtifactError(f"Block {block.id[:12]} does not say {what}.")
+            found.update(digests)
         return found
 
 

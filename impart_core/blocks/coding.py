@@ -15,7 +15,9 @@ from impart_core.methods.depth import Depth, depth_of
 
 @lru_cache(maxsize=256)
 def coding_of_role(role: Role, config: CompressConfig) -> Coding | None:
-    """Return how a method codes tensors of this role; None where they are kept."""
+    """Return how a method codes tensors of this role; None where they are kept, or stored bit for bit."""
+    if config.is_lossless:
+        return None
     if role is Role.PROJECTION:
         return config.projections
     if role not in VOCABULARY or config.embeddings == KEEP:
@@ -29,7 +31,7 @@ def coding_of_role(role: Role, config: CompressConfig) -> Coding | None:
 
 def calibration_of(config: CompressConfig) -> Calibration:
     """Return what calibration the method of the projections needs; embeddings and head are never calibrated."""
-    return METHODS.get(config.method).calibration(config)
+    return "none" if config.is_lossless else METHODS.get(config.method).calibration(config)
 
 
 def is_feasible(shape: tuple[int, ...], coding: Coding) -> bool:

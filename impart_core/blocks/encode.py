@@ -11,7 +11,18 @@ from impart_core.blocks.decompose import factors_of
 from impart_core.blocks.request import CompressConfig
 from impart_core.checkpoint.layout import Block, Role
 from impart_core.checkpoint.pairing import Pair, Pairs
-from impart_core.codec.format import ADDED, KEEP, OMITTED, ROWS, VALUE, EncodedTensor, TensorHeader
+from impart_core.codec.exact import encode_exact
+from impart_core.codec.format import (
+    ADDED,
+    EXACT,
+    KEEP,
+    OMITTED,
+    PLANES,
+    ROWS,
+    VALUE,
+    EncodedTensor,
+    TensorHeader,
+)
 from impart_core.codec.half import encode_half
 from impart_core.codec.parts import Codes
 from impart_core.codec.rows import encode_rows, rows_bytes
@@ -26,6 +37,7 @@ Scales = Mapping[str, torch.Tensor]  # by matrix, where distillation found some
 # Gives the factors of a matrix by name that a decomposition of the same request left, or None: its delta is zero.
 Stored = Callable[[str], Factors | None]
 Made = tuple[str, int, Codes]  # method, seed and codes
+_WHOLE = (KEEP, VALUE, *EXACT)  # ways in which a stack is stored as one tensor
 _CPU = torch.device("cpu")
 
 
@@ -100,6 +112,8 @@ class Encoder:
     def _from_values(self, loaded: Loaded, inputs: Inputs | None = None) -> Made:
         """Return the method, the seed and the codes of one matrix or other tensor."""
         pair = loaded.pair
+        if self.config.is_lossless:
+            return _bit_for_bit(loaded)
         new = loaded.finetuned if loaded.base is None else loaded.added
         if new is not None:
             require_finite(new, pair.name, "fine-tuned")
@@ -133,13 +147,32 @@ class Encoder:
 def assembled(pair: Pair, made: list[Made]) -> EncodedTensor:
     """Return a tensor from what was made of it, or of each matrix of a stack in turn, whose parts are numbered.
 
-    A stack that is kept is made as one tensor.
+    A stack that no method codes is made as one tensor.
     """
-    if not pair.is_stack or made[0][0] == KEEP:
+    if not pair.is_stack or made[0][0] in _WHOLE:
         return _encoded(pair, *made[0])
     method, seed = next(((method, seed) for method, seed, _ in made if method != OMITTED), (OMITTED, 0))
     numbered = {f"{index}.{part}": code for index, (*_, codes) in enumerate(made) for part, code in codes.items()}
     return _encoded(pair, method, seed, numbered)
+
+
+def _bit_for_bit(loaded: Loaded) -> Made:
+    """Return how a tensor is stored bit for bit: against the base's where that has the same dtype, or by itself.
+
+    Rows that the base does not have stay as they are beside the difference of the others.
+    """
+    base, value, added = loaded.base, loaded.finetuned, loaded.added
+    if base is None or base.dtype != value.dtype:
+        way, codes = encode_exact(value, None)
+    elif added is None:
+        way, codes = encode_exact(value, base)
+    else:
+        way, codes = encode_exact(value[: len(base)], base)
+        if way in (PLANES, VALUE):  # nothing is gained by what the base has
+            way, codes = encode_exact(value, None)
+        else:
+            codes = {**codes, ADDED: added.contiguous()}
+    return way, 0, codes
 
 
 def _no_delta() -> torch.Tensor:

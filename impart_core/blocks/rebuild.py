@@ -6,13 +6,14 @@ from impart_core.base.errors import CorruptArtifactError
 from impart_core.checkpoint.header import DTYPES
 from impart_core.checkpoint.index import Checkpoint
 from impart_core.checkpoint.reader import read_tensor
-from impart_core.codec.format import ADDED, VALUE, BlockFile, TensorHeader
-from impart_core.delta.extract import add_delta
+from impart_core.codec.exact import decode_exact
+from impart_core.codec.format import ADDED, EXACT, PLANES, VALUE, BlockFile, TensorHeader
+from impart_core.delta.extract import add_delta, extract_delta
 from impart_core.methods.decode import decode_delta, decode_stack, delta_shape
 
 
 def rebuild_tensor(name: str, base: Checkpoint, header: TensorHeader, block: BlockFile) -> torch.Tensor:
-    """Return W_base + ΔŴ in the fine-tuned checkpoint's dtype: added in float32, cast once.
+    """Return W_base + ΔŴ in the fine-tuned checkpoint's dtype: added in float32, cast once; or its bits as stored.
 
     Raises:
         CorruptArtifactError: the codes do not fit the tensor, in this file or in the base.
@@ -23,6 +24,8 @@ def rebuild_tensor(name: str, base: Checkpoint, header: TensorHeader, block: Blo
         if value is None or (value.shape, value.dtype) != (header.shape, dtype):
             raise CorruptArtifactError(f"{block.path} does not hold {name!r} as its header says.")
         return value
+    if header.method in EXACT:
+        return _rebuild_bits(name, base, header, block)
     info = base.tensors.get(header.base or name)
     if header.is_stack and info and info.shape == header.shape:
         stack = torch.empty(header.shape, dtype=dtype)
@@ -36,6 +39,19 @@ def rebuild_tensor(name: str, base: Checkpoint, header: TensorHeader, block: Blo
     return torch.cat([common, codes[ADDED]]) if ADDED in codes else common
 
 
+def _rebuild_bits(name: str, base: Checkpoint, header: TensorHeader, block: BlockFile) -> torch.Tensor:
+    """Return a tensor that is stored bit for bit; errors as above."""
+    codes, info, dtype = block.codes(name), base.tensors.get(header.base or name), DTYPES[header.dtype]
+    shape = _shape_in_base(name, header, codes)
+    reference = None
+    if header.method != PLANES:
+        if info is None or (info.shape, info.torch_dtype) != (shape, dtype):
+            raise CorruptArtifactError(f"{block.path} holds differences of {name!r} that do not fit the base's tensor.")
+        reference = read_tensor(info)
+    common = decode_exact(header.method, codes, name, shape, reference, dtype)
+    return torch.cat([common, codes[ADDED]]) if ADDED in codes else common
+
+
 def read_delta(name: str, base: Checkpoint, header: TensorHeader, block: BlockFile) -> torch.Tensor | None:
     """Return ΔŴ of a tensor, float32, in the shape of the base's, without the final cast; None where it is zero.
 
@@ -45,6 +61,11 @@ def read_delta(name: str, base: Checkpoint, header: TensorHeader, block: BlockFi
         CorruptArtifactError: the codes do not fit the tensor, in this file or in the base.
     """
     info = base.tensors.get(header.base or name)
+    if header.method in EXACT:
+        value = rebuild_tensor(name, base, header, block)
+        if info is None or info.shape[1:] != value.shape[1:] or len(info.shape) != value.dim():
+            return None
+        return extract_delta(read_tensor(info), value[: info.shape[0]] if info.shape else value, name)
     if header.method == VALUE:
         value = rebuild_tensor(name, base, header, block)
         return None if info is None or info.shape != header.shape else value.float() - read_tensor(info).float()

@@ -22,7 +22,9 @@ FORMAT_VERSION = 2
 _READ = (1, 2)  # in 1 no tensor has an exponent
 CODES_FILE = "codes.safetensors"
 OMITTED, KEEP, ROWS, VALUE = "omitted", "keep", "rows", "value"
-_UNCODED = (OMITTED, KEEP, ROWS, VALUE)
+PLANES, DIFFERENCE, SPARSE = "planes", "difference", "sparse"  # bit for bit; see `codec.exact`
+EXACT = (PLANES, DIFFERENCE, SPARSE)
+_UNCODED = (OMITTED, KEEP, ROWS, VALUE, *EXACT)
 ADDED = "added"  # part: rows that the base does not have, as they are
 _HEADER_KEY = "impart"
 # What reading a hostile header may raise: ValidationError and JSONDecodeError are ValueErrors, and so on.
@@ -34,7 +36,8 @@ class TensorHeader(Frozen):
 
     Attributes:
         method: a method's name; `keep` (delta at 16 bits); `rows` (its changed rows at 16 bits); `value`
-            (stored as it is: not floating, or not in the base); `omitted` (the delta is zero: nothing is stored).
+            (stored as it is: not floating, or not in the base); `omitted` (the delta is zero: nothing is stored);
+            `planes`, `difference` or `sparse` (bit for bit, see `codec.exact`).
         role: what the tensor is in the model.
         shape: its shape.
         dtype: the fine-tuned tensor's safetensors dtype name, which reconstruction casts to.

@@ -16,6 +16,7 @@ from impart_core.checkpoint.index import Checkpoint
 from impart_core.checkpoint.layout import Block, Role
 from impart_core.checkpoint.pairing import Pair, Pairs
 from impart_core.checkpoint.writer import TensorSpec, header_bytes
+from impart_core.codec.exact import EXACT_PARTS
 from impart_core.codec.format import ADDED, CODES_FILE, KEEP, ROWS, VALUE, TensorHeader, metadata_of
 from impart_core.methods import METHODS, QUANTIZING, Coding
 from impart_core.quantization.ladder import Ladder
@@ -95,7 +96,9 @@ def delta_own_bytes(sides: tuple[Checkpoint, Checkpoint], blocks: dict[str, int]
 def _header(pair: Pair, config: CompressConfig) -> TensorHeader:
     """Return the header of a tensor whose name and parts take the most bytes of those that it may be stored as."""
     coding = coding_of_role(pair.role, config)
-    if pair.base is None or not pair.finetuned.is_floating:
+    if config.is_lossless:
+        ways = {VALUE: _KEPT_PARTS[VALUE], **EXACT_PARTS}
+    elif pair.base is None or not pair.finetuned.is_floating:
         ways = {VALUE: _KEPT_PARTS[VALUE]}
     else:
         ways = {way: _KEPT_PARTS[way] for way in ((ROWS, KEEP) if len(pair.shape) == 2 else (KEEP,))}

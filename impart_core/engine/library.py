@@ -92,7 +92,7 @@ class EvaluateKeywords(TypedDict, total=False):
 def compress(
     base: Place,
     finetuned: Place,
-    cr: float | CompressConfig,
+    cr: float | CompressConfig | None = None,
     *,
     progress: Progress | None = None,
     **keywords: Unpack[CompressKeywords],
@@ -104,7 +104,8 @@ def compress(
     Args:
         base: the base checkpoint: a folder, Hub id or fsspec URL.
         finetuned: the checkpoint fine-tuned from it.
-        cr: compression ratio of the projections against their 16-bit size, or all settings at once.
+        cr: compression ratio of the projections against their 16-bit size, or all settings at once; None with
+            `method="lossless"` alone.
         progress: called with a stage, pieces done, their number, and what the last one was.
         keywords: settings and how it is run, by name; see `CompressKeywords`.
 
@@ -118,7 +119,7 @@ def compress(
             raise ConfigError(f"A whole configuration is given, and {', '.join(settings)} besides. Put all into it.")
         config = cr
     else:
-        config = CompressConfig(cr=cr, **settings)
+        config = CompressConfig(**{"cr": cr, **settings})
     request = CompressRequest(
         base=absolute(base), finetuned=absolute(finetuned), config=config, **_run(given, RunKeywords)
     )

@@ -121,7 +121,7 @@ def plan_of(checked: CheckedMerge) -> MergePlan:
             ModelPlan(
                 model=str(ref),
                 options={name: (min(all_), max(all_)) for name, all_ in of_models.get(str(ref), {}).items()},
-                sparsify=f"{config.method} at CR {config.cr:g}" if (config := sparsifier(stage, ref)) else None,
+                sparsify=config.label if (config := sparsifier(stage, ref)) else None,
             )
             for ref in models
         ),

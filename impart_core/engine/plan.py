@@ -186,6 +186,8 @@ def _too_small(pairs: Pairs, config: CompressConfig) -> frozenset[str]:
 
     Gates and mixers of a few rows: they count in the ratio, so that they may take a tenth of the budget; else none is.
     """
+    if config.is_lossless:
+        return frozenset()
     projections = {name: pair for name, pair in pairs.items() if pair.role is Role.PROJECTION and pair.base}
     small = {
         name: math.prod(pair.shape)
@@ -263,6 +265,8 @@ def block_peak_bytes(own: Sequence[Pair], config: CompressConfig) -> int:
 def _coded_bytes(pair: Pair, config: CompressConfig) -> int:
     """Bytes of a tensor's codes, at most: a method's budget, or 16 bits a value; added rows as they are."""
     if pair.base is None or not pair.finetuned.is_floating:
+        return pair.finetuned.nbytes
+    if config.is_lossless:  # values decide
         return pair.finetuned.nbytes
     settings, dense = coding_of_role(pair.role, config), 2 * math.prod(pair.shape)
     added = (pair.finetuned.numel - math.prod(pair.shape)) * pair.finetuned.torch_dtype.itemsize

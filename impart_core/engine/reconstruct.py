@@ -23,6 +23,8 @@ class Reconstruction(Frozen):
         artifact: the delta's id.
         out: the folder.
         bytes: of its weights.
+        lossless: whether each tensor was found to have the fine-tune's bytes, by its digest; so it is where the delta
+            is lossless.
         code: Python files that the delta brings.
         code_written: whether they were written, as was asked for.
         code_elsewhere: repositories of the Hub whose code its configurations name.
@@ -33,6 +35,7 @@ class Reconstruction(Frozen):
     artifact: str
     out: Path
     bytes: int
+    lossless: bool = False
     code: tuple[str, ...]
     code_written: bool
     code_elsewhere: tuple[str, ...]
@@ -70,6 +73,7 @@ def reconstruct(request: ReconstructRequest, progress: Callable[[int, int], None
         artifact=delta.manifest.id,
         out=out,
         bytes=written,
+        lossless=delta.is_lossless,
         code=delta.code,
         code_written=request.with_code,
         code_elsewhere=code_elsewhere(out),

@@ -22,8 +22,10 @@ from impart_core.store.pins import pin
 from impart_core.store.provenance import Stopwatch, peak_rss_bytes
 from impart_core.store.store import Store
 from impart_core.zoo.file import Step, ZooModel
-from impart_core.zoo.gate import Gate, Metrics, compare, quality
+from impart_core.zoo.gate import Comparison, Gate, Metrics, compare, quality
 from impart_core.zoo.record import Attempt, Kind, Outcome
+
+_NOT_MEASURED = "Lossless: every bit is the fine-tuned model's, and so are its scores. Nothing was measured again."
 
 
 class EntryJob(Frozen):
@@ -128,7 +130,7 @@ class _Work:
             request = self._request(model, step)
             checked = patiently("check the request", lambda: check_compress(request, (base, finetuned)))  # noqa: B023
             made = compress(request, self.executor, checked=checked, progress=self.progress, run_id=self.run_id).report
-            attempts.append(self._attempt(step.label, made, model.base, before))
+            attempts.append(self._attempt(step, made, model.base, before))
             if attempts[-1].passed:
                 break
         return self._end(attempts, bytes_before=finetuned.nbytes)
@@ -146,7 +148,9 @@ class _Work:
         if made.delta is None:
             raise ConfigError(f"The merge {self.job.name} is not compressed. Give it impart: {{compress: {{cr: 16}}}}.")
         label = f"{made.method} of {len(self.job.stages[-1].references())} models"
-        return self._end([self._attempt(label, made.delta, None, None)], bytes_before=made.bytes)
+        gate = self.job.gate
+        found = compare(gate, None, self._measure(made.delta.artifact, None)) if gate.tasks else ()
+        return self._end([_attempted(label, made.delta, found)], bytes_before=made.bytes)
 
     def search(self) -> Outcome:
         """Run a search, which publishes its winner."""
@@ -217,19 +221,14 @@ class _Work:
             raise ConfigError(f"{group} is a group of tasks that has no score of its own. Name its tasks in the gate.")
         return {task: one.metrics[one.task] for task, one in zip(gate.tasks, results, strict=True)}
 
-    def _attempt(self, label: str, made: CompressReport, base: str | None, before: Metrics | None) -> Attempt:
-        """Measure what was compressed, and hold it against the gate."""
+    def _attempt(self, step: Step, made: CompressReport, base: str, before: Metrics | None) -> Attempt:
+        """Measure what was compressed, and hold it against the gate; what is lossless scores as the fine-tune did."""
         gate = self.job.gate
-        found = compare(gate, before, self._measure(made.artifact, base)) if gate.tasks else ()
-        return Attempt(
-            step=label,
-            artifact=made.artifact,
-            bytes=made.bytes,
-            cr_model=made.cr_model,
-            cached=made.cached_blocks == made.blocks,
-            gate=found,
-            passed=all(one.passed for one in found),
-        )
+        if before is None:
+            return _attempted(step.label, made, ())
+        after = before if step.is_lossless else self._measure(made.artifact, base)
+        why = _NOT_MEASURED if step.is_lossless else ""
+        return _attempted(step.label, made, compare(gate, before, after), why)
 
     def _end(self, attempts: list[Attempt], **about: Any) -> Outcome:
         """Promote what the last attempt made if it passed."""
@@ -251,6 +250,19 @@ class _Work:
         size = patiently("look for the delta", lambda: bytes_of(self._store, kept))
         stays = f"{self.job.ref} stays as it was." if kept else f"There is no {self.job.ref}."
         return self.job.outcome(status="refused", artifact=kept, bytes_after=size, why=f"{why} {stays}", **about)
+
+
+def _attempted(label: str, made: CompressReport, gate: tuple[Comparison, ...], why: str = "") -> Attempt:
+    return Attempt(
+        step=label,
+        artifact=made.artifact,
+        bytes=made.bytes,
+        cr_model=made.cr_model,
+        cached=made.cached_blocks == made.blocks,
+        gate=gate,
+        passed=all(one.passed for one in gate),
+        why=why,
+    )
 
 
 def bytes_of(store: Store, artifact: str | None) -> int:

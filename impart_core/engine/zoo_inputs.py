@@ -19,11 +19,13 @@ from impart_core.artifacts import (
 from impart_core.base.canonical import digest_of
 from impart_core.base.errors import CheckpointError, ConfigError, ImpartError, UnreachableError
 from impart_core.base.retry import patiently
+from impart_core.blocks.request import LOSSLESS
 from impart_core.calibrate.text import PUBLISHED
 from impart_core.checkpoint.digest import checkpoint_id, tensor_digests
 from impart_core.checkpoint.listing import listing_digest
 from impart_core.checkpoint.local import local_file
 from impart_core.checkpoint.location import is_remote
+from impart_core.codec import exact
 from impart_core.engine.preflight import open_side
 from impart_core.engine.zoo_entry import EntryJob
 from impart_core.evaluation.catalogue import named_tasks, task_fingerprint
@@ -200,5 +202,5 @@ def _content(place: str) -> str | None:
 @cache
 def _versions() -> dict[str, Any]:
     """Return the versions of all that makes artifacts."""
-    methods = {name: METHODS.get(name).version for name in METHODS}
+    methods = {LOSSLESS: exact.VERSION, **{name: METHODS.get(name).version for name in METHODS}}
     return {"methods": methods, "kinds": [kind.VERSIONS for kind in _KINDS]}

@@ -8,7 +8,8 @@ import torch
 
 from impart_core.base.errors import CorruptArtifactError
 from impart_core.checkpoint.header import DTYPES
-from impart_core.codec.format import ADDED, KEEP, OMITTED, ROWS, VALUE, BlockFile, TensorHeader
+from impart_core.codec.exact import check_exact
+from impart_core.codec.format import ADDED, EXACT, KEEP, OMITTED, ROWS, VALUE, BlockFile, TensorHeader
 from impart_core.codec.half import decode_half, read_exponent
 from impart_core.codec.parts import Codes
 from impart_core.codec.rows import decode_rows, read_rows
@@ -24,14 +25,15 @@ def decode_delta(name: str, header: TensorHeader, codes: Mapping[str, torch.Tens
     Args:
         name: the tensor's name, or `name[index]` for a matrix.
         header: its header; for a matrix, with the matrix's shape.
-        codes: its codes by part. Added rows are no part of the delta.
+        codes: its codes by part. Added rows are no part of the delta. What is stored bit for bit has none without the
+            base: see `blocks.rebuild.read_delta`.
 
     Raises:
         CorruptArtifactError: the codes do not fit the tensor's shape.
         UnknownNameError: the method is not known to this program.
     """
     with _read_codes(name, header, codes) as (own, shape):
-        if header.method in (VALUE, OMITTED):
+        if header.method in (VALUE, OMITTED, *EXACT):
             return None
         if header.method == KEEP:
             return decode_half(own["delta"], own, name).reshape(shape)
@@ -46,7 +48,9 @@ def check_delta(name: str, header: TensorHeader, codes: Mapping[str, torch.Tenso
     with _read_codes(name, header, codes) as (own, shape):
         if header.method in (KEEP, ROWS):
             read_exponent(own, name)
-        if header.method == KEEP:
+        if header.method in EXACT:
+            check_exact(header.method, own, name, shape, DTYPES[header.dtype])
+        elif header.method == KEEP:
             own["delta"].reshape(shape)
         elif header.method == ROWS:
             read_rows(own, name, shape)

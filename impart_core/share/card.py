@@ -10,6 +10,7 @@ from typing import Any
 
 from impart_core.artifacts.delta import Delta
 from impart_core.artifacts.evaluation import EvaluationContent, how_measured
+from impart_core.blocks.request import LOSSLESS
 from impart_core.checkpoint.hub import parse_hub_id
 from impart_core.methods import METHODS
 from impart_core.store.manifest import Manifest
@@ -66,7 +67,7 @@ def model_card(
 
 def _front_matter(delta: Delta, base: str | None) -> str:
     method = delta.manifest.recipe.config.get("method")
-    tags = ["impart", "delta-compression", *([str(method)] if method in list(METHODS) else [])]
+    tags = ["impart", "delta-compression", *([str(method)] if method in (*METHODS, LOSSLESS) else [])]
     lines = ["library_name: impart"]  # ids of the Hub and names of methods: as JSON strings they are YAML
     if base:
         lines += [f"base_model: {json.dumps(base.partition('@')[0])}", "base_model_relation: adapter"]

@@ -53,11 +53,6 @@ class Step(CompressConfig):
         """What the compression is asked to do."""
         return CompressConfig.model_construct(**{name: getattr(self, name) for name in CompressConfig.model_fields})
 
-    @property
-    def label(self) -> str:
-        """What it is called for people."""
-        return f"{self.method} at CR {self.cr:g}"
-
 
 class ZooRecipe(Frozen):
     """How models are compressed.
@@ -65,10 +60,19 @@ class ZooRecipe(Frozen):
     Attributes:
         steps: what is tried, one after the other, until the gate is passed: the smallest result first.
         gate: what the result has to keep.
+
+    A lossless step is the last: nothing is lost by it, so that none after it would be tried.
     """
 
     steps: tuple[Step, ...] = Field(min_length=1)
     gate: Gate = Gate()
+
+    @field_validator("steps")
+    @classmethod
+    def _ends_without_loss(cls, value: tuple[Step, ...]) -> tuple[Step, ...]:
+        if any(step.is_lossless for step in value[:-1]):
+            raise ConfigError("A step follows one that is lossless, and would never be tried. Make lossless the last.")
+        return value
 
 
 class Entry(Frozen):

@@ -23,6 +23,7 @@ class Attempt(Frozen):
         cached: whether the delta was there.
         gate: how it does on each task; empty: nothing was measured.
         passed: whether it may be promoted.
+        why: why nothing had to be measured, where that is so.
     """
 
     step: str
@@ -32,6 +33,7 @@ class Attempt(Frozen):
     cached: bool
     gate: tuple[Comparison, ...] = ()
     passed: bool
+    why: str = Field(default="", exclude_if=lambda why: not why)
 
 
 class Outcome(Frozen):

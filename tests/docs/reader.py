@@ -69,7 +69,7 @@ def deltas_of(name: str, header: Mapping[str, Any], parts: Parts) -> Iterator[An
 
 def _delta(name: str, header: Mapping[str, Any], shape: list[int], parts: Parts) -> Any:
     match header["method"]:
-        case "omitted" | "value":
+        case "omitted" | "value" | "planes" | "difference" | "sparse":
             return None
         case "keep":
             return _scaled(parts["delta"], parts).reshape(shape)
@@ -149,6 +149,46 @@ def positions(parts: Parts, count: int) -> Any:
     quotients = np.diff(ones, prepend=-1) - 1
     rest = unpack(parts["remainders"].tobytes(), width, count) if width else np.zeros(count)
     return np.cumsum((quotients << width) + rest.astype(np.int64) + 1) - 1
+
+
+# §6a Tensors bit for bit
+
+
+def exact_bits(method: str, parts: Parts, dtype: str, reference: Any) -> Any:
+    """Return the bits of a tensor, (n,), from those of the base, or from zeros of as many where it has none."""
+    bits = reference.copy()
+    where = slice(None)
+    if method == "sparse":
+        where = positions(parts, int(np.unpackbits(parts["quotients"]).sum()))
+    found = _integers(parts, len(bits[where]), bits.itemsize)
+    if method == "planes":
+        return found
+    size, top, every = 8 * bits.itemsize, 1 << (8 * bits.itemsize - 1), (1 << (8 * bits.itemsize)) - 1
+    floating = dtype.startswith(("F", "BF"))
+    moved = []
+    for folded, ours in zip(found.tolist(), bits[where].tolist(), strict=True):
+        key = ours if not floating else every - ours if ours >> (size - 1) else ours + top
+        key = (key + (folded >> 1 if folded % 2 == 0 else -(folded >> 1) - 1)) % (1 << size)
+        moved.append(key if not floating else key - top if key >> (size - 1) else every - key)
+    bits[where] = np.array(moved, dtype=bits.dtype)
+    return bits
+
+
+def _integers(parts: Parts, count: int, width: int) -> Any:
+    """Return integers from byte planes."""
+    lengths, rotation, at, found = parts["lengths"].tolist(), int(parts["rotation"][0]), 0, []
+    for chunk in range(-(-count // 2**17)):
+        size = min(2**17, count - chunk * 2**17)
+        total = np.zeros(size, dtype=np.uint64)
+        for plane in range(width):
+            data = parts["planes"][at : (at := at + lengths[chunk * width + plane])].tobytes()
+            data = zstandard.decompress(data) if len(data) not in (0, size) else data or bytes(size)
+            total |= np.frombuffer(data, np.uint8).astype(np.uint64) << np.uint64(8 * plane)
+        bits = 8 * width
+        rotated = [(x << rotation | x >> (bits - rotation)) & ((1 << bits) - 1) for x in total.tolist()]
+        found.append(np.array(rotated, dtype=f"<u{width}"))
+    assert at == len(parts["planes"])
+    return np.concatenate(found)
 
 
 # §6 Quantised streams

@@ -38,6 +38,7 @@ COMPRESSIONS = {
     "impart-qt": ["--cr", "12", "--method", "impart-qt", "--option", "ladder=3x8,2", *NEAREST],
     "delta-come": ["--cr", "12", "--method", "delta-come", "--option", "ladder=3x8,2", *NEAREST],
     "dare-qt": ["--cr", "12", "--method", "dare-qt", "--option", "bits=2", *NEAREST],
+    "lossless": ["--method", "lossless"],
 }
 TEXT = ["--calibration", "tinyzoo:math", "--calibration-sequences", "2", "--calibration-length", "16"]
 # Ids alone, on the tiny zoo: what comes out of a run model has other last bits on another processor.

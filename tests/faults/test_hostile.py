@@ -22,9 +22,10 @@ from impart_core.checkpoint.index import open_checkpoint
 from impart_core.checkpoint.layout import Role
 from impart_core.checkpoint.local import local_file
 from impart_core.checkpoint.reader import read_tensor
-from impart_core.codec.format import BlockFile, EncodedTensor, TensorHeader, write_block
+from impart_core.codec.exact import encode_exact
+from impart_core.codec.format import EXACT, BlockFile, EncodedTensor, TensorHeader, write_block
 from impart_core.methods import METHODS, Projection
-from impart_core.methods.decode import decode_delta, decode_stack
+from impart_core.methods.decode import check_delta, decode_delta, decode_stack
 from impart_core.store.catalog import entry_of
 from impart_core.store.manifest import parse_manifest
 from impart_core.store.names import get_ref, resolve, set_ref
@@ -76,6 +77,13 @@ def every_method() -> dict[str, EncodedTensor]:
         config = config_of(2, seed=5, method=method)
         codes = METHODS.get(method).encode(Projection.of(decaying_delta(16, 24), method), config)
         made[method] = item(method, (16, 24), codes, Role.PROJECTION)
+    base = decaying_delta(16, 24).bfloat16()
+    few = base.clone()
+    few[3, :3] += 1
+    for value, reference in ((base * 1.01, base), (few, base), (base.repeat(8, 8), None)):
+        way, codes = encode_exact(value, reference)
+        made[way] = item(way, tuple(value.shape), codes, Role.PROJECTION)
+    assert {*EXACT} <= {*made}
     part = Projection.of(decaying_delta(16, 24), "stack[1]")
     codes = METHODS.get("dare").encode(part, config_of(2, seed=5, method="dare"))
     made["stack"] = item("dare", (3, 16, 24), {f"1.{name}": code for name, code in codes.items()}, Role.PROJECTION)
@@ -145,6 +153,8 @@ def read_block(path: Path) -> None:
             continue
         codes = file.codes(name)
         delta = decode_delta(name, header, codes)
+        if header.method in EXACT:
+            check_delta(name, header, codes)
         added = len(codes["added"]) if "added" in codes else 0
         assert delta is None or delta.dtype == torch.float32
         assert delta is None or delta.shape == (*(n - added for n in header.shape[:1]), *header.shape[1:])

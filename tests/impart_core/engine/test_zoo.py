@@ -168,6 +168,21 @@ def test_a_failure_stays_alone_and_the_name_where_it_was(zoo: Zoo) -> None:
     assert statuses(zoo.run())["math"] == "promoted"
 
 
+def test_a_lossless_step_passes_what_the_fine_tune_itself_does(zoo: Zoo) -> None:
+    task = "tinyzoo_math"
+    gate = {"tasks": {task: "answer_loss"}, "errors": 0, "loses": 0, "limit": 4}
+    recipe = {"steps": [{"method": "lowrank", "cr": 32}, {"method": "lossless"}], "gate": gate}
+    zoo.content["recipes"]["default"] = recipe
+    (outcome,) = zoo.run("math").with_status("promoted")
+    first, last = outcome.attempts
+    assert (first.passed, first.why, last.step, last.passed) == (False, "", "lossless", True)
+    assert last.why.startswith("Lossless: every bit is the fine-tuned model's")
+    assert last.gate[0].lost == 0
+    assert last.gate[0].after == last.gate[0].before == first.gate[0].before
+    recipe["gate"] = {**gate, "at_least": {task: 1e-9}}  # which the fine-tuned model has not
+    assert statuses(zoo.run("math"))["math"] == "refused"
+
+
 def test_the_gate_goes_down_the_steps_and_leaves_the_name_where_none_passes(zoo: Zoo) -> None:
     task = "tinyzoo_math"
     steps = [{"method": "lowrank", "cr": 64}, {"method": "lowrank", "cr": 2}]

@@ -43,6 +43,14 @@ def test_a_file_is_read_and_relative_places_start_at_its_folder(tmp_path: Path) 
     assert [step.label for step in file.recipes["default"].steps] == ["impart at CR 64", "dare at CR 4"]
 
 
+def test_a_lossless_step_needs_no_ratio_and_is_the_last() -> None:
+    steps = [{"method": "dare", "cr": 4}, {"method": "lossless"}]
+    file = ZooFile(**zoo(recipes={"default": {"steps": steps}}))
+    assert [step.label for step in file.recipes["default"].steps] == ["dare at CR 4", "lossless"]
+    with pytest.raises(ConfigError, match="Make lossless the last"):
+        ZooFile(**zoo(recipes={"default": {"steps": steps[::-1]}}))
+
+
 def test_the_next_run_is_in_the_schedules_time_zone() -> None:
     file = ZooFile(**zoo(schedule={"cron": "30 2 * * *", "timezone": "Asia/Kolkata"}))
     found = file.next_run()
