@@ -13,7 +13,7 @@ from impart_core.codec.parts import Codes
 from impart_core.delta.budget import budget_bytes
 from impart_core.methods.base import METHODS, Coding, Method, Projection
 from impart_core.quantization.directions import Directions
-from impart_core.quantization.ecsq import PART, Stored, as_codes, head_bytes, read_stored, signs_bytes
+from impart_core.quantization.ecsq import NOTHING, PART, Stored, as_codes, head_bytes, one_entry_bytes, read_stored, signs_bytes
 from impart_core.quantization.entries import Magnitudes, encode_entries
 
 Domain = Literal["auto", "factors", "entries"]
@@ -36,7 +36,7 @@ class EcsqOptions(MethodOptions):
 class Ecsq(Method):
     """The method.
 
-    Codes of one projection: `codes` uint8, see docs/format.md; empty where nothing is kept.
+    Codes of one projection: `codes` uint8, see docs/format.md.
     """
 
     version: ClassVar[int] = 1
@@ -72,7 +72,7 @@ class Ecsq(Method):
         budget, found = budget_bytes(m, n, coding.cr), None
         if budget >= _smallest(m, n, options.domain):
             found = _encoded(projection, budget, self.needed_rank(m, n, coding), options)
-        return as_codes(b"") if found is None else found.packed()
+        return as_codes(NOTHING) if found is None else found.packed()
 
     def decode_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:  # noqa: ARG002
         """Return Σ_k s_k û_k v̂_kᵀ, or the entries themselves; see `Method.decode`."""
@@ -93,8 +93,9 @@ def _options(coding: Coding) -> EcsqOptions:
 
 def _smallest(m: int, n: int, domain: Domain) -> int:
     """Return the fewest bytes in which anything is kept of an m×n matrix, whatever it is."""
-    counts = {"factors": m + n, "entries": m * n, "auto": min(m + n, m * n)}
-    return signs_bytes(counts[domain])
+    if domain == "entries":
+        return min(signs_bytes(m * n), one_entry_bytes(m * n))
+    return signs_bytes(m + n if domain == "factors" else min(m + n, m * n))
 
 
 def _encoded(projection: Projection, budget: int, rank: int | None, options: EcsqOptions) -> Stored | None:

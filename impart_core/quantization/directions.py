@@ -1,6 +1,5 @@
 """Singular vectors as symbols: which are kept, at which steps, and with which scales, within some bytes."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,8 +7,9 @@ import torch
 
 from impart_core.delta.factors import Factors
 from impart_core.delta.svd import numerical_rank
-from impart_core.quantization.ecsq import FACTORS, SMALLEST_RATIO, Stored, gained, head_bytes
+from impart_core.quantization.ecsq import FACTORS, PART, SMALLEST_RATIO, Stored, gained, head_bytes
 from impart_core.quantization.rate_distortion import (
+    DROPPED,
     SIGNS,
     Float32Array,
     FloatArray,
@@ -20,9 +20,9 @@ from impart_core.quantization.rate_distortion import (
     total_worth,
 )
 
-STEPS = (SIGNS, 3.0, 2.6, 2.1, 1.75, 1.5, 1.25, 1.0, 0.8, 0.6, 0.42, 0.3, 0.2, 0.13, 0.09)
-_COARSE = range(1, 6)  # of these each is tried alone where tables weigh
-_FEW_BYTES = 1 << 13  # there they do
+STEPS = (2.6, 2.1, 1.75, 1.5, 1.25, 1.0, 0.8, 0.6, 0.42, 0.3, 0.2, 0.13, 0.09, SIGNS)
+_OTHERS = ([0], [1], [0, 3, 7])  # tried where tables weigh
+_FEW_BYTES = 1 << 11  # there they do
 _SCALE_BYTES = 1
 _TRIES = 8
 
@@ -62,25 +62,32 @@ class Directions:
         """
         trials = Trials.of(self.u, self.v, STEPS, _SCALE_BYTES)
         relative = self.weights / self.weights.max()
-        worth = relative[:, None] ** p * trials.kept
-        room = float(budget)
+        worth = relative[:, None] ** p * np.sqrt(trials.kept)
+        room = float(budget - head_bytes(budget, len(STEPS)) - 1)
         for _ in range(_TRIES):
-            chosen = _chosen(trials, worth, room - head_bytes(budget, len(STEPS)) - 2)
-            if (chosen < 0).all():
+            chosen = _chosen(trials, worth, room)
+            if (chosen == DROPPED).all():
                 break
             stored = self._stored(chosen, gain, name)
-            over = len(stored.packed()["codes"]) - budget
+            over = len(stored.packed()[PART]) - budget
             if over <= 0:
-                kept = (chosen >= 0).nonzero()[0]
-                sides = self.u.shape[1] * self.v.shape[1]
-                return stored, float((self.weights[kept] ** 2 * trials.kept[kept, chosen[kept]]).sum()) * sides
+                return stored, self._energy(trials, chosen)
             room -= over
-        return None, 0.0
+        chosen = np.full(len(worth), DROPPED)
+        chosen[0] = len(STEPS) - 1
+        stored = self._stored(chosen, gain, name)
+        return (stored, self._energy(trials, chosen)) if len(stored.packed()[PART]) <= budget else (None, 0.0)
+
+    def _energy(self, trials: Trials, chosen: Int64Array) -> float:
+        """Return how much of ‖ΔW‖² a choice keeps."""
+        kept = (chosen != DROPPED).nonzero()[0]
+        energies = self.weights[kept] ** 2 * trials.kept[kept, chosen[kept]]
+        return float(energies.sum()) * self.u.shape[1] * self.v.shape[1]
 
     def _stored(self, chosen: Int64Array, gain: float, name: str) -> Stored:
         """Return the symbols and scales of a choice of steps, step after step."""
         runs, scales = [], []
-        for step in sorted(set(chosen[chosen >= 0].tolist())):
+        for step in sorted(set(chosen[chosen != DROPPED].tolist())):
             rows = (chosen == step).nonzero()[0]
             sides = [(own := side[rows], quantised(own, STEPS[step])) for side in (self.u, self.v)]
             dots = [(own.astype(np.float64) * symbols).sum(axis=1) for own, symbols in sides]
@@ -96,18 +103,12 @@ def _chosen(trials: Trials, worth: FloatArray, room: float) -> Int64Array:
     """Return the step of each direction; where tables weigh, from few steps if these come out better."""
     best = allocate(trials, worth, room)
     if room < _FEW_BYTES:
-        for steps in _subsets(worth.shape[1]):
+        for steps in _OTHERS:
             found = allocate(trials.only(steps), worth[:, steps], room)
             chosen = np.where(found >= 0, np.array(steps)[found], found)
             if total_worth(worth, chosen) > total_worth(worth, best):
                 best = chosen
     return best
-
-
-def _subsets(steps: int) -> Iterator[list[int]]:
-    """Yield few steps of many: every other one, and the coarse ones each alone."""
-    yield list(range(1, steps, 2))
-    yield from ([step] for step in (0, *_COARSE))
 
 
 def _unit(vectors: torch.Tensor) -> tuple[Float32Array, FloatArray]:

@@ -15,11 +15,12 @@ import torch
 
 from impart_core.base.errors import CorruptArtifactError, TensorValueError
 from impart_core.codec.bitpack import UInt8Array
-from impart_core.codec.entropy import ByteReader, Int32Array, Table, decode_runs, encode_runs, number
+from impart_core.codec.entropy import ByteReader, Int32Array, Table, decode_runs, encode_runs, number, stream_bytes
 from impart_core.codec.parts import Codes, read_part, require_proportion
 from impart_core.quantization.rate_distortion import FloatArray
 
 PART = "codes"
+NOTHING = b"\0"  # codes of which nothing follows: nothing is kept
 FACTORS, ENTRIES = 0, 1
 Kind = Literal[0, 1]
 SMALLEST_RATIO = 2.0**-14  # of scales to the largest: what is far below it has no code
@@ -108,9 +109,17 @@ def head_bytes(most: int, runs: int) -> int:
 
 
 def signs_bytes(count: int) -> int:
-    """Return the bytes of one run of signs, at most: this is the least that is stored of anything."""
-    table = 3 + len(number(count))  # the largest magnitude, a count of zeros and how many zeros follow it
-    rest = 2 + table + 1 + count // 8 + 1
+    """Return the bytes of one run of as many signs, at most."""
+    return _run_bytes(Table(np.array([0, count])))
+
+
+def one_entry_bytes(count: int) -> int:
+    """Return the bytes of one run of as many symbols of which one is not zero, at most."""
+    return _run_bytes(Table(np.array([count - 1, 1])))
+
+
+def _run_bytes(table: Table) -> int:
+    rest = 2 + len(table.packed()) + 1 + stream_bytes([table])
     return len(number(rest)) + rest
 
 
@@ -121,10 +130,10 @@ def read_stored(codes: Codes, name: str, shape: tuple[int, int]) -> Stored | Non
         CorruptArtifactError: they are of no matrix of this shape.
     """
     data = read_part(codes, name, PART, torch.uint8, None).numpy().tobytes()
-    if not data:
-        return None
     reader = ByteReader(data, name)
     length = reader.number()
+    if data == NOTHING:
+        return None
     if length != reader.left:
         raise CorruptArtifactError(f"The codes of {name!r} are {reader.left:,} bytes long, but say {length:,}.")
     runs, kind = divmod(reader.number(), 2)

@@ -4,18 +4,19 @@ Entropies and cosines follow from how many entries have about each magnitude, so
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from impart_core.codec.entropy import MOST_MAGNITUDE
+from impart_core.codec.entropy import MOST_MAGNITUDE, Int32Array
 from impart_core.quantization.ecsq import ENTRIES, PART, Stored, gained
 from impart_core.quantization.rate_distortion import SIGNS, Float32Array, FloatArray, quantised, run_bytes
 
 _DROPPED_BITS = 13  # of a float32's mantissa of 23: magnitudes are told apart to 1 in 1024
-_STEPS_AN_OCTAVE = 16
-_OCTAVES = 14
+_OCTAVES = 14  # of steps below the largest entry
+_HALVINGS = 24  # of these
 _TRIES, _WIDER = 16, 1.01  # of a step that does not fit, and how much wider the next is
 
 
@@ -52,20 +53,21 @@ class Magnitudes:
 
     def best_step(self, room: float) -> tuple[float, float]:
         """Return the step that keeps most within some bytes, `SIGNS` among them, and cos²; 0 where none fits."""
-        coarsest = 2 * float(self.means[-1])
-        steps = [coarsest * 2 ** (-k / _STEPS_AN_OCTAVE) for k in range(1, _STEPS_AN_OCTAVE * _OCTAVES)]
-        found = (SIGNS, 0.0)
-        for step in (SIGNS, *steps):
+        signs, kept = self.at(SIGNS)
+        found = (SIGNS, kept if signs <= room else 0.0)
+        coarse = 2 * float(self.means[-1])  # of which nothing is left
+        fine = coarse * 2.0**-_OCTAVES
+        for _ in range(_HALVINGS):
+            step = math.sqrt(coarse * fine)
             size, kept = self.at(step)
+            coarse, fine = (step, fine) if size <= room else (coarse, step)
             if size <= room and kept > found[1]:
                 found = step, kept
-            if size > room and not math.isinf(step):
-                break
         return found
 
 
 def encode_entries(entries: torch.Tensor, budget: int, step: float, gain: float, name: str) -> Stored | None:
-    """Return entries, (m, n), as symbols, none where they take more than a budget of bytes.
+    """Return entries, (m, n), as symbols; only the largest where others do not fit; none where it does not.
 
     Args:
         entries: float32, on the CPU.
@@ -76,13 +78,22 @@ def encode_entries(entries: torch.Tensor, budget: int, step: float, gain: float,
     """
     values = entries.numpy().ravel()
     exact = values.astype(np.float64)
-    for widened in range(_TRIES):
-        symbols = quantised(values, step * _WIDER**widened)
-        if not symbols.any():
-            break
+    for symbols in _tries(values, step):
         dot, norm, energy = (exact * symbols).sum(), (symbols.astype(np.float64) ** 2).sum(), (exact**2).sum()
         scale = gained(np.array([dot]), np.array([norm]), np.array([dot**2 / (norm * energy)]), gain)
         stored = Stored.of(ENTRIES, [symbols], scale, name)
         if len(stored.packed()[PART]) <= budget:
             return stored
     return None
+
+
+def _tries(values: Float32Array, step: float) -> Iterator[Int32Array]:
+    """Yield symbols of entries, (N,), that take fewer and fewer bytes; the last are all zero but for one."""
+    for widened in range(_TRIES):
+        symbols = quantised(values, step * _WIDER**widened)
+        if symbols.any():
+            yield symbols
+    largest = np.abs(values).argmax()
+    one = np.zeros(len(values), dtype=np.int32)
+    one[largest] = np.sign(values[largest])
+    yield one

@@ -20,9 +20,10 @@ FloatArray = npt.NDArray[np.float64]
 
 SIGNS = math.inf  # the step at which every entry is its sign: one bit, whatever the entries
 DROPPED = -1
-_ROUNDS = 4  # of tables from choices, and choices from tables
-_HALVINGS = 40  # of the price of a bit
-_PRICES = 2.0**-80, 2.0**20
+_ROUNDS = 3  # of tables from choices, and choices from tables
+_HALVINGS = 20  # of the price of a bit
+_PRICES = 2.0**-60, 1.0  # in worth: that of all is at most 1 each, and each takes a bit or more
+_MOST_CHANGES = 48  # tried with the bytes that are left over
 _UNSEEN = 0.05  # of a symbol, as counted in a table that has none of its magnitude
 
 
@@ -75,20 +76,20 @@ class Trials:
         """Return the trials of some of the steps, by number."""
         return Trials(tuple(self.histograms[step] for step in steps), self.kept[:, steps], self.extra)
 
-    def counts(self, chosen: Int64Array) -> list[Int64Array]:
-        """Return the histogram at each step of the directions that chose it."""
-        return [counts[chosen == step].sum(axis=0) for step, counts in enumerate(self.histograms)]
+    def counts(self, chosen: Int64Array) -> dict[int, Int64Array]:
+        """Return the histogram of the directions that chose a step, by its number."""
+        used = np.unique(chosen[chosen != DROPPED]).tolist()
+        return {step: self.histograms[step][chosen == step].sum(axis=0) for step in used}
 
     def nbytes(self, chosen: Int64Array) -> float:
         """Return the bytes of tables, symbols and what each kept direction takes besides, but for a rounding."""
-        used = [counts for counts in self.counts(chosen) if counts.any()]
-        return sum(map(run_bytes, used)) + self.extra * int((chosen != DROPPED).sum())
+        return sum(map(run_bytes, self.counts(chosen).values())) + self.extra * int((chosen != DROPPED).sum())
 
     def bits(self, chosen: Int64Array) -> FloatArray:
         """Return the bits of each direction at each step, (K, steps), by tables of those that chose it."""
-        found = np.empty(self.kept.shape)
-        for step, (own, counts) in enumerate(zip(self.histograms, self.counts(chosen), strict=True)):
-            found[:, step] = own @ _lengths(counts if counts.any() else own.sum(axis=0))
+        found, counts = np.empty(self.kept.shape), self.counts(chosen)
+        for step, own in enumerate(self.histograms):
+            found[:, step] = own @ _lengths(counts.get(step, own.sum(axis=0)))
         return found + 8 * self.extra
 
 
@@ -103,8 +104,7 @@ def allocate(trials: Trials, worth: FloatArray, room: float) -> Int64Array:
         worth: of each direction at each step, (K, steps).
         room: bytes.
     """
-    chosen = np.zeros(len(worth), dtype=np.int64)
-    best = np.full(len(worth), DROPPED, dtype=np.int64)
+    chosen = best = np.full(len(worth), DROPPED, dtype=np.int64)
     for _ in range(_ROUNDS):
         bits = trials.bits(chosen)
         chosen = _at_price(trials, worth, bits, room)
@@ -141,7 +141,7 @@ def _filled(trials: Trials, worth: FloatArray, chosen: Int64Array, room: float) 
     bits, chosen = trials.bits(chosen), chosen.copy()
     rows, tried = np.arange(len(worth)), np.zeros(worth.shape, dtype=bool)
     left = 8 * (room - trials.nbytes(chosen))
-    for _ in range(64 + worth.shape[1]):
+    for _ in range(_MOST_CHANGES):
         kept = chosen != DROPPED
         now = np.where(kept, chosen, 0)
         more_worth = worth - np.where(kept, worth[rows, now], 0.0)[:, None]
