@@ -1,5 +1,6 @@
 """Singular vectors as symbols: which are kept, at which steps, and with which scales, within some bytes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from impart_core.delta.svd import numerical_rank
 from impart_core.quantization.ecsq import FACTORS, PART, SMALLEST_RATIO, Stored, gained, head_bytes
 from impart_core.quantization.rate_distortion import (
     DROPPED,
+    LARGEST,
     SIGNS,
     Float32Array,
     FloatArray,
@@ -20,7 +22,8 @@ from impart_core.quantization.rate_distortion import (
     total_worth,
 )
 
-STEPS = (2.6, 2.1, 1.75, 1.5, 1.25, 1.0, 0.8, 0.6, 0.42, 0.3, 0.2, 0.13, 0.09, SIGNS)
+STEPS = (2.6, 2.1, 1.75, 1.5, 1.25, 1.0, 0.8, 0.6, 0.42, 0.3, 0.2, 0.13, 0.09)
+_LAST_RESORT = (SIGNS, LARGEST)  # of the first pair, where it fits at no step
 _OTHERS = ([0], [1], [0, 3, 7])  # tried where tables weigh
 _FEW_BYTES = 1 << 11  # there they do
 _SCALE_BYTES = 1
@@ -68,35 +71,31 @@ class Directions:
             chosen = _chosen(trials, worth, room)
             if (chosen == DROPPED).all():
                 break
-            stored = self._stored(chosen, gain, name)
+            used = np.unique(chosen[chosen != DROPPED])
+            stored, energy = self._stored({STEPS[step]: (chosen == step).nonzero()[0] for step in used}, gain, name)
             over = len(stored.packed()[PART]) - budget
             if over <= 0:
-                return stored, self._energy(trials, chosen)
+                return stored, energy
             room -= over
-        chosen = np.full(len(worth), DROPPED)
-        chosen[0] = len(STEPS) - 1
-        stored = self._stored(chosen, gain, name)
-        return (stored, self._energy(trials, chosen)) if len(stored.packed()[PART]) <= budget else (None, 0.0)
+        for step in _LAST_RESORT:
+            stored, energy = self._stored({step: np.array([0])}, 0.0, name)
+            if len(stored.packed()[PART]) <= budget:
+                return stored, energy
+        return None, 0.0
 
-    def _energy(self, trials: Trials, chosen: Int64Array) -> float:
-        """Return how much of ‖ΔW‖² a choice keeps."""
-        kept = (chosen != DROPPED).nonzero()[0]
-        energies = self.weights[kept] ** 2 * trials.kept[kept, chosen[kept]]
-        return float(energies.sum()) * self.u.shape[1] * self.v.shape[1]
-
-    def _stored(self, chosen: Int64Array, gain: float, name: str) -> Stored:
-        """Return the symbols and scales of a choice of steps, step after step."""
-        runs, scales = [], []
-        for step in sorted(set(chosen[chosen != DROPPED].tolist())):
-            rows = (chosen == step).nonzero()[0]
-            sides = [(own := side[rows], quantised(own, STEPS[step])) for side in (self.u, self.v)]
+    def _stored(self, rows_at: Mapping[float, Int64Array], gain: float, name: str) -> tuple[Stored, float]:
+        """Return symbols and scales of the directions that take each step, and how much of ‖ΔW‖² they keep."""
+        runs, scales, energy = [], [], 0.0
+        for step, rows in rows_at.items():
+            sides = [(own := side[rows], quantised(own, step)) for side in (self.u, self.v)]
             dots = [(own.astype(np.float64) * symbols).sum(axis=1) for own, symbols in sides]
             norms = [(symbols.astype(np.float64) ** 2).sum(axis=1) for _, symbols in sides]
             energies = [(own.astype(np.float64) ** 2).sum(axis=1) for own, _ in sides]
             kept = dots[0] ** 2 / (norms[0] * energies[0]) * dots[1] ** 2 / (norms[1] * energies[1])
             scales.append(self.weights[rows] * gained(dots[0] * dots[1], norms[0] * norms[1], kept, gain))
             runs.append(np.concatenate([symbols for _, symbols in sides], axis=1).ravel())
-        return Stored.of(FACTORS, runs, np.concatenate(scales), name)
+            energy += float((self.weights[rows] ** 2 * kept * energies[0] * energies[1]).sum())
+        return Stored.of(FACTORS, runs, np.concatenate(scales), name), energy
 
 
 def _chosen(trials: Trials, worth: FloatArray, room: float) -> Int64Array:

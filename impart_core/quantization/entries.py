@@ -45,7 +45,7 @@ class Magnitudes:
 
     def at(self, step: float) -> tuple[float, float]:
         """Return the bytes of all symbols at a step and their table, and cos² of entries and symbols."""
-        symbols = np.ones(len(self.means)) if math.isinf(step) else np.rint(self.means / step).clip(max=MOST_MAGNITUDE)
+        symbols = (self.means > 0) * 1.0 if step == SIGNS else np.rint(self.means / step).clip(max=MOST_MAGNITUDE)
         counts = np.bincount(symbols.astype(np.int64), self.counts)
         dot = (self.counts * self.means * symbols).sum()
         energy, norm = (self.counts * self.means**2).sum(), (self.counts * symbols**2).sum()
@@ -78,22 +78,22 @@ def encode_entries(entries: torch.Tensor, budget: int, step: float, gain: float,
     """
     values = entries.numpy().ravel()
     exact = values.astype(np.float64)
-    for symbols in _tries(values, step):
+    for symbols, power in _tries(values, step, gain):
         dot, norm, energy = (exact * symbols).sum(), (symbols.astype(np.float64) ** 2).sum(), (exact**2).sum()
-        scale = gained(np.array([dot]), np.array([norm]), np.array([dot**2 / (norm * energy)]), gain)
+        scale = gained(np.array([dot]), np.array([norm]), np.array([dot**2 / (norm * energy)]), power)
         stored = Stored.of(ENTRIES, [symbols], scale, name)
         if len(stored.packed()[PART]) <= budget:
             return stored
     return None
 
 
-def _tries(values: Float32Array, step: float) -> Iterator[Int32Array]:
-    """Yield symbols of entries, (N,), that take fewer and fewer bytes; the last are all zero but for one."""
+def _tries(values: Float32Array, step: float, gain: float) -> Iterator[tuple[Int32Array, float]]:
+    """Yield symbols of entries, (N,), that take fewer and fewer bytes, and their gain; in the end of but one entry."""
     for widened in range(_TRIES):
         symbols = quantised(values, step * _WIDER**widened)
         if symbols.any():
-            yield symbols
+            yield symbols, gain
     largest = np.abs(values).argmax()
     one = np.zeros(len(values), dtype=np.int32)
     one[largest] = np.sign(values[largest])
-    yield one
+    yield one, 0.0

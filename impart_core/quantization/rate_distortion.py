@@ -18,7 +18,9 @@ from impart_core.codec.entropy import MOST_MAGNITUDE, Int32Array, Int64Array
 Float32Array = npt.NDArray[np.float32]
 FloatArray = npt.NDArray[np.float64]
 
-SIGNS = math.inf  # the step at which every entry is its sign: one bit, whatever the entries
+# Steps that are none: every entry is its sign, which takes one bit whatever the entries; or only the largest is.
+SIGNS, LARGEST = math.inf, 0.0
+_ROUNDING = 1e-6  # of a row's largest entry: what is below is taken for zero
 DROPPED = -1
 _ROUNDS = 3  # of tables from choices, and choices from tables
 _HALVINGS = 20  # of the price of a bit
@@ -28,14 +30,17 @@ _UNSEEN = 0.05  # of a symbol, as counted in a table that has none of its magnit
 
 
 def quantised(entries: Float32Array, step: float) -> Int32Array:
-    """Return the symbols of entries, any shape; of a zero the sign is +.
+    """Return the symbols of entries, rows of any number.
 
     Args:
         entries: of about unit variance.
-        step: more than 0, or `SIGNS`.
+        step: more than 0, or `SIGNS` or `LARGEST`.
     """
-    if math.isinf(step):
-        return np.where(entries < 0, -1, 1).astype(np.int32)
+    if step in (SIGNS, LARGEST):
+        share = _ROUNDING if step == SIGNS else 1 - _ROUNDING
+        magnitudes = np.abs(entries)
+        counts = magnitudes > np.float32(share) * magnitudes.max(axis=-1, keepdims=True)
+        return np.where(counts, np.sign(entries), 0.0).astype(np.int32)
     rounded = np.rint(entries / np.float32(step))
     return np.clip(rounded, -MOST_MAGNITUDE, MOST_MAGNITUDE).astype(np.int32)
 
