@@ -221,7 +221,7 @@ def _shortest(coder: constriction.stream.queue.RangeEncoder) -> bytes:
     Any point of the last interval does. The coder's own lies 2³² − 1 above its lower end, which says whether the words
     before it have been carried into.
     """
-    data = coder.get_compressed().astype(">u4").tobytes()
+    data: bytes = coder.get_compressed().astype(">u4").tobytes()
     words, (lower, width) = coder.pos()
     upper = lower + width
     if lower + (1 << 32) - 1 < 1 << 64:

@@ -13,7 +13,16 @@ from impart_core.codec.parts import Codes
 from impart_core.delta.budget import budget_bytes
 from impart_core.methods.base import METHODS, Coding, Method, Projection
 from impart_core.quantization.directions import Directions
-from impart_core.quantization.ecsq import NOTHING, PART, Stored, as_codes, head_bytes, one_entry_bytes, read_stored, signs_bytes
+from impart_core.quantization.ecsq import (
+    NOTHING,
+    PART,
+    Stored,
+    as_codes,
+    head_bytes,
+    one_entry_bytes,
+    read_stored,
+    signs_bytes,
+)
 from impart_core.quantization.entries import Magnitudes, encode_entries
 
 Domain = Literal["auto", "factors", "entries"]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from impart_core.codec.entropy import Int64Array
 from impart_core.delta.factors import Factors
 from impart_core.delta.svd import numerical_rank
 from impart_core.quantization.ecsq import FACTORS, PART, SMALLEST_RATIO, Stored, gained, head_bytes
@@ -15,7 +16,6 @@ from impart_core.quantization.rate_distortion import (
     SIGNS,
     Float32Array,
     FloatArray,
-    Int64Array,
     Trials,
     allocate,
     quantised,

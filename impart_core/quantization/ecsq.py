@@ -21,8 +21,9 @@ from impart_core.quantization.rate_distortion import FloatArray
 
 PART = "codes"
 NOTHING = b"\0"  # codes of which nothing follows: nothing is kept
-FACTORS, ENTRIES = 0, 1
 Kind = Literal[0, 1]
+FACTORS: Kind = 0
+ENTRIES: Kind = 1
 SMALLEST_RATIO = 2.0**-14  # of scales to the largest: what is far below it has no code
 _MOST_RUNS = 64
 _OCTAVE = 16  # codes of a scale an octave
@@ -86,7 +87,9 @@ class Stored:
         for some in decode_runs(self.stream, self.tables, name):
             symbols[at : at + len(some)] = some
             at += len(some)
-        scales = torch.from_numpy(np.ldexp(_ROOTS[self.scales % _OCTAVE], self.exponent - self.scales.astype(np.int32) // _OCTAVE))
+        scales = torch.from_numpy(
+            np.ldexp(_ROOTS[self.scales % _OCTAVE], self.exponent - self.scales.astype(np.int32) // _OCTAVE)
+        )
         if self.kind == ENTRIES:
             return torch.from_numpy(symbols).reshape(shape).mul_(scales)
         pairs = torch.from_numpy(symbols).reshape(len(scales), sum(shape))

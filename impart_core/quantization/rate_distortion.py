@@ -7,7 +7,7 @@ centroids, but for a factor that the scale takes over (Sullivan 1996).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,9 +40,11 @@ def quantised(entries: Float32Array, step: float) -> Int32Array:
         share = _ROUNDING if step == SIGNS else 1 - _ROUNDING
         magnitudes = np.abs(entries)
         counts = magnitudes > np.float32(share) * magnitudes.max(axis=-1, keepdims=True)
-        return np.where(counts, np.sign(entries), 0.0).astype(np.int32)
-    rounded = np.rint(entries / np.float32(step))
-    return np.clip(rounded, -MOST_MAGNITUDE, MOST_MAGNITUDE).astype(np.int32)
+        signs: Int32Array = np.where(counts, np.sign(entries), 0.0).astype(np.int32)
+        return signs
+    rounded = np.rint(entries / np.float32(step)).clip(-MOST_MAGNITUDE, MOST_MAGNITUDE)
+    found: Int32Array = rounded.astype(np.int32)
+    return found
 
 
 def cosine_squared(entries: Float32Array, symbols: Int32Array) -> FloatArray:
@@ -50,7 +52,8 @@ def cosine_squared(entries: Float32Array, symbols: Int32Array) -> FloatArray:
     exact = entries.astype(np.float64)
     dot, energy = (exact * symbols).sum(axis=-1), (exact * exact).sum(axis=-1)
     norm = (symbols.astype(np.int64) ** 2).sum(axis=-1)
-    return np.divide(dot**2, energy * norm, out=np.zeros(entries.shape[:-1]), where=(energy * norm) > 0)
+    found: FloatArray = np.divide(dot**2, energy * norm, out=np.zeros(entries.shape[:-1]), where=(energy * norm) > 0)
+    return found
 
 
 @dataclass(frozen=True)

@@ -286,7 +286,8 @@ def test_so_it_is_however_little_an_entropy_coder_makes_of_vectors(method: str, 
 def assert_enough(delta: torch.Tensor, request: CompressConfig, all_sigma: bool = False) -> None:
     m, n = delta.shape
     needed = METHODS.get(request.method).needed_rank(m, n, request)
-    assert (needed is None) == (request.method not in DECOMPOSING or request.options.model_dump().get("domain") == "entries")
+    of_entries = request.options.model_dump().get("domain") == "entries"
+    assert (needed is None) == (request.method not in DECOMPOSING or of_entries)
     if needed is None:
         encode(Projection("w", (m, n), lambda: delta, no_factors), request)
         return
