@@ -37,7 +37,7 @@ COMPRESSIONS = {
     "bitdelta-rows": ["--cr", "8", "--method", "bitdelta", "--option", "per_row=true"],
     "impart-qt": ["--cr", "12", "--method", "impart-qt", "--option", "ladder=3x8,2", *NEAREST],
     "delta-come": ["--cr", "12", "--method", "delta-come", "--option", "ladder=3x8,2", *NEAREST],
-    "ecsq": ["--cr", "24", "--method", "ecsq"],
+    "ecsq": ["--cr", "8", "--method", "ecsq", "--option", "domain=entries"],
     "dare-qt": ["--cr", "12", "--method", "dare-qt", "--option", "bits=2", *NEAREST],
 }
 TEXT = ["--calibration", "tinyzoo:math", "--calibration-sequences", "2", "--calibration-length", "16"]
