@@ -57,7 +57,7 @@ def test_what_keeps_more_is_coded(kind: str, cr: float, expected: int) -> None:
 def test_more_pairs_than_the_rank_are_refused_by_name() -> None:
     projection, request = Projection.of(decaying_delta(40, 40), "w"), request_of("ecsq", 2)
     codes = encode(projection, request.model_copy(update={"cr": 4.0}))
-    with pytest.raises(CorruptArtifactError, match="'w' have .* symbols, which no"):
+    with pytest.raises(CorruptArtifactError, match=r"'w' have .* symbols, which no"):
         METHODS.get("ecsq").decode(codes, "w", (1, 79), 0)
 
 
