@@ -97,7 +97,8 @@ class Encoder:
     def _needs_factors_only(self, pair: Pair) -> bool:
         """Whether a tensor's codes follow from stored factors: how a projection is coded depends on no delta."""
         is_decomposed = pair.role is Role.PROJECTION and depth_of_pair(pair, self.config) is not None
-        return is_decomposed and self.stored is not None
+        settings = self.config.projections
+        return is_decomposed and self.stored is not None and not METHODS.get(settings.method).reads_delta(settings)
 
     def _from_factors(self, pair: Pair, inputs: Inputs | None = None) -> Made:
         """Return the method, the seed and the codes of one projection whose factors are at hand."""

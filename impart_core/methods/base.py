@@ -134,6 +134,11 @@ class Method(ABC):
         """Return the most singular triplets that `encode` uses; None when it works on the delta itself."""
         return None
 
+    def reads_delta(self, coding: "Coding") -> bool:
+        """Return whether `encode` asks for the delta; where it does not, factors that are stored suffice."""
+        m = n = 1 << 10
+        return self.needed_rank(m, n, coding) is None
+
     def calibration(self, coding: "Coding") -> Calibration:  # noqa: ARG002 - for those that are calibrated
         """Return what `encode` is to be told of the model's activations."""
         return "none"

@@ -14,7 +14,7 @@ import zstandard
 
 WIDTHS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1"}
 WIDTHS |= {"U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?"}
-METHODS = ("impart", "dare", "lowrank", "magnitude", "bitdelta", "impart-qt", "delta-come", "dare-qt")
+METHODS = ("impart", "dare", "lowrank", "magnitude", "bitdelta", "impart-qt", "delta-come", "dare-qt", "ecsq")
 Parts = Mapping[str, Any]
 
 
@@ -298,9 +298,67 @@ def _dare_qt(parts: Parts, m: int, n: int, name: str, seed: int) -> Any:
     return values if kept is None else values / np.float32(_probability(parts["keep"])[0])
 
 
-DECODERS = dict(
-    zip(METHODS, (_impart, _dare, _lowrank, _magnitude, _bitdelta, _impart_qt, _delta_come, _dare_qt), strict=True)
-)
+def _ecsq(parts: Parts, m: int, n: int, *_: Any) -> Any:
+    data = iter(parts["codes"].tolist())
+    if not _number(data):
+        return np.zeros((m, n), np.float32)
+    runs, entries = divmod(_number(data), 2)
+    exponent = next(data) - 128
+    tables = [_table(data) for _ in range(runs)]
+    count = 1 if entries else sum(map(sum, tables)) // (m + n)
+    codes = np.array([next(data) for _ in range(count)])
+    roots = np.float32(2.0 ** (-(codes % 16) / 16))
+    scales = np.ldexp(roots, exponent - codes // 16).astype(np.float32)
+    symbols = np.array(_range_decoded(bytes(data), tables), np.float32)
+    if entries:
+        return symbols.reshape(m, n) * scales
+    u, v = np.split(symbols.reshape(count, m + n), [m], axis=1)
+    return (u * scales[:, None]).T @ v
+
+
+def _number(data: Iterator[int]) -> int:
+    value = shift = 0
+    while (byte := next(data)) >= 128:
+        value, shift = value + ((byte - 128) << shift), shift + 7
+    return value + (byte << shift)
+
+
+def _table(data: Iterator[int]) -> list[int]:
+    largest, counts = _number(data), list[int]()
+    while len(counts) <= largest:
+        counts.append(_number(data))
+        if counts[-1] == 0:
+            counts += [0] * _number(data)
+    return counts
+
+
+def _range_decoded(data: bytes, tables: list[list[int]]) -> list[int]:
+    words = np.frombuffer(data + bytes(-len(data) % 4 + 8), ">u4").tolist()
+    point, at = words[0] << 32 | words[1], 2
+    low, width, found, all_bits = 0, (1 << 64) - 1, list[int](), (1 << 64) - 1
+    for counts in tables:
+        total, values = sum(counts), [s for s in range(1 - len(counts), len(counts)) if counts[abs(s)]]
+        free = (1 << 20) - len(values)
+        shares = [1 + free * counts[abs(s)] * (1 if s else 2) // (2 * total) for s in values]
+        shares[shares.index(max(shares))] += (1 << 20) - sum(shares)
+        ends = np.cumsum([0, *shares]).tolist()
+        left = [end * ((1 << 24) - len(values)) // (1 << 20) + number for number, end in enumerate(ends)]
+        for _ in range(total):
+            unit = width >> 24
+            place = ((point - low) & all_bits) // unit
+            number = next(number for number in range(len(values)) if place < left[number + 1])
+            found.append(values[number])
+            low = (low + unit * left[number]) & all_bits
+            width = unit * (left[number + 1] - left[number])
+            if width < 1 << 32:
+                low, width = (low << 32) & all_bits, width << 32
+                point = (point << 32) & all_bits | (words[at] if at < len(words) else 0)
+                at += 1
+    return found
+
+
+_ALL = (_impart, _dare, _lowrank, _magnitude, _bitdelta, _impart_qt, _delta_come, _dare_qt, _ecsq)
+DECODERS = dict(zip(METHODS, _ALL, strict=True))
 
 
 # §9 and §10 Artifacts and ids

@@ -34,7 +34,7 @@ from tests.support import VECTORS, decaying_delta, run_json
 PAGE = Path(__file__).parents[2] / "docs" / "format.md"
 NAME = "model.layers.0.mlp.up_proj.weight"
 ODD_NAME = 'mod\u00e8le:\u007f"\\\n\U0001f600.0.w'  # all that the text of a mask's key escapes
-PRODUCTS = ("impart", "impart-qt", "delta-come", "lowrank")  # sums whose order is not specified
+PRODUCTS = ("impart", "impart-qt", "delta-come", "ecsq", "lowrank")  # sums whose order is not specified
 ROUNDING = 1e-5  # of the largest entry: float32 sums of at most some dozens of terms
 CASES: dict[str, tuple[str, float, dict[str, Any]]] = {
     **{f"{method} plain": (method, 8.0, {}) for method in METHODS},
@@ -48,6 +48,9 @@ CASES: dict[str, tuple[str, float, dict[str, Any]]] = {
     "dare-qt not lossless": ("dare-qt", 16.0, {"bits": 2, "lossless": False, "group_size": 33}),
     "dare-qt of nothing": ("dare-qt", 2000.0, {}),
     "dare of nothing": ("dare", 4000.0, {}),
+    "ecsq of few bits": ("ecsq", 64.0, {"gain": 0.5}),
+    "ecsq of entries": ("ecsq", 20.0, {"domain": "entries"}),
+    "ecsq of many bits": ("ecsq", 1.5, {}),
     "bitdelta of rows, all kept": ("bitdelta", 8.0, {"per_row": True}),
     "bitdelta masked": ("bitdelta", 40.0, {}),
     "bitdelta of nothing": ("bitdelta", 4000.0, {}),

@@ -37,6 +37,7 @@ COMPRESSIONS = {
     "bitdelta-rows": ["--cr", "8", "--method", "bitdelta", "--option", "per_row=true"],
     "impart-qt": ["--cr", "12", "--method", "impart-qt", "--option", "ladder=3x8,2", *NEAREST],
     "delta-come": ["--cr", "12", "--method", "delta-come", "--option", "ladder=3x8,2", *NEAREST],
+    "ecsq": ["--cr", "8", "--method", "ecsq", "--option", "domain=entries"],
     "dare-qt": ["--cr", "12", "--method", "dare-qt", "--option", "bits=2", *NEAREST],
     "lossless": ["--method", "lossless"],
 }

@@ -112,6 +112,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         **{"beta": 0.5, "c": 1.0, "preprune": False, "allocation": "uniform", "rescale": False},
         **{"ladder": "3x8,2", "group_size": 64, "solver": "nearest", "lossless": False, "fill": False},
     },
+    "ecsq": {"p": 0.5, "gain": 0.5, "domain": "factors"},
     "lowrank": {},
     "magnitude": {},
 }

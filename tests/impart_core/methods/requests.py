@@ -14,8 +14,8 @@ from impart_core.methods.base import Projection
 from tests.impart_core.pipeline import config_of, small_options
 from tests.support import decaying_delta
 
-WITHOUT_MASKS = ("delta-come", "lowrank", "magnitude")
-DECOMPOSING = ("delta-come", "impart", "impart-qt", "lowrank")
+WITHOUT_MASKS = ("delta-come", "ecsq", "lowrank", "magnitude")
+DECOMPOSING = ("delta-come", "ecsq", "impart", "impart-qt", "lowrank")
 # Of every option of any method, what is tried; a new option needs an entry.
 OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "beta": st.floats(0, 0.9),
@@ -31,6 +31,9 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "solver": st.sampled_from(["support", "masked", "nearest"]),
     "lossless": st.booleans(),
     "fill": st.booleans(),
+    "p": st.sampled_from([0.0, 1.0, 2.0]),
+    "gain": st.floats(0, 1),
+    "domain": st.sampled_from(["auto", "factors", "entries"]),
 }
 KINDS = ("decaying", "flat", "spikes", "blocks", "ties", "corner", "one entry", "rank one")
 

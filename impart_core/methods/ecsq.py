@@ -1,0 +1,125 @@
+"""Entropy-coded scalar quantisation of the singular vectors, by rate and distortion (docs/methods.md).
+
+Scalar quantisation with an entropy coder is within a quarter bit of the rate-distortion bound (Gish and Pierce 1968).
+"""
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+
+from impart_core.base.settings import MethodOptions
+from impart_core.codec.parts import Codes
+from impart_core.delta.budget import budget_bytes
+from impart_core.methods.base import METHODS, Coding, Method, Projection
+from impart_core.quantization.directions import Directions
+from impart_core.quantization.ecsq import (
+    NOTHING,
+    PART,
+    Stored,
+    as_codes,
+    head_bytes,
+    one_entry_bytes,
+    read_stored,
+    signs_bytes,
+)
+from impart_core.quantization.entries import Magnitudes, encode_entries
+
+Domain = Literal["auto", "factors", "entries"]
+_FEWEST_BITS = 1.0  # an entry: of as many vectors at most are tried
+_SLACK = 2  # bytes: a scale, and what a stream is longer than its entropy
+
+
+class EcsqOptions(MethodOptions):
+    """The settings of entropy-coded scalar quantisation."""
+
+    p: float = Field(default=1.0, ge=0, le=4, description="exponent of singular values when bytes are shared out")
+    gain: float = Field(
+        default=1.0, ge=0, le=1, description="scale of what is kept: from least squares (0) to unbiased (1)"
+    )
+    domain: Domain = Field(
+        default="auto", description="what is quantised: singular vectors, the matrix's entries, or what keeps more"
+    )
+
+
+class Ecsq(Method):
+    """The method.
+
+    Codes of one projection: `codes` uint8, see docs/format.md.
+    """
+
+    version: ClassVar[int] = 1
+    parts: ClassVar[tuple[str, ...]] = (PART,)
+    options_model: ClassVar[type[MethodOptions]] = EcsqOptions
+    summary: ClassVar[str] = "singular vectors, quantised by rate and distortion and entropy-coded"
+
+    def highest_cr(self, m: int, n: int, coding: Coding) -> float:
+        """Return the ratio at which the signs of one vector pair fit, or those of all entries where these are fewer."""
+        return 2 * m * n / _smallest(m, n, _options(coding).domain)
+
+    def expected_bytes(self, m: int, n: int, coding: Coding) -> int:
+        """Return the budget: both accountings count bytes, since an entropy coder has no other measure."""
+        return budget_bytes(m, n, coding.cr)
+
+    def needed_rank(self, m: int, n: int, coding: Coding) -> int | None:
+        """Return how many pairs fit at one bit an entry, at least one; None where no vectors are coded."""
+        if _options(coding).domain == "entries":
+            return None
+        return max(1, min(m, n, int(8 * budget_bytes(m, n, coding.cr) / (_FEWEST_BITS * (m + n)))))
+
+    def usual_cr(self, coding: Coding) -> float:
+        """Return the ratio of as many vectors at 16 bits."""
+        return coding.cr if _options(coding).domain == "entries" else coding.cr * _FEWEST_BITS / 16
+
+    def reads_delta(self, coding: Coding) -> bool:
+        """Return whether the entries themselves may be coded."""
+        return _options(coding).domain != "factors"
+
+    def encode_projection(self, projection: Projection, coding: Coding) -> Codes:
+        """Return the codes of a delta that is not zero; see `Method.encode`."""
+        options, (m, n) = _options(coding), projection.shape
+        budget, found = budget_bytes(m, n, coding.cr), None
+        if budget >= _smallest(m, n, options.domain):
+            found = _encoded(projection, budget, self.needed_rank(m, n, coding), options)
+        return as_codes(NOTHING) if found is None else found.packed()
+
+    def decode_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:  # noqa: ARG002
+        """Return Σ_k s_k û_k v̂_kᵀ, or the entries themselves; see `Method.decode`."""
+        stored = read_stored(codes, name, shape)
+        return torch.zeros(shape) if stored is None else stored.delta(name, shape)
+
+    def check_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> None:  # noqa: ARG002
+        """Check that the stream is of its tables, a little of it at a time; see `Method`."""
+        stored = read_stored(codes, name, shape)
+        if stored is not None:
+            stored.check(name)
+
+
+def _options(coding: Coding) -> EcsqOptions:
+    assert isinstance(coding.options, EcsqOptions)
+    return coding.options
+
+
+def _smallest(m: int, n: int, domain: Domain) -> int:
+    """Return the fewest bytes in which anything is kept of an m×n matrix, whatever it is."""
+    if domain == "entries":
+        return min(signs_bytes(m * n), one_entry_bytes(m * n))
+    return signs_bytes(m + n if domain == "factors" else min(m + n, m * n))
+
+
+def _encoded(projection: Projection, budget: int, rank: int | None, options: EcsqOptions) -> Stored | None:
+    """Return what keeps more of ‖ΔW‖² within a budget of bytes, vectors or entries; None where nothing fits."""
+    vectors, energy = None, 0.0
+    if rank is not None:
+        directions = Directions.of(projection.factors(), projection.shape, rank)
+        vectors, energy = directions.encoded(budget, options.p, options.gain, projection.name)
+    if options.domain == "factors":
+        return vectors
+    delta = projection.delta().float().cpu()
+    step, kept = Magnitudes.of(delta.numpy()).best_step(budget - head_bytes(budget, 1) - _SLACK)
+    if vectors is not None and kept * float((delta.double() ** 2).sum()) <= energy:
+        return vectors
+    return encode_entries(delta, budget, step, options.gain, projection.name) or vectors
+
+
+METHODS.register("ecsq", Ecsq())

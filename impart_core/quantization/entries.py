@@ -1,0 +1,99 @@
+"""A matrix's own entries as symbols, at the step that keeps most within some bytes.
+
+Entropies and cosines follow from how many entries have about each magnitude, so that a step is tried in no time.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from impart_core.codec.entropy import MOST_MAGNITUDE, Int32Array
+from impart_core.quantization.ecsq import ENTRIES, PART, Stored, gained
+from impart_core.quantization.rate_distortion import SIGNS, Float32Array, FloatArray, quantised, run_bytes
+
+_DROPPED_BITS = 13  # of a float32's mantissa of 23: magnitudes are told apart to 1 in 1024
+_OCTAVES = 14  # of steps below the largest entry
+_HALVINGS = 24  # of these
+_TRIES, _WIDER = 16, 1.01  # of a step that does not fit, and how much wider the next is
+
+
+@dataclass(frozen=True)
+class Magnitudes:
+    """How many entries have about each magnitude.
+
+    Attributes:
+        counts: entries, (bins,).
+        means: their mean magnitude, (bins,), rising.
+    """
+
+    counts: FloatArray
+    means: FloatArray
+
+    @classmethod
+    def of(cls, entries: Float32Array) -> "Magnitudes":
+        """Count the entries of a matrix."""
+        magnitudes = np.abs(entries).ravel()
+        keys = magnitudes.view(np.int32) >> _DROPPED_BITS
+        keys -= keys.min()
+        counts = np.bincount(keys).astype(np.float64)
+        sums = np.bincount(keys, magnitudes)
+        some = counts > 0
+        return cls(counts[some], sums[some] / counts[some])
+
+    def at(self, step: float) -> tuple[float, float]:
+        """Return the bytes of all symbols at a step and their table, and cos² of entries and symbols."""
+        symbols = (self.means > 0) * 1.0 if step == SIGNS else np.rint(self.means / step).clip(max=MOST_MAGNITUDE)
+        counts = np.bincount(symbols.astype(np.int64), self.counts)
+        dot = (self.counts * self.means * symbols).sum()
+        energy, norm = (self.counts * self.means**2).sum(), (self.counts * symbols**2).sum()
+        return run_bytes(counts) if norm else 0.0, float(dot**2 / (energy * norm)) if norm else 0.0
+
+    def best_step(self, room: float) -> tuple[float, float]:
+        """Return the step that keeps most within some bytes, `SIGNS` among them, and cos²; 0 where none fits."""
+        signs, kept = self.at(SIGNS)
+        found = (SIGNS, kept if signs <= room else 0.0)
+        coarse = 2 * float(self.means[-1])  # of which nothing is left
+        fine = coarse * 2.0**-_OCTAVES
+        for _ in range(_HALVINGS):
+            step = math.sqrt(coarse * fine)
+            size, kept = self.at(step)
+            coarse, fine = (step, fine) if size <= room else (coarse, step)
+            if size <= room and kept > found[1]:
+                found = step, kept
+        return found
+
+
+def encode_entries(entries: torch.Tensor, budget: int, step: float, gain: float, name: str) -> Stored | None:
+    """Return entries, (m, n), as symbols; only the largest where others do not fit; none where it does not.
+
+    Args:
+        entries: float32, on the CPU.
+        budget: bytes.
+        step: from `Magnitudes.best_step`.
+        gain: see `gained`.
+        name: the tensor, for errors.
+    """
+    values = entries.numpy().ravel()
+    exact = values.astype(np.float64)
+    for symbols, power in _tries(values, step, gain):
+        dot, norm, energy = (exact * symbols).sum(), (symbols.astype(np.float64) ** 2).sum(), (exact**2).sum()
+        scale = gained(np.array([dot]), np.array([norm]), np.array([dot**2 / (norm * energy)]), power)
+        stored = Stored.of(ENTRIES, [symbols], scale, name)
+        if len(stored.packed()[PART]) <= budget:
+            return stored
+    return None
+
+
+def _tries(values: Float32Array, step: float, gain: float) -> Iterator[tuple[Int32Array, float]]:
+    """Yield symbols of entries, (N,), that take fewer and fewer bytes, and their gain; in the end of but one entry."""
+    for widened in range(_TRIES):
+        symbols = quantised(values, step * _WIDER**widened)
+        if symbols.any():
+            yield symbols, gain
+    largest = np.abs(values).argmax()
+    one = np.zeros(len(values), dtype=np.int32)
+    one[largest] = np.sign(values[largest])
+    yield one, 0.0

@@ -1,0 +1,69 @@
+"""What ecsq keeps: pairs of the delta's rank, without bias at gain 1, or entries where these keep more."""
+
+import pytest
+import torch
+
+from impart_core.base.errors import CorruptArtifactError
+from impart_core.codec.parts import Codes
+from impart_core.delta.budget import budget_bytes
+from impart_core.methods import METHODS
+from impart_core.methods.base import Projection
+from impart_core.quantization.ecsq import ENTRIES, FACTORS, read_stored
+from tests.impart_core.methods.requests import decode, delta_of, encode, request_of
+from tests.support import decaying_delta
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SHAPE = (96, 128)
+
+
+def kind_of(codes: Codes, shape: tuple[int, int]) -> int:
+    stored = read_stored(codes, "w", shape)
+    assert stored is not None
+    return stored.kind
+
+
+@pytest.mark.parametrize("cr", [8, 32, 60])
+def test_a_delta_of_rank_one_comes_back_from_one_pair(cr: float) -> None:
+    delta = delta_of("rank one", *SHAPE)
+    projection, request = Projection.of(delta, "w"), request_of("ecsq", cr, options={"domain": "factors"})
+    codes = encode(projection, request)
+    stored = read_stored(codes, "w", SHAPE)
+    assert stored is not None
+    assert len(stored.scales) == 1
+    assert float(torch.dist(decode(codes, projection, request), delta)) < 0.06 * float(delta.norm())
+
+
+@pytest.mark.parametrize("gain", [0.0, 0.5, 1.0])
+def test_kept_directions_are_scaled_from_least_squares_to_unbiased(gain: float) -> None:
+    delta = delta_of("rank one", *SHAPE)
+    projection = Projection.of(delta, "w")
+    request = request_of("ecsq", 96, options={"gain": gain, "domain": "factors"})
+    found = decode(encode(projection, request), projection, request)
+    share = float((found * delta).sum() / (delta * delta).sum())
+    cosine = float((found * delta).sum() / (found.norm() * delta.norm()))
+    assert share == pytest.approx(cosine ** (2 * (1 - gain)), abs=0.03)
+
+
+@pytest.mark.parametrize(("kind", "cr", "expected"), [("flat", 6, ENTRIES), ("decaying", 32, FACTORS)])
+def test_what_keeps_more_is_coded(kind: str, cr: float, expected: int) -> None:
+    projection = Projection.of(delta_of(kind, *SHAPE), "w")
+    assert kind_of(encode(projection, request_of("ecsq", cr)), SHAPE) == expected
+    both = [request_of("ecsq", cr, options={"domain": domain}) for domain in ("factors", "entries")]
+    kinds = [kind_of(encode(projection, request), SHAPE) for request in both]
+    assert kinds == [FACTORS, ENTRIES]
+
+
+def test_more_pairs_than_the_rank_are_refused_by_name() -> None:
+    projection, request = Projection.of(decaying_delta(40, 40), "w"), request_of("ecsq", 2)
+    codes = encode(projection, request.model_copy(update={"cr": 4.0}))
+    with pytest.raises(CorruptArtifactError, match=r"'w' have .* symbols, which no"):
+        METHODS.get("ecsq").decode(codes, "w", (1, 79), 0)
+
+
+@pytest.mark.parametrize("cr", [32, 64, 128, 256])
+def test_the_budget_is_used_to_within_two_per_cent(cr: float) -> None:
+    projection = Projection.of(decaying_delta(256, 512), "w")
+    codes = encode(projection, request_of("ecsq", cr))
+    budget = budget_bytes(256, 512, cr)
+    assert 0.98 * budget <= len(codes["codes"]) <= budget
