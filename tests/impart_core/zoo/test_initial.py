@@ -49,5 +49,5 @@ def test_what_says_nothing_is_asked_for(models: Path) -> None:
 def test_a_place_without_models(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No model lies at"):
         initial_zoo(str(tmp_path))
-    with pytest.raises(CheckpointError, match="does not exist"):
+    with pytest.raises(CheckpointError, match="nowhere, which is no folder"):
         initial_zoo(str(tmp_path / "nowhere"))
