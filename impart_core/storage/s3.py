@@ -220,6 +220,24 @@ class S3Objects(RemoteObjects):
         date = answer["ResponseMetadata"]["HTTPHeaders"]["date"]
         return datetime.strptime(date, "%a, %d %b %Y %H:%M:%S %Z").replace(tzinfo=UTC)
 
+    def find(self, prefix: str) -> dict[str, ObjectInfo]:
+        """List all that is under a prefix, page by page: a store of a thousand models has a hundred thousand objects.
+
+        The client's own listing takes twice the time, for what it remembers of folders.
+        """
+        where = self._where(prefix)
+        asked = {"Bucket": where["Bucket"], "Prefix": f"{where['Key']}/"}
+        found: dict[str, ObjectInfo] = {}
+        start = len(self._root) + 1 - len(where["Bucket"]) - 1
+        while page := self._if_there(lambda: self._call("list_objects_v2", **asked)):
+            for item in page.get("Contents", ()):
+                if is_path(path := item["Key"][start:]):
+                    found[path] = ObjectInfo(int(item["Size"]), item["LastModified"])
+            if not page.get("IsTruncated"):
+                break
+            asked["ContinuationToken"] = page["NextContinuationToken"]
+        return found
+
     def unfinished(self) -> Mapping[str, datetime]:
         """List the multipart uploads under the prefix that were neither completed nor aborted."""
         bucket, _, root = self._root.partition("/")

@@ -84,6 +84,17 @@ def test_what_somebody_else_wrote_since_is_not_overwritten_where_the_store_can_t
     assert objects.replace("a/2", b"first", None)
 
 
+def test_a_listing_of_several_pages_is_whole(objects: Objects) -> None:
+    if not isinstance(objects, S3Objects):
+        pytest.skip("other places have no pages")
+    paths = {f"a/{number}/x" for number in range(1001)}  # one more than a page of S3 holds
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(lambda path: objects.create(path, b"x"), paths))
+    assert objects.create("ab/1", b"next to it")
+    assert set(objects.find("a")) == paths
+    assert len(objects.names("a")) == len(paths)
+
+
 def test_listings_are_of_now(objects: Objects) -> None:
     before = objects.now()
     for path in ("a/x/1", "a/x/2", "a/y", "b/z"):
