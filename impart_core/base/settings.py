@@ -44,6 +44,11 @@ class Frozen(BaseModel):
         known = _model_at(cls, path[:-1]).model_fields
         return f"Unknown setting {'.'.join(path)!r}." + nearest(path[-1], known)
 
+    @classmethod
+    def missing_key(cls, name: str) -> str:
+        """Return the sentence about a key that is required, by its place."""
+        return f"{name} is required."
+
 
 # What a value must be, by pydantic's name of the fault.
 _WANTED = {
@@ -105,7 +110,7 @@ def _sentence(found: dict[str, Any], model: type[Frozen], values: Mapping[str, A
     if found["type"] == "extra_forbidden":
         return model.unknown_key(path, values)
     if found["type"] == "missing":
-        return f"{name} is required."
+        return model.missing_key(name)
     if found["type"] == "value_error":  # a sentence of ours
         why = str(found["ctx"]["error"])
         return f"{name} is {found['input']!r}: {why}." if path else f"{why[0].upper()}{why[1:]}."

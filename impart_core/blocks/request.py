@@ -102,6 +102,13 @@ class CompressConfig(Coding):
             return f"{LOSSLESS} has no options. Leave {path[-1]!r} out."
         return super().unknown_key(path, values)
 
+    @classmethod
+    def missing_key(cls, name: str) -> str:
+        """Return the sentence about a key that is required: the ratio, which all methods but one need."""
+        if name != "cr":
+            return super().missing_key(name)
+        return f"No compression ratio is given. Give one (cr, on the command line --cr 32), or method {LOSSLESS}."
+
     @property
     def is_lossless(self) -> bool:
         """Whether every tensor is stored bit for bit."""

@@ -93,7 +93,10 @@ CASES: dict[str, tuple[str, list[str]]] = {
         "plan {base} {finetuned} --cr 4 --option allocation=unifrm",
         ["options.allocation is 'unifrm'; it must be 'importance' or 'uniform'. Did you mean 'uniform'?"],
     ),
-    "option that is no boolean": (COMPRESS + " --option rescale=perhaps", ["options.rescale is 'perhaps'", "boolean"]),
+    "option that is no boolean": (COMPRESS + " --option rescale=perhaps", ["rescale is 'perhaps'", "true or false"]),
+        COMPRESS + " --option rescale=perhaps",
+        ["options.rescale is 'perhaps'", "true or false"],
+    ),
     "option without a value": (COMPRESS + " --option rescale", ["'rescale' is not KEY=VALUE", "rescale=false"]),
     "option twice": (COMPRESS + " --option beta=0.5 --option beta=0.4", ["Option 'beta' is given twice"]),
     "CR too high for a method": (
@@ -124,7 +127,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "accounting": (COMPRESS + " --accounting byts", ["'byts'", "Did you mean 'bytes'?"]),
     "device": (COMPRESS + " --device gpu", ["Unknown device 'gpu'", "cuda"]),
     "flag": (COMPRESS + " --sed 3", ["--sed", "--seed"]),
-    "no CR": ("compress {base} {finetuned}", ["Missing", "--cr"]),
+    "no CR": ("compress {base} {finetuned}", ["No compression ratio is given", "--cr"]),
     "verb": ("comprss {base} {finetuned} --cr 4", ["comprss", "compress"]),
     "store below a file": (COMPRESS + " --store {file}/store", ["{file}/store", "Choose another place"]),
     "store is a file": (COMPRESS + " --store {file}", ["{file}", "Choose another place"]),
@@ -302,7 +305,7 @@ def test_weights_that_are_no_numbers_are_refused_when_they_are_read(
 
 def test_an_error_is_one_object_with_json(places: dict[str, str], fresh: dict[str, str | None]) -> None:
     for typed, kind in (
-        ("plan {base} {missing} --cr 4", "CheckpointError"),
+        ("plan {base} {missing} --cr 4", "NoFolderError"),
         ("plan {base} --cr 4", "MissingParameter"),
     ):
         done = run_impart(*typed.format(**places).split(), "--json", environment=fresh)

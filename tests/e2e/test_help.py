@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from impart_core.blocks.request import LOSSLESS, LOSSLESS_SUMMARY
 from impart_core.methods import METHODS, QUANTIZING
 from impart_flows import cli
 from impart_flows.cli.verbs import VERBS, load
@@ -155,7 +156,7 @@ def test_the_version() -> None:
 
 def test_methods_are_listed_with_all_that_can_be_set() -> None:
     shown, listed = printed("methods"), told("methods")
-    assert listed["methods"] == {name: METHODS.get(name).summary for name in METHODS}
+    assert listed["methods"] == {name: METHODS.get(name).summary for name in METHODS} | {LOSSLESS: LOSSLESS_SUMMARY}
     assert listed["quantize"] == list(QUANTIZING)
     assert all(f"{name} " in shown and summary in shown for name, summary in listed["methods"].items())
     for name in METHODS:
