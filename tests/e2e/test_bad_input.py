@@ -94,9 +94,6 @@ CASES: dict[str, tuple[str, list[str]]] = {
         ["options.allocation is 'unifrm'; it must be 'importance' or 'uniform'. Did you mean 'uniform'?"],
     ),
     "option that is no boolean": (COMPRESS + " --option rescale=perhaps", ["rescale is 'perhaps'", "true or false"]),
-        COMPRESS + " --option rescale=perhaps",
-        ["options.rescale is 'perhaps'", "true or false"],
-    ),
     "option without a value": (COMPRESS + " --option rescale", ["'rescale' is not KEY=VALUE", "rescale=false"]),
     "option twice": (COMPRESS + " --option beta=0.5 --option beta=0.4", ["Option 'beta' is given twice"]),
     "CR too high for a method": (
