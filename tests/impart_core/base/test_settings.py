@@ -62,7 +62,7 @@ def test_an_unknown_method_is_answered_with_the_nearest_one() -> None:
         CompressConfig(cr=4, method="imprt")
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.999, -4, "many", None])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.999, -4, "many"])
 def test_a_ratio_that_is_no_number_of_at_least_one_is_refused(value: object) -> None:
     with pytest.raises(ConfigError, match="cr is"):
         CompressConfig(cr=value)
@@ -161,9 +161,12 @@ def test_pydantic_itself_sees_its_own_errors() -> None:
             read()
 
 
-def test_a_missing_ratio_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"^cr is required\.$"):
-        CompressConfig(seed=1)
+@pytest.mark.parametrize("given", [{}, {"cr": None}])
+def test_a_missing_ratio_is_named(given: dict[str, None]) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^No compression ratio is given\. Give one \(cr, .*\), or method lossless\.$"
+    ):
+        CompressConfig(seed=1, **given)
 
 
 def test_embeddings_are_kept_and_factors_serve_every_usual_request_unless_something_else_is_asked_for() -> None:
