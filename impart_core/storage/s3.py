@@ -228,7 +228,7 @@ class S3Objects(RemoteObjects):
         where = self._where(prefix)
         asked = {"Bucket": where["Bucket"], "Prefix": f"{where['Key']}/"}
         found: dict[str, ObjectInfo] = {}
-        start = len(self._root) + 1 - len(where["Bucket"]) - 1
+        start = len(where["Key"]) - len(prefix)  # what the store's own prefix takes of a key
         while page := self._if_there(lambda: self._call("list_objects_v2", **asked)):
             for item in page.get("Contents", ()):
                 if is_path(path := item["Key"][start:]):

@@ -45,12 +45,17 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return base, finetuned
 
 
+def filesystem(s3: dict[str, str]) -> Any:
+    """Return a client of the server, past any proxy."""
+    return s3fs.S3FileSystem(
+        key=s3["AWS_ACCESS_KEY_ID"], secret=s3["AWS_SECRET_ACCESS_KEY"], endpoint_url=s3["AWS_ENDPOINT_URL"]
+    )
+
+
 @pytest.fixture(scope="module")
 def bucket(s3: dict[str, str], models: Pair) -> list[str]:
     """URLs of the base and the fine-tune in the server."""
-    fs = s3fs.S3FileSystem(
-        key=s3["AWS_ACCESS_KEY_ID"], secret=s3["AWS_SECRET_ACCESS_KEY"], endpoint_url=s3["AWS_ENDPOINT_URL"]
-    )
+    fs = filesystem(s3)
     for folder in models:
         for file in folder.iterdir():
             fs.put_file(str(file), f"impart/zoo/{folder.name}/{file.name}")
@@ -245,9 +250,7 @@ def test_a_zoo_finds_its_models_in_s3_and_on_the_hub_and_reads_those_that_change
     assert run() == dict.fromkeys(names, ("unchanged", local.manifest.id))
     assert read(before, asked) == (False, False)
 
-    fs = s3fs.S3FileSystem(
-        key=s3["AWS_ACCESS_KEY_ID"], secret=s3["AWS_SECRET_ACCESS_KEY"], endpoint_url=s3["AWS_ENDPOINT_URL"]
-    )
+    fs = filesystem(s3)
     new, changed = tmp_path / "new", "s3-" + models[1].name
     save_checkpoint(
         new,
