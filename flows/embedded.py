@@ -67,9 +67,12 @@ def prefect_server(progress: Progress | None = None) -> Iterator[str]:
                 f"The Prefect server at {configured} does not answer. Start it, or unset PREFECT_API_URL to use "
                 "an embedded one."
             )
-        yield configured
+        from impart_flows.watchdog import heartbeats
+
+        with heartbeats():
+            yield configured
         return
-    # Nobody is left to miss a heartbeat when the command dies, and every run would wait up to a second for the last.
+    # Nobody is left to miss a heartbeat when the command dies; see `heartbeats`.
     with (
         _embedded(progress or (lambda *_: None)) as url,
         temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),

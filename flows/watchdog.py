@@ -1,14 +1,16 @@
 """Runs that were left behind: closed by the Prefect server once they have given no sign of life for a while.
 
-A run whose worker is killed stays RUNNING in Prefect for ever, as nobody is left to say otherwise. Runs of the zoo send
-a heartbeat; an automation of the server, Prefect's own means against this, closes those that have stopped, or that
-never sent one. A server that is killed forgets what it has just heard: what the automation misses so, the next run of
-the zoo closes.
+A run whose process is killed stays RUNNING in Prefect for ever, as nobody is left to say otherwise. Runs of deployments
+send a heartbeat, and so do those of commands where the server watches; an automation of the server, Prefect's own means
+against this, closes those that have stopped, or that never sent one. A server that is killed forgets what it has just
+heard: what the automation misses so, the next run of the zoo closes.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 
+import httpx
 from prefect import tags
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
@@ -24,7 +26,7 @@ from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.runtime import deployment, flow_run
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Crashed
 
 TAG = "impart"  # of every run that is watched, sub-flows among them; all of them send heartbeats
@@ -78,6 +80,26 @@ def set_watchdog(silence: timedelta = SILENCE) -> None:
         for old in found:
             client.delete_automation(old.id)
         client.create_automation(wanted)
+
+
+@contextmanager
+def heartbeats() -> Iterator[None]:
+    """Have runs of this process that begin within the block be watched, where the server closes those left behind.
+
+    Elsewhere nobody would miss a heartbeat, and every run would wait up to a second for the last.
+    """
+    if not _watches():
+        yield
+        return
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: HEARTBEAT_SECONDS}), tags(TAG):
+        yield
+
+
+def _watches() -> bool:
+    """Return whether the server has the automation; one that cannot say so closes nothing."""
+    with suppress(httpx.HTTPError), get_client(sync_client=True) as client:
+        return any(one.enabled for one in client.read_automations_by_name(NAME))
+    return False
 
 
 def watched() -> AbstractContextManager[object]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -19,6 +20,7 @@ from impart_flows.gpu_limit import DEFAULT_NAME, VARIABLE, gpu_slot, set_limit
 from impart_flows.watchdog import TAG, close_earlier_runs, set_watchdog
 from tests.e2e.prefect_api import Api, until
 from tests.servers import persistent_prefect
+from tests.support import halt_when, start_impart
 
 pytestmark = pytest.mark.e2e
 
@@ -81,6 +83,25 @@ def test_a_run_that_never_gave_a_sign_of_life_is_closed_where_it_is_watched(tagg
         until(lambda: api.get(f"/flow_runs/{lost[0]}")["state_type"] == "CRASHED")
     else:
         assert api.get(f"/flow_runs/{lost[0]}")["state_type"] == "RUNNING"
+
+
+def test_a_killed_command_is_closed_where_the_server_watches(api: Api, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    arguments = ["compress", *map(str, pair), "--method", "dare", "--cr", "8", "--store", str(tmp_path / "store")]
+    environment = {"PREFECT_API_URL": str(PREFECT_API_URL.value())}
+
+    def watched() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = api.post("/flow_runs/filter", flow_runs={"tags": {"all_": [TAG]}})
+        return [run for run in found if run["parameters"].get("request", {}).get("store") == str(tmp_path / "store")]
+
+    set_watchdog(timedelta(seconds=10))
+    with start_impart(*arguments, environment=environment) as command:
+        halt_when(
+            lambda: any(run["state_type"] == "RUNNING" for run in watched()),
+            command.send_signal,
+            lambda: command.poll() is None,
+        )
+        command.kill()
+    until(lambda: [run["state_type"] for run in watched()] == ["CRASHED"])
 
 
 @flow
