@@ -1,5 +1,6 @@
 """What killed processes and a killed server leave behind is closed or freed by a real server, or by the next run."""
 
+import shutil
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -9,17 +10,18 @@ from uuid import UUID
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import ConcurrencyLimitConfig
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+from prefect.client.schemas.responses import SetStateStatus
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Pending, Running
+from prefect.states import Crashed, Pending, Running
 from prefect.types.entrypoint import EntrypointType
 
 from impart_flows import gpu_limit
 from impart_flows.gpu_limit import DEFAULT_NAME, VARIABLE, gpu_slot, set_limit
 from impart_flows.watchdog import TAG, close_earlier_runs, set_watchdog
 from tests.e2e.prefect_api import Api, until
-from tests.servers import persistent_prefect
+from tests.servers import PrefectServer, persistent_prefect
 from tests.support import halt_when, start_impart
 
 pytestmark = pytest.mark.e2e
@@ -127,3 +129,27 @@ def test_a_run_closes_those_of_its_deployment_that_it_would_not_run_beside(
     assert closing() == closed
     found = [api.get(f"/flow_runs/{run}")["state_type"] for run in runs]
     assert found == (["CRASHED", "CRASHED", "RUNNING"] if closed else ["RUNNING", "PENDING", "RUNNING"])
+
+
+def test_a_place_is_free_once_its_run_is_closed_also_where_the_server_lost_its_leases(tmp_path: Path) -> None:
+    """As after a server that keeps leases in memory has gone down with everything else; later nights would not run."""
+    server = PrefectServer(tmp_path, {})
+    server.start()
+    try:
+        with temporary_settings({PREFECT_API_URL: server.variables["PREFECT_API_URL"]}):
+            alone = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
+            deployment: Any = closing.to_deployment("lost", concurrency_limit=alone).apply()  # type: ignore[union-attr]
+            with get_client(sync_client=True) as client:
+                first, second = (client.create_flow_run_from_deployment(deployment).id for _ in range(2))
+                client.set_flow_run_state(first, Pending())
+                client.set_flow_run_state(first, Running())
+                assert client.set_flow_run_state(second, Pending()).status == SetStateStatus.REJECT
+            server.kill()
+            shutil.rmtree(tmp_path / "concurrency_leases")
+            server.start()
+            with get_client(sync_client=True) as client:
+                client.set_flow_run_state(first, Crashed(), force=True)
+                third = client.create_flow_run_from_deployment(deployment).id
+                assert client.set_flow_run_state(third, Pending()).status == SetStateStatus.ACCEPT
+    finally:
+        server.stop()
