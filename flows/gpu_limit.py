@@ -216,16 +216,25 @@ def free_lost_slots(name: str) -> int:
 
     A server that loses its leases (its folder, or by a restart with leases in memory), or that is killed between taking
     a slot and noting the lease, would never free them. Runs that ended a short while ago count as well: the leases of
-    those that were killed may still be there. Runs that say that they wait do not.
+    those that were killed may still be there. Runs that say that they wait do not. One of these alone frees slots where
+    there are any, as two that look at once would free one slot twice.
     """
-    lost = _lost_slots(name)
+    lost = _lost_slots(name) if _waits_first() else 0
     if lost:
         sleep(_SECOND_LOOK_SECONDS)  # a run that has just got a slot may not have told that it waits no more
-        lost = min(lost, _lost_slots(name))
+        lost = min(lost, _lost_slots(name)) if _waits_first() else 0
     if lost:
         with get_client(sync_client=True) as client:
             client.release_concurrency_slots([name], lost, occupancy_seconds=1)
     return lost
+
+
+def _waits_first() -> bool:
+    """Return whether no other run waits, or this one is the first of those that do, by their ids."""
+    waiting = FlowRunFilter(state=FlowRunFilterState(name=FlowRunFilterStateName(any_=[WAITS])))
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(flow_run_filter=waiting)
+    return not runs or str(min(run.id for run in runs)) == str(flow_run.id)
 
 
 def _lost_slots(name: str) -> int:

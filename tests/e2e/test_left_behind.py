@@ -14,7 +14,7 @@ from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLi
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Crashed, Pending, Running
+from prefect.states import Completed, Crashed, Pending, Running
 from prefect.types.entrypoint import EntrypointType
 
 from impart_flows import gpu_limit
@@ -60,7 +60,9 @@ def test_whoever_waits_frees_a_slot_that_nobody_holds(api: Api, monkeypatch: pyt
     until(lambda: "held by no run: they are free again" in api.logged(run))
 
 
-def test_a_slot_that_a_run_holds_is_not_freed_by_whoever_waits(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_slots_that_no_run_holds_are_freed_and_by_one_of_those_that_wait(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(VARIABLE, DEFAULT_NAME)
     monkeypatch.setattr(gpu_limit, "_patience", lambda: 3.0)
     set_limit(1)
@@ -69,8 +71,20 @@ def test_a_slot_that_a_run_holds_is_not_freed_by_whoever_waits(api: Api, monkeyp
         holder = client.create_flow_run(held_for_a_moment)
         client.set_flow_run_state(holder.id, Running(), force=True)
         assert gpu_limit.free_lost_slots(DEFAULT_NAME) == 0
-        client.set_flow_run_state(holder.id, Running(name=gpu_limit.WAITS), force=True)
-        until(lambda: gpu_limit.free_lost_slots(DEFAULT_NAME) == 1)  # others that ended just now count for a while
+        others = [client.create_flow_run(held_for_a_moment).id for _ in range(2)]
+        for run in (holder.id, *others):
+            client.set_flow_run_state(run, Running(name=gpu_limit.WAITS), force=True)
+
+    def freed_by(run: UUID) -> int:
+        monkeypatch.setattr(gpu_limit, "flow_run", type("Own", (), {"id": str(run)}))
+        return gpu_limit.free_lost_slots(DEFAULT_NAME)
+
+    first, *later = sorted((holder.id, *others))
+    assert [freed_by(run) for run in later] == [0, 0]
+    until(lambda: freed_by(first) == 1)  # others that ended just now count for a while
+    with get_client(sync_client=True) as client:
+        for run in (holder.id, *others):
+            client.set_flow_run_state(run, Completed(), force=True)
 
 
 @pytest.mark.parametrize("tagged", [True, False])
