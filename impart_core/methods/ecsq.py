@@ -15,6 +15,7 @@ from impart_core.methods.base import METHODS, Coding, Method, Projection
 from impart_core.quantization.directions import Directions
 from impart_core.quantization.ecsq import (
     NOTHING,
+    OLD_PART,
     PART,
     Stored,
     as_codes,
@@ -45,11 +46,12 @@ class EcsqOptions(MethodOptions):
 class Ecsq(Method):
     """The method.
 
-    Codes of one projection: `codes` uint8, see docs/format.md.
+    Codes of one projection: `symbols` uint8; of version 1 `codes`, see docs/format.md.
     """
 
-    version: ClassVar[int] = 1
-    parts: ClassVar[tuple[str, ...]] = (PART,)
+    version: ClassVar[int] = 2
+    packed: ClassVar[bool] = True
+    parts: ClassVar[tuple[str, ...]] = (PART, OLD_PART)
     options_model: ClassVar[type[MethodOptions]] = EcsqOptions
     summary: ClassVar[str] = "singular vectors, quantised by rate and distortion and entropy-coded"
 
@@ -79,14 +81,16 @@ class Ecsq(Method):
         """Return the codes of a delta that is not zero; see `Method.encode`."""
         options, (m, n) = _options(coding), projection.shape
         budget, found = budget_bytes(m, n, coding.cr), None
-        if budget >= _smallest(m, n, options.domain):
+        smallest = _smallest(m, n, options.domain)
+        if budget >= smallest:
+            budget = max(smallest, budget - projection.overhead)
             found = _encoded(projection, budget, self.needed_rank(m, n, coding), options)
         return as_codes(NOTHING) if found is None else found.packed()
 
     def decode_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:  # noqa: ARG002
         """Return Σ_k s_k û_k v̂_kᵀ, or the entries themselves; see `Method.decode`."""
         stored = read_stored(codes, name, shape)
-        return torch.zeros(shape) if stored is None else stored.delta(name, shape)
+        return torch.zeros(shape) if stored is None else stored.delta(name)
 
     def check_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> None:  # noqa: ARG002
         """Check that the stream is of its tables, a little of it at a time; see `Method`."""
@@ -116,7 +120,7 @@ def _encoded(projection: Projection, budget: int, rank: int | None, options: Ecs
     if options.domain == "factors":
         return vectors
     delta = projection.delta().float().cpu()
-    step, kept = Magnitudes.of(delta.numpy()).best_step(budget - head_bytes(budget, 1) - _SLACK)
+    step, kept = Magnitudes.of(delta.numpy()).best_step(budget - head_bytes(1) - _SLACK)
     if vectors is not None and kept * float((delta.double() ** 2).sum()) <= energy:
         return vectors
     return encode_entries(delta, budget, step, options.gain, projection.name) or vectors

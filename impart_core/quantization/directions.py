@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from impart_core.codec.entropy import Int64Array
+from impart_core.codec.tables import FloatArray, Int64Array
 from impart_core.delta.factors import Factors
 from impart_core.delta.svd import numerical_rank
 from impart_core.quantization.ecsq import FACTORS, PART, SMALLEST_RATIO, Stored, gained, head_bytes
@@ -15,7 +15,6 @@ from impart_core.quantization.rate_distortion import (
     LARGEST,
     SIGNS,
     Float32Array,
-    FloatArray,
     Trials,
     allocate,
     quantised,
@@ -66,7 +65,7 @@ class Directions:
         trials = Trials.of(self.u, self.v, STEPS, _SCALE_BYTES)
         relative = self.weights / self.weights.max()
         worth = relative[:, None] ** p * np.sqrt(trials.kept)
-        room = float(budget - head_bytes(budget, len(STEPS)) - 1)
+        room = float(budget - head_bytes(len(STEPS)) - 1)
         for _ in range(_TRIES):
             chosen = _chosen(trials, worth, room)
             if (chosen == DROPPED).all():
@@ -95,7 +94,8 @@ class Directions:
             scales.append(self.weights[rows] * gained(dots[0] * dots[1], norms[0] * norms[1], kept, gain))
             runs.append(np.concatenate([symbols for _, symbols in sides], axis=1).ravel())
             energy += float((self.weights[rows] ** 2 * kept * energies[0] * energies[1]).sum())
-        return Stored.of(FACTORS, runs, np.concatenate(scales), name), energy
+        shape = self.u.shape[1], self.v.shape[1]
+        return Stored.of(FACTORS, shape, runs, np.concatenate(scales), name), energy
 
 
 def _chosen(trials: Trials, worth: FloatArray, room: float) -> Int64Array:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from impart_core.codec.entropy import MOST_MAGNITUDE, Int32Array
+from impart_core.codec.tables import MOST_MAGNITUDE, FloatArray, Int32Array, table_bytes
 from impart_core.quantization.ecsq import ENTRIES, PART, Stored, gained
-from impart_core.quantization.rate_distortion import SIGNS, Float32Array, FloatArray, quantised, run_bytes
+from impart_core.quantization.rate_distortion import SIGNS, Float32Array, quantised
 
 _DROPPED_BITS = 13  # of a float32's mantissa of 23: magnitudes are told apart to 1 in 1024
 _OCTAVES = 14  # of steps below the largest entry
@@ -49,7 +49,7 @@ class Magnitudes:
         counts = np.bincount(symbols.astype(np.int64), self.counts)
         dot = (self.counts * self.means * symbols).sum()
         energy, norm = (self.counts * self.means**2).sum(), (self.counts * symbols**2).sum()
-        return run_bytes(counts) if norm else 0.0, float(dot**2 / (energy * norm)) if norm else 0.0
+        return table_bytes(counts) if norm else 0.0, float(dot**2 / (energy * norm)) if norm else 0.0
 
     def best_step(self, room: float) -> tuple[float, float]:
         """Return the step that keeps most within some bytes, `SIGNS` among them, and cos²; 0 where none fits."""
@@ -76,12 +76,12 @@ def encode_entries(entries: torch.Tensor, budget: int, step: float, gain: float,
         gain: see `gained`.
         name: the tensor, for errors.
     """
-    values = entries.numpy().ravel()
+    values, shape = entries.numpy().ravel(), (entries.shape[0], entries.shape[1])
     exact = values.astype(np.float64)
     for symbols, power in _tries(values, step, gain):
         dot, norm, energy = (exact * symbols).sum(), (symbols.astype(np.float64) ** 2).sum(), (exact**2).sum()
         scale = gained(np.array([dot]), np.array([norm]), np.array([dot**2 / (norm * energy)]), power)
-        stored = Stored.of(ENTRIES, [symbols], scale, name)
+        stored = Stored.of(ENTRIES, shape, [symbols], scale, name)
         if len(stored.packed()[PART]) <= budget:
             return stored
     return None

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from impart_core.codec.entropy import MOST_MAGNITUDE, Int32Array, Int64Array
+from impart_core.codec.tables import MOST_MAGNITUDE, FloatArray, Int32Array, Int64Array, table_bytes
 
 Float32Array = npt.NDArray[np.float32]
-FloatArray = npt.NDArray[np.float64]
 
 # Steps that are none: every entry is its sign, which takes one bit whatever the entries; or only the largest is.
 SIGNS, LARGEST = math.inf, 0.0
@@ -91,7 +90,7 @@ class Trials:
 
     def nbytes(self, chosen: Int64Array) -> float:
         """Return the bytes of tables, symbols and what each kept direction takes besides, but for a rounding."""
-        return sum(map(run_bytes, self.counts(chosen).values())) + self.extra * int((chosen != DROPPED).sum())
+        return sum(map(table_bytes, self.counts(chosen).values())) + self.extra * int((chosen != DROPPED).sum())
 
     def bits(self, chosen: Int64Array) -> FloatArray:
         """Return the bits of each direction at each step, (K, steps), by tables of those that chose it."""
@@ -181,13 +180,3 @@ def _lengths(counts: Int64Array) -> FloatArray:
     found: FloatArray = np.log2(smoothed.sum()) - np.log2(smoothed)
     found[1:] += 1
     return found
-
-
-def run_bytes(counts: Int64Array | FloatArray) -> float:
-    """Return the bytes of a run with this histogram and of its table."""
-    some = counts[counts > 0]
-    bits = (some * (np.log2(counts.sum()) - np.log2(some))).sum() + counts[1:].sum()
-    sizes = 1 + (some >= 1 << 7).astype(int) + (some >= 1 << 14) + (some >= 1 << 21)
-    zeros = counts[: counts.nonzero()[0][-1]] == 0
-    runs = int(zeros[:1].sum() + (zeros[1:] & ~zeros[:-1]).sum())
-    return float(bits) / 8 + int(sizes.sum()) + 2 * runs + (1 if len(counts) <= 128 else 2)
