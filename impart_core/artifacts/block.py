@@ -23,6 +23,7 @@ from impart_core.codec.format import (
     write_block,
 )
 from impart_core.codec.parts import Codes
+from impart_core.delta.fidelity import Fidelity
 from impart_core.methods import METHODS
 from impart_core.methods.decode import check_delta, check_stack
 from impart_core.quantization.streams import describe_streams
@@ -54,7 +55,11 @@ class QuantizedEntry(Frozen):
 
 
 class TensorEntry(Frozen):
-    """One tensor of a block: how it is stored, the bytes of its codes, and how these are quantised, if they are."""
+    """One tensor of a block: how it is stored, the bytes of its codes, and how these are quantised, if they are.
+
+    `fidelity` has ρ² and gain of a tensor's codes, or of those of each matrix of a stack whose delta is not zero. It is
+    empty where the delta itself was not read, and of artifacts that are older.
+    """
 
     method: str
     role: Role
@@ -62,6 +67,7 @@ class TensorEntry(Frozen):
     dtype: str
     bytes: int = Field(ge=0)
     quantized: QuantizedEntry | None = Field(default=None, exclude_if=lambda value: value is None)
+    fidelity: tuple[Fidelity, ...] = Field(default=(), exclude_if=lambda value: not value)
 
 
 @register
@@ -196,6 +202,7 @@ def _entry(item: EncodedTensor) -> TensorEntry:
         dtype=header.dtype,
         bytes=item.nbytes,
         quantized=_quantized(item.codes),
+        fidelity=item.fidelity,
     )
 
 

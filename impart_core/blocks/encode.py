@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 
@@ -30,6 +31,7 @@ from impart_core.codec.parts import Codes
 from impart_core.codec.rows import encode_rows, rows_bytes
 from impart_core.delta.extract import require_finite
 from impart_core.delta.factors import Factors
+from impart_core.delta.fidelity import Fidelity, fidelity_of
 from impart_core.delta.load import Digests, Loaded, load_block, load_matrix
 from impart_core.methods import METHODS
 from impart_core.methods.base import Projection
@@ -38,10 +40,18 @@ from impart_core.quantization.curvature import Inputs
 Scales = Mapping[str, torch.Tensor]  # by matrix, where distillation found some
 # Gives the factors of a matrix by name that a decomposition of the same request left, or None: its delta is zero.
 Stored = Callable[[str], Factors | None]
-Made = tuple[str, int, Codes]  # method, seed and codes
 _WHOLE = (KEEP, VALUE, *EXACT)  # ways in which a stack is stored as one tensor
 _SLACK = 2  # bytes a tensor of what a packed file says, since its text compresses a little better or worse
 _CPU = torch.device("cpu")
+
+
+class Made(NamedTuple):
+    """What a tensor, or one matrix of a stack, became; its fidelity where its delta was at hand."""
+
+    method: str
+    seed: int
+    codes: Codes
+    fidelity: Fidelity | None = None
 
 
 @dataclass(frozen=True)
@@ -109,11 +119,11 @@ class Encoder:
         factors = self.stored(pair.name) if self.stored else None
         settings = coding_of_role(pair.role, self.config)
         if factors is None or settings is None:
-            return OMITTED, 0, {}
+            return Made(OMITTED, 0, {})
         m, n = pair.shape
         overhead = math.ceil(around * m * n)
         projection = Projection(pair.name, (m, n), _no_delta, lambda: factors, inputs, overhead=overhead)
-        return settings.method, settings.seed, METHODS.get(settings.method).encode(projection, settings)
+        return Made(settings.method, settings.seed, METHODS.get(settings.method).encode(projection, settings))
 
     def _from_values(self, loaded: Loaded, inputs: Inputs | None = None, around: float = 0.0) -> Made:
         """Return the method, the seed and the codes of one matrix or other tensor."""
@@ -125,18 +135,20 @@ class Encoder:
             require_finite(new, pair.name, "fine-tuned")
         if loaded.base is None or not pair.finetuned.is_floating:
             same = loaded.base is not None and torch.equal(loaded.base, loaded.finetuned)
-            return (OMITTED, 0, {}) if same else (VALUE, 0, {"value": loaded.finetuned})
+            return Made(OMITTED, 0, {}) if same else Made(VALUE, 0, {"value": loaded.finetuned})
         added = {} if loaded.added is None else {ADDED: loaded.added.contiguous()}
         delta = loaded.delta()
         if not bool(delta.any()):
-            return OMITTED, 0, added
+            return Made(OMITTED, 0, added)
         settings = coding_of_delta(pair, delta, self.config)
         if settings is None:
             in_rows = delta.dim() == 2 and rows_bytes(delta) < 2 * delta.numel()
             codes = encode_rows(delta, pair.name) if in_rows else encode_half(delta, "delta", pair.name)
-            return ROWS if in_rows else KEEP, 0, {**codes, **added}
+            return Made(ROWS if in_rows else KEEP, 0, {**codes, **added})
         codes = METHODS.get(settings.method).encode(self._projection(pair, delta, inputs, around), settings)
-        return settings.method, settings.seed, {**codes, **added}
+        rows, columns = pair.shape
+        decoded = METHODS.get(settings.method).decode(codes, pair.name, (rows, columns), settings.seed)
+        return Made(settings.method, settings.seed, {**codes, **added}, fidelity_of(delta, decoded))
 
     def _projection(self, pair: Pair, delta: torch.Tensor, inputs: Inputs | None, around: float) -> Projection:
         """Return what a method is given of a delta that was read."""
@@ -179,11 +191,12 @@ def assembled(pair: Pair, made: list[Made]) -> EncodedTensor:
 
     A stack that no method codes is made as one tensor.
     """
-    if not pair.is_stack or made[0][0] in _WHOLE:
-        return _encoded(pair, *made[0])
-    method, seed = next(((method, seed) for method, seed, _ in made if method != OMITTED), (OMITTED, 0))
-    numbered = {f"{index}.{part}": code for index, (*_, codes) in enumerate(made) for part, code in codes.items()}
-    return _encoded(pair, method, seed, numbered)
+    measured = tuple(one.fidelity for one in made if one.fidelity)
+    if not pair.is_stack or made[0].method in _WHOLE:
+        return replace(_encoded(pair, *made[0][:3]), fidelity=measured)
+    coded = next((one for one in made if one.method != OMITTED), made[0])
+    numbered = {f"{index}.{part}": code for index, one in enumerate(made) for part, code in one.codes.items()}
+    return replace(_encoded(pair, coded.method, coded.seed, numbered), fidelity=measured)
 
 
 def _bit_for_bit(loaded: Loaded) -> Made:
@@ -202,7 +215,7 @@ def _bit_for_bit(loaded: Loaded) -> Made:
             way, codes = encode_exact(value, None)
         else:
             codes = {**codes, ADDED: added.contiguous()}
-    return way, 0, codes
+    return Made(way, 0, codes)
 
 
 def _no_delta() -> torch.Tensor:

@@ -20,6 +20,7 @@ from impart_core.checkpoint.reader import read_tensor
 from impart_core.checkpoint.writer import TensorSpec, header_bytes, tensor_bytes, write_tensors
 from impart_core.codec.packed import PACKED_KEY, packed_text, read_packed_text
 from impart_core.codec.parts import nbytes
+from impart_core.delta.fidelity import Fidelity
 
 FORMAT_VERSION = 2
 PACKED_VERSION = 3  # one safetensors entry with all parts, described in few bytes: for methods that need few
@@ -73,10 +74,11 @@ class TensorHeader(Frozen):
 
 @dataclass(frozen=True)
 class EncodedTensor:
-    """One tensor's header and codes (CPU tensors by part)."""
+    """One tensor's header and codes (CPU tensors by part), and what these keep of it, matrix by matrix, if measured."""
 
     header: TensorHeader
     codes: dict[str, torch.Tensor]
+    fidelity: tuple[Fidelity, ...] = ()
 
     @property
     def nbytes(self) -> int:

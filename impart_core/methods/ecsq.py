@@ -73,9 +73,9 @@ class Ecsq(Method):
         """Return the ratio of as many vectors at 16 bits."""
         return coding.cr if _options(coding).domain == "entries" else coding.cr * _FEWEST_BITS / 16
 
-    def reads_delta(self, coding: Coding) -> bool:
-        """Return whether the entries themselves may be coded."""
-        return _options(coding).domain != "factors"
+    def reads_delta(self, coding: Coding) -> bool:  # noqa: ARG002 - always
+        """Return True: entries may be coded, and what is kept is measured against them."""
+        return True
 
     def encode_projection(self, projection: Projection, coding: Coding) -> Codes:
         """Return the codes of a delta that is not zero; see `Method.encode`."""
