@@ -12,7 +12,7 @@ from impart_core.base.settings import MethodOptions
 from impart_core.codec.parts import Codes
 from impart_core.delta.budget import budget_bytes
 from impart_core.methods.base import METHODS, Coding, Method, Projection
-from impart_core.quantization.directions import Directions
+from impart_core.quantization.directions import Directions, Filling, Shares
 from impart_core.quantization.ecsq import (
     NOTHING,
     OLD_PART,
@@ -34,6 +34,10 @@ _SLACK = 2  # bytes: a scale, and what a stream is longer than its entropy
 class EcsqOptions(MethodOptions):
     """The settings of entropy-coded scalar quantisation."""
 
+    filling: Filling = Field(
+        default="lagrangian",
+        description="how bytes are shared out: by a Lagrangian, or by one step, wider by σ^(-p/2) for each vector",
+    )
     p: float = Field(default=1.0, ge=0, le=4, description="exponent of singular values when bytes are shared out")
     gain: float = Field(
         default=1.0, ge=0, le=1, description="scale of what is kept: from least squares (0) to unbiased (1)"
@@ -115,12 +119,12 @@ def _encoded(projection: Projection, budget: int, rank: int | None, options: Ecs
     """Return what keeps more of ‖ΔW‖² within a budget of bytes, vectors or entries; None where nothing fits."""
     vectors, energy = None, 0.0
     if rank is not None:
-        directions = Directions.of(projection.factors(), projection.shape, rank)
-        vectors, energy = directions.encoded(budget, options.p, options.gain, projection.name)
+        directions = Directions.of(projection.factors(), projection.shape, rank, projection.name)
+        vectors, energy = directions.encoded(budget, Shares(options.filling, options.p, options.gain))
     if options.domain == "factors":
         return vectors
-    delta = projection.delta().float().cpu()
-    step, kept = Magnitudes.of(delta.numpy()).best_step(budget - head_bytes(1) - _SLACK)
+    delta = projection.delta().float()
+    step, kept = Magnitudes.of(delta).best_step(budget - head_bytes(1) - _SLACK)
     if vectors is not None and kept * float((delta.double() ** 2).sum()) <= energy:
         return vectors
     return encode_entries(delta, budget, step, options.gain, projection.name) or vectors

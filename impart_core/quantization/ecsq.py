@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from impart_core.base.errors import CorruptArtifactError, TensorValueError
@@ -28,6 +29,7 @@ FACTORS: Kind = 0
 ENTRIES: Kind = 1
 SMALLEST_RATIO = 2.0**-14  # of scales to the largest: what is far below it has no code
 _MOST_RUNS = 64
+Float32Array = npt.NDArray[np.float32]
 _OCTAVE = 16  # codes of a scale an octave
 _OFFSET = 128  # of the exponent, as it is stored
 # 2^(−i/16), float32.
@@ -99,13 +101,18 @@ class Stored:
         for some in decode_runs(self.stream, self.tables, name):
             symbols[at : at + len(some)] = some
             at += len(some)
-        scales = torch.from_numpy(
-            np.ldexp(_ROOTS[self.scales % _OCTAVE], self.exponent - self.scales.astype(np.int32) // _OCTAVE)
-        )
+        scales = torch.from_numpy(self.values())
         if self.kind == ENTRIES:
             return torch.from_numpy(symbols).reshape(self.shape).mul_(scales)
         pairs = torch.from_numpy(symbols).reshape(len(scales), sum(self.shape))
         return (pairs[:, : self.shape[0]] * scales[:, None]).T @ pairs[:, self.shape[0] :]
+
+    def values(self) -> Float32Array:
+        """Return the scales themselves, exact, (K,)."""
+        found: Float32Array = np.ldexp(
+            _ROOTS[self.scales % _OCTAVE], self.exponent - self.scales.astype(np.int32) // _OCTAVE
+        )
+        return found
 
     def check(self, name: str) -> None:
         """Decode the stream, a little at a time; errors as in `delta`."""
@@ -195,15 +202,3 @@ def _scale_codes(scales: FloatArray, name: str) -> tuple[int, UInt8Array]:
         raise TensorValueError(f"The delta of {name!r} has a scale of {scales.max():g}, above what float32 holds.")
     codes = np.rint(_OCTAVE * (exponent - np.log2(scales)))
     return exponent, np.clip(codes, 0, 255).astype(np.uint8)
-
-
-def gained(dot: FloatArray, norm: FloatArray, kept: FloatArray, gain: float) -> FloatArray:
-    """Return scales of symbols for what they stand for.
-
-    Args:
-        dot: ⟨symbols, exact values⟩.
-        norm: ‖symbols‖².
-        kept: their squared cosine.
-        gain: 0: least squares; 1: unbiased, as if nothing of the direction had been lost; between them a power.
-    """
-    return dot / norm * kept**-gain
