@@ -89,8 +89,8 @@ def _filled(trials: Trials, worth: FloatArray, chosen: Int64Array, room: float) 
 def one_step(trials: Trials, steps: Sequence[float], wider: FloatArray, room: float) -> Int64Array:
     """Return the step of each direction, (K,), or `DROPPED`, by one step for all that fits some bytes.
 
-    A direction takes the nearest of the steps that were tried to the common one times its own factor. Beyond the widest
-    it is dropped.
+    A direction takes the nearest of the steps that were tried to the common one times its own factor, or the next finer
+    one at which anything of it is kept. Beyond the widest it is dropped.
 
     Args:
         trials: what directions take and keep.
@@ -98,13 +98,17 @@ def one_step(trials: Trials, steps: Sequence[float], wider: FloatArray, room: fl
         wider: by how much the step of each direction of unit variance is wider than the first's, (K,).
         room: bytes.
     """
+    nothing = len(steps)
+    keeps = np.where(trials.kept > 0, np.arange(nothing), nothing)
+    finer = np.minimum.accumulate(keeps[:, ::-1], axis=1)[:, ::-1]  # the next step that keeps something
+    rows = np.arange(len(wider))
     edges = np.sqrt(np.array(steps[:-1]) * np.array(steps[1:]))  # halfway, in logarithms
     best = np.full(len(wider), DROPPED, dtype=np.int64)
     low, high = steps[-1] / float(wider.max()), 2 * steps[0]  # all at the finest; none
     for _ in range(_HALVINGS):
         common = math.sqrt(low * high)
-        chosen = np.searchsorted(-edges, -common * wider)
-        chosen[common * wider > steps[0]] = DROPPED
+        chosen = finer[rows, np.searchsorted(-edges, -common * wider)]
+        chosen[(chosen == nothing) | (common * wider > steps[0])] = DROPPED
         if trials.nbytes(chosen) > room:
             low = common
         else:
