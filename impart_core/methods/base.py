@@ -33,6 +33,8 @@ class Projection:
         factors: gives the leading singular triplets, as many as `Method.needed_rank` says or more.
         inputs: what calibration says of its inputs; None where nothing is known of them.
         scales: scales found by distillation; None where there was none.
+        overhead: bytes that its block's file takes on its account besides the codes, where the method's budget is to
+            cover them.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Projection:
     factors: Callable[[], Factors]
     inputs: Inputs | None = None
     scales: torch.Tensor | None = None
+    overhead: int = 0
 
     @classmethod
     def of(cls, delta: torch.Tensor, name: str) -> "Projection":
@@ -59,9 +62,11 @@ class Method(ABC):
         parts: names of the parts that its codes may have.
         options_model: the method's own settings; a field's description and default are what help says of it.
         summary: what the method keeps, in a few words for help.
+        packed: whether its blocks' files have the format with the fewest bytes besides codes; its budget covers these.
     """
 
     version: ClassVar[int]
+    packed: ClassVar[bool] = False
     parts: ClassVar[tuple[str, ...]]
     options_model: ClassVar[type[MethodOptions]]
     summary: ClassVar[str]

@@ -48,14 +48,14 @@ def test_values_are_json_or_else_text() -> None:
 def test_an_option_that_the_method_does_not_have_is_answered_with_those_it_has() -> None:
     assert refusal("beta=0.5", method="dare") == "Method 'dare' has no option 'beta'; it has: none."
     assert refusal("rescal=false") == (
-        "Method 'impart' has no option 'rescal'; it has: beta, c, preprune, allocation, rescale. "
+        "Method 'impart' has no option 'rescal'; it has: beta, c, preprune, allocation, rescale, floor. "
         "Did you mean 'rescale'?"
     )
 
 
 def test_a_wrong_value_is_answered_with_what_it_must_be_and_the_nearest() -> None:
     assert refusal("allocation=unifrm") == (
-        "options.allocation is 'unifrm'; it must be 'importance' or 'uniform'. Did you mean 'uniform'?"
+        "options.allocation is 'unifrm'; it must be 'importance', 'uniform' or 'proportional'. Did you mean 'uniform'?"
     )
     assert "options.rescale is 'perhaps'; it must be true or false" in refusal("rescale=perhaps")
     assert "options.c is None" in refusal("c=null")

@@ -12,6 +12,7 @@ from impart_core.artifacts import activations, block, calibration_text, delta, e
 from impart_core.artifacts.calibration_text import calibration_recipe
 from impart_core.artifacts.delta import delta_recipe
 from impart_core.artifacts.evaluation import evaluation_recipe
+from impart_core.blocks import coding
 from impart_core.blocks.coding import calibration_of
 from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.text import CalibrationText, read_tokens
@@ -103,7 +104,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "embeddings_cr": ({"embeddings": "auto", "embeddings_cr": 9.0}, {"delta", REST}),
 }
 OPTIONS: dict[str, dict[str, Any]] = {
-    "impart": {"beta": 0.5, "c": 0.5, "preprune": False, "allocation": "uniform", "rescale": False},
+    "impart": {"beta": 0.5, "c": 0.5, "preprune": False, "allocation": "uniform", "rescale": False, "floor": 0.3},
     "bitdelta": {"per_row": True, "distil": True},
     "dare": {},
     "dare-qt": {"bits": 2, "group_size": 64, "solver": "masked", "lossless": False, "fill": False},
@@ -112,7 +113,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         **{"beta": 0.5, "c": 1.0, "preprune": False, "allocation": "uniform", "rescale": False},
         **{"ladder": "3x8,2", "group_size": 64, "solver": "nearest", "lossless": False, "fill": False},
     },
-    "ecsq": {"p": 0.5, "gain": 0.5, "domain": "factors"},
+    "ecsq": {"filling": "one_step", "p": 0.5, "gain": 0.5, "domain": "factors"},
     "lowrank": {},
     "magnitude": {},
 }
@@ -139,8 +140,9 @@ def test_every_option_of_a_method_is_part_of_the_ids(
     method: str, name: str, request_: CompressRequest, zoo_request: CompressRequest
 ) -> None:
     request = zoo_request if method in CALIBRATED else request_
-    usual = with_config(request, method=method)
-    other = with_config(request, method=method, options={name: OPTIONS[method][name]})
+    needed = {"allocation": "proportional"} if name == "floor" else {}
+    usual = with_config(request, method=method, options=needed)
+    other = with_config(request, method=method, options={**needed, name: OPTIONS[method][name]})
     found = changed(ids(usual), ids(other))
     assert found >= CODES
     assert not found & {REST, f"given {LAYER}"} or name in ("solver", "distil")  # then there is text, or there is none
@@ -193,8 +195,7 @@ def test_every_operations_version_is_part_of_the_ids(
 
 def test_the_formats_version_is_part_of_the_ids(request_: CompressRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     before = ids(request_)
-    for module in (block, delta):
-        monkeypatch.setattr(module, "FORMAT_VERSION", 3)
+    monkeypatch.setattr(coding, "FORMAT_VERSION", 1000)
     assert changed(before, ids(request_)) == CODES | {REST}
 
 
