@@ -92,7 +92,8 @@ def bd_rates(study: Study) -> str:
     for name, (size, what) in product(zoos_of(study), SIZES.items()):
         for row in rows_in(study, name):
             rates = [
-                bd_rate(curve(study, name, row, size), curve(study, name, reference, size)) for reference in REFERENCES
+                None if other == row else bd_rate(curve(study, name, row, size), curve(study, name, other, size))
+                for other in REFERENCES
             ]
             if any(rate is not None for rate in rates):
                 lines.append(
