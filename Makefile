@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-unit lint bench methods pruning experts zoo clean
+.PHONY: demo test test-unit lint bench methods study study-report pruning experts zoo clean
 
 # STORE=s3 keeps the artifacts on a real S3 server of its own; any other value is the store's folder or URL.
 STORE ?=
@@ -37,6 +37,16 @@ bench: $(STAMP)
 methods: $(STAMP)
 	$(BIN)/python -m tests.bench.methods --out methods.json
 
+# Methods × ratios × zoos in bytes on disk; goes on where it was killed. STUDY chooses a part of it, such as
+# STUDY="--methods ecsq --zoos first --items 50" (two minutes); the whole takes hours.
+STUDY ?=
+study: $(STAMP)
+	$(BIN)/python -m tests.bench.study --out study.json $(STUDY)
+
+# Tables and curves of study.json into docs/results.md, with the figures beside them (docs/study.json).
+study-report: $(STAMP)
+	$(BIN)/python -m tests.bench.study.report study.json
+
 # ImPart by β on the tiny zoo's validation splits: what the default β follows from (about half an hour on two cores).
 pruning: $(STAMP)
 	$(BIN)/python -m tests.bench.pruning --out pruning.json
@@ -58,4 +68,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf .venv demo bench.json methods.json pruning.json experts.json
+	rm -rf .venv demo bench.json methods.json pruning.json experts.json study.json study-store
