@@ -1,7 +1,7 @@
 """Compressing one block: delta, factors and codes, in memory one matrix at a time."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -33,7 +33,6 @@ from impart_core.methods import METHODS
 from impart_core.methods.base import Projection
 from impart_core.quantization.curvature import Inputs
 
-Scales = Mapping[str, torch.Tensor]  # by matrix, where distillation found some
 # Gives the factors of a matrix by name that a decomposition of the same request left, or None: its delta is zero.
 Stored = Callable[[str], Factors | None]
 Made = tuple[str, int, Codes]  # method, seed and codes
@@ -49,14 +48,12 @@ class Encoder:
         config: method and ratio.
         stored: factors that were computed before, from which projections are coded without being read again; None:
             everything is read, and decomposed here to the same bits.
-        scales: of each matrix, what distillation found.
         device: where decompositions run.
         digests: the tensors' digests in the base and in the fine-tuned checkpoint; those given are checked.
     """
 
     config: CompressConfig
     stored: Stored | None = None
-    scales: Scales = field(default_factory=dict)
     device: torch.device = _CPU
     digests: tuple[Digests, Digests] = ({}, {})
 
@@ -142,7 +139,7 @@ class Encoder:
             found = self.stored(pair.name) if self.stored else None
             return found or factors_of(on_device, pair, self.config)
 
-        return Projection(pair.name, (m, n), lambda: on_device, factors, inputs, self.scales.get(pair.name))
+        return Projection(pair.name, (m, n), lambda: on_device, factors, inputs)
 
 
 def assembled(pair: Pair, made: list[Made]) -> EncodedTensor:

@@ -7,7 +7,7 @@ gain of the pair, is in its scale.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -17,7 +17,7 @@ from impart_core.base.errors import CorruptArtifactError, TensorValueError
 from impart_core.codec.bitpack import UInt8Array
 from impart_core.codec.entropy import ByteReader, Int32Array, Table, decode_runs, encode_runs, number, stream_bytes
 from impart_core.codec.parts import Codes, read_part, require_proportion
-from impart_core.quantization.rate_distortion import FloatArray
+from impart_core.quantization.rate_distortion import Float32Array, FloatArray
 
 PART = "codes"
 NOTHING = b"\0"  # codes of which nothing follows: nothing is kept
@@ -77,7 +77,12 @@ class Stored:
         return as_codes(number(len(found)) + found)
 
     def delta(self, name: str, shape: tuple[int, int]) -> torch.Tensor:
-        """Return the matrix, float32, (m, n).
+        """Return the matrix, float32, (m, n); errors as in `factors`."""
+        right, left = self.factors(name, shape)
+        return right if left is None else left.T @ right
+
+    def factors(self, name: str, shape: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return v̂, (K, n), and s·û, (K, m); or the matrix, (m, n), and None where entries are stored; float32.
 
         Raises:
             CorruptArtifactError: the stream is not of the tables.
@@ -87,13 +92,21 @@ class Stored:
         for some in decode_runs(self.stream, self.tables, name):
             symbols[at : at + len(some)] = some
             at += len(some)
-        scales = torch.from_numpy(
-            np.ldexp(_ROOTS[self.scales % _OCTAVE], self.exponent - self.scales.astype(np.int32) // _OCTAVE)
-        )
+        scales = torch.from_numpy(self._scales())
         if self.kind == ENTRIES:
-            return torch.from_numpy(symbols).reshape(shape).mul_(scales)
+            return torch.from_numpy(symbols).reshape(shape).mul_(scales), None
         pairs = torch.from_numpy(symbols).reshape(len(scales), sum(shape))
-        return (pairs[:, : shape[0]] * scales[:, None]).T @ pairs[:, shape[0] :]
+        return pairs[:, shape[0] :], pairs[:, : shape[0]] * scales[:, None]
+
+    def scaled(self, gains: FloatArray, name: str) -> "Stored":
+        """Return the same with scales times gains, (K,), more than 0; errors as in `of`."""
+        exponent, codes = _scale_codes(self._scales().astype(np.float64) * gains, name)
+        return replace(self, exponent=exponent, scales=codes)
+
+    def _scales(self) -> Float32Array:
+        """Return the scales, float32, (K,)."""
+        octaves = self.scales.astype(np.int32) // _OCTAVE
+        return np.asarray(np.ldexp(_ROOTS[self.scales % _OCTAVE], self.exponent - octaves), dtype=np.float32)
 
     def check(self, name: str) -> None:
         """Decode the stream, a little at a time; errors as in `delta`."""
