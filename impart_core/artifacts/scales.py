@@ -74,11 +74,13 @@ def state_recipes(recipe: Recipe, steps: int) -> dict[int, Recipe]:
 def publish_scales(
     store: Store, recipe: Recipe, gains: Mapping[str, torch.Tensor], state: State, trained: float, watch: Stopwatch
 ) -> Manifest:
-    """Publish the gains of tensors by name, float32, of a training that is over; return the manifest in force."""
+    """Publish the gains of tensors by name, float32, of a training that is over; return the manifest in force.
+
+    Blocks without gains are no parents: they are of no more use, and may be cleaned up.
+    """
     figures = {"steps": state.step, "untrained": state.untrained, "trained": trained}
     content = ScalesContent(matrices=len(gains), **figures)
-    parents = (recipe.inputs["calibration"], *recipe.inputs["blocks"])
-    return publish_tensors(store, recipe, content, gains, watch, parents)
+    return publish_tensors(store, recipe, content, gains, watch, (recipe.inputs["calibration"],))
 
 
 def read_scales(store: Store, artifact_id: str) -> dict[str, torch.Tensor]:
