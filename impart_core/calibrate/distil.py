@@ -4,8 +4,8 @@ BitDelta (Liu et al. 2024, arXiv 2402.10193, §3.2) does so with its scales. Her
 function of gains (see `methods.terms`), which begin at 1 and of which nothing is stored but what they multiply.
 
 Minimised is the divergence of predictions, each token weighted by how far the fine-tune foresaw the one that follows in
-the text. A fine-tune that learned answers predicts prompts no better than by accident, and what it says there is not
-worth the gains that it would take (docs/methods.md has the figures).
+the text. A fine-tune that learned answers predicts prompts no better than by accident, and the few gains would be spent
+on that.
 """
 
 import logging
