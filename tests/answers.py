@@ -56,8 +56,11 @@ class FineTune:
         """Return the answer loss of the model as it is now; see `answer_loss`."""
         return answer_loss(self._model, self._tokenizer, self._task, split, count)
 
+    def answer_losses(self, split: Split, count: int = SPLIT_ITEMS) -> list[float]:
+        """Return the answer loss of each item, in an order that depends on the items alone."""
+        return answer_losses(self._model, self._tokenizer, self._task, split, count)
 
-@torch.no_grad()
+
 def answer_loss(model: Any, tokenizer: Any, task: str, split: Split, count: int = SPLIT_ITEMS) -> float:
     """Return the mean negative log-likelihood of a split's right answers, in nats a token, as the zoo's tasks have it.
 
@@ -68,12 +71,18 @@ def answer_loss(model: Any, tokenizer: Any, task: str, split: Split, count: int 
         split: which items.
         count: how many items, from the first on.
     """
+    losses = answer_losses(model, tokenizer, task, split, count)
+    return sum(losses) / len(losses)
+
+
+@torch.no_grad()
+def answer_losses(model: Any, tokenizer: Any, task: str, split: Split, count: int) -> list[float]:
+    """Return the loss of each item, those with few tokens first; see `answer_loss`."""
     rows = [
         (tokenizer(one.prompt).input_ids, tokenizer(f" {one.answer}\n").input_ids) for one in items(task, split, count)
     ]
     rows.sort(key=lambda row: len(row[0]) + len(row[1]))  # little padding
-    losses = [loss for start in range(0, len(rows), _BATCH) for loss in _losses(model, rows[start : start + _BATCH])]
-    return sum(losses) / len(losses)
+    return [loss for start in range(0, len(rows), _BATCH) for loss in _losses(model, rows[start : start + _BATCH])]
 
 
 def _losses(model: Any, rows: list[tuple[list[int], list[int]]]) -> list[float]:

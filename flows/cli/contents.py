@@ -1,8 +1,9 @@
 """The verb `inspect`: what an artifact holds."""
 
+from collections.abc import Iterator
 from typing import Any
 
-from impart_core.artifacts.block import BlockContent
+from impart_core.artifacts.block import BlockContent, TensorEntry
 from impart_core.artifacts.delta import Delta, DeltaContent, open_delta
 from impart_core.artifacts.factors import FactorsContent
 from impart_core.artifacts.merged import MergedContent
@@ -57,21 +58,33 @@ def _print_delta(delta: Delta) -> None:
     rows.append(["(delta)", delta.manifest.id[:12], "", "", f"{described['own_bytes']:,}"])
     print_table(["block", "artifact", "tensors", "bytes of codes", "bytes on disk"], rows)
     _print_quantized(delta)
+    _print_fidelity(delta)
     say()
     say(f"cr_projection  {ratio(delta.content.cr_projection)}")
     say(f"cr_model       {ratio(delta.cr_model)}")
     say(f"bytes          {delta.bytes:,}")
 
 
+def _tensors(delta: Delta) -> Iterator[tuple[str, TensorEntry]]:
+    contents = (block.content for block in delta.blocks)
+    return ((name, entry) for one in contents if isinstance(one, BlockContent) for name, entry in one.tensors.items())
+
+
+def _print_fidelity(delta: Delta) -> None:
+    """Print what the codes of each matrix keep of it, where that was measured."""
+    rows = [
+        [name if len(entry.fidelity) == 1 else f"{name} ({number})", f"{one.cosine_squared:.4f}", f"{one.gain:.4f}"]
+        for name, entry in _tensors(delta)
+        for number, one in enumerate(entry.fidelity)
+    ]
+    if rows:
+        say()
+        print_table(["tensor", "ρ²", "gain"], rows)
+
+
 def _print_quantized(delta: Delta) -> None:
     """Print how the codes of a delta are quantised, tensor by tensor, and the bytes of each part."""
-    tensors = [
-        (name, entry)
-        for block in delta.blocks
-        if isinstance(block.content, BlockContent)
-        for name, entry in block.content.tensors.items()
-    ]
-    found = [(name, entry.quantized) for name, entry in tensors if entry.quantized]
+    found = [(name, entry.quantized) for name, entry in _tensors(delta) if entry.quantized]
     if not found:
         return
     parts = list(found[0][1].parts)

@@ -10,12 +10,20 @@ from pydantic import Field
 from impart_core.base.errors import CorruptArtifactError
 from impart_core.base.numerics import one_thread_per_kernel
 from impart_core.base.settings import Frozen
-from impart_core.blocks.coding import coding_of_role
+from impart_core.blocks.coding import coding_of_role, format_of
 from impart_core.blocks.request import AUTO, CompressConfig
 from impart_core.checkpoint.layout import Block, Role
 from impart_core.checkpoint.pairing import Pairs
-from impart_core.codec.format import CODES_FILE, FORMAT_VERSION, BlockFile, EncodedTensor, write_block
+from impart_core.codec.format import (
+    CODES_FILE,
+    PACKED_VERSION,
+    BlockFile,
+    EncodedTensor,
+    packed_overhead,
+    write_block,
+)
 from impart_core.codec.parts import Codes
+from impart_core.delta.fidelity import Fidelity
 from impart_core.methods import METHODS
 from impart_core.methods.decode import check_delta, check_stack
 from impart_core.quantization.streams import describe_streams
@@ -47,7 +55,11 @@ class QuantizedEntry(Frozen):
 
 
 class TensorEntry(Frozen):
-    """One tensor of a block: how it is stored, the bytes of its codes, and how these are quantised, if they are."""
+    """One tensor of a block: how it is stored, the bytes of its codes, and how these are quantised, if they are.
+
+    `fidelity` has ρ² and gain of a tensor's codes, or of those of each matrix of a stack whose delta is not zero. It is
+    empty where the delta itself was not read, and of artifacts that are older.
+    """
 
     method: str
     role: Role
@@ -55,6 +67,7 @@ class TensorEntry(Frozen):
     dtype: str
     bytes: int = Field(ge=0)
     quantized: QuantizedEntry | None = Field(default=None, exclude_if=lambda value: value is None)
+    fidelity: tuple[Fidelity, ...] = Field(default=(), exclude_if=lambda value: not value)
 
 
 @register
@@ -64,7 +77,7 @@ class BlockContent(NamedContent):
     Attributes:
         name: the block's name.
         tensors: its tensors.
-        projection_bytes: bytes of its projections' codes.
+        projection_bytes: bytes of its projections' codes, and of a file of format 3 all that is no code.
         projection_dense_bytes: the 16-bit size of its projections.
     """
 
@@ -105,13 +118,14 @@ def block_recipe(
         calibration: what calibration is told by, where the block is: the text's id (`calibration`), the digest of the
             model's configuration (`model`), the id of the `activations` it is given, or of the `scales` it takes.
     """
+    roles = sorted({pairs[name].role for name in block.tensors})
     methods = {
         role.value: {
             "version": METHODS.get(coding.method).version,
             **coding.model_dump(mode="json"),
             "may_be_kept": role is not Role.PROJECTION and config.embeddings == AUTO,
         }
-        for role in sorted({pairs[name].role for name in block.tensors})
+        for role in roles
         if (coding := coding_of_role(role, config))
     }
     ours = {pair.base.name: digests[0][pair.base.name] for name in block.tensors if (pair := pairs[name]).base}
@@ -123,7 +137,7 @@ def block_recipe(
     return Recipe(
         operation="compress-block",
         version=VERSIONS["block"],
-        config={"block": block.name, "format": FORMAT_VERSION, "methods": methods, **exactly},
+        config={"block": block.name, "format": format_of(roles, config), "methods": methods, **exactly},
         inputs=inputs,
     )
 
@@ -145,10 +159,13 @@ def publish_block(
     `kept_factors` says whether its factors were read from the store; `reuse` and `read_again` are as in `publish`.
     """
     projections = [item for item in tensors.values() if item.header.role is Role.PROJECTION]
+    version = recipe.config["format"]
+    codes = sum(item.nbytes for item in projections)
+    around = packed_overhead(tensors) if codes and version == PACKED_VERSION else 0
     content = BlockContent(
         name=name,
         tensors={tensor: _entry(item) for tensor, item in sorted(tensors.items())},
-        projection_bytes=sum(item.nbytes for item in projections),
+        projection_bytes=codes + around,
         projection_dense_bytes=sum(2 * math.prod(item.header.shape) for item in projections),
     )
     roles = [role for role in _PARENTS if kept_factors or role != "factors"]
@@ -157,7 +174,7 @@ def publish_block(
         store,
         recipe,
         content,
-        {CODES_FILE: lambda path: write_block(path, tensors)},
+        {CODES_FILE: lambda path: write_block(path, tensors, version)},
         watch,
         parents=parents,
         reuse=reuse,
@@ -185,6 +202,7 @@ def _entry(item: EncodedTensor) -> TensorEntry:
         dtype=header.dtype,
         bytes=item.nbytes,
         quantized=_quantized(item.codes),
+        fidelity=item.fidelity,
     )
 
 
@@ -213,7 +231,10 @@ def _check_codes(file: BlockFile, content: BlockContent) -> None:
             check_stack(file, name)
         else:
             check_delta(name, header, file.codes(name))
-    codes = file.code_bytes([name for name, header in file.headers.items() if header.role is Role.PROJECTION])
+    projections = [name for name, header in file.headers.items() if header.role is Role.PROJECTION]
+    codes = file.code_bytes(projections)
+    if codes and file.version == PACKED_VERSION:
+        codes += file.path.stat().st_size - file.code_bytes(file.headers)
     if codes != content.projection_bytes:
         raise CorruptArtifactError(
             f"{file.path} holds {codes:,} bytes of projections; its manifest says {content.projection_bytes:,}."

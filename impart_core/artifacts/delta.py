@@ -11,11 +11,12 @@ from impart_core.artifacts.block import BlockContent, block_content
 from impart_core.artifacts.scales import VERSIONS as DISTIL_VERSIONS
 from impart_core.base.errors import ConfigError, CorruptArtifactError
 from impart_core.base.files import scratch_folder
+from impart_core.blocks.coding import format_of
 from impart_core.blocks.request import LOSSLESS, CompressConfig, labelled
 from impart_core.checkpoint.carried import CARRIED_NAME, is_code, stored_name
 from impart_core.checkpoint.digest import carried_digests, checkpoint_id
 from impart_core.checkpoint.index import Checkpoint
-from impart_core.codec.format import FORMAT_VERSION
+from impart_core.checkpoint.layout import Role
 from impart_core.store.manifest import MANIFEST, Content, Manifest, Pointer, Sha256, register
 from impart_core.store.provenance import Stopwatch
 from impart_core.store.publish import Reuse, publish
@@ -124,7 +125,7 @@ def foreseen_recipe(config: CompressConfig, merged: str) -> Recipe:
 def _recipe_config(config: CompressConfig) -> dict[str, Any]:
     """Return what of a recipe the settings are, and the versions that bytes depend on."""
     distilled = {"distil_version": DISTIL_VERSIONS["scales"]} if config.distils else {}
-    versions = {"format": FORMAT_VERSION, "method_version": config.method_version, **distilled}
+    versions = {"format": format_of(Role, config), "method_version": config.method_version, **distilled}
     return {**versions, **config.model_dump(mode="json")}
 
 

@@ -146,7 +146,6 @@ def _rebuilt(pair: Pair, item: EncodedTensor) -> torch.Tensor:
 
 def _with_delta(matrix: Pair, ours: torch.Tensor, made: Made) -> torch.Tensor:
     """Return what one matrix is rebuilt to, likewise."""
-    method, seed, codes = made
     info = matrix.finetuned
-    header = TensorHeader(method=method, role=matrix.role, shape=info.shape, dtype=info.dtype, seed=seed)
-    return add_delta(ours, decode_delta(matrix.name, header, codes), DTYPES[info.dtype])
+    header = TensorHeader(method=made.method, role=matrix.role, shape=info.shape, dtype=info.dtype, seed=made.seed)
+    return add_delta(ours, decode_delta(matrix.name, header, made.codes), DTYPES[info.dtype])

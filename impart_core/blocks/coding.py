@@ -1,5 +1,6 @@
 """How each tensor is coded: by a method at a ratio, or as it is, by its role and the request."""
 
+from collections.abc import Iterable
 from functools import lru_cache
 
 import torch
@@ -7,6 +8,7 @@ import torch
 from impart_core.blocks.request import AUTO, KEEP, CompressConfig
 from impart_core.checkpoint.layout import Role
 from impart_core.checkpoint.pairing import VOCABULARY, Pair
+from impart_core.codec.format import FORMAT_VERSION, PACKED_VERSION
 from impart_core.codec.rows import rows_bytes
 from impart_core.methods import METHODS, Coding
 from impart_core.methods.base import Calibration
@@ -27,6 +29,13 @@ def coding_of_role(role: Role, config: CompressConfig) -> Coding | None:
     if method != config.method:
         changed["options"] = METHODS.get(method).options_model()
     return config.projections.model_copy(update=changed)
+
+
+def format_of(roles: Iterable[Role], config: CompressConfig) -> int:
+    """Return the format of the file of a block with tensors of these roles."""
+    codings = (coding_of_role(role, config) for role in roles)
+    packed = any(METHODS.get(coding.method).packed for coding in codings if coding)
+    return PACKED_VERSION if packed else FORMAT_VERSION
 
 
 def calibration_of(config: CompressConfig) -> Calibration:

@@ -1,12 +1,14 @@
 """Compressing one block: delta, factors and codes, in memory one matrix at a time."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 
 from impart_core.base.numerics import one_thread_per_kernel
-from impart_core.blocks.coding import coding_of_delta, coding_of_role, depth_of_pair, matrices_of
+from impart_core.blocks.coding import coding_of_delta, coding_of_role, depth_of_pair, is_feasible, matrices_of
 from impart_core.blocks.decompose import factors_of
 from impart_core.blocks.request import CompressConfig
 from impart_core.checkpoint.layout import Block, Role
@@ -22,12 +24,14 @@ from impart_core.codec.format import (
     VALUE,
     EncodedTensor,
     TensorHeader,
+    packed_overhead,
 )
 from impart_core.codec.half import encode_half
 from impart_core.codec.parts import Codes
 from impart_core.codec.rows import encode_rows, rows_bytes
 from impart_core.delta.extract import require_finite
 from impart_core.delta.factors import Factors
+from impart_core.delta.fidelity import Fidelity, fidelity_of
 from impart_core.delta.load import Digests, Loaded, load_block, load_matrix
 from impart_core.methods import METHODS
 from impart_core.methods.base import Projection
@@ -35,9 +39,18 @@ from impart_core.quantization.curvature import Inputs
 
 # Gives the factors of a matrix by name that a decomposition of the same request left, or None: its delta is zero.
 Stored = Callable[[str], Factors | None]
-Made = tuple[str, int, Codes]  # method, seed and codes
 _WHOLE = (KEEP, VALUE, *EXACT)  # ways in which a stack is stored as one tensor
+_SLACK = 2  # bytes a tensor of what a packed file says, since its text compresses a little better or worse
 _CPU = torch.device("cpu")
+
+
+class Made(NamedTuple):
+    """What a tensor, or one matrix of a stack, became; its fidelity where its delta was at hand."""
+
+    method: str
+    seed: int
+    codes: Codes
+    fidelity: Fidelity | None = None
 
 
 @dataclass(frozen=True)
@@ -69,14 +82,15 @@ class Encoder:
             CheckpointError: a tensor's content is not what its digest says.
         """
         made: dict[str, list[Made]] = {}
+        around = file_overhead(pairs, block, self.config)
         ready = {name for name in block.tensors if self._needs_factors_only(pairs[name])}
         with one_thread_per_kernel():
             for name in sorted(ready):
                 for matrix in pairs[name].matrices():
-                    made.setdefault(name, []).append(self._from_factors(matrix))
+                    made.setdefault(name, []).append(self._from_factors(matrix, around=around))
             unread = Block(block.name, tuple(name for name in block.tensors if name not in ready))
             for loaded in load_block(pairs, unread, self.digests, lambda pair: matrices_of(pair, self.config)):
-                made.setdefault(loaded.tensor, []).append(self._from_values(loaded))
+                made.setdefault(loaded.tensor, []).append(self._from_values(loaded, around=around))
         return {name: assembled(pairs[name], parts) for name, parts in made.items()}
 
     def matrix(self, pair: Pair, matrix: Pair, inputs: Inputs | None) -> Made:
@@ -97,17 +111,18 @@ class Encoder:
         settings = self.config.projections
         return is_decomposed and self.stored is not None and not METHODS.get(settings.method).reads_delta(settings)
 
-    def _from_factors(self, pair: Pair, inputs: Inputs | None = None) -> Made:
+    def _from_factors(self, pair: Pair, inputs: Inputs | None = None, around: float = 0.0) -> Made:
         """Return the method, the seed and the codes of one projection whose factors are at hand."""
         factors = self.stored(pair.name) if self.stored else None
         settings = coding_of_role(pair.role, self.config)
         if factors is None or settings is None:
-            return OMITTED, 0, {}
+            return Made(OMITTED, 0, {})
         m, n = pair.shape
-        projection = Projection(pair.name, (m, n), _no_delta, lambda: factors, inputs)
-        return settings.method, settings.seed, METHODS.get(settings.method).encode(projection, settings)
+        overhead = math.ceil(around * m * n)
+        projection = Projection(pair.name, (m, n), _no_delta, lambda: factors, inputs, overhead=overhead)
+        return Made(settings.method, settings.seed, METHODS.get(settings.method).encode(projection, settings))
 
-    def _from_values(self, loaded: Loaded, inputs: Inputs | None = None) -> Made:
+    def _from_values(self, loaded: Loaded, inputs: Inputs | None = None, around: float = 0.0) -> Made:
         """Return the method, the seed and the codes of one matrix or other tensor."""
         pair = loaded.pair
         if self.config.is_lossless:
@@ -117,20 +132,22 @@ class Encoder:
             require_finite(new, pair.name, "fine-tuned")
         if loaded.base is None or not pair.finetuned.is_floating:
             same = loaded.base is not None and torch.equal(loaded.base, loaded.finetuned)
-            return (OMITTED, 0, {}) if same else (VALUE, 0, {"value": loaded.finetuned})
+            return Made(OMITTED, 0, {}) if same else Made(VALUE, 0, {"value": loaded.finetuned})
         added = {} if loaded.added is None else {ADDED: loaded.added.contiguous()}
         delta = loaded.delta()
         if not bool(delta.any()):
-            return OMITTED, 0, added
+            return Made(OMITTED, 0, added)
         settings = coding_of_delta(pair, delta, self.config)
         if settings is None:
             in_rows = delta.dim() == 2 and rows_bytes(delta) < 2 * delta.numel()
             codes = encode_rows(delta, pair.name) if in_rows else encode_half(delta, "delta", pair.name)
-            return ROWS if in_rows else KEEP, 0, {**codes, **added}
-        codes = METHODS.get(settings.method).encode(self._projection(pair, delta, inputs), settings)
-        return settings.method, settings.seed, {**codes, **added}
+            return Made(ROWS if in_rows else KEEP, 0, {**codes, **added})
+        codes = METHODS.get(settings.method).encode(self._projection(pair, delta, inputs, around), settings)
+        rows, columns = pair.shape
+        decoded = METHODS.get(settings.method).decode(codes, pair.name, (rows, columns), settings.seed)
+        return Made(settings.method, settings.seed, {**codes, **added}, fidelity_of(delta, decoded))
 
-    def _projection(self, pair: Pair, delta: torch.Tensor, inputs: Inputs | None) -> Projection:
+    def _projection(self, pair: Pair, delta: torch.Tensor, inputs: Inputs | None, around: float) -> Projection:
         """Return what a method is given of a delta that was read."""
         on_device = delta.to(self.device)
         m, n = pair.shape
@@ -139,7 +156,31 @@ class Encoder:
             found = self.stored(pair.name) if self.stored else None
             return found or factors_of(on_device, pair, self.config)
 
-        return Projection(pair.name, (m, n), lambda: on_device, factors, inputs)
+        overhead = math.ceil(around * m * n)
+        return Projection(pair.name, (m, n), lambda: on_device, factors, inputs, overhead)
+
+
+def file_overhead(pairs: Pairs, block: Block, config: CompressConfig) -> float:
+    """Return the bytes of a block's file besides its codes for each entry of the matrices that pay for them.
+
+    It is 0 where no method's budget covers them. What the file will say is known but for lengths and exponents.
+    """
+    expected, entries = {}, 0
+    for name in block.tensors:
+        pair, codes = pairs[name], dict[str, torch.Tensor]()
+        coding = coding_of_role(pair.role, config)
+        if coding and METHODS.get(coding.method).packed and is_feasible(pair.shape, coding):
+            m, n = pair.shape[-2:]
+            method, count = METHODS.get(coding.method), math.prod(pair.shape[:-2])
+            entries, part = entries + count * m * n, method.parts[0]
+            most = torch.empty(method.expected_bytes(m, n, coding), dtype=torch.uint8, device="meta")
+            codes = {f"{index}.{part}": most for index in range(count)} if pair.is_stack else {part: most}
+            expected[name] = _encoded(pair, coding.method, coding.seed, codes)
+        else:
+            half = torch.empty(pair.finetuned.shape, dtype=torch.float16, device="meta")
+            codes = {"delta": half, "exponent": torch.empty(1, dtype=torch.int8, device="meta")}
+            expected[name] = _encoded(pair, KEEP, 0, codes)
+    return (packed_overhead(expected) + _SLACK * len(expected)) / entries if entries else 0.0
 
 
 def assembled(pair: Pair, made: list[Made]) -> EncodedTensor:
@@ -147,11 +188,12 @@ def assembled(pair: Pair, made: list[Made]) -> EncodedTensor:
 
     A stack that no method codes is made as one tensor.
     """
-    if not pair.is_stack or made[0][0] in _WHOLE:
-        return _encoded(pair, *made[0])
-    method, seed = next(((method, seed) for method, seed, _ in made if method != OMITTED), (OMITTED, 0))
-    numbered = {f"{index}.{part}": code for index, (*_, codes) in enumerate(made) for part, code in codes.items()}
-    return _encoded(pair, method, seed, numbered)
+    measured = tuple(one.fidelity for one in made if one.fidelity)
+    if not pair.is_stack or made[0].method in _WHOLE:
+        return replace(_encoded(pair, *made[0][:3]), fidelity=measured)
+    coded = next((one for one in made if one.method != OMITTED), made[0])
+    numbered = {f"{index}.{part}": code for index, one in enumerate(made) for part, code in one.codes.items()}
+    return replace(_encoded(pair, coded.method, coded.seed, numbered), fidelity=measured)
 
 
 def _bit_for_bit(loaded: Loaded) -> Made:
@@ -170,7 +212,7 @@ def _bit_for_bit(loaded: Loaded) -> Made:
             way, codes = encode_exact(value, None)
         else:
             codes = {**codes, ADDED: added.contiguous()}
-    return way, 0, codes
+    return Made(way, 0, codes)
 
 
 def _no_delta() -> torch.Tensor:

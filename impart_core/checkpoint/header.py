@@ -114,9 +114,26 @@ def read_header(
         raise _not_safetensors(file, "its metadata is not a JSON object")
     if not all(isinstance(value, str) for value in metadata.values()):
         raise _not_safetensors(file, "its metadata holds other values than text")
-    tensors = {name: _tensor(file, name, entry, (8 + length, size), dtypes) for name, entry in header.items()}
-    _require_contiguous(file, tensors.values(), 8 + length, size)
-    return tensors, metadata
+    return located(file, header, (8 + length, size), dtypes), metadata
+
+
+def located(
+    file: SourceFile, entries: Mapping[str, Any], span: tuple[int, int], dtypes: Mapping[str, torch.dtype] = DTYPES
+) -> dict[str, TensorInfo]:
+    """Return where tensors lie in a file, from their entries as a safetensors header has them.
+
+    Args:
+        file: the file.
+        entries: dtype, shape and offsets of each tensor by name.
+        span: where in the file the tensors begin and end.
+        dtypes: those that they may have, by name.
+
+    Raises:
+        CheckpointError: an entry is malformed, or they do not lie end to end in the span.
+    """
+    tensors = {name: _tensor(file, name, entry, span, dtypes) for name, entry in entries.items()}
+    _require_contiguous(file, tensors.values(), *span)
+    return tensors
 
 
 def _tensor(

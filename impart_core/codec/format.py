@@ -1,25 +1,30 @@
 """The compressed delta on disk: one safetensors file a block, each tensor with what its decoding needs."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from pydantic import Field, field_validator
 
 from impart_core.base.errors import CheckpointError, CorruptArtifactError
 from impart_core.base.settings import Frozen
-from impart_core.checkpoint.header import DTYPES, MOST_DIMENSIONS, TensorInfo, read_header
+from impart_core.checkpoint.header import DTYPE_NAMES, DTYPES, MOST_DIMENSIONS, TensorInfo, located, read_header
 from impart_core.checkpoint.layout import Role
 from impart_core.checkpoint.local import local_file
 from impart_core.checkpoint.reader import read_tensor
-from impart_core.checkpoint.writer import write_tensors
+from impart_core.checkpoint.writer import TensorSpec, header_bytes, tensor_bytes, write_tensors
+from impart_core.codec.packed import PACKED_KEY, packed_text, read_packed_text
 from impart_core.codec.parts import nbytes
+from impart_core.delta.fidelity import Fidelity
 
 FORMAT_VERSION = 2
-_READ = (1, 2)  # in 1 no tensor has an exponent
+PACKED_VERSION = 3  # one safetensors entry with all parts, described in few bytes: for methods that need few
+_READ = (1, 2, 3)  # in 1 no tensor has an exponent
 CODES_FILE = "codes.safetensors"
 OMITTED, KEEP, ROWS, VALUE = "omitted", "keep", "rows", "value"
 PLANES, DIFFERENCE, SPARSE = "planes", "difference", "sparse"  # bit for bit; see `codec.exact`
@@ -69,10 +74,11 @@ class TensorHeader(Frozen):
 
 @dataclass(frozen=True)
 class EncodedTensor:
-    """One tensor's header and codes (CPU tensors by part)."""
+    """One tensor's header and codes (CPU tensors by part), and what these keep of it, matrix by matrix, if measured."""
 
     header: TensorHeader
     codes: dict[str, torch.Tensor]
+    fidelity: tuple[Fidelity, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -80,10 +86,39 @@ class EncodedTensor:
         return nbytes(self.codes)
 
 
-def write_block(path: Path, tensors: Mapping[str, EncodedTensor]) -> None:
-    """Write a block's codes and headers into one safetensors file; equal blocks give equal bytes."""
+def write_block(path: Path, tensors: Mapping[str, EncodedTensor], version: int = FORMAT_VERSION) -> None:
+    """Write a block's codes and headers into one safetensors file; equal blocks give equal bytes.
+
+    Args:
+        path: the file.
+        tensors: headers and codes by name.
+        version: `FORMAT_VERSION` or `PACKED_VERSION`.
+    """
+    if version == PACKED_VERSION:
+        data = np.frombuffer(_packed(tensors), dtype=np.uint8).copy()
+        return write_tensors(path, {PACKED_KEY: torch.from_numpy(data)})
     parts = {f"{name}:{part}": code for name, item in tensors.items() for part, code in item.codes.items()}
-    write_tensors(path, parts, metadata_of({name: item.header for name, item in tensors.items()}))
+    return write_tensors(path, parts, metadata_of({name: item.header for name, item in tensors.items()}))
+
+
+def packed_overhead(tensors: Mapping[str, EncodedTensor]) -> int:
+    """Return the bytes of a file of `PACKED_VERSION` besides its tensors' codes."""
+    size = len(_packed_header(tensors))
+    whole = TensorSpec(PACKED_KEY, "U8", (size + sum(item.nbytes for item in tensors.values()),))
+    return len(header_bytes([whole], {})) + size
+
+
+def _packed(tensors: Mapping[str, EncodedTensor]) -> bytes:
+    codes = (item.codes[part].contiguous() for _, item in sorted(tensors.items()) for part in sorted(item.codes))
+    return _packed_header(tensors) + b"".join(bytes(tensor_bytes(code)) for code in codes)
+
+
+def _packed_header(tensors: Mapping[str, EncodedTensor]) -> bytes:
+    described = {}
+    for name, item in tensors.items():
+        parts = {part: [DTYPE_NAMES[code.dtype], list(code.shape)] for part, code in item.codes.items()}
+        described[name] = {**item.header.model_dump(mode="json", exclude_defaults=True), "parts": parts}
+    return packed_text({"format": PACKED_VERSION, "tensors": described})
 
 
 def metadata_of(headers: Mapping[str, TensorHeader]) -> dict[str, str]:
@@ -105,9 +140,12 @@ class BlockFile:
         self.path = path
         try:
             self._infos, metadata = read_header(local_file(path))
-            described: dict[str, Any] = json.loads(metadata[_HEADER_KEY])
+            if set(self._infos) == {PACKED_KEY} and not metadata:
+                described = self._unpack(self._infos[PACKED_KEY])
+            else:
+                described = json.loads(metadata[_HEADER_KEY])
+                self._require_version(int(described["format"]), packed=False)
             self.version = int(described["format"])
-            self._require_version()
             self.headers = {
                 str(name): TensorHeader.model_validate(header) for name, header in described["tensors"].items()
             }
@@ -117,10 +155,24 @@ class BlockFile:
         if expected != set(self._infos):
             raise CorruptArtifactError(f"{path} does not hold the codes that its header lists.")
 
-    def _require_version(self) -> None:
-        if self.version not in _READ:
+    def _unpack(self, record: TensorInfo) -> dict[str, Any]:
+        """Find the parts in the record of a packed file; return its description as a file of format 2 has it."""
+        described, at = read_packed_text(bytes(record.file.read(record.start, record.end)))
+        self._require_version(int(described["format"]), packed=True)
+        entries, offset, tensors = {}, 0, {}
+        for name, header in sorted(described["tensors"].items()):
+            for part, (dtype, shape) in sorted(header["parts"].items()):
+                end = offset + math.prod(shape) * DTYPES[dtype].itemsize
+                entries[f"{name}:{part}"] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, end]}
+                offset = end
+            tensors[name] = {**header, "parts": sorted(header["parts"])}
+        self._infos = located(record.file, entries, (record.start + at, record.end))
+        return {**described, "tensors": tensors}
+
+    def _require_version(self, version: int, *, packed: bool) -> None:
+        if version not in _READ or packed != (version == PACKED_VERSION):
             raise CorruptArtifactError(
-                f"{self.path} has format version {self.version}; this program reads {_READ[0]} to {FORMAT_VERSION}. "
+                f"{self.path} has format version {version}; this program reads {_READ[0]} to {_READ[-1]}. "
                 "Use the version of impart that wrote it."
             )
 

@@ -18,6 +18,7 @@ from impart_core.checkpoint.pairing import Pair, Pairs
 from impart_core.checkpoint.writer import TensorSpec, header_bytes
 from impart_core.codec.exact import EXACT_PARTS
 from impart_core.codec.format import ADDED, CODES_FILE, KEEP, ROWS, VALUE, TensorHeader, metadata_of
+from impart_core.delta.fidelity import Fidelity
 from impart_core.methods import METHODS, QUANTIZING, Coding
 from impart_core.quantization.ladder import Ladder
 from impart_core.quantization.streams import MOST_ROWS
@@ -26,6 +27,7 @@ from impart_core.store.provenance import Provenance, Stopwatch
 from impart_core.store.recipe import Recipe
 
 _ID = "0" * 64
+_WIDEST = Fidelity(1.2345e-05, -1.2345e-05)
 _KEPT_PARTS = {KEEP: ("delta", "exponent"), ROWS: ("rows", "values", "exponent"), VALUE: ("value",)}
 _ELSEWHERE = 256  # by which another machine's user, system and libraries may be longer than this one's
 _SECONDS, _PEAK_BYTES, _RATIO = 9_999_999.999, 10**14, 1e6 / 7
@@ -136,6 +138,7 @@ def _entry(pair: Pair, header: TensorHeader, config: CompressConfig, most: int) 
         dtype=header.dtype,
         bytes=most,
         quantized=_quantized(pair, coding, most) if coding and header.method in QUANTIZING else None,
+        fidelity=(_WIDEST,) * len(matrices_of(pair, config)) if coding and header.method in METHODS else (),
     )
 
 

@@ -31,6 +31,8 @@ class Projection:
         delta: gives the delta, float32, (m, n).
         factors: gives the leading singular triplets, as many as `Method.needed_rank` says or more.
         inputs: what calibration says of its inputs; None where nothing is known of them.
+        overhead: bytes that its block's file takes on its account besides the codes, where the method's budget is to
+            cover them.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Projection:
     delta: Callable[[], torch.Tensor]
     factors: Callable[[], Factors]
     inputs: Inputs | None = None
+    overhead: int = 0
 
     @classmethod
     def of(cls, delta: torch.Tensor, name: str) -> "Projection":
@@ -56,9 +59,11 @@ class Method(ABC):
         parts: names of the parts that its codes may have.
         options_model: the method's own settings; a field's description and default are what help says of it.
         summary: what the method keeps, in a few words for help.
+        packed: whether its blocks' files have the format with the fewest bytes besides codes; its budget covers these.
     """
 
     version: ClassVar[int]
+    packed: ClassVar[bool] = False
     parts: ClassVar[tuple[str, ...]]
     options_model: ClassVar[type[MethodOptions]]
     summary: ClassVar[str]

@@ -6,8 +6,9 @@ from impart_core.base.errors import ConfigError
 from impart_core.delta.budget import candidate_pairs, kept_fraction, vector_fraction
 from impart_core.delta.krylov import FloatArray, Needed
 from impart_core.delta.svd import numerical_rank
+from impart_core.methods.allocation import allocate
 from impart_core.methods.base import METHODS, Coding
-from impart_core.methods.impart import USUAL_BETA, USUAL_C, allocate
+from impart_core.methods.impart import USUAL_BETA, USUAL_C
 
 # The stated maximum: what ImPart keeps at these ratios with β 0.6 and C 1, of which the highest that serves is taken.
 # Less is kept at any higher ratio or β, or lower C. The lower one is for methods that keep more entries of fewer bits.

@@ -13,9 +13,10 @@ from impart_core.codec.parts import Codes
 from impart_core.delta.budget import budget_bytes
 from impart_core.methods.base import METHODS, Coding, Method, Projection
 from impart_core.methods.terms import Terms
-from impart_core.quantization.directions import Directions
+from impart_core.quantization.directions import Directions, Filling, Shares
 from impart_core.quantization.ecsq import (
     NOTHING,
+    OLD_PART,
     PART,
     Stored,
     as_codes,
@@ -34,6 +35,10 @@ _SLACK = 2  # bytes: a scale, and what a stream is longer than its entropy
 class EcsqOptions(MethodOptions):
     """The settings of entropy-coded scalar quantisation."""
 
+    filling: Filling = Field(
+        default="lagrangian",
+        description="how bytes are shared out: by a Lagrangian, or by one step, wider by σ^(-p/2) for each vector",
+    )
     p: float = Field(default=1.0, ge=0, le=4, description="exponent of singular values when bytes are shared out")
     gain: float = Field(
         default=1.0, ge=0, le=1, description="scale of what is kept: from least squares (0) to unbiased (1)"
@@ -46,11 +51,12 @@ class EcsqOptions(MethodOptions):
 class Ecsq(Method):
     """The method.
 
-    Codes of one projection: `codes` uint8, see docs/format.md.
+    Codes of one projection: `symbols` uint8; of version 1 `codes`, see docs/format.md.
     """
 
-    version: ClassVar[int] = 1
-    parts: ClassVar[tuple[str, ...]] = (PART,)
+    version: ClassVar[int] = 2
+    packed: ClassVar[bool] = True
+    parts: ClassVar[tuple[str, ...]] = (PART, OLD_PART)
     options_model: ClassVar[type[MethodOptions]] = EcsqOptions
     summary: ClassVar[str] = "singular vectors, quantised by rate and distortion and entropy-coded"
 
@@ -72,27 +78,29 @@ class Ecsq(Method):
         """Return the ratio of as many vectors at 16 bits."""
         return coding.cr if _options(coding).domain == "entries" else coding.cr * _FEWEST_BITS / 16
 
-    def reads_delta(self, coding: Coding) -> bool:
-        """Return whether the entries themselves may be coded."""
-        return _options(coding).domain != "factors"
+    def reads_delta(self, coding: Coding) -> bool:  # noqa: ARG002 - always
+        """Return True: entries may be coded, and what is kept is measured against them."""
+        return True
 
     def encode_projection(self, projection: Projection, coding: Coding) -> Codes:
         """Return the codes of a delta that is not zero; see `Method.encode`."""
         options, (m, n) = _options(coding), projection.shape
         budget, found = budget_bytes(m, n, coding.cr), None
-        if budget >= _smallest(m, n, options.domain):
+        smallest = _smallest(m, n, options.domain)
+        if budget >= smallest:
+            budget = max(smallest, budget - projection.overhead)
             found = _encoded(projection, budget, self.needed_rank(m, n, coding), options)
         return as_codes(NOTHING) if found is None else found.packed()
 
     def decode_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:  # noqa: ARG002
         """Return Σ_k s_k û_k v̂_kᵀ, or the entries themselves; see `Method.decode`."""
         stored = read_stored(codes, name, shape)
-        return torch.zeros(shape) if stored is None else stored.delta(name, shape)
+        return torch.zeros(shape) if stored is None else stored.delta(name)
 
     def terms(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> Terms:  # noqa: ARG002
         """Return Σ_k g_k s_k û_k v̂_kᵀ, or the entries times one gain; see `Method`."""
         stored = read_stored(codes, name, shape)
-        return Terms(torch.zeros(shape)) if stored is None else Terms(*stored.factors(name, shape))
+        return Terms(torch.zeros(shape)) if stored is None else Terms(*stored.factors(name))
 
     def scaled(self, codes: Codes, name: str, shape: tuple[int, int], gains: torch.Tensor) -> Codes:
         """Return codes with scales times gains, each a step of 2^(1/16) at the nearest; see `Method`."""
@@ -122,12 +130,12 @@ def _encoded(projection: Projection, budget: int, rank: int | None, options: Ecs
     """Return what keeps more of ‖ΔW‖² within a budget of bytes, vectors or entries; None where nothing fits."""
     vectors, energy = None, 0.0
     if rank is not None:
-        directions = Directions.of(projection.factors(), projection.shape, rank)
-        vectors, energy = directions.encoded(budget, options.p, options.gain, projection.name)
+        directions = Directions.of(projection.factors(), projection.shape, rank, projection.name)
+        vectors, energy = directions.encoded(budget, Shares(options.filling, options.p, options.gain))
     if options.domain == "factors":
         return vectors
-    delta = projection.delta().float().cpu()
-    step, kept = Magnitudes.of(delta.numpy()).best_step(budget - head_bytes(budget, 1) - _SLACK)
+    delta = projection.delta().float()
+    step, kept = Magnitudes.of(delta).best_step(budget - head_bytes(1) - _SLACK)
     if vectors is not None and kept * float((delta.double() ** 2).sum()) <= energy:
         return vectors
     return encode_entries(delta, budget, step, options.gain, projection.name) or vectors

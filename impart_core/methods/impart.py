@@ -5,14 +5,11 @@ is divided by 1 − p_k, so that the expectation over seeds is the kept part of 
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from impart_core.base.errors import ConfigError, CorruptArtifactError
 from impart_core.base.settings import Accounting, MethodOptions
@@ -38,21 +35,28 @@ from impart_core.delta.budget import (
     pair_bytes,
     vector_fraction,
 )
+from impart_core.delta.factors import Factors
 from impart_core.delta.svd import numerical_rank
+from impart_core.methods.allocation import (
+    ROUNDING,
+    FloatArray,
+    MaskLevels,
+    allocate,
+    fit_bytes,
+    fit_proportional,
+    pairs_to_fit,
+)
 from impart_core.methods.base import METHODS, Coding, FactorMethod, Projection
 
 USUAL_BETA, USUAL_C = 0.6, 1.0  # the edge of the paper's grid where the most vector pairs are kept
 BETA_BY_RATIO = "null: 0.6 from CR 32 on, below that 1 − CR/80, at most 1 − 1/(2·CR)"
 
+USUAL_FLOOR = 0.5  # chosen on validation items (docs/results.md)
 _BETA_MEANT_FOR = 32  # the ratio of the paper's experiments
 
-FloatArray = npt.NDArray[np.float64]
-_ROUNDING = 1e-12  # relative; a pair that fills the room exactly is kept
-_BISECTIONS = 24  # finer than the 1/65536 steps in which keep probabilities are stored
 
-
-class ImpartOptions(MethodOptions):
-    """ImPart's settings, and its ablations: each of the last three turned off leaves one idea out."""
+class SparsityOptions(MethodOptions):
+    """The settings of ImPart's masks, and its ablations: each of the last three turned off leaves one idea out."""
 
     beta: float | None = Field(
         default=None,
@@ -92,98 +96,56 @@ class ImpartOptions(MethodOptions):
         return "lower beta" if accounting == "paper" and self.preprune else None
 
 
-def is_usual(options: ImpartOptions, coding: Coding) -> bool:
+class ImpartOptions(SparsityOptions):
+    """ImPart's settings, and another rule than the paper's for what each pair keeps."""
+
+    allocation: Literal["importance", "uniform", "proportional"] = Field(  # type: ignore[assignment]
+        default="importance",
+        description="what each pair keeps: more by importance, or uniform, the same of all, or proportional to its "
+        "singular value",
+    )
+    floor: float | None = Field(
+        default=None,
+        ge=0.01,
+        le=1,
+        exclude_if=lambda value: value is None,  # ids of other allocations are those from before there was a floor
+        description="with allocation=proportional: pairs that would keep a smaller share of their entries are dropped; "
+        f"null: {USUAL_FLOOR:g}",
+    )
+
+    @model_validator(mode="after")
+    def _settings_have_effect(self) -> Self:
+        is_proportional = self.allocation == "proportional"
+        if self.floor is not None and not is_proportional:
+            raise ValueError("floor has no effect unless allocation is proportional. Leave it out")
+        if is_proportional and (self.beta is not None or not self.preprune):
+            raise ValueError(
+                "beta and preprune have no effect while allocation is proportional, where floor says which pairs are "
+                "dropped. Leave them out"
+            )
+        return self
+
+    @property
+    def lowest_share(self) -> float:
+        """The least that a pair keeps with allocation=proportional."""
+        return USUAL_FLOOR if self.floor is None else self.floor
+
+    def more_room(self, accounting: Accounting) -> str | None:
+        """The floor leaves room for the first pair; see `MethodOptions.more_room`."""
+        return None if self.allocation == "proportional" else super().more_room(accounting)
+
+
+def is_usual(options: SparsityOptions, coding: Coding) -> bool:
     """Return whether no more triplets are kept than with β 0.6 and C 1 at the same ratio."""
     beta = options.preprune_ratio(coding.cr, coding.accounting)
     return beta >= USUAL_BETA and options.c <= USUAL_C and options.allocation == "importance"
 
 
-def importance_of(sigma: FloatArray, options: ImpartOptions) -> FloatArray:
+def importance_of(sigma: FloatArray, options: SparsityOptions) -> FloatArray:
     """Return s_k = (σ_k/σ₁)^C of eq. 7, float64, (K,); zero for every pair when the allocation is uniform."""
     if options.allocation == "uniform":
         return np.zeros_like(sigma)
     return np.asarray((sigma / sigma[0]) ** options.c, dtype=np.float64)
-
-
-def allocate(importance: FloatArray, rank: int, alpha: float, beta: float) -> FloatArray:
-    """Return the drop probabilities of the vector pairs that survive (Algorithm 1); all others are dropped.
-
-    p_k = (1 − s_k)·γ for k ≤ ⌊r(1−β)⌋ with γ = (α−β)/(1−β); then pairs are dropped from
-    the tail until the mean of p over those ⌊r(1−β)⌋ reaches γ.
-
-    Args:
-        importance: s_k of the leading pairs, never rising; of those left out, none is kept.
-        rank: r = min(m, n).
-        alpha: sparsity that U and V each need, β ≤ α ≤ 1.
-        beta: pre-prune ratio of this layer.
-
-    Returns:
-        float64 array, (K,), K ≤ ⌊r(1−β)⌋, possibly empty.
-    """
-    candidates = candidate_pairs(rank, beta)
-    gamma = (alpha - beta) / (1.0 - beta)
-    drop: FloatArray = (1.0 - importance[:candidates]) * gamma
-    kept = np.cumsum(1.0 - drop)
-    return drop[: int(np.searchsorted(kept, candidates * (1.0 - gamma) * (1.0 + _ROUNDING), side="right"))]
-
-
-@dataclass(frozen=True)
-class MaskLevels:
-    """Upper halves of both masks' words, from which stored bytes are counted exactly for any thresholds."""
-
-    u: UInt16Array
-    v: UInt16Array
-
-    def pair_bytes(self, codes: UInt16Array) -> npt.NDArray[np.int64]:
-        """Bytes that each vector pair takes at these keep codes, (K,)."""
-        kept = [mask_from_levels(levels[: len(codes)], codes).sum(axis=1) for levels in (self.u, self.v)]
-        return np.asarray(BYTES_PER_VALUE * (kept[0] + kept[1]) + BYTES_PER_VECTOR_PAIR, dtype=np.int64)
-
-
-def fit_bytes(importance: FloatArray, words: MaskLevels, budget: int) -> UInt16Array:
-    """Return the keep codes of eq. 7 with the smallest γ whose stored bytes fit the budget.
-
-    Of the given pairs, those that even γ = 1 cannot fit are dropped; γ then uses the budget up, where the paper's
-    boundary shift leaves up to one pair of it unused.
-
-    Args:
-        importance: s_k of the pairs to keep if they fit, (K,); see `pairs_to_fit`.
-        words: the words of both masks.
-        budget: bytes for this projection's codes.
-    """
-    smallest = np.cumsum(words.pair_bytes(keep_codes(importance)))
-    importance = importance[: max(1, int(np.searchsorted(smallest, budget, side="right")))]
-
-    def codes_at(gamma: float) -> UInt16Array:
-        return keep_codes(1.0 - (1.0 - importance) * gamma)
-
-    return codes_at(least_fitting(lambda gamma: int(words.pair_bytes(codes_at(gamma)).sum()) <= budget, 0.0))
-
-
-def least_fitting(fits: Callable[[float], bool], low: float) -> float:
-    """Return the least number from `low` to 1 that fits, 1 being known to; bisection to 2⁻²⁴ of the interval."""
-    if fits(low):
-        return low
-    high = 1.0
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        low, high = (low, middle) if fits(middle) else (middle, high)
-    return high
-
-
-def pairs_to_fit(kept: int, m: int, n: int, budget: int) -> int:
-    """Return how many pairs `fit_bytes` is given: as many as Algorithm 1 keeps, or more where these leave room.
-
-    Pairs that all fit whole leave the rest of the budget unused, whatever γ is; with one more than fit whole, γ
-    uses it up. Algorithm 1 keeps no more than fit whole where these are few, or nearly equal in importance.
-
-    Args:
-        kept: Algorithm 1's number.
-        m: rows.
-        n: columns.
-        budget: bytes for this projection's codes.
-    """
-    return max(kept, budget // pair_bytes(m, n) + 1)
 
 
 class Impart(FactorMethod):
@@ -202,8 +164,10 @@ class Impart(FactorMethod):
 
     def check(self, coding: Coding, largest_rank: int) -> None:  # noqa: ARG002
         """Refuse a β that pre-prunes more than the ratio asks for: γ would be negative, bytes left unused."""
+        if _is_proportional(coding):
+            return
         beta = _beta(coding)
-        if 2 * coding.cr * (1 - beta) < 1 - _ROUNDING:
+        if 2 * coding.cr * (1 - beta) < 1 - ROUNDING:
             raise ConfigError(
                 f"beta {beta:g} and CR {coding.cr:g} cannot go together: pre-pruning leaves {1 - beta:.1%} of the "
                 f"vector pairs, but this ratio has room for {1 / (2 * coding.cr):.1%}. Lower beta to at most "
@@ -215,6 +179,8 @@ class Impart(FactorMethod):
         """Return the ratio at which one whole vector pair fits: the first, whose p is 0 unless all are the same."""
         if coding.accounting == "bytes":
             return 2 * m * n / pair_bytes(m, n)
+        if _is_proportional(coding):
+            return 2 * m * n / (m + n)
         left = vector_fraction(m, n, _beta(coding))
         return candidate_pairs(min(m, n), 1.0 - left) * m * n / (min(m, n) * (m + n) * left)
 
@@ -222,7 +188,7 @@ class Impart(FactorMethod):
         """Return the budget; under the paper's count, the bytes that not one mask in ten million goes beyond."""
         if coding.accounting == "bytes":
             return budget_bytes(m, n, coding.cr)
-        pairs = candidate_pairs(min(m, n), 1.0 - vector_fraction(m, n, _beta(coding)))
+        pairs = self.needed_rank(m, n, coding) if _is_proportional(coding) else _candidates(m, n, coding)
         rounded = pairs * (m + n) / (2 * LEVELS)  # by keep probabilities in steps
         mean = kept_fraction(m, n, coding.cr) * min(m, n) * (m + n) + rounded
         entries = min(pairs * (m + n), math.ceil(mean + 6 * math.sqrt(mean) + 12))
@@ -230,6 +196,9 @@ class Impart(FactorMethod):
 
     def needed_rank(self, m: int, n: int, coding: Coding) -> int:
         """Return the number of candidates that pre-pruning leaves, at least the first pair."""
+        if _is_proportional(coding):
+            least = _options(coding).lowest_share * (m + n)
+            return max(1, min(min(m, n), int(kept_fraction(m, n, coding.cr) * min(m, n) * (m + n) / least) + 1))
         _, beta = sparsity_of(m, n, coding)
         return max(1, candidate_pairs(min(m, n), beta))
 
@@ -244,6 +213,8 @@ class Impart(FactorMethod):
         sigma = factors.sigma.cpu().double().numpy()
         importance = importance_of(sigma[: self.needed_rank(m, n, coding)], options)
         importance = importance[: numerical_rank(sigma, m, n)]  # what lies below is the rounding of the rest
+        if options.allocation == "proportional":
+            return _proportional(projection, factors, importance, coding)
         drop = allocate(importance, min(m, n), *sparsity_of(m, n, coding))
         if coding.accounting == "bytes":
             budget = budget_bytes(m, n, coding.cr)
@@ -252,14 +223,7 @@ class Impart(FactorMethod):
             keep = fit_bytes(importance, words, budget)
         else:
             keep, words = keep_codes(1.0 - drop), levels_of(name, (m, n), coding.seed, len(drop))
-        pairs = len(keep)
-        stored = sigma[:pairs] if options.rescale else sigma[:pairs] * keep_probability(keep) ** 2
-        return {
-            "sigma": torch.from_numpy(stored.astype(np.float32)),
-            "keep": torch.from_numpy(keep),
-            "u": select_kept(factors.u[:pairs], words.u, keep),
-            "v": select_kept(factors.v[:pairs], words.v, keep),
-        }
+        return _codes_of(factors, keep, words, options)
 
     def decode_factors(
         self, codes: Codes, name: str, shape: tuple[int, int], seed: int
@@ -281,6 +245,30 @@ class Impart(FactorMethod):
                 raise _other_number(name, role, len(values[role]), f"{kept:,}")
 
 
+def _proportional(projection: Projection, factors: Factors, importance: FloatArray, coding: Coding) -> Codes:
+    """Return codes of which each pair keeps a share in proportion to its importance."""
+    (m, n), options = projection.shape, _options(coding)
+    words = levels_of(projection.name, (m, n), coding.seed, len(importance))
+    if coding.accounting == "bytes":
+        keep = fit_proportional(importance, words.pair_bytes, budget_bytes(m, n, coding.cr), options.lowest_share)
+    else:
+        room = kept_fraction(m, n, coding.cr) * min(m, n) * (1 + ROUNDING)  # in whole pairs
+        keep = fit_proportional(importance, keep_probability, room, options.lowest_share)
+    return _codes_of(factors, keep, words, options)
+
+
+def _codes_of(factors: Factors, keep: UInt16Array, words: MaskLevels, options: SparsityOptions) -> Codes:
+    """Return the codes of as many pairs as have a keep code."""
+    sigma, pairs = factors.sigma.cpu().double().numpy(), len(keep)
+    stored = sigma[:pairs] if options.rescale else sigma[:pairs] * keep_probability(keep) ** 2
+    return {
+        "sigma": torch.from_numpy(stored.astype(np.float32)),
+        "keep": torch.from_numpy(keep),
+        "u": select_kept(factors.u[:pairs], words.u, keep),
+        "v": select_kept(factors.v[:pairs], words.v, keep),
+    }
+
+
 def _read(codes: Codes, name: str, shape: tuple[int, int]) -> tuple[torch.Tensor, UInt16Array, dict[str, torch.Tensor]]:
     """Return the singular values, the keep codes, both (K,), and the values of U and of V by role."""
     keep = read_part(codes, name, "keep", torch.uint16, None).numpy()
@@ -297,6 +285,14 @@ def _read(codes: Codes, name: str, shape: tuple[int, int]) -> tuple[torch.Tensor
 def _options(coding: Coding) -> ImpartOptions:
     assert isinstance(coding.options, ImpartOptions)
     return coding.options
+
+
+def _is_proportional(coding: Coding) -> bool:
+    return _options(coding).allocation == "proportional"
+
+
+def _candidates(m: int, n: int, coding: Coding) -> int:
+    return candidate_pairs(min(m, n), 1.0 - vector_fraction(m, n, _beta(coding)))
 
 
 def _beta(coding: Coding) -> float:

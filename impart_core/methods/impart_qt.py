@@ -15,17 +15,15 @@ from impart_core.codec.parts import Codes, read_part, require_proportion
 from impart_core.delta.budget import budget_bytes, candidate_pairs, kept_fraction, vector_fraction
 from impart_core.delta.factors import Factors
 from impart_core.delta.svd import numerical_rank
+from impart_core.methods.allocation import FloatArray, allocate, least_fitting
 from impart_core.methods.base import METHODS, Calibration, Coding, FactorMethod, Projection
 from impart_core.methods.impart import (
     BETA_BY_RATIO,
     USUAL_BETA,
-    FloatArray,
-    ImpartOptions,
-    allocate,
+    SparsityOptions,
     factor_mask,
     importance_of,
     is_usual,
-    least_fitting,
 )
 from impart_core.quantization.cost import most_fitting, paper_alpha, paper_sparsity
 from impart_core.quantization.options import LadderOptions
@@ -51,7 +49,7 @@ _KEEP_PARTS: dict[str, Side | None] = {"keep_shared_v": "v", "keep_shared_u": "u
 _Kept = tuple[IntArray, IntArray]
 
 
-class ImpartQtOptions(LadderOptions, ImpartOptions):
+class ImpartQtOptions(LadderOptions, SparsityOptions):
     """ImPart's settings, and how what is kept is quantised.
 
     Before quantisation twice to eight times as much is kept as at 16 bits, where a lower C is better (`make methods`),
@@ -65,7 +63,7 @@ class ImpartQtOptions(LadderOptions, ImpartOptions):
         description="pre-prune ratio β, the share of a square projection's singular vectors dropped beforehand; "
         f"{BETA_BY_RATIO}",
     )
-    c: float = Field(default=0.5, ge=0.0, description=ImpartOptions.model_fields["c"].description)
+    c: float = Field(default=0.5, ge=0.0, description=SparsityOptions.model_fields["c"].description)
 
 
 class ImpartQt(FactorMethod):

@@ -1,27 +1,19 @@
 """Singular vectors as symbols: which are kept, at which steps, and with which scales, within some bytes."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 
-from impart_core.codec.entropy import Int64Array
+from impart_core.codec.tables import FloatArray, Int32Array, Int64Array
 from impart_core.delta.factors import Factors
 from impart_core.delta.svd import numerical_rank
-from impart_core.quantization.ecsq import FACTORS, PART, SMALLEST_RATIO, Stored, gained, head_bytes
-from impart_core.quantization.rate_distortion import (
-    DROPPED,
-    LARGEST,
-    SIGNS,
-    Float32Array,
-    FloatArray,
-    Trials,
-    allocate,
-    quantised,
-    total_worth,
-)
+from impart_core.quantization.ecsq import FACTORS, PART, SMALLEST_RATIO, Stored, head_bytes
+from impart_core.quantization.rate_distortion import allocate, one_step, total_worth
+from impart_core.quantization.trials import DROPPED, LARGEST, SIGNS, Trials, quantised
 
+Filling = Literal["lagrangian", "one_step"]
 STEPS = (2.6, 2.1, 1.75, 1.5, 1.25, 1.0, 0.8, 0.6, 0.42, 0.3, 0.2, 0.13, 0.09)
 _LAST_RESORT = (SIGNS, LARGEST)  # of the first pair, where it fits at no step
 _OTHERS = ([0], [1], [0, 3, 7])  # tried where tables weigh
@@ -31,74 +23,94 @@ _TRIES = 8
 
 
 @dataclass(frozen=True)
+class Shares:
+    """How bytes are shared out, and how what is kept is scaled: settings of `ecsq`."""
+
+    filling: Filling
+    p: float
+    gain: float
+
+
+@dataclass(frozen=True)
 class Directions:
     """Singular vectors at hand, each scaled to unit variance.
 
     Attributes:
-        u: (K, m).
-        v: (K, n).
+        u: (K, m), float32.
+        v: (K, n), float32, on the same device.
         weights: σ_k and what u_k and v_k were divided by, float64, (K,).
+        name: the tensor, for errors.
     """
 
-    u: Float32Array
-    v: Float32Array
+    u: torch.Tensor
+    v: torch.Tensor
     weights: FloatArray
+    name: str
 
     @classmethod
-    def of(cls, factors: Factors, shape: tuple[int, int], most: int) -> "Directions":
+    def of(cls, factors: Factors, shape: tuple[int, int], most: int, name: str) -> "Directions":
         """Take the leading vectors, as far as they are no rounding, `most` at most."""
         sigma = factors.sigma.cpu().double().numpy()
         count = min(most, numerical_rank(sigma, *shape))
         count = int((sigma[:count] > sigma[0] * SMALLEST_RATIO).sum())
-        u, spread_u = _unit(factors.u[:count])
-        v, spread_v = _unit(factors.v[:count])
-        return cls(u, v, sigma[:count] * spread_u * spread_v)
+        sides = [_unit(vectors[:count].float()) for vectors in (factors.u, factors.v)]
+        (u, _), (v, _) = sides
+        spread = torch.stack([spread for _, spread in sides]).prod(dim=0).cpu().numpy()
+        return cls(u, v, sigma[:count] * spread, name)
 
-    def encoded(self, budget: int, p: float, gain: float, name: str) -> tuple[Stored | None, float]:
-        """Return what is kept within a budget of bytes, None where nothing fits; and its energy.
-
-        Args:
-            budget: bytes.
-            p: the exponent of singular values when bytes are shared out.
-            gain: see `gained`.
-            name: the tensor, for errors.
-        """
+    def encoded(self, budget: int, shares: Shares) -> tuple[Stored | None, float]:
+        """Return what is kept within a budget of bytes, None where nothing fits; and its energy."""
         trials = Trials.of(self.u, self.v, STEPS, _SCALE_BYTES)
-        relative = self.weights / self.weights.max()
-        worth = relative[:, None] ** p * np.sqrt(trials.kept)
-        room = float(budget - head_bytes(budget, len(STEPS)) - 1)
+        room = float(budget - head_bytes(len(STEPS)) - 1)
         for _ in range(_TRIES):
-            chosen = _chosen(trials, worth, room)
+            chosen = self._chosen(trials, shares, room)
             if (chosen == DROPPED).all():
                 break
-            used = np.unique(chosen[chosen != DROPPED])
-            stored, energy = self._stored({STEPS[step]: (chosen == step).nonzero()[0] for step in used}, gain, name)
+            stored, energy = self._stored(trials, STEPS, chosen, shares.gain)
             over = len(stored.packed()[PART]) - budget
             if over <= 0:
                 return stored, energy
             room -= over
         for step in _LAST_RESORT:
-            stored, energy = self._stored({step: np.array([0])}, 0.0, name)
+            first = Directions(self.u[:1], self.v[:1], self.weights[:1], self.name)
+            trials = Trials.of(first.u, first.v, (step,), _SCALE_BYTES)
+            stored, energy = first._stored(trials, (step,), np.array([0]), 0.0)
             if len(stored.packed()[PART]) <= budget:
                 return stored, energy
         return None, 0.0
 
-    def _stored(self, rows_at: Mapping[float, Int64Array], gain: float, name: str) -> tuple[Stored, float]:
-        """Return symbols and scales of the directions that take each step, and how much of ‖ΔW‖² they keep."""
-        runs, scales, energy = [], [], 0.0
-        for step, rows in rows_at.items():
-            sides = [(own := side[rows], quantised(own, step)) for side in (self.u, self.v)]
-            dots = [(own.astype(np.float64) * symbols).sum(axis=1) for own, symbols in sides]
-            norms = [(symbols.astype(np.float64) ** 2).sum(axis=1) for _, symbols in sides]
-            energies = [(own.astype(np.float64) ** 2).sum(axis=1) for own, _ in sides]
-            kept = dots[0] ** 2 / (norms[0] * energies[0]) * dots[1] ** 2 / (norms[1] * energies[1])
-            scales.append(self.weights[rows] * gained(dots[0] * dots[1], norms[0] * norms[1], kept, gain))
-            runs.append(np.concatenate([symbols for _, symbols in sides], axis=1).ravel())
-            energy += float((self.weights[rows] ** 2 * kept * energies[0] * energies[1]).sum())
-        return Stored.of(FACTORS, runs, np.concatenate(scales), name), energy
+    def _chosen(self, trials: Trials, shares: Shares, room: float) -> Int64Array:
+        """Return the step of each direction."""
+        relative = self.weights / self.weights.max()
+        if shares.filling == "one_step":
+            return one_step(trials, STEPS, relative ** (-shares.p / 2), room)
+        return _most_worth(trials, relative[:, None] ** shares.p * np.sqrt(trials.kept), room)
+
+    def _stored(
+        self, trials: Trials, steps: tuple[float, ...], chosen: Int64Array, gain: float
+    ) -> tuple[Stored, float]:
+        """Return symbols and scales of the directions that take a step each, and how much of ‖ΔW‖² they keep."""
+        rows = np.argsort(chosen, kind="stable")[int((chosen == DROPPED).sum()) :]
+        taken = chosen[rows]
+        kept, fitted = trials.kept[rows, taken], trials.fitted[rows, taken]
+        scales = self.weights[rows] * fitted * kept**-gain
+        energy = float((self.weights[rows] ** 2 * kept).sum()) * self.u.shape[1] * self.v.shape[1]
+        symbols = self._symbols(rows, [steps[step] for step in taken])
+        runs = [run.ravel() for run in np.split(symbols, np.flatnonzero(np.diff(taken)) + 1)]
+        return Stored.of(FACTORS, (self.u.shape[1], self.v.shape[1]), runs, scales, self.name), energy
+
+    def _symbols(self, rows: Int64Array, steps: list[float]) -> Int32Array:
+        """Return the symbols of directions at a step each, (rows, m + n)."""
+        index = torch.from_numpy(rows).to(self.u.device)
+        one: float | torch.Tensor = steps[0]
+        if one not in _LAST_RESORT:
+            one = torch.tensor(steps, dtype=torch.float32)[:, None].to(self.u.device)
+        sides = [quantised(side[index], one) for side in (self.u, self.v)]
+        found: Int32Array = torch.cat(sides, dim=1).cpu().numpy().astype(np.int32)
+        return found
 
 
-def _chosen(trials: Trials, worth: FloatArray, room: float) -> Int64Array:
+def _most_worth(trials: Trials, worth: FloatArray, room: float) -> Int64Array:
     """Return the step of each direction; where tables weigh, from few steps if these come out better."""
     best = allocate(trials, worth, room)
     if room < _FEW_BYTES:
@@ -110,9 +122,8 @@ def _chosen(trials: Trials, worth: FloatArray, room: float) -> Int64Array:
     return best
 
 
-def _unit(vectors: torch.Tensor) -> tuple[Float32Array, FloatArray]:
+def _unit(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return vectors as rows scaled to unit variance, float32, and what they were divided by, float64."""
-    exact = vectors.float().cpu().numpy()
-    spread = np.sqrt((exact.astype(np.float64) ** 2).mean(axis=1))
-    spread[spread == 0] = 1.0
-    return (exact / spread[:, None]).astype(np.float32), spread
+    spread = (vectors.double() ** 2).mean(dim=1).sqrt()
+    spread = torch.where(spread == 0, 1.0, spread)
+    return (vectors / spread[:, None]).float(), spread

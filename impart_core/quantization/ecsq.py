@@ -6,26 +6,30 @@ gain of the pair, is in its scale.
 """
 
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from impart_core.base.errors import CorruptArtifactError, TensorValueError
 from impart_core.codec.bitpack import UInt8Array
-from impart_core.codec.entropy import ByteReader, Int32Array, Table, decode_runs, encode_runs, number, stream_bytes
+from impart_core.codec.entropy import decode_runs, encode_runs
 from impart_core.codec.parts import Codes, read_part, require_proportion
-from impart_core.quantization.rate_distortion import Float32Array, FloatArray
+from impart_core.codec.tables import ByteReader, FloatArray, Int32Array, Int64Array, Table, number
 
-PART = "codes"
-NOTHING = b"\0"  # codes of which nothing follows: nothing is kept
+PART = "symbols"
+OLD_PART = "codes"  # of version 1: how long it is, exact tables only
+NOTHING = b"\0"  # no tables: nothing is kept
 Kind = Literal[0, 1]
 FACTORS: Kind = 0
 ENTRIES: Kind = 1
 SMALLEST_RATIO = 2.0**-14  # of scales to the largest: what is far below it has no code
 _MOST_RUNS = 64
+Float32Array = npt.NDArray[np.float32]
 _OCTAVE = 16  # codes of a scale an octave
 _OFFSET = 128  # of the exponent, as it is stored
 # 2^(−i/16), float32.
@@ -46,6 +50,7 @@ class Stored:
 
     Attributes:
         kind: whether of vectors or of entries.
+        shape: (m, n).
         exponent: of the scales, -128 to 127.
         tables: of each run: the vectors with the same step, u_k and v_k of each after the other; or all entries.
         scales: the code of each vector pair in the order of the runs, or one, uint8.
@@ -53,35 +58,44 @@ class Stored:
     """
 
     kind: int
+    shape: tuple[int, int]
     exponent: int
     tables: tuple[Table, ...]
     scales: UInt8Array
     stream: bytes
 
     @classmethod
-    def of(cls, kind: Kind, runs: Sequence[Int32Array], scales: FloatArray, name: str) -> "Stored":
-        """Encode runs of symbols, each (N,), with their scales, (K,), more than 0.
+    def of(
+        cls, kind: Kind, shape: tuple[int, int], runs: Sequence[Int32Array], scales: FloatArray, name: str
+    ) -> "Stored":
+        """Encode runs of symbols with their scales, (K,), more than 0.
+
+        Args:
+            kind: whether of vectors or of entries.
+            shape: (m, n).
+            runs: symbols, each (N,), N a multiple of m + n for vectors, m·n for entries.
+            scales: of the symbols of each vector pair, or of all entries.
+            name: the tensor, for errors.
 
         Raises:
             TensorValueError: a scale is above what float32 holds.
         """
-        tables = tuple(Table.of(run) for run in runs)
+        tables = tuple(Table.of(run, _unit(kind, shape)) for run in runs)
         exponent, codes = _scale_codes(scales, name)
-        return cls(kind, exponent, tables, codes, encode_runs(runs, tables))
+        return cls(kind, shape, exponent, tables, codes, encode_runs(runs, tables))
 
     def packed(self) -> Codes:
         """Return them as they are stored."""
-        tables = b"".join(table.packed() for table in self.tables)
-        head = number(2 * len(self.tables) + self.kind) + bytes([self.exponent + _OFFSET])
-        found = head + tables + self.scales.tobytes() + self.stream
-        return as_codes(number(len(found)) + found)
+        tables = b"".join(table.packed(_unit(self.kind, self.shape)) for table in self.tables)
+        rest = bytes([self.exponent + _OFFSET]) + tables + self.scales.tobytes() + self.stream
+        return as_codes(number(2 * len(self.tables) + self.kind) + _check(self.shape, rest) + rest)
 
-    def delta(self, name: str, shape: tuple[int, int]) -> torch.Tensor:
+    def delta(self, name: str) -> torch.Tensor:
         """Return the matrix, float32, (m, n); errors as in `factors`."""
-        right, left = self.factors(name, shape)
+        right, left = self.factors(name)
         return right if left is None else left.T @ right
 
-    def factors(self, name: str, shape: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return v̂, (K, n), and s·û, (K, m); or the matrix, (m, n), and None where entries are stored; float32.
 
         Raises:
@@ -92,21 +106,23 @@ class Stored:
         for some in decode_runs(self.stream, self.tables, name):
             symbols[at : at + len(some)] = some
             at += len(some)
-        scales = torch.from_numpy(self._scales())
+        scales = torch.from_numpy(self.values())
         if self.kind == ENTRIES:
-            return torch.from_numpy(symbols).reshape(shape).mul_(scales), None
-        pairs = torch.from_numpy(symbols).reshape(len(scales), sum(shape))
-        return pairs[:, shape[0] :], pairs[:, : shape[0]] * scales[:, None]
+            return torch.from_numpy(symbols).reshape(self.shape).mul_(scales), None
+        pairs = torch.from_numpy(symbols).reshape(len(scales), sum(self.shape))
+        return pairs[:, self.shape[0] :], pairs[:, : self.shape[0]] * scales[:, None]
 
     def scaled(self, gains: FloatArray, name: str) -> "Stored":
         """Return the same with scales times gains, (K,), more than 0; errors as in `of`."""
-        exponent, codes = _scale_codes(self._scales().astype(np.float64) * gains, name)
+        exponent, codes = _scale_codes(self.values().astype(np.float64) * gains, name)
         return replace(self, exponent=exponent, scales=codes)
 
-    def _scales(self) -> Float32Array:
-        """Return the scales, float32, (K,)."""
-        octaves = self.scales.astype(np.int32) // _OCTAVE
-        return np.asarray(np.ldexp(_ROOTS[self.scales % _OCTAVE], self.exponent - octaves), dtype=np.float32)
+    def values(self) -> Float32Array:
+        """Return the scales themselves, exact, (K,)."""
+        found: Float32Array = np.ldexp(
+            _ROOTS[self.scales % _OCTAVE], self.exponent - self.scales.astype(np.int32) // _OCTAVE
+        )
+        return found
 
     def check(self, name: str) -> None:
         """Decode the stream, a little at a time; errors as in `delta`."""
@@ -119,24 +135,25 @@ def as_codes(data: bytes) -> Codes:
     return {PART: torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy())}
 
 
-def head_bytes(most: int, runs: int) -> int:
-    """Return what is stored of at most so many bytes besides tables, scales and the stream, at most."""
-    return len(number(most)) + len(number(2 * runs + 1)) + 1
+def head_bytes(runs: int) -> int:
+    """Return what is stored besides tables, scales and the stream."""
+    return len(number(2 * runs + 1)) + 2
 
 
 def signs_bytes(count: int) -> int:
     """Return the bytes of one run of as many signs, at most."""
-    return _run_bytes(Table(np.array([0, count])))
+    return _run_bytes(np.array([0, count]))
 
 
 def one_entry_bytes(count: int) -> int:
     """Return the bytes of one run of as many symbols of which one is not zero, at most."""
-    return _run_bytes(Table(np.array([count - 1, 1])))
+    return _run_bytes(np.array([count - 1, 1]))
 
 
-def _run_bytes(table: Table) -> int:
-    rest = 2 + len(table.packed()) + 1 + stream_bytes([table])
-    return len(number(rest)) + rest
+def _run_bytes(counts: Int64Array) -> int:
+    count = int(counts.sum())
+    table = Table.shorter(counts, count)
+    return head_bytes(1) + len(table.packed(count)) + 1 + int(table.bits_of(counts) / 8) + 1
 
 
 def read_stored(codes: Codes, name: str, shape: tuple[int, int]) -> Stored | None:
@@ -145,28 +162,42 @@ def read_stored(codes: Codes, name: str, shape: tuple[int, int]) -> Stored | Non
     Raises:
         CorruptArtifactError: they are of no matrix of this shape.
     """
-    data = read_part(codes, name, PART, torch.uint8, None).numpy().tobytes()
-    reader = ByteReader(data, name)
-    length = reader.number()
+    is_old = OLD_PART in codes
+    data = read_part(codes, name, OLD_PART if is_old else PART, torch.uint8, None).numpy().tobytes()
     if data == NOTHING:
         return None
-    if length != reader.left:
+    reader = ByteReader(data, name)
+    if is_old and (length := reader.number()) != reader.left:
         raise CorruptArtifactError(f"The codes of {name!r} are {reader.left:,} bytes long, but say {length:,}.")
     runs, kind = divmod(reader.number(), 2)
     if not 1 <= runs <= (1 if kind == ENTRIES else _MOST_RUNS):
         raise CorruptArtifactError(f"The codes of {name!r} have {runs:,} tables.")
-    (stored,) = reader.take(1)
-    tables = tuple(reader.table() for _ in range(runs))
+    if not is_old:
+        check, rest = reader.take(1), reader.rest()
+        if check != _check(shape, rest):
+            raise CorruptArtifactError(f"The codes of {name!r} are damaged, or not of a {list(shape)} matrix.")
+        reader = ByteReader(rest, name)
+    (stored,), unit = reader.take(1), _unit(kind, shape)
+    tables = tuple(reader.exact_table() if is_old else reader.table(unit) for _ in range(runs))
     count = _scales_of(tables, kind, name, shape)
     require_proportion(codes, name, sum(table.symbols for table in tables))
     scales = np.frombuffer(reader.take(count), dtype=np.uint8)
-    return Stored(kind, stored - _OFFSET, tables, scales, reader.rest())
+    return Stored(kind, shape, stored - _OFFSET, tables, scales, reader.rest())
+
+
+def _unit(kind: int, shape: tuple[int, int]) -> int:
+    """Return the symbols of a vector pair, or of all entries."""
+    return math.prod(shape) if kind == ENTRIES else sum(shape)
+
+
+def _check(shape: tuple[int, int], data: bytes) -> bytes:
+    """Return a byte by which damage, or a matrix of another shape, is noticed."""
+    return bytes([zlib.crc32(f"{shape[0]},{shape[1]},".encode() + data) & 255])
 
 
 def _scales_of(tables: Sequence[Table], kind: int, name: str, shape: tuple[int, int]) -> int:
     """Return how many scales go with tables, having checked that they are of a matrix of this shape."""
-    unit = math.prod(shape) if kind == ENTRIES else sum(shape)
-    counts = [divmod(table.symbols, max(unit, 1)) for table in tables]
+    counts = [divmod(table.symbols, max(_unit(kind, shape), 1)) for table in tables]
     total = sum(count for count, _ in counts)
     if any(rest for _, rest in counts) or total > (1 if kind == ENTRIES else min(shape)):
         sizes = ", ".join(f"{table.symbols:,}" for table in tables)
@@ -181,15 +212,3 @@ def _scale_codes(scales: FloatArray, name: str) -> tuple[int, UInt8Array]:
         raise TensorValueError(f"The delta of {name!r} has a scale of {scales.max():g}, above what float32 holds.")
     codes = np.rint(_OCTAVE * (exponent - np.log2(scales)))
     return exponent, np.clip(codes, 0, 255).astype(np.uint8)
-
-
-def gained(dot: FloatArray, norm: FloatArray, kept: FloatArray, gain: float) -> FloatArray:
-    """Return scales of symbols for what they stand for.
-
-    Args:
-        dot: ⟨symbols, exact values⟩.
-        norm: ‖symbols‖².
-        kept: their squared cosine.
-        gain: 0: least squares; 1: unbiased, as if nothing of the direction had been lost; between them a power.
-    """
-    return dot / norm * kept**-gain

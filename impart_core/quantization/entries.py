@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from impart_core.codec.entropy import MOST_MAGNITUDE, Int32Array
-from impart_core.quantization.ecsq import ENTRIES, PART, Stored, gained
-from impart_core.quantization.rate_distortion import SIGNS, Float32Array, FloatArray, quantised, run_bytes
+from impart_core.codec.tables import MOST_MAGNITUDE, FloatArray, table_bytes
+from impart_core.quantization.ecsq import ENTRIES, PART, Stored
+from impart_core.quantization.trials import SIGNS, quantised
 
 _DROPPED_BITS = 13  # of a float32's mantissa of 23: magnitudes are told apart to 1 in 1024
+_BINS = 1 << (31 - _DROPPED_BITS)
 _OCTAVES = 14  # of steps below the largest entry
 _HALVINGS = 24  # of these
 _TRIES, _WIDER = 16, 1.01  # of a step that does not fit, and how much wider the next is
@@ -26,22 +27,21 @@ class Magnitudes:
 
     Attributes:
         counts: entries, (bins,).
-        means: their mean magnitude, (bins,), rising.
+        means: the magnitude in the middle of each bin, (bins,), rising.
     """
 
     counts: FloatArray
     means: FloatArray
 
     @classmethod
-    def of(cls, entries: Float32Array) -> "Magnitudes":
-        """Count the entries of a matrix."""
-        magnitudes = np.abs(entries).ravel()
-        keys = magnitudes.view(np.int32) >> _DROPPED_BITS
-        keys -= keys.min()
-        counts = np.bincount(keys).astype(np.float64)
-        sums = np.bincount(keys, magnitudes)
-        some = counts > 0
-        return cls(counts[some], sums[some] / counts[some])
+    def of(cls, entries: torch.Tensor) -> "Magnitudes":
+        """Count the entries of a matrix, float32, on any device."""
+        keys = entries.abs().flatten().view(torch.int32) >> _DROPPED_BITS
+        counts = torch.bincount(keys, minlength=_BINS).cpu().numpy().astype(np.float64)
+        (some,) = counts.nonzero()
+        middles = ((some << _DROPPED_BITS) + (1 << (_DROPPED_BITS - 1))).astype(np.int32).view(np.float32)
+        means = np.where(some == 0, 0.0, middles.astype(np.float64))
+        return cls(counts[some], means)
 
     def at(self, step: float) -> tuple[float, float]:
         """Return the bytes of all symbols at a step and their table, and cos² of entries and symbols."""
@@ -49,7 +49,7 @@ class Magnitudes:
         counts = np.bincount(symbols.astype(np.int64), self.counts)
         dot = (self.counts * self.means * symbols).sum()
         energy, norm = (self.counts * self.means**2).sum(), (self.counts * symbols**2).sum()
-        return run_bytes(counts) if norm else 0.0, float(dot**2 / (energy * norm)) if norm else 0.0
+        return table_bytes(counts) if norm else 0.0, float(dot**2 / (energy * norm)) if norm else 0.0
 
     def best_step(self, room: float) -> tuple[float, float]:
         """Return the step that keeps most within some bytes, `SIGNS` among them, and cos²; 0 where none fits."""
@@ -70,30 +70,31 @@ def encode_entries(entries: torch.Tensor, budget: int, step: float, gain: float,
     """Return entries, (m, n), as symbols; only the largest where others do not fit; none where it does not.
 
     Args:
-        entries: float32, on the CPU.
+        entries: float32, on any device.
         budget: bytes.
         step: from `Magnitudes.best_step`.
-        gain: see `gained`.
+        gain: see `EcsqOptions`.
         name: the tensor, for errors.
     """
-    values = entries.numpy().ravel()
-    exact = values.astype(np.float64)
+    values, shape = entries.flatten(), (entries.shape[0], entries.shape[1])
+    energy = (values.double() ** 2).sum()
     for symbols, power in _tries(values, step, gain):
-        dot, norm, energy = (exact * symbols).sum(), (symbols.astype(np.float64) ** 2).sum(), (exact**2).sum()
-        scale = gained(np.array([dot]), np.array([norm]), np.array([dot**2 / (norm * energy)]), power)
-        stored = Stored.of(ENTRIES, [symbols], scale, name)
+        exact = symbols.double()
+        dot, norm, whole = torch.stack([(values * exact).sum(), (exact * exact).sum(), energy]).tolist()
+        if not norm:
+            continue
+        scale = np.array([dot / norm * (dot * (dot / norm) / whole) ** -power])
+        stored = Stored.of(ENTRIES, shape, [symbols.cpu().numpy().astype(np.int32)], scale, name)
         if len(stored.packed()[PART]) <= budget:
             return stored
     return None
 
 
-def _tries(values: Float32Array, step: float, gain: float) -> Iterator[tuple[Int32Array, float]]:
+def _tries(values: torch.Tensor, step: float, gain: float) -> Iterator[tuple[torch.Tensor, float]]:
     """Yield symbols of entries, (N,), that take fewer and fewer bytes, and their gain; in the end of but one entry."""
     for widened in range(_TRIES):
-        symbols = quantised(values, step * _WIDER**widened)
-        if symbols.any():
-            yield symbols, gain
-    largest = np.abs(values).argmax()
-    one = np.zeros(len(values), dtype=np.int32)
-    one[largest] = np.sign(values[largest])
+        yield quantised(values, step * _WIDER**widened), gain
+    largest = values.abs().argmax()
+    one = torch.zeros(len(values), dtype=torch.int16, device=values.device)
+    one[largest] = values[largest].sign().short()
     yield one, 0.0

@@ -1,104 +1,22 @@
-"""Uniform scalar quantisation for an entropy coder, and how bytes are shared out by rate and distortion.
+"""How bytes are shared out among directions by rate and distortion: by a Lagrangian, or by one step for all.
 
-A vector of unit variance is divided by a step and rounded to the nearest integer; the wider the step, the fewer bits
-its symbols take, below one where most are zero. With a wide step half of it is the dead zone: on Gaussian entries no
-other thresholds keep more at the same entropy, and reconstruction at the integers themselves keeps as much as at
-centroids, but for a factor that the scale takes over (Sullivan 1996).
+The Lagrangian takes for each direction the step with the most worth less a price of its bits (Shoham and Gersho 1988).
+One step for all is reverse water-filling (Cover and Thomas, §10.3.3): every kept direction has the same distortion, and
+one whose share is below it is dropped.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from impart_core.codec.entropy import MOST_MAGNITUDE, Int32Array, Int64Array
+from impart_core.codec.tables import FloatArray, Int64Array
+from impart_core.quantization.trials import DROPPED, Trials
 
-Float32Array = npt.NDArray[np.float32]
-FloatArray = npt.NDArray[np.float64]
-
-# Steps that are none: every entry is its sign, which takes one bit whatever the entries; or only the largest is.
-SIGNS, LARGEST = math.inf, 0.0
-_ROUNDING = 1e-6  # of a row's largest entry: what is below is taken for zero
-DROPPED = -1
 _ROUNDS = 3  # of tables from choices, and choices from tables
-_HALVINGS = 20  # of the price of a bit
+_HALVINGS = 20  # of the price of a bit, or of the step
 _PRICES = 2.0**-60, 1.0  # in worth: that of all is at most 1 each, and each takes a bit or more
 _MOST_CHANGES = 48  # tried with the bytes that are left over
-_UNSEEN = 0.05  # of a symbol, as counted in a table that has none of its magnitude
-
-
-def quantised(entries: Float32Array, step: float) -> Int32Array:
-    """Return the symbols of entries, rows of any number.
-
-    Args:
-        entries: of about unit variance.
-        step: more than 0, or `SIGNS` or `LARGEST`.
-    """
-    if step in (SIGNS, LARGEST):
-        share = _ROUNDING if step == SIGNS else 1 - _ROUNDING
-        magnitudes = np.abs(entries)
-        counts = magnitudes > np.float32(share) * magnitudes.max(axis=-1, keepdims=True)
-        signs: Int32Array = np.where(counts, np.sign(entries), 0.0).astype(np.int32)
-        return signs
-    rounded = np.rint(entries / np.float32(step)).clip(-MOST_MAGNITUDE, MOST_MAGNITUDE)
-    found: Int32Array = rounded.astype(np.int32)
-    return found
-
-
-def cosine_squared(entries: Float32Array, symbols: Int32Array) -> FloatArray:
-    """Return the squared cosine of each row and its symbols, (rows,); 0 where all symbols are."""
-    exact = entries.astype(np.float64)
-    dot, energy = (exact * symbols).sum(axis=-1), (exact * exact).sum(axis=-1)
-    norm = (symbols.astype(np.int64) ** 2).sum(axis=-1)
-    found: FloatArray = np.divide(dot**2, energy * norm, out=np.zeros(entries.shape[:-1]), where=(energy * norm) > 0)
-    return found
-
-
-@dataclass(frozen=True)
-class Trials:
-    """What directions take and keep at each of some steps.
-
-    Attributes:
-        histograms: for each step how many symbols of each direction have each magnitude, int64, (K, S + 1).
-        kept: cos² of the direction and its code, (K, steps): that of u times that of v.
-        extra: bytes that each kept direction takes besides its symbols.
-    """
-
-    histograms: tuple[Int64Array, ...]
-    kept: FloatArray
-    extra: int
-
-    @classmethod
-    def of(cls, u: Float32Array, v: Float32Array, steps: Sequence[float], extra: int) -> "Trials":
-        """Try each step on directions of unit variance, (K, m) and (K, n)."""
-        histograms, kept = [], []
-        for step in steps:
-            sides = [(side, quantised(side, step)) for side in (u, v)]
-            histograms.append(_histograms(np.concatenate([symbols for _, symbols in sides], axis=1)))
-            kept.append(math.prod(cosine_squared(*side) for side in sides))
-        return cls(tuple(histograms), np.stack(kept, axis=1), extra)
-
-    def only(self, steps: Sequence[int]) -> "Trials":
-        """Return the trials of some of the steps, by number."""
-        return Trials(tuple(self.histograms[step] for step in steps), self.kept[:, steps], self.extra)
-
-    def counts(self, chosen: Int64Array) -> dict[int, Int64Array]:
-        """Return the histogram of the directions that chose a step, by its number."""
-        used = np.unique(chosen[chosen != DROPPED]).tolist()
-        return {step: self.histograms[step][chosen == step].sum(axis=0) for step in used}
-
-    def nbytes(self, chosen: Int64Array) -> float:
-        """Return the bytes of tables, symbols and what each kept direction takes besides, but for a rounding."""
-        return sum(map(run_bytes, self.counts(chosen).values())) + self.extra * int((chosen != DROPPED).sum())
-
-    def bits(self, chosen: Int64Array) -> FloatArray:
-        """Return the bits of each direction at each step, (K, steps), by tables of those that chose it."""
-        found, counts = np.empty(self.kept.shape), self.counts(chosen)
-        for step, own in enumerate(self.histograms):
-            found[:, step] = own @ _lengths(counts.get(step, own.sum(axis=0)))
-        return found + 8 * self.extra
 
 
 def allocate(trials: Trials, worth: FloatArray, room: float) -> Int64Array:
@@ -168,26 +86,31 @@ def _filled(trials: Trials, worth: FloatArray, chosen: Int64Array, room: float) 
     return chosen
 
 
-def _histograms(symbols: Int32Array) -> Int64Array:
-    magnitudes = np.abs(symbols).astype(np.int64)
-    rows, width = len(symbols), int(magnitudes.max(initial=1)) + 1
-    flat = (magnitudes + width * np.arange(rows)[:, None]).ravel()
-    return np.bincount(flat, minlength=rows * width).reshape(rows, width)
+def one_step(trials: Trials, steps: Sequence[float], wider: FloatArray, room: float) -> Int64Array:
+    """Return the step of each direction, (K,), or `DROPPED`, by one step for all that fits some bytes.
 
+    A direction takes the nearest of the steps that were tried to the common one times its own factor, or the next finer
+    one at which anything of it is kept. Beyond the widest it is dropped.
 
-def _lengths(counts: Int64Array) -> FloatArray:
-    """Return the bits of a symbol of each magnitude, its sign included."""
-    smoothed = counts + _UNSEEN
-    found: FloatArray = np.log2(smoothed.sum()) - np.log2(smoothed)
-    found[1:] += 1
-    return found
-
-
-def run_bytes(counts: Int64Array | FloatArray) -> float:
-    """Return the bytes of a run with this histogram and of its table."""
-    some = counts[counts > 0]
-    bits = (some * (np.log2(counts.sum()) - np.log2(some))).sum() + counts[1:].sum()
-    sizes = 1 + (some >= 1 << 7).astype(int) + (some >= 1 << 14) + (some >= 1 << 21)
-    zeros = counts[: counts.nonzero()[0][-1]] == 0
-    runs = int(zeros[:1].sum() + (zeros[1:] & ~zeros[:-1]).sum())
-    return float(bits) / 8 + int(sizes.sum()) + 2 * runs + (1 if len(counts) <= 128 else 2)
+    Args:
+        trials: what directions take and keep.
+        steps: those that were tried, falling.
+        wider: by how much the step of each direction of unit variance is wider than the first's, (K,).
+        room: bytes.
+    """
+    nothing = len(steps)
+    keeps = np.where(trials.kept > 0, np.arange(nothing), nothing)
+    finer = np.minimum.accumulate(keeps[:, ::-1], axis=1)[:, ::-1]  # the next step that keeps something
+    rows = np.arange(len(wider))
+    edges = np.sqrt(np.array(steps[:-1]) * np.array(steps[1:]))  # halfway, in logarithms
+    best = np.full(len(wider), DROPPED, dtype=np.int64)
+    low, high = steps[-1] / float(wider.max()), 2 * steps[0]  # all at the finest; none
+    for _ in range(_HALVINGS):
+        common = math.sqrt(low * high)
+        chosen = finer[rows, np.searchsorted(-edges, -common * wider)]
+        chosen[(chosen == nothing) | (common * wider > steps[0])] = DROPPED
+        if trials.nbytes(chosen) > room:
+            low = common
+        else:
+            high, best = common, chosen
+    return best

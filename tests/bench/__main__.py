@@ -8,6 +8,7 @@ from typing import Any
 from tests.bench.calibrated import measure_calibrated
 from tests.bench.codec import measure_codec
 from tests.bench.decomposition import measure_decomposition
+from tests.bench.entropy import measure_entropy
 from tests.bench.lossless import measure_lossless
 from tests.bench.merge import measure_against_mergekit, measure_merge
 from tests.bench.pipeline import measure_pipeline
@@ -20,6 +21,7 @@ from tests.bench.store import measure_store
 BENCHMARKS = {
     "decomposition": measure_decomposition,
     "codec": measure_codec,
+    "entropy": measure_entropy,
     "lossless": measure_lossless,
     "quantize": measure_quantize,
     "shared_masks": measure_shared_masks,
@@ -37,6 +39,8 @@ TARGETS = {
     "rss_over_block": "≤ 4",
     "bytes_over_nominal": "≤ 1.02 for impart, dare and lowrank",
     "decode_over_product": "≥ 0.5",
+    "ecsq_decode_mbps_64": "≥ 50",
+    "ecsq_decode_mbps_256": "≥ 50",
     "lossless_gbps": "≥ 0.3 each way of ours",
     "gptq_speedup": "≥ 3",
     "gptq_over_rtn": "< 1 on every vector",

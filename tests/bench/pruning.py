@@ -1,8 +1,9 @@
 """`make pruning`: the answer loss of ImPart by ratio and settings on the three fine-tunes of the tiny zoo.
 
-This is what the default of β is chosen by. Settings are compared on equal seeds of the masks; everything but the
-projections stays fine-tuned, and nothing is generated, which makes it some twenty times as fast as `make methods`.
-Prints a Markdown table, mean ± standard error over seeds, and what each setting loses less or more than the first.
+This is what the defaults of β and of the floor are chosen by, and with `--method ecsq` how its bytes are shared out.
+Settings are compared on equal seeds of the masks; everything but the projections stays fine-tuned, and nothing is
+generated, which makes it some twenty times as fast as `make methods`. Prints a Markdown table, mean ± standard error
+over seeds, and what each setting loses less or more than the first; with one seed errors are over items.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from impart_core import tinyzoo
 from impart_core.evaluation.result import Split
 from tests.answers import FineTune
 
-Losses = dict[str, list[float]]  # by setting and ratio, one for each seed
+Losses = dict[str, list[float]]  # by setting and ratio, one for each seed, or of one seed for each item
 RATIOS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 
 
@@ -37,8 +38,9 @@ def main() -> None:
     parser.add_argument(
         "--settings", nargs="*", default=["{}", '{"beta": 0.6}'], help="options of impart, each a JSON object"
     )
+    parser.add_argument("--method", default="impart", help="whose options they are")
     asked = parser.parse_args()
-    work = (asked.settings, asked.ratios, range(asked.seeds), asked.split, asked.items)
+    work = (asked.method, asked.settings, asked.ratios, range(asked.seeds), (asked.split, asked.items))
     with ProcessPoolExecutor(asked.jobs, get_context("spawn")) as pool:
         waiting = {task: pool.submit(_measure, task, *work) for task in tinyzoo.FINE_TUNES}
         found = {task: future.result() for task, future in waiting.items()}
@@ -47,15 +49,19 @@ def main() -> None:
 
 
 def _measure(
-    task: str, settings: Sequence[str], ratios: Sequence[float], seeds: Sequence[int], split: Split, count: int
+    task: str,
+    method: str,
+    settings: Sequence[str],
+    ratios: Sequence[float],
+    seeds: Sequence[int],
+    measured: tuple[Split, int],
 ) -> Losses:
     torch.set_num_threads(1)
     model = FineTune(task)
     found: Losses = {}
     for options, cr in product(settings, ratios):
-        found[_key(options, cr)] = [
-            model.compressed(cr, seed=seed, **json.loads(options)).answer_loss(split, count) for seed in seeds
-        ]
+        each = [model.compressed(cr, method, seed, **json.loads(options)).answer_losses(*measured) for seed in seeds]
+        found[_key(options, cr)] = each[0] if len(each) == 1 else [statistics.mean(losses) for losses in each]
     return found
 
 

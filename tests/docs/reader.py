@@ -5,6 +5,7 @@ It uses numpy, json, zstandard and hashlib, and nothing of ImPart. `§` in a doc
 
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,40 @@ Parts = Mapping[str, Any]
 
 def read_block(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Return the headers and the parts of every tensor of a block file, by name."""
-    described = json.loads(_opened(path)[0].pop("__metadata__")["impart"])
+    entries, data = _opened(path)
+    if set(entries) == {"b"}:
+        return _read_packed(data)
+    described = json.loads(entries.pop("__metadata__")["impart"])
     assert described["format"] in (1, 2)
     headers, arrays = described["tensors"], read_entries(path)
     keys = {name: {part: f"{name}:{part}" for part in header.get("parts", ())} for name, header in headers.items()}
     assert {key for own in keys.values() for key in own.values()} == set(arrays)
     return headers, {name: {part: arrays[key] for part, key in own.items()} for name, own in keys.items()}
+
+
+def _read_packed(data: bytes) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    rest = iter(data)
+    size, length = _number(rest), _number(rest)
+    at = len(data) - len(bytes(rest))
+    shared = zstandard.ZstdCompressionDict(dictionary(), dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    reading = zstandard.ZstdDecompressor(dict_data=shared, format=zstandard.FORMAT_ZSTD1_MAGICLESS)
+    described, at = json.loads(reading.decompress(data[at : at + length], max_output_size=size)), at + length
+    assert described["format"] == 3
+    headers, parts = described["tensors"], dict[str, dict[str, Any]]()
+    for name in sorted(headers):
+        parts[name] = {}
+        for part, (dtype, shape) in sorted(headers[name]["parts"].items()):
+            width = 2 if dtype == "BF16" else np.dtype(WIDTHS[dtype]).itemsize
+            end = at + width * int(np.prod(shape))
+            parts[name][part], at = _array(data[at:end], dtype, shape), end
+    assert at == len(data)
+    return headers, parts
+
+
+def dictionary() -> bytes:
+    """Return the text that descriptions are compressed against: the lines of the page, joined."""
+    page = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
+    return page.partition("<!-- dictionary -->\n```\n")[2].partition("\n```")[0].replace("\n", "").encode("ascii")
 
 
 def read_entries(path: Path) -> dict[str, Any]:
@@ -299,13 +328,18 @@ def _dare_qt(parts: Parts, m: int, n: int, name: str, seed: int) -> Any:
 
 
 def _ecsq(parts: Parts, m: int, n: int, *_: Any) -> Any:
-    data = iter(parts["codes"].tolist())
-    if not _number(data):
-        return np.zeros((m, n), np.float32)
+    stored = bytes(parts["symbols"].tolist())
+    data = iter(stored)
     runs, entries = divmod(_number(data), 2)
+    if not runs:
+        return np.zeros((m, n), np.float32)
+    check, rest = next(data), bytes(data)
+    assert check == zlib.crc32(f"{m},{n},".encode() + rest) % 256
+    data = iter(rest)
     exponent = next(data) - 128
-    tables = [_table(data) for _ in range(runs)]
-    count = 1 if entries else sum(map(sum, tables)) // (m + n)
+    unit = m * n if entries else m + n
+    tables = [_table(data, unit) for _ in range(runs)]
+    count = sum(total for _, total in tables) // unit
     codes = np.array([next(data) for _ in range(count)])
     roots = np.float32(2.0 ** (-(codes % 16) / 16))
     scales = np.ldexp(roots, exponent - codes // 16).astype(np.float32)
@@ -323,27 +357,41 @@ def _number(data: Iterator[int]) -> int:
     return value + (byte << shift)
 
 
-def _table(data: Iterator[int]) -> list[int]:
+LARGER = (720, 1179, 1921, 3108, 4971, 7812, 11955, 17625, 24743, 32768, 40793, 47911, 53581, 57724, 60565, 62428)
+
+
+def _table(data: Iterator[int], unit: int) -> tuple[list[int], int]:
+    """Return the weight of each magnitude, and how many symbols the run has."""
+    most, multiple = divmod(next(data), 16)
+    if most:
+        multiple += 1 + (_number(data) if multiple == 15 else 0)
+        codes = [half for _ in range((most + 1) // 2) for half in divmod(next(data), 16)[::-1]][:most]
+        weights, rest = [], 2**40
+        for code in codes:
+            larger = rest * LARGER[code] // 2**16
+            weights.append(max(1, rest - larger))
+            rest = larger
+        return [*weights, max(1, rest)], multiple * unit
     largest, counts = _number(data), list[int]()
     while len(counts) <= largest:
         counts.append(_number(data))
         if counts[-1] == 0:
             counts += [0] * _number(data)
-    return counts
+    return counts, sum(counts)
 
 
-def _range_decoded(data: bytes, tables: list[list[int]]) -> list[int]:
+def _range_decoded(data: bytes, tables: list[tuple[list[int], int]]) -> list[int]:
     words = np.frombuffer(data + bytes(-len(data) % 4 + 8), ">u4").tolist()
     point, at = words[0] << 32 | words[1], 2
     low, width, found, all_bits = 0, (1 << 64) - 1, list[int](), (1 << 64) - 1
-    for counts in tables:
+    for counts, number_of_symbols in tables:
         total, values = sum(counts), [s for s in range(1 - len(counts), len(counts)) if counts[abs(s)]]
         free = (1 << 20) - len(values)
         shares = [1 + free * counts[abs(s)] * (1 if s else 2) // (2 * total) for s in values]
         shares[shares.index(max(shares))] += (1 << 20) - sum(shares)
         ends = np.cumsum([0, *shares]).tolist()
         left = [end * ((1 << 24) - len(values)) // (1 << 20) + number for number, end in enumerate(ends)]
-        for _ in range(total):
+        for _ in range(number_of_symbols):
             unit = width >> 24
             place = ((point - low) & all_bits) // unit
             number = next(number for number in range(len(values)) if place < left[number + 1])

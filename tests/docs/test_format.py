@@ -21,7 +21,15 @@ from impart_core.checkpoint.header import DTYPES
 from impart_core.checkpoint.layout import Role
 from impart_core.codec.bitpack import pack
 from impart_core.codec.exact import bits_of, encode_exact
-from impart_core.codec.format import EXACT, BlockFile, EncodedTensor, TensorHeader, write_block
+from impart_core.codec.format import (
+    EXACT,
+    FORMAT_VERSION,
+    PACKED_VERSION,
+    BlockFile,
+    EncodedTensor,
+    TensorHeader,
+    write_block,
+)
 from impart_core.codec.half import encode_half
 from impart_core.codec.rows import encode_rows
 from impart_core.methods import METHODS, QUANTIZING, Coding, Projection
@@ -101,8 +109,9 @@ def compare(path: Path) -> set[str]:
 def test_every_method_is_decoded_as_the_page_says(case: str, name: str, shape: tuple[int, int], tmp_path: Path) -> None:
     method, cr, options = CASES[case]
     parts = encode(method, cr, options, name, decaying_delta(*shape))
-    write_block(tmp_path / "block", {name: tensor(method, shape, parts)})
-    assert compare(tmp_path / "block") == {method}
+    for version in (FORMAT_VERSION, PACKED_VERSION):
+        write_block(tmp_path / "block", {name: tensor(method, shape, parts)}, version)
+        assert compare(tmp_path / "block") == {method}
 
 
 @pytest.mark.parametrize("of_rows", [False, True])
@@ -164,8 +173,9 @@ def test_what_no_method_codes_is_decoded(tmp_path: Path) -> None:
         "value": tensor("value", (3,), {"value": torch.tensor([1, -2, 3])}, "I64"),
         "head": tensor("impart", (24, 30), {**encode("impart", 4.0, {}, "head", delta), "added": added}, "BF16"),
     }
-    write_block(tmp_path / "block", tensors)
-    assert compare(tmp_path / "block") == {"keep", "rows", "omitted", "value", "impart"}
+    for version in (PACKED_VERSION, FORMAT_VERSION):
+        write_block(tmp_path / "block", tensors, version)
+        assert compare(tmp_path / "block") == {"keep", "rows", "omitted", "value", "impart"}
     _, parts = reader.read_block(tmp_path / "block")
     np.testing.assert_array_equal(parts["value"]["value"], [1, -2, 3])
     np.testing.assert_array_equal(parts["rows"]["added"], added.float().numpy())

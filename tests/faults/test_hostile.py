@@ -23,7 +23,15 @@ from impart_core.checkpoint.layout import Role
 from impart_core.checkpoint.local import local_file
 from impart_core.checkpoint.reader import read_tensor
 from impart_core.codec.exact import encode_exact
-from impart_core.codec.format import EXACT, BlockFile, EncodedTensor, TensorHeader, write_block
+from impart_core.codec.format import (
+    EXACT,
+    FORMAT_VERSION,
+    PACKED_VERSION,
+    BlockFile,
+    EncodedTensor,
+    TensorHeader,
+    write_block,
+)
 from impart_core.methods import METHODS, Projection
 from impart_core.methods.decode import check_delta, decode_delta, decode_stack
 from impart_core.store.catalog import entry_of
@@ -57,11 +65,11 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return store
 
 
-@pytest.fixture(scope="module")
-def block(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A block's file with a tensor of every method."""
+@pytest.fixture(scope="module", params=[FORMAT_VERSION, PACKED_VERSION])
+def block(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A block's file with a tensor of every method, in either format."""
     path = tmp_path_factory.mktemp("block") / "codes.safetensors"
-    write_block(path, every_method())
+    write_block(path, every_method(), request.param)
     return path.read_bytes()
 
 

@@ -12,6 +12,7 @@ from impart_core.checkpoint.index import Checkpoint, open_checkpoint
 from impart_core.checkpoint.layout import group_blocks
 from impart_core.checkpoint.pairing import pair_tensors
 from impart_core.codec.format import EncodedTensor
+from impart_core.delta.fidelity import fidelity_of
 from impart_core.methods.decode import decode_delta
 from tests.impart_core.pipeline import config_of
 from tests.support import decaying_delta, save_checkpoint
@@ -115,3 +116,16 @@ def test_content_other_than_its_digest_is_refused(tmp_path: Path) -> None:
     digests = tensor_digests(base), {**tensor_digests(finetuned), NORM: "0" * 64}
     with pytest.raises(CheckpointError, match=f"changed while it was in use .tensor '{NORM}'"):
         Encoder(config_of(2), digests=digests).block(pair_tensors(base, finetuned), block)
+
+
+@pytest.mark.parametrize("method", ["dare", "ecsq", "magnitude"])
+def test_what_codes_keep_of_each_matrix_is_measured_where_the_delta_is_read(method: str, tmp_path: Path) -> None:
+    theirs = tuned()
+    base, finetuned = opened(tmp_path, theirs)
+    (block,) = group_blocks(finetuned.tensors)
+    found = Encoder(config_of(4, method=method)).block(pair_tensors(base, finetuned), block)
+    decoded = decode_delta(Q, found[Q].header, found[Q].codes)
+    assert decoded is not None
+    assert found[Q].fidelity == (fidelity_of(theirs[Q] - BASE[Q], decoded),)
+    assert 0 < found[Q].fidelity[0].cosine_squared <= 1
+    assert not found[NORM].fidelity

@@ -13,7 +13,15 @@ from safetensors.torch import save_file
 
 from impart_core.base.errors import CorruptArtifactError, UnknownNameError
 from impart_core.checkpoint.layout import Role
-from impart_core.codec.format import BlockFile, EncodedTensor, TensorHeader, write_block
+from impart_core.codec.format import (
+    FORMAT_VERSION,
+    PACKED_VERSION,
+    BlockFile,
+    EncodedTensor,
+    TensorHeader,
+    packed_overhead,
+    write_block,
+)
 from impart_core.methods import METHODS, Projection
 from impart_core.methods.decode import decode_delta, decode_stack
 from tests.impart_core.pipeline import config_of
@@ -47,18 +55,20 @@ def projection(name: str, seed: int = 5, method: str = "impart") -> EncodedTenso
     return encoded(codes, method, (16, 24), Role.PROJECTION, seed)
 
 
+@pytest.mark.parametrize("version", [FORMAT_VERSION, PACKED_VERSION])
 @given(wanted=st.dictionaries(st.text("abc.:ä", min_size=1, max_size=6), parts, max_size=4))
 @settings(max_examples=50, deadline=None)
 def test_headers_and_codes_come_back_as_they_were(
-    wanted: dict[str, dict[str, tuple[torch.dtype, list[int]]]], tmp_path_factory: pytest.TempPathFactory
+    version: int, wanted: dict[str, dict[str, tuple[torch.dtype, list[int]]]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "block.safetensors"
     tensors = {
         name: encoded({part: (torch.randn(shape) * 5).to(dtype) for part, (dtype, shape) in kinds.items()}, seed=3)
         for name, kinds in wanted.items()
     }
-    write_block(path, tensors)
+    write_block(path, tensors, version)
     file = BlockFile(path)
+    assert file.version == version
     assert file.headers == {name: item.header for name, item in tensors.items()}
     for name, item in tensors.items():
         read = file.codes(name)
@@ -79,6 +89,22 @@ def test_a_block_is_an_ordinary_safetensors_file_of_exactly_its_codes_and_header
     with safetensors.safe_open(tmp_path / "block", "pt") as file:
         assert set(file.keys()) == {"norm:delta", "w:sigma", "w:keep", "w:u", "w:v"}
         assert torch.equal(file.get_tensor("w:u"), tensors["w"].codes["u"])
+
+
+def test_a_packed_block_has_two_hundred_bytes_around_its_codes_where_another_has_two_thousand(tmp_path: Path) -> None:
+    names = [*(f"mlp.{one}_proj" for one in ("down", "gate", "up")), *(f"self_attn.{one}_proj" for one in "kqvo")]
+    tensors = {f"model.layers.17.{name}.weight": projection("w", method="ecsq") for name in names}
+    for name in ("input_layernorm", "post_attention_layernorm"):
+        tensors[f"model.layers.17.{name}.weight"] = encoded({"delta": torch.ones(640).half()}, shape=(640,))
+    codes = sum(item.nbytes for item in tensors.values())
+    sizes = {}
+    for version in (FORMAT_VERSION, PACKED_VERSION):
+        write_block(tmp_path / "block", tensors, version)
+        sizes[version] = (tmp_path / "block").stat().st_size - codes
+    assert sizes[PACKED_VERSION] == packed_overhead(tensors) <= 200
+    assert sizes[FORMAT_VERSION] > 2000
+    with safetensors.safe_open(tmp_path / "block", "pt") as file:
+        assert set(file.keys()) == {"b"}
 
 
 def test_equal_blocks_give_equal_bytes_in_any_order(tmp_path: Path) -> None:
@@ -175,8 +201,8 @@ def test_a_file_that_is_no_block_is_refused(text: str | None, tmp_path: Path) ->
 
 
 def test_a_newer_format_says_what_to_do(tmp_path: Path) -> None:
-    text = json.dumps({"format": 3, "tensors": {"w": HEADER}})
-    with pytest.raises(CorruptArtifactError, match=r"format version 3; this program reads 1 to 2. Use the version"):
+    text = json.dumps({"format": 4, "tensors": {"w": HEADER}})
+    with pytest.raises(CorruptArtifactError, match=r"format version 4; this program reads 1 to 3. Use the version"):
         BlockFile(block_with(tmp_path / "file", text))
 
 

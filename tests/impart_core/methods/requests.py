@@ -23,6 +23,7 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "c": st.floats(0, 2),
     "preprune": st.booleans(),
     "allocation": st.sampled_from(["importance", "uniform"]),
+    "floor": st.none(),
     "rescale": st.booleans(),
     "per_row": st.booleans(),
     "bits": st.sampled_from([2, 4, 8]),
@@ -33,6 +34,7 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "fill": st.booleans(),
     "p": st.sampled_from([0.0, 1.0, 2.0]),
     "gain": st.floats(0, 1),
+    "filling": st.sampled_from(["lagrangian", "one_step"]),
     "domain": st.sampled_from(["auto", "factors", "entries"]),
 }
 KINDS = ("decaying", "flat", "spikes", "blocks", "ties", "corner", "one entry", "rank one")
@@ -65,14 +67,24 @@ VARIANTS = [
 def any_requests(draw: st.DrawFn, method: str, **settings: Any) -> CompressConfig:
     """Draw any request of a method, its options included; settings and options that are given are taken as they are."""
     options = {name: draw(OPTIONS[name]) for name in own_options(method)}
+    if method == "impart" and draw(st.booleans()):
+        floor = draw(st.none() | st.floats(0.01, 1))
+        options |= {"allocation": "proportional", "floor": floor, "beta": None, "preprune": True}
     given = {
         "cr": draw(st.floats(1, 800)),
         "accounting": draw(st.sampled_from(["bytes", "paper"])),
         "seed": draw(st.integers(0, 50)),
         **settings,
-        "options": {**options, **settings.get("options", {})},
+        "options": _with_effect({**options, **settings.get("options", {})}),
     }
     return config_of(method=method, **given)
+
+
+def _with_effect(options: dict[str, Any]) -> dict[str, Any]:
+    """Leave out a floor where another allocation was asked for."""
+    if options.get("allocation") == "proportional" or "floor" not in options:
+        return options
+    return {**options, "floor": None}
 
 
 @st.composite

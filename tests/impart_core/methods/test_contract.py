@@ -1,5 +1,6 @@
 """What every method promises: its bytes, its highest ratio, and the same codes for the same request."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -63,7 +64,7 @@ PARTS: dict[str, dict[str, torch.dtype]] = {
     "dare": {"keep": torch.uint16, "values": torch.float16, "exponent": torch.int8},
     "dare-qt": {"keep": torch.uint16, "exponent": torch.int8},
     "delta-come": {"sigma": torch.bfloat16},
-    "ecsq": {"codes": torch.uint8},
+    "ecsq": {"symbols": torch.uint8},
     "impart": {"sigma": torch.float32, "keep": torch.uint16, "u": torch.float16, "v": torch.float16},
     "impart-qt": {"sigma": torch.bfloat16, "keep_shared_v": torch.uint8},
     "lowrank": {"sigma": torch.float32, "u": torch.float16, "v": torch.float16},
@@ -131,8 +132,8 @@ SMALLEST: dict[str, Callable[[int, int], int]] = {
     "dare": lambda m, n: 2 + 1 + 2,  # an exponent
     "dare-qt": lambda m, n: 2 + 1 + 8 + 1 + 2 + 1,  # keep code, exponent, layout, code, scale and zero point
     "delta-come": lambda m, n: 2 + 8 + m + n + 2 * (2 + 1),
-    # How long it is, how many tables, an exponent, a table of signs, a scale and the signs.
-    "ecsq": lambda m, n: 1 + 1 + 1 + 4 + 1 + (m + n) // 8 + 1,
+    # How many tables, a check, an exponent, a coarse table, a scale and signs, of which none is told to be zero.
+    "ecsq": lambda m, n: 1 + 1 + 1 + 2 + 1 + int((m + n) * (1 - math.log2(62428 / 65536)) / 8) + 1,
     "impart": lambda m, n: 4 + 2 + 2 * (m + n),
     "impart-qt": lambda m, n: 2 + 1 + 8 + m + n + 2 * (2 + 1),
     "lowrank": lambda m, n: 4 + 2 * (m + n),

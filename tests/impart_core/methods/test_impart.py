@@ -14,8 +14,9 @@ from impart_core.codec.mask import UInt16Array, keep_probability
 from impart_core.codec.parts import Codes, nbytes
 from impart_core.delta.budget import budget_bytes, pair_bytes
 from impart_core.delta.svd import decompose, numerical_rank
+from impart_core.methods.allocation import allocate
 from impart_core.methods.base import METHODS, Projection
-from impart_core.methods.impart import Impart, ImpartOptions, allocate
+from impart_core.methods.impart import Impart, ImpartOptions
 from tests.impart_core.delta.spectra import matrix_of
 from tests.impart_core.methods.codes import keep_of, no_delta, same, vector_masks
 from tests.impart_core.methods.requests import encode, request_of

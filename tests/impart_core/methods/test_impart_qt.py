@@ -11,8 +11,8 @@ from impart_core.codec.mask import keep_probability
 from impart_core.codec.parts import Codes, nbytes
 from impart_core.delta.budget import kept_fraction, vector_fraction
 from impart_core.delta.svd import decompose
+from impart_core.methods.allocation import allocate
 from impart_core.methods.base import Projection
-from impart_core.methods.impart import allocate
 from impart_core.methods.impart_qt import ImpartQt, ImpartQtOptions, _masks
 from impart_core.quantization.cost import paper_alpha, paper_sparsity
 from impart_core.quantization.ladder import Ladder

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from impart_core.methods.impart import allocate
+from impart_core.methods.allocation import allocate
 from impart_core.quantization.cost import StreamBytes, paper_alpha, paper_sparsity, stream_bytes
 from impart_core.quantization.groups import Groups
 from impart_core.quantization.ladder import Ladder

@@ -1,27 +1,19 @@
 """Sharing out bytes by rate and distortion: within the room, for no less worth than one step for all."""
 
 import numpy as np
-import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from impart_core.quantization.rate_distortion import (
-    DROPPED,
-    LARGEST,
-    SIGNS,
-    Trials,
-    allocate,
-    cosine_squared,
-    quantised,
-    total_worth,
-)
+from impart_core.quantization.rate_distortion import allocate, one_step, total_worth
+from impart_core.quantization.trials import DROPPED, Trials
 
 STEPS = (2.6, 1.75, 1.0, 0.4)
 
 
 def trials(count: int, m: int, n: int) -> Trials:
     rng = np.random.default_rng(count)
-    u, v = (rng.standard_normal((count, side)).astype(np.float32) for side in (m, n))
+    u, v = (torch.from_numpy(rng.standard_normal((count, side)).astype(np.float32)) for side in (m, n))
     return Trials.of(u, v, STEPS, 1)
 
 
@@ -52,16 +44,28 @@ def test_more_room_is_worth_more() -> None:
     assert found[0] > 0
 
 
-@pytest.mark.parametrize(("step", "bits", "kept"), [(2.6, 0.904, 0.607), (1.75, 1.400, 0.796), (1.0, 2.105, 0.923)])
-def test_gaussian_entries_take_the_bits_and_keep_the_energy_of_theory(step: float, bits: float, kept: float) -> None:
-    entries = np.random.default_rng(0).standard_normal((1, 1_000_000)).astype(np.float32)
-    symbols = quantised(entries, step)
-    shares = np.unique(symbols, return_counts=True)[1] / symbols.size
-    assert -(shares * np.log2(shares)).sum() == pytest.approx(bits, abs=0.005)
-    assert cosine_squared(entries, symbols)[0] == pytest.approx(kept, abs=0.003)
+def common_step(chosen: np.ndarray, wider: np.ndarray) -> list[float]:
+    """Return the common step of each kept direction, as its own tells."""
+    return [STEPS[step] / factor for step, factor in zip(chosen, wider, strict=True) if step != DROPPED]
 
 
-def test_the_last_resorts_are_signs_and_the_largest_entry() -> None:
-    entries = np.array([[0.5, -3.0, 0.0, 1.0]], dtype=np.float32)
-    assert quantised(entries, SIGNS).tolist() == [[1, -1, 0, 1]]
-    assert quantised(entries, LARGEST).tolist() == [[0, -1, 0, 0]]
+@given(st.integers(1, 24), st.floats(0, 2), st.floats(20, 4000))
+@settings(max_examples=60, deadline=None)
+def test_one_step_for_all_fits_and_is_the_same_for_all_that_are_kept(count: int, slope: float, room: float) -> None:
+    tried = trials(count, 60, 90)
+    wider = np.arange(1, count + 1) ** slope
+    chosen = one_step(tried, STEPS, wider, room)
+    assert tried.nbytes(chosen) <= room
+    kept = (chosen != DROPPED).sum()
+    assert (chosen[kept:] == DROPPED).all()
+    assert (np.diff(chosen[:kept]) <= 0).all()
+    found = [step for step, own in zip(common_step(chosen, wider), chosen, strict=False) if own != len(STEPS) - 1]
+    assert not found or max(found) <= min(found) * 2.5 * (1 + 1e-9)  # steps are 1.5 to 2.5 apart
+
+
+def test_one_step_in_more_room_is_finer() -> None:
+    tried, wider = trials(20, 100, 100), np.arange(1, 21) ** 0.5
+    found = [one_step(tried, STEPS, wider, room) for room in (60, 120, 250, 500, 1000, 2000)]
+    sums = [float(tried.kept[(rows := chosen != DROPPED).nonzero()[0], chosen[rows]].sum()) for chosen in found]
+    assert sums == sorted(sums)
+    assert sums[-1] > sums[0]
