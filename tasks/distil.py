@@ -1,6 +1,6 @@
-"""Task: scales tuned against the fine-tuned model's logits."""
+"""Task: gains trained against the fine-tuned model's predictions."""
 
-from impart_core.engine import stages
+from impart_core.engine import distil
 from impart_tasks.stage import task_of
 
-distil_block_scales = task_of(stages.distil_block_scales)
+distil_gains = task_of(distil.distil_gains)

@@ -32,7 +32,8 @@ def methods(name: Name = None, json: opt.JsonOption = False) -> None:
             say(f"`impart quantize` takes {', '.join(QUANTIZING)}.")
         return
     summary, model = _described(name)
-    fields, defaults = model.model_fields, model().model_dump(mode="json")
+    fields = {} if name == LOSSLESS else model.model_fields
+    defaults = {key: field.default for key, field in fields.items()} | model().model_dump(mode="json")
     if json:
         options = {key: {"default": defaults[key], "description": field.description} for key, field in fields.items()}
         print_json({"method": name, "summary": summary, "options": options})

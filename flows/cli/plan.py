@@ -37,3 +37,5 @@ def _print_plan(plan: Plan, exact: bool) -> None:
     say(f"peak memory    about {human_bytes(plan.peak_bytes)} above the idle process, {plan.workers} workers")
     if plan.calibration_bytes:
         say(f"calibration    about {human_bytes(plan.calibration_bytes)} more, one layer at a time")
+    if plan.distil_bytes:
+        say(f"distillation   about {human_bytes(plan.distil_bytes)}, after all blocks")

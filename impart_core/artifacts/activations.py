@@ -1,6 +1,6 @@
 """Activations: what a decoder layer is given for calibration text, passed from layer to layer through the store."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -9,6 +9,7 @@ import torch
 
 from impart_core.artifacts.tensors import tensor_places
 from impart_core.calibrate.layer import BATCH_TOKENS, Batch
+from impart_core.calibrate.logits import LIKELIEST
 from impart_core.checkpoint.header import TensorInfo
 from impart_core.checkpoint.reader import read_tensor
 from impart_core.checkpoint.writer import write_tensors
@@ -18,13 +19,16 @@ from impart_core.store.publish import Reuse, publish
 from impart_core.store.recipe import Recipe
 from impart_core.store.store import Store
 
-VERSIONS = {"activations": 2}  # raised whenever the same layers give other activations
+VERSIONS = {"activations": 2, "predictions": 1}  # raised whenever the same layers give others
 FILE_BATCHES = 4
 
 
 @register
 class ActivationsContent(NamedContent):
-    """What a decoder layer is given for calibration text, in float32: the layer's block, and (sequences, length, H)."""
+    """What a decoder layer is given for calibration text, in float32: the layer's block, and (sequences, length, H).
+
+    Or what a whole model predicts for it, k log-probabilities and k tokens of each: (sequences, length, 2k).
+    """
 
     kind: Literal["activations"] = "activations"
     plural: ClassVar[str] = "activations"
@@ -44,6 +48,19 @@ def activations_recipe(calibration: str, after: Sequence[str], model: str) -> Re
     return Recipe(
         operation="activations", version=VERSIONS["activations"], config={"batch_tokens": BATCH_TOKENS}, inputs=inputs
     )
+
+
+def predictions_recipe(calibration: str, finetuned: Mapping[str, str], model: str) -> Recipe:
+    """Return what makes a fine-tuned model's predictions: see `calibrate.logits.predictions`.
+
+    Args:
+        calibration: id of the text.
+        finetuned: digests of its tensors.
+        model: digest of its configuration.
+    """
+    inputs = {"calibration": calibration, "finetuned": dict(finetuned), "model": model}
+    config = {"batch_tokens": BATCH_TOKENS, "likeliest": LIKELIEST}
+    return Recipe(operation="predictions", version=VERSIONS["predictions"], config=config, inputs=inputs)
 
 
 class Spill:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import FailFast, Field
 
 from impart_core.artifacts.block import BlockContent, block_content
+from impart_core.artifacts.scales import VERSIONS as DISTIL_VERSIONS
 from impart_core.base.errors import ConfigError, CorruptArtifactError
 from impart_core.base.files import scratch_folder
 from impart_core.blocks.coding import format_of
@@ -123,7 +124,8 @@ def foreseen_recipe(config: CompressConfig, merged: str) -> Recipe:
 
 def _recipe_config(config: CompressConfig) -> dict[str, Any]:
     """Return what of a recipe the settings are, and the versions that bytes depend on."""
-    versions = {"format": format_of(Role, config), "method_version": config.method_version}
+    distilled = {"distil_version": DISTIL_VERSIONS["scales"]} if config.distils else {}
+    versions = {"format": format_of(Role, config), "method_version": config.method_version, **distilled}
     return {**versions, **config.model_dump(mode="json")}
 
 

@@ -1,11 +1,12 @@
 """Frozen settings models, and the sentence that a wrong setting turns into."""
 
 import difflib
+import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from impart_core.base.errors import ConfigError
 
@@ -69,8 +70,42 @@ _WANTED = {
 }
 
 
+DISTIL: Any = Field(default=False, description="whether gains are trained until the logits are the fine-tune's")
+_STEPS, _RATE = 100, 0.05
+
+
 class MethodOptions(Frozen):
-    """Base of each method's own settings; the method's file holds the subclass."""
+    """Base of each method's own settings; the method's file holds the subclass.
+
+    Those of distillation, which all methods have, are in recipes only where they are used.
+    """
+
+    distil: bool = Field(DISTIL.default, description=DISTIL.description, exclude_if=operator.not_)
+    distil_norms: bool = Field(default=False, description="whether norms are trained too", exclude_if=operator.not_)
+    distil_steps: int = Field(
+        default=_STEPS, ge=1, description="steps of training", exclude_if=lambda steps: steps == _STEPS
+    )
+    distil_rate: float = Field(
+        default=_RATE,
+        gt=0.0,
+        description="by how much of itself a number is changed in the first step",
+        exclude_if=lambda rate: rate == _RATE,
+    )
+
+    @model_validator(mode="after")
+    def _distillation_is_asked_for(self) -> Self:
+        given = [name for name in ("distil_norms", "distil_steps", "distil_rate") if not self._is_default(name)]
+        if given and not self.distil:
+            raise ValueError(f"{', '.join(given)}: without effect unless distil is true")
+        return self
+
+    def without_distillation(self) -> Self:
+        """Return the same settings for a method alone."""
+        fields = MethodOptions.model_fields
+        return self.model_copy(update={name: field.default for name, field in fields.items()})
+
+    def _is_default(self, name: str) -> bool:
+        return bool(getattr(self, name) == MethodOptions.model_fields[name].default)
 
     def more_room(self, accounting: Accounting) -> str | None:  # noqa: ARG002 - for those that have a knob
         """Return what else than a lower ratio makes an impossible request possible ("lower beta"), if anything."""

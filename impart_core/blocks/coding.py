@@ -43,6 +43,11 @@ def calibration_of(config: CompressConfig) -> Calibration:
     return "none" if config.is_lossless else METHODS.get(config.method).calibration(config)
 
 
+def needs_text(config: CompressConfig) -> bool:
+    """Return whether a request needs calibration text: for its method, or to distil."""
+    return config.distils or calibration_of(config) != "none"
+
+
 def is_feasible(shape: tuple[int, ...], coding: Coding) -> bool:
     """Return whether a method keeps anything of a matrix of this shape at its ratio."""
     m, n = shape[-2:]

@@ -1,8 +1,8 @@
 """Compressing one block: delta, factors and codes, in memory one matrix at a time."""
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -37,7 +37,6 @@ from impart_core.methods import METHODS
 from impart_core.methods.base import Projection
 from impart_core.quantization.curvature import Inputs
 
-Scales = Mapping[str, torch.Tensor]  # by matrix, where distillation found some
 # Gives the factors of a matrix by name that a decomposition of the same request left, or None: its delta is zero.
 Stored = Callable[[str], Factors | None]
 _WHOLE = (KEEP, VALUE, *EXACT)  # ways in which a stack is stored as one tensor
@@ -62,14 +61,12 @@ class Encoder:
         config: method and ratio.
         stored: factors that were computed before, from which projections are coded without being read again; None:
             everything is read, and decomposed here to the same bits.
-        scales: of each matrix, what distillation found.
         device: where decompositions run.
         digests: the tensors' digests in the base and in the fine-tuned checkpoint; those given are checked.
     """
 
     config: CompressConfig
     stored: Stored | None = None
-    scales: Scales = field(default_factory=dict)
     device: torch.device = _CPU
     digests: tuple[Digests, Digests] = ({}, {})
 
@@ -159,8 +156,8 @@ class Encoder:
             found = self.stored(pair.name) if self.stored else None
             return found or factors_of(on_device, pair, self.config)
 
-        scales, overhead = self.scales.get(pair.name), math.ceil(around * m * n)
-        return Projection(pair.name, (m, n), lambda: on_device, factors, inputs, scales, overhead)
+        overhead = math.ceil(around * m * n)
+        return Projection(pair.name, (m, n), lambda: on_device, factors, inputs, overhead)
 
 
 def file_overhead(pairs: Pairs, block: Block, config: CompressConfig) -> float:

@@ -115,6 +115,16 @@ class CompressConfig(Coding):
         return self.method == LOSSLESS
 
     @property
+    def distils(self) -> bool:
+        """Whether gains are trained once everything is coded."""
+        return self.options.distil
+
+    @property
+    def without_distillation(self) -> "CompressConfig":
+        """The same request without; its delta is what is trained."""
+        return self.model_copy(update={"options": self.options.without_distillation()})
+
+    @property
     def method_version(self) -> int:
         """The version of the method, or of the codes bit for bit."""
         return exact.VERSION if self.is_lossless else METHODS.get(self.method).version

@@ -1,265 +1,251 @@
-"""Scale distillation: BitDelta's scales are tuned until the model's logits are those of the fine-tune.
+"""Distillation of gains: numbers that a delta stores anyway are trained until the model's logits are the fine-tune's.
 
-Liu et al. 2024 (arXiv 2402.10193), §3.2. Of the model only the scales are trained; signs and masks are
-those that the method stores.
+BitDelta (Liu et al. 2024, arXiv 2402.10193, §3.2) does so with its scales. Here every method's decoded delta is a
+function of gains (see `methods.terms`), which begin at 1 and of which nothing is stored but what they multiply.
+
+Minimised is the divergence of predictions, each token weighted by how far the fine-tune foresaw the one that follows in
+the text. A fine-tune that learned answers predicts prompts no better than by accident, and the few gains would be spent
+on that.
 """
 
 import logging
 import math
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
-from pydantic import Field
+from torch.nn.utils import parametrize
 
-from impart_core.base.errors import CalibrationError
-from impart_core.base.foreign import explained_failures
-from impart_core.base.numerics import one_thread_per_kernel
-from impart_core.base.settings import Frozen
-from impart_core.checkpoint.index import Checkpoint
-from impart_core.checkpoint.layout import Block, Role
-from impart_core.checkpoint.pairing import Pair, Pairs
-from impart_core.checkpoint.writer import folder_of
-from impart_core.delta.load import Loaded, load_block
-from impart_core.methods import METHODS
-from impart_core.methods.base import Coding, Projection
+from impart_core.calibrate.layer import batch_size
+from impart_core.calibrate.logits import divergence, foreseen, logits_of
+from impart_core.delta.extract import add_delta
+from impart_core.methods.terms import Terms
 
-Progress = Callable[[int, int], None]
-Scales = dict[str, torch.Tensor]
 logger = logging.getLogger(__name__)
 
-_HELD_OUT = 10  # one in so many sequences is not trained on, but decides which scales are the best
-_CHECKS = 10  # how often that is looked at
+SEGMENTS = 10  # of a training: at the end of each its gains are tried, and its state is kept
+LEAST_GAIN = 1 / 64  # of a scale that may not become zero or negative
+BATCH = 4  # sequences a step
+_HELD_OUT = 10  # one in so many sequences is not trained on, but decides which gains are the best
+_LAST_RATE = 0.1  # of the first
+_LEAST_WEIGHT = 1e-9  # of text of which nothing was foreseen
 
 
-class DistilOptions(Frozen):
-    """How scales are trained.
+@dataclass(frozen=True)
+class Schedule:
+    """How gains are trained by Adam, whose rate falls in a straight line.
 
-    The paper takes 200 steps of 4 sequences at rate 1e-4, on the scales themselves. Here a factor of each scale is
-    trained, which starts at 1, so that one rate suits deltas of any magnitude.
+    Attributes:
+        steps: optimizer steps.
+        rate: the first rate, by which a gain moves a step.
+        seed: of the order of sequences.
     """
 
-    steps: int = Field(default=200, ge=1, description="optimizer steps")
-    batch: int = Field(default=4, ge=1, description="sequences a step")
-    rate: float = Field(default=0.03, gt=0.0, description="Adam's rate at first, by which a factor moves a step")
+    steps: int
+    rate: float
+    seed: int
 
 
-def distil_scales(
-    base: Checkpoint,
-    finetuned: Checkpoint,
-    pairs: Pairs,
-    coding: Coding,
-    tokens: torch.Tensor,
-    *,
-    options: DistilOptions,
-    device: torch.device,
-    progress: Progress | None = None,
-) -> Scales:
-    """Return scales that bring the logits of the compressed model closest to those of the fine-tuned one.
+@dataclass(frozen=True)
+class Trainable:
+    """A tensor of the model whose delta has gains.
 
-    Minimised by Adam is the mean squared difference of logits over all tokens and the whole vocabulary, between the
-    fine-tuned model and one whose projections are base + s·sign(ΔW), everything else being the fine-tune's. A tenth
-    of the sequences is held out; of the scales on the way those with the smallest difference there are returned, the
-    initial ones among them. On a CPU, equal arguments give equal scales.
-
-    Memory holds two models in float32, the signs at one byte an entry, and for the backward pass the rebuilt
-    projections and a batch's activations; the fine-tune's logits are there for one batch at a time.
-
-    Args:
-        base: the base's checkpoint.
-        finetuned: the fine-tune's checkpoint, a folder of this machine that transformers loads as a causal model.
-        pairs: the tensors' pairs by name.
-        coding: a request with the method `bitdelta`, whose seed is also that of the order of sequences.
-        tokens: token ids, any integer dtype, (sequences, length), no padding.
-        options: steps, batch and rate.
-        device: where both models run.
-        progress: called with steps done and their number.
-
-    Returns:
-        Scales by the projection's name, as they are stored: float32, (1,), or (m,) with one for each row. Left out,
-        and as in the fine-tune while others are trained, are projections of which nothing is stored, stacks of
-        experts, and what transformers holds under other names or in other shapes: the method computes their scales.
-
-    Raises:
-        CalibrationError: the model or the tokens cannot be used.
+    Attributes:
+        base: what the delta is added to, any floating dtype.
+        dtype: that of what is rebuilt.
+        terms: the delta, whose matrix may be a vector's, (m, 1).
+        stored: the delta as it is stored for gains, (count,).
     """
-    with one_thread_per_kernel(), folder_of(finetuned) as folder:
-        teacher, student = (_load_model(folder, finetuned.location).to(device) for _ in range(2))
-        _check_tokens(tokens, teacher)
-        signed = _sign_projections(student, pairs, coding)
-        if not signed:
-            raise CalibrationError(
-                f"The model that transformers loads from {finetuned.location} has no projection that differs from "
-                f"{base.location} under the name that the checkpoint gives it. Compress without distil."
-            )
-        generator = torch.Generator().manual_seed(coding.seed)
-        order = tokens.long()[torch.randperm(len(tokens), generator=generator)].to(device)
-        _Distillation(teacher, student, signed, order, options).run(generator, progress)
-        return {name: module.scales().cpu() for name, module in signed.items()}
+
+    base: torch.Tensor
+    dtype: torch.dtype
+    terms: Terms
+    stored: Callable[[torch.Tensor], Terms]
+
+    @property
+    def rebuilt(self) -> torch.Tensor:
+        """What the tensor is rebuilt to while all gains are 1, as float32."""
+        delta = self.terms.at(torch.ones(self.terms.count)).reshape(self.base.shape)
+        return add_delta(self.base, delta, self.dtype).float()
 
 
-class _Signed(torch.nn.Module):
-    """Makes a projection of the base's: adds signs times scales. What is trained is a factor of each scale."""
+@dataclass(frozen=True)
+class State:
+    """A training after some steps: all that the rest of it depends on.
 
-    signs: torch.Tensor  # int8, (m, n)
-    initial: torch.Tensor  # float32, (1, 1) or (m, 1)
+    Attributes:
+        step: steps done.
+        gains: of all tensors one after the other, float32, (N,).
+        first: Adam's first moment, likewise.
+        second: its second.
+        best: the gains with the least error on what is held out.
+        best_step: after how many steps these were found; 0: no others than 1 are better.
+        untrained: the mean weighted divergence of what is held out, in nats a token, while gains are 1.
+        least: that of the best.
+    """
 
-    def __init__(self, signs: torch.Tensor, scales: torch.Tensor) -> None:
-        super().__init__()
-        self.register_buffer("signs", signs)
-        self.register_buffer("initial", scales[:, None])
-        self.factor = torch.nn.Parameter(torch.ones_like(self.initial))
+    step: int
+    gains: torch.Tensor
+    first: torch.Tensor
+    second: torch.Tensor
+    best: torch.Tensor
+    best_step: int
+    untrained: float
+    least: float
 
-    def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        return weight + self.initial * self.factor * self.signs
+    @classmethod
+    def begin(cls, count: int, untrained: float) -> Self:
+        """Return the state before the first step."""
+        ones, zeros = torch.ones(count), torch.zeros(count)
+        return cls(0, ones, zeros, zeros, ones, 0, untrained, untrained)
 
-    def scales(self) -> torch.Tensor:
-        """Return s, float32, (1,) or (m,)."""
-        return (self.initial * self.factor).detach()[:, 0]
 
-
-class _Distillation:
-    """One training run: the models, the projections whose scales are trained, and the sequences."""
+class Distillation:
+    """A model with gains, the sequences that it is trained on, and what is to be predicted for them."""
 
     def __init__(
-        self, teacher: Any, student: Any, signed: dict[str, _Signed], tokens: torch.Tensor, options: DistilOptions
+        self,
+        model: Any,
+        trainables: Mapping[str, Trainable],
+        tokens: torch.Tensor,
+        wanted: torch.Tensor,
+        schedule: Schedule,
     ) -> None:
-        held_out = math.ceil(len(tokens) / _HELD_OUT)
-        self.teacher, self.student, self.options = teacher, student, options
-        self.held_out = tokens[:held_out]
-        self.trained_on = tokens[held_out:] if len(tokens) > 1 else tokens
-        self.factors = [module.factor for module in signed.values()]
+        """Put gains into a model.
 
-    def run(self, generator: torch.Generator, progress: Progress | None) -> None:
-        """Train the factors, and leave them at their best."""
-        steps = self.options.steps
-        optimizer = torch.optim.Adam(self.factors, lr=self.options.rate)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, steps)
-        first = least = self._held_out_loss()
-        best = self._copy()
-        for step, batch in zip(range(1, steps + 1), self._batches(generator), strict=False):
-            optimizer.zero_grad(set_to_none=True)
-            self._loss(batch).backward()  # type: ignore[no-untyped-call]
+        Args:
+            model: as `load_causal_model` returns it, all tensors as they are rebuilt.
+            trainables: what has gains, by the checkpoint's names. A tensor that transformers holds under another name
+                or in another form stays as it is.
+            tokens: (sequences, length), an integer dtype; a tenth of the sequences is held out.
+            wanted: see `predictions`, (sequences, length, 2, k).
+            schedule: how it is trained.
+        """
+        device = next(model.parameters()).device
+        order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(schedule.seed))
+        self._model, self._schedule, self._device = model, schedule, device
+        self._tokens, self._wanted = tokens.long()[order], wanted[order]
+        self._held_out = math.ceil(len(tokens) / _HELD_OUT)
+        self._parts: dict[str, _Gained] = {}
+        self.count = 0  # of gains
+        for name, trainable in sorted(trainables.items()):
+            own = slice(self.count, self.count + trainable.terms.count)
+            part = _Gained(trainable.terms, own, device)
+            if own.start < own.stop and _put(model, name, trainable, part):
+                self._parts[name], self.count = part, own.stop
+        self._trainables = {name: trainables[name] for name in self._parts}
+
+    def begin(self) -> State:
+        """Return the state before the first step."""
+        return State.begin(self.count, self._error(torch.ones(self.count)))
+
+    def advance(self, state: State) -> State:
+        """Return the state after the next segment of the training."""
+        steps = self._schedule.steps
+        last = next(end for end in ends_of_segments(steps) if end > state.step)
+        gains = torch.nn.Parameter(state.gains.to(self._device, copy=True))
+        optimizer = torch.optim.Adam([gains], lr=self._schedule.rate)
+        moments = {
+            name: moment.to(self._device, copy=True)
+            for name, moment in (("exp_avg", state.first), ("exp_avg_sq", state.second))
+        }
+        optimizer.state[gains] = {"step": torch.tensor(float(state.step)), **moments}
+        for step in range(state.step, last):
+            optimizer.param_groups[0]["lr"] = self._schedule.rate * (1 - (1 - _LAST_RATE) * step / steps)
+            gains.grad = self._gradient(gains, self._batch(step))
             optimizer.step()
-            schedule.step()
-            if step % math.ceil(steps / _CHECKS) == 0 or step == steps:
-                loss = self._held_out_loss()
-                if loss < least:
-                    least, best = loss, self._copy()
-            if progress:
-                progress(step, steps)
-        with torch.no_grad():
-            for factor, value in zip(self.factors, best, strict=True):
-                factor.copy_(value)
-        if least < first:
-            logger.info("Distilled %d projections: logit error %.4g → %.4g.", len(best), first, least)
-        else:
-            logger.warning(
-                "Distillation found no scales that are better than the initial ones, which are kept (logit error "
-                "%.4g). Lower the rate, or give more calibration text.",
-                first,
-            )
+            with torch.no_grad():
+                gains.clamp_(min=LEAST_GAIN)
+        found = gains.detach().cpu().clone()
+        first, second = (optimizer.state[gains][name].cpu().clone() for name in moments)
+        state = replace(state, step=last, gains=found, first=first, second=second)
+        error = self._error(found)
+        return replace(state, best=found, best_step=last, least=error) if error < state.least else state
 
-    def _copy(self) -> list[torch.Tensor]:
-        return [factor.detach().clone() for factor in self.factors]
+    def result(self, state: State) -> tuple[dict[str, torch.Tensor], float]:
+        """Return the gains that are stored, by tensor, and the error on what is held out with numbers as stored.
 
-    def _batches(self, generator: torch.Generator) -> Iterator[torch.Tensor]:
-        """Yield batches without end, every sequence once before any comes again."""
-        while True:
-            order = torch.randperm(len(self.trained_on), generator=generator)
-            yield from (self.trained_on[picked] for picked in torch.split(order, self.options.batch))
+        None are where rounding leaves no more of what they gained: what is stored is never worse than without.
+        """
+        if state.best_step == 0:
+            return {}, state.untrained
+        gains = {name: state.best[part.own] for name, part in self._parts.items()}
+        for name, part in self._parts.items():
+            part.take(self._trainables[name].stored(gains[name]))
+        error = self._error(torch.ones(self.count))
+        return (gains, error) if error < state.untrained else ({}, state.untrained)
 
-    def _loss(self, batch: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            wanted = self.teacher(input_ids=batch, use_cache=False).logits
-        return torch.nn.functional.mse_loss(self.student(input_ids=batch, use_cache=False).logits, wanted)
+    def _batch(self, step: int) -> torch.Tensor:
+        """Return which sequences a step is trained on: every one comes once before any comes again."""
+        trained_on = torch.arange(self._held_out if len(self._tokens) > 1 else 0, len(self._tokens))
+        steps = math.ceil(len(trained_on) / BATCH)
+        generator = torch.Generator().manual_seed(self._schedule.seed + 1 + step // steps)
+        order = torch.randperm(len(trained_on), generator=generator)
+        return trained_on[order[BATCH * (step % steps) :][:BATCH]]
+
+    def _gradient(self, gains: torch.Tensor, sequences: torch.Tensor) -> torch.Tensor:
+        """Return the gradient of the weighted mean divergence of these sequences, a few at a time."""
+        total = torch.zeros_like(gains)
+        for some in torch.split(sequences, batch_size(self._tokens.shape[1])):
+            (found,) = torch.autograd.grad(self._divergence(gains, some), gains)
+            total += found
+        return total / self._weight(sequences)
 
     @torch.no_grad()
-    def _held_out_loss(self) -> float:
-        """Return the mean squared difference over the sequences that are not trained on."""
-        batches = torch.split(self.held_out, self.options.batch)
-        return sum(float(self._loss(batch)) * len(batch) for batch in batches) / len(self.held_out)
+    def _error(self, gains: torch.Tensor) -> float:
+        """Return the weighted mean divergence of the sequences that are held out."""
+        gains, sequences = gains.to(self._device), torch.arange(self._held_out)
+        parts = torch.split(sequences, batch_size(self._tokens.shape[1]))
+        return sum(float(self._divergence(gains, some)) for some in parts) / self._weight(sequences)
+
+    def _divergence(self, gains: torch.Tensor, sequences: torch.Tensor) -> torch.Tensor:
+        """Return the sum of weighted divergences over the tokens of some sequences."""
+        for part in self._parts.values():
+            part.gains = gains[part.own]
+        tokens, wanted = (all_[sequences].to(self._device) for all_ in (self._tokens, self._wanted))
+        return (foreseen(wanted, tokens) * divergence(logits_of(self._model, tokens), wanted)).sum()
+
+    def _weight(self, sequences: torch.Tensor) -> float:
+        """Return the sum of the weights of some sequences' tokens."""
+        return max(float(foreseen(self._wanted[sequences], self._tokens[sequences]).sum()), _LEAST_WEIGHT)
 
 
-def _load_model(folder: Path, location: str) -> Any:
-    """Return a folder's causal language model in float32, frozen; no code from it is run."""
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging as transformers_logging
+class _Gained(torch.nn.Module):
+    """Makes a weight of a base's: adds the delta at gains, which are set from outside."""
 
-    transformers_logging.disable_progress_bar()
-    needed = "It must be a decoder-only language model that transformers knows."
-    with explained_failures(
-        f"The model in {location} cannot be loaded for calibration", lambda: needed, CalibrationError
-    ):
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-        )
-    return model.eval().requires_grad_(False)
+    gains: torch.Tensor
+
+    def __init__(self, terms: Terms, own: slice, device: torch.device) -> None:
+        super().__init__()
+        self.own, self._device = own, device
+        self.take(terms)
+
+    def take(self, terms: Terms) -> None:
+        """Use these terms from now on."""
+        self._delta = terms.held(self._device)
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight.float() + self._delta(self.gains).reshape(weight.shape)
 
 
-def _check_tokens(tokens: torch.Tensor, model: Any) -> None:
-    if tokens.dim() != 2 or not tokens.numel() or tokens.is_floating_point():
-        raise CalibrationError(
-            f"Calibration tokens are {tokens.dtype} of shape {list(tokens.shape)}; expected integers of shape "
-            "[sequences, length]."
-        )
-    known = model.get_input_embeddings().num_embeddings
-    if int(tokens.min()) < 0 or int(tokens.max()) >= known:
-        raise CalibrationError(
-            f"Calibration tokens reach from {int(tokens.min())} to {int(tokens.max())}, but the model knows 0 to "
-            f"{known - 1}. Tokenize the text with the fine-tuned model's own tokenizer."
-        )
-    longest = getattr(model.config, "max_position_embeddings", None)
-    if longest and tokens.shape[1] > longest:
-        raise CalibrationError(
-            f"Calibration sequences have {tokens.shape[1]} tokens, but the model takes {longest}. Shorten them."
-        )
+def ends_of_segments(steps: int) -> list[int]:
+    """Return after how many steps each segment of a training ends, rising."""
+    return sorted({math.ceil(steps * number / SEGMENTS) for number in range(1, SEGMENTS + 1)})
 
 
-def _sign_projections(model: Any, pairs: Pairs, coding: Coding) -> dict[str, _Signed]:
-    """Replace a model's projections by base + s·sign(ΔW), and return what makes them, by the projection's name."""
-    parameters = dict(model.named_parameters())
-    wanted = tuple(name for name, pair in pairs.items() if _is_matrix(pair))
-    signed = {}
-    for loaded in load_block(pairs, Block("projections", wanted), ({}, {})):
-        found = _parameter_of(loaded, parameters, model.base_model_prefix)
-        made = _signed(loaded, coding)
-        if found is None or made is None:
-            continue
-        assert loaded.base is not None
-        parameters[found].copy_(loaded.base)
-        path, _, attribute = found.rpartition(".")
-        made = made.to(parameters[found].device)
-        torch.nn.utils.parametrize.register_parametrization(model.get_submodule(path), attribute, made, unsafe=True)
-        signed[loaded.tensor] = made
-    return signed
-
-
-def _is_matrix(pair: Pair) -> bool:
-    return pair.role is Role.PROJECTION and pair.base is not None and not pair.is_stack
-
-
-def _parameter_of(loaded: Loaded, parameters: dict[str, torch.nn.Parameter], prefix: str) -> str | None:
-    """Return the parameter that holds a tensor of the checkpoint as it is there, with the body's prefix or without."""
-    for name in (loaded.tensor, f"{prefix}.{loaded.tensor}"):
-        found = parameters.get(name)
-        if found is not None and torch.equal(found.detach().cpu(), loaded.finetuned.float()):
-            return name
-    return None
-
-
-def _signed(loaded: Loaded, coding: Coding) -> _Signed | None:
-    """Return the signs, masked, and the scales that the method stores; None where it stores nothing."""
-    delta, method = loaded.delta(), METHODS.get(coding.method)
-    if not bool(delta.any()):
-        return None
-    codes = method.encode(Projection.of(delta, loaded.pair.name), coding)
-    m, n = delta.shape
-    ones = {**codes, "scales": torch.ones_like(codes["scales"])}
-    signs = method.decode(ones, loaded.pair.name, (m, n), coding.seed).to(torch.int8)
-    return _Signed(signs, codes["scales"]) if len(codes["scales"]) else None
+def _put(model: Any, name: str, trainable: Trainable, part: _Gained) -> bool:
+    """Let a model's weight be made of the base's; return whether it holds this tensor, and as the checkpoint does."""
+    for full in (name, f"{model.base_model_prefix}.{name}"):
+        path, _, attribute = full.rpartition(".")
+        with suppress(AttributeError):
+            module = model.get_submodule(path)
+            if torch.equal(getattr(module, attribute).cpu(), trainable.rebuilt):
+                if parametrize.is_parametrized(module, attribute):
+                    parametrize.remove_parametrizations(module, attribute, leave_parametrized=False)
+                device = getattr(module, attribute).device
+                setattr(module, attribute, torch.nn.Parameter(trainable.base.to(device), requires_grad=False))
+                parametrize.register_parametrization(module, attribute, part, unsafe=True)
+                return True
+    return False

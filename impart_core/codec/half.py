@@ -53,6 +53,20 @@ def encode_half(values: torch.Tensor, part: str, name: str) -> Codes:
     return {part: (values.cpu() * 2.0**-exponent).half(), **exponent_part(exponent)}
 
 
+def scaled_half(codes: Codes, part: str, name: str, gains: torch.Tensor) -> Codes:
+    """Return codes whose values in a part are times gains, one or one for each, in as many bytes.
+
+    Raises:
+        CorruptArtifactError: the exponent is none that is written.
+    """
+    values = decode_half(codes[part], codes, name) * gains
+    largest = float(values.abs().max()) if values.numel() else 0.0
+    exponent = max(_LOWEST, math.frexp(largest)[1] - 1 - _LARGEST) if EXPONENT in codes else 0
+    most = torch.finfo(torch.float16).max
+    found = {**codes, part: (values * 2.0**-exponent).clamp_(-most, most).half()}
+    return {**found, EXPONENT: torch.tensor([exponent], dtype=torch.int8)} if EXPONENT in codes else found
+
+
 def decode_half(values: torch.Tensor, codes: Codes, name: str) -> torch.Tensor:
     """Return the values of a part, float32, by the exponent in the same codes."""
     return values.float().mul_(2.0 ** read_exponent(codes, name))

@@ -12,6 +12,7 @@ from impart_core.checkpoint.carried import is_code
 from impart_core.checkpoint.pairing import Pairs
 from impart_core.checkpoint.spool import spooling
 from impart_core.engine.chain import quantize_layer
+from impart_core.engine.distil import distil_gains
 from impart_core.engine.executor import Executor, Pending, Progress
 from impart_core.engine.jobs import Digests, Planned, plan_jobs
 from impart_core.engine.preflight import Checked, check_compress
@@ -20,6 +21,7 @@ from impart_core.engine.references import (
     BlockJob,
     DeltaJob,
     DeltaResult,
+    DistilJob,
     FactorsResult,
     Made,
     Run,
@@ -29,7 +31,6 @@ from impart_core.engine.requests import CompressRequest
 from impart_core.engine.stages import (
     decompose_blocks,
     digest_checkpoint,
-    distil_block_scales,
     find_delta,
     gather_delta,
     read_calibration_text,
@@ -136,11 +137,13 @@ class _Parts:
 
     text: Made | None = None
     scales: Made | None = None
+    before: tuple[Made, ...] = ()  # blocks, where gains were trained since
     factors: tuple[FactorsResult, ...] = ()
     blocks: tuple[Made, ...] = ()
 
     def all(self) -> list[Made]:
-        return [part for part in (self.text, self.scales, *self.factors, *self.blocks) if part]
+        parts = [part for part in (self.text, *self.factors, *self.before, self.scales, *self.blocks) if part]
+        return list({part.id: part for part in parts}.values())
 
 
 class _Compression:
@@ -183,8 +186,8 @@ class _Compression:
                 self._require_whole(recipe.id)
         finally:
             hold.release()
-        if planned.activations:  # they are of no more use
-            clean_up(self._store, planned.activations)
+        if planned.passing:
+            clean_up(self._store, planned.passing)
         return self._compression(delta, faults, watch, ledger)
 
     def _read_text(self) -> None:
@@ -281,8 +284,6 @@ class _Blocks:
     def make(self, parts: _Parts) -> None:
         """Make all blocks, and enter what was made in the parts."""
         self._progress("compress", 0, len(self._planned.jobs), "")
-        if self._planned.distil:
-            parts.scales = self._executor.run(distil_block_scales, self._planned.distil)
         for group in range(len(self._groups)):
             self._start(group)
         groups = {id(pending): group for group, pending in self._encoding.items()}
@@ -291,6 +292,24 @@ class _Blocks:
         factors = (result for group in sorted(self._decomposing) for result in self._decomposing[group].result())
         parts.factors = tuple(result for result in factors if result)
         parts.blocks = tuple(self._made[number] for number in self._planned.order)
+        if self._planned.distil:
+            self._distil(parts, self._planned.distil)
+
+    def _distil(self, parts: _Parts, job: DistilJob) -> None:
+        """Train gains, and make the blocks again whose tensors have some; the others stay as they are."""
+        self._progress("distil", 0, 1, job.config.method)
+        parts.scales = self._executor.run(distil_gains, job)
+        self._progress("distil", 1, 1, job.config.method)
+        groups = self._planned.distilled_groups(self._at_once)
+        pending = [self._executor.submit(sparsify_blocks, group) for group in groups]
+        again = {
+            own.block.name: made
+            for group, one in zip(groups, pending, strict=True)
+            for own, made in zip(group.jobs, one.result(), strict=True)
+        }
+        names = [self._planned.jobs[number].block.name for number in self._planned.order]
+        parts.before, blocks = parts.blocks, zip(names, parts.blocks, strict=True)
+        parts.blocks = tuple(again.get(name, made) for name, made in blocks)
 
     def _start(self, group: int) -> None:
         """Decompose some groups from this one on, wait for its own factors, and start to encode it."""

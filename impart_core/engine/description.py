@@ -9,7 +9,7 @@ import uuid
 from impart_core.artifacts.block import BlockContent, QuantizedEntry, TensorEntry, block_recipe
 from impart_core.artifacts.delta import DeltaContent, delta_recipe, own_files
 from impart_core.artifacts.factors import factors_recipe
-from impart_core.blocks.coding import calibration_of, coding_of_role, is_feasible, matrices_of
+from impart_core.blocks.coding import calibration_of, coding_of_role, is_feasible, matrices_of, needs_text
 from impart_core.blocks.request import CompressConfig
 from impart_core.checkpoint.carried import stored_name
 from impart_core.checkpoint.index import Checkpoint
@@ -31,7 +31,8 @@ _WIDEST = Fidelity(1.2345e-05, -1.2345e-05)
 _KEPT_PARTS = {KEEP: ("delta", "exponent"), ROWS: ("rows", "values", "exponent"), VALUE: ("value",)}
 _ELSEWHERE = 256  # by which another machine's user, system and libraries may be longer than this one's
 _SECONDS, _PEAK_BYTES, _RATIO = 9_999_999.999, 10**14, 1e6 / 7
-_CALIBRATED_BY = {"none": (), "inputs": ("calibration", "model", "activations"), "logits": ("calibration", "scales")}
+_CALIBRATED_BY = {"none": (), "inputs": ("calibration", "model", "activations")}
+_DISTILLED_BY = ("calibration", "scales")
 
 
 def block_description_bytes(
@@ -56,7 +57,8 @@ def block_description_bytes(
         metadata_of(headers),
     )
     digests = {pair.base.name: _ID for name in block.tensors if (pair := pairs[name]).base}, dict.fromkeys(headers, _ID)
-    calibration = dict.fromkeys(_CALIBRATED_BY[calibration_of(config)], _ID)
+    by = (*_CALIBRATED_BY[calibration_of(config)], *(_DISTILLED_BY if config.distils else ()))
+    calibration = dict.fromkeys(by, _ID)
     recipe = block_recipe(pairs, block, config, digests, factors_recipe(pairs, block, config, digests), calibration)
     content = BlockContent(
         name=block.name,
@@ -77,7 +79,7 @@ def delta_own_bytes(sides: tuple[Checkpoint, Checkpoint], blocks: dict[str, int]
         config: the request.
     """
     base, finetuned = sides
-    calibration = _ID if calibration_of(config) != "none" else None
+    calibration = _ID if needs_text(config) else None
     recipe = delta_recipe(base, finetuned, config, ({}, {}), calibration)
     files = {name: finetuned.carried[name].size for name in own_files(recipe)}
     total = sum(blocks.values()) + sum(files.values())

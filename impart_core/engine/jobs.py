@@ -1,20 +1,21 @@
 """What a compression comes to as jobs: one for each block, in the order that calibration needs where there is some."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from impart_core.artifacts.activations import activations_recipe
+from impart_core.artifacts.activations import activations_recipe, predictions_recipe
 from impart_core.artifacts.block import block_recipe
 from impart_core.artifacts.factors import factors_recipe
 from impart_core.artifacts.scales import scales_recipe
 from impart_core.blocks.coding import calibration_of
+from impart_core.blocks.gains import has_gains
 from impart_core.blocks.request import CompressConfig
 from impart_core.checkpoint.digest import carried_digests
 from impart_core.checkpoint.index import CONFIG
-from impart_core.checkpoint.layout import Block, Role
+from impart_core.checkpoint.layout import Block
+from impart_core.engine.plan import distil_bytes
 from impart_core.engine.preflight import Checked
-from impart_core.engine.references import BlockJob, DistilJob, LayerJob, Run
-from impart_core.store.recipe import Recipe
+from impart_core.engine.references import BlockGroup, BlockJob, DistilJob, LayerJob, Run
 
 Digests = tuple[dict[str, str], dict[str, str]]
 # A task costs the Prefect server some 40 ms: blocks share one until they hold weights whose work takes far longer, or
@@ -31,13 +32,15 @@ class Planned:
         jobs: a job for each block.
         order: the jobs' numbers in the model's order.
         layers: of layers that are calibrated, by the job's number; each needs all jobs before it.
-        distil: what is distilled first, if anything.
+        distil: the gains that are trained once all blocks are there, if any.
+        distilled: jobs of the blocks that are made again with them.
     """
 
     jobs: tuple[BlockJob, ...]
     order: tuple[int, ...]
     layers: Mapping[int, LayerJob] = field(default_factory=dict)
     distil: DistilJob | None = None
+    distilled: tuple[BlockJob, ...] = ()
 
     def groups(self, at_once: int) -> tuple[tuple[int, ...], ...]:
         """Return the jobs' numbers, in their order, those of one task together; a layer that is calibrated is alone.
@@ -45,31 +48,46 @@ class Planned:
         Args:
             at_once: number of tasks that run at once.
         """
-        sizes = [sum(pair.finetuned.nbytes for pair in job.pairs.values()) for job in self.jobs]
-        least, most = _GROUP_BYTES
-        room = max(least, min(most, sum(sizes) // (_GROUPS_A_WORKER * at_once)))
-        groups: list[list[int]] = []
-        held = 0
-        for number, size in enumerate(sizes):
-            alone = number in self.layers or (number - 1) in self.layers
-            if not groups or alone or held + size > room:
-                groups.append([])
-                held = 0
-            groups[-1].append(number)
-            held += size
-        return tuple(map(tuple, groups))
+        return _groups(self.jobs, frozenset(self.layers), at_once)
+
+    def distilled_groups(self, at_once: int) -> tuple[BlockGroup, ...]:
+        """Return the jobs that follow training, likewise."""
+        groups = _groups(self.distilled, frozenset(), at_once)
+        return tuple(BlockGroup(tuple(self.distilled[number] for number in group)) for group in groups)
 
     @property
-    def activations(self) -> tuple[str, ...]:
-        """Ids of all activations that calibration makes."""
+    def passing(self) -> tuple[str, ...]:
+        """Ids of all that is of no more use once the delta is there: activations, predictions, states of a training."""
         last = next((layer for layer in self.layers.values() if layer.last), None)
-        return tuple(recipe.id for recipe in last.activations()) if last else ()
+        recipes = list(last.activations()) if last else []
+        if self.distil:
+            recipes += [self.distil.predictions, *self.distil.states().values()]
+        return tuple(recipe.id for recipe in recipes)
 
     @property
     def ids(self) -> tuple[str, ...]:
         """Ids of all that the jobs make or may reuse."""
-        recipes = [recipe for job in self.jobs for recipe in (job.recipe, job.factors, job.scales) if recipe]
-        return (*(recipe.id for recipe in recipes), *self.activations)
+        jobs = (*self.jobs, *self.distilled)
+        recipes = [recipe for job in jobs for recipe in (job.recipe, job.factors) if recipe]
+        recipes += [self.distil.recipe] if self.distil else []
+        return (*dict.fromkeys(recipe.id for recipe in recipes), *self.passing)
+
+
+def _groups(jobs: Sequence[BlockJob], alone_ones: frozenset[int], at_once: int) -> tuple[tuple[int, ...], ...]:
+    """Return the numbers of jobs in groups; those of `alone_ones` are in none with others."""
+    sizes = [sum(pair.finetuned.nbytes for pair in job.pairs.values()) for job in jobs]
+    least, most = _GROUP_BYTES
+    room = max(least, min(most, sum(sizes) // (_GROUPS_A_WORKER * at_once)))
+    groups: list[list[int]] = []
+    held = 0
+    for number, size in enumerate(sizes):
+        alone = number in alone_ones or (number - 1) in alone_ones
+        if not groups or alone or held + size > room:
+            groups.append([])
+            held = 0
+        groups[-1].append(number)
+        held += size
+    return tuple(map(tuple, groups))
 
 
 def plan_jobs(checked: Checked, digests: Digests, text: str | None, run: Run) -> Planned:
@@ -81,19 +99,35 @@ def plan_jobs(checked: Checked, digests: Digests, text: str | None, run: Run) ->
         text: id of the calibration text, where there is some.
         run: what all jobs share.
     """
-    maker, blocks, config = _Maker(checked, digests, run), checked.work.blocks, checked.config
-    needed = calibration_of(config)
-    if needed == "none" or text is None:
-        return Planned(tuple(maker.job(block) for block in blocks), tuple(range(len(blocks))))
-    model = carried_digests(checked.finetuned)[CONFIG]  # by which the model's code computes
-    if needed == "inputs":
-        return _in_layers(maker, text, model)
-    scales = scales_recipe(config, text, {"base": digests[0], "finetuned": digests[1]}, model)
+    config = checked.config
+    maker = _Maker(checked, digests, run, config.without_distillation if config.distils else config)
+    model = carried_digests(checked.finetuned)[CONFIG] if text else ""  # by which the model's code computes
+    if calibration_of(config) == "inputs" and text is not None:
+        planned = _in_layers(maker, text, model)
+    else:
+        blocks = checked.work.blocks
+        planned = Planned(tuple(maker.job(block) for block in blocks), tuple(range(len(blocks))))
+    return _with_distillation(planned, maker, text, model) if config.distils and text is not None else planned
+
+
+def _with_distillation(planned: Planned, maker: "_Maker", text: str, model: str) -> Planned:
+    """Return the jobs of a delta whose gains are trained once it is there."""
+    checked, config, finetuned = maker.checked, maker.checked.config, maker.digests[1]
+    before = [planned.jobs[number] for number in planned.order]
+    scales = scales_recipe(config, text, [job.recipe.id for job in before], finetuned, model)
+    predictions = predictions_recipe(text, finetuned, model)
+    again = replace(maker, config=config)
     given = {"calibration": text, "scales": scales.id}
-    return Planned(
-        jobs=tuple(maker.job(block, given, scales) if maker.is_coded(block) else maker.job(block) for block in blocks),
-        order=tuple(range(len(blocks))),
-        distil=DistilJob(run, checked.base, checked.finetuned, checked.work.pairs, scales, text, config),
+    norms = config.options.distil_norms
+    memory = distil_bytes(checked.work.pairs, checked.work.blocks, config)
+    return replace(
+        planned,
+        distil=DistilJob(maker.run, checked.base, checked.finetuned, scales, predictions, config, memory),
+        distilled=tuple(
+            replace(again.job(job.block, given), before=job.recipe.id, scales=scales.id)
+            for job in before
+            if any(has_gains(pair.role, norms=norms) for pair in job.pairs.values())
+        ),
     )
 
 
@@ -124,17 +158,11 @@ class _Maker:
     checked: Checked
     digests: Digests
     run: Run
+    config: CompressConfig
 
-    def is_coded(self, block: Block) -> bool:
-        """Whether a block has matrices that the method itself codes."""
-        return any(self.checked.work.pairs[name].role is Role.PROJECTION for name in block.tensors)
-
-    def job(
-        self, block: Block, calibration: Mapping[str, object] | None = None, scales: Recipe | None = None
-    ) -> BlockJob:
+    def job(self, block: Block, calibration: Mapping[str, object] | None = None) -> BlockJob:
         """Return the job of one block."""
-        config: CompressConfig = self.checked.config
         pairs = {name: self.checked.work.pairs[name] for name in block.tensors}
-        factors = factors_recipe(pairs, block, config, self.digests)
-        recipe = block_recipe(pairs, block, config, self.digests, factors, calibration)
-        return BlockJob(self.run, block, pairs, recipe, config, factors, scales)
+        factors = factors_recipe(pairs, block, self.config, self.digests)
+        recipe = block_recipe(pairs, block, self.config, self.digests, factors, calibration)
+        return BlockJob(self.run, block, pairs, recipe, self.config, factors)

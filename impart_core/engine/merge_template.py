@@ -8,7 +8,7 @@ from typing import Any
 from impart_core.apply.reader import require_base
 from impart_core.artifacts.delta import Delta, delta_recipe, file_bytes, foreseen_recipe
 from impart_core.base.errors import ConfigError
-from impart_core.blocks.coding import calibration_of
+from impart_core.blocks.coding import needs_text
 from impart_core.blocks.request import CompressConfig
 from impart_core.checkpoint.index import Checkpoint
 from impart_core.engine.executor import Executor, ThreadExecutor
@@ -238,7 +238,7 @@ def _require_models_of_default(template: MergeTemplate, space: Space) -> None:
 
 
 def _require_uncalibrated(config: CompressConfig) -> None:
-    if calibration_of(config) != "none":
+    if needs_text(config):
         raise ConfigError(
             f"{config.method} is calibrated, and a search of merges has no calibration text. Compress the model first, "
             "and merge the delta by its name."

@@ -33,8 +33,8 @@ def layer_need(job: LayerJob) -> Need:
 
 
 def distil_need(job: DistilJob) -> Need:
-    """Return what distilling takes: both models, at the least."""
-    return Need(device=True, memory=job.base.nbytes + job.finetuned.nbytes)
+    """Return what training gains takes."""
+    return Need(device=True, memory=job.memory)
 
 
 def evaluation_need(job: EvaluationJob) -> Need:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from impart_core.base.errors import ConfigError
 from impart_core.base.numerics import resolve_device
-from impart_core.blocks.coding import calibration_of
+from impart_core.blocks.coding import calibration_of, needs_text
 from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.architecture import check_calibratable
 from impart_core.calibrate.model import decoder_layers
@@ -87,15 +87,16 @@ def _check_calibration(request: CompressRequest, finetuned: Checkpoint) -> tuple
         The blocks that are calibrated one after the other.
     """
     needed, method = calibration_of(request.config), request.config.method
-    if needed == "none":
+    if not needs_text(request.config):
         if request.calibration:
             raise ConfigError(f"Calibration text has no effect on method {method!r} with these settings. Leave it out.")
         return ()
     if request.calibration is None:
+        whose = "" if needed == "inputs" else " with distil=true"
         raise ConfigError(
-            f"Method {method!r} needs calibration text. Give some (calibration=…, on the command line "
+            f"Method {method!r}{whose} needs calibration text. Give some (calibration=…, on the command line "
             "--calibration): a text or JSONL file, hub:org/dataset, or tinyzoo:math|code|chat."
         )
     check_calibratable(finetuned)
     check_text(request.calibration, finetuned)
-    return () if needed == "logits" else tuple(decoder_layers(finetuned))  # refuses what does not run layer by layer
+    return () if needed == "none" else tuple(decoder_layers(finetuned))  # refuses what does not run layer by layer

@@ -7,6 +7,7 @@ from typing import Any, Self
 from pydantic import Field, computed_field
 
 from impart_core.artifacts.activations import activations_recipe
+from impart_core.artifacts.scales import state_recipes
 from impart_core.base.settings import Frozen
 from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.text import CalibrationText
@@ -65,7 +66,8 @@ class BlockJob:
         recipe: what makes it; holds the digests of its tensors.
         config: the request.
         factors: what makes its factors, where the request uses some.
-        scales: what makes the scales that it takes, where these are distilled.
+        before: id of the block without the gains that were trained, where there are some.
+        scales: id of these gains.
     """
 
     run: Run
@@ -74,7 +76,8 @@ class BlockJob:
     recipe: Recipe
     config: CompressConfig
     factors: Recipe | None = None
-    scales: Recipe | None = None
+    before: str | None = None
+    scales: str | None = None
 
     def digests(self) -> tuple[dict[str, str], dict[str, str]]:
         """Return the digests of the block's tensors in the base and in the fine-tuned checkpoint."""
@@ -140,15 +143,29 @@ class LayerJob:
 
 @dataclass(frozen=True)
 class DistilJob:
-    """Scales to distil: of which delta, with which text, what makes them."""
+    """Gains to train.
+
+    Attributes:
+        run: the run.
+        base: the base checkpoint.
+        finetuned: the fine-tuned checkpoint.
+        recipe: what makes the gains; holds the ids of the delta's blocks before, and of the text.
+        predictions: what makes the fine-tuned model's predictions for the text.
+        config: the request.
+        memory: bytes that it takes, at most.
+    """
 
     run: Run
     base: Checkpoint
     finetuned: Checkpoint
-    pairs: Mapping[str, Pair]
     recipe: Recipe
-    calibration: str
+    predictions: Recipe
     config: CompressConfig
+    memory: int
+
+    def states(self) -> dict[int, Recipe]:
+        """Return what makes the states of the training by steps done, rising."""
+        return state_recipes(self.recipe, self.config.options.distil_steps)
 
 
 @dataclass(frozen=True)

@@ -14,24 +14,23 @@ from impart_core.artifacts.calibration_text import (
 )
 from impart_core.artifacts.delta import Delta, examine_delta, publish_delta
 from impart_core.artifacts.factors import FactorsContent, publish_factors, stored_factors
-from impart_core.artifacts.scales import ScalesContent, publish_scales, read_scales
-from impart_core.base.numerics import release_memory, resolve_device, return_large_memory_at_once
+from impart_core.artifacts.scales import read_scales
+from impart_core.base.numerics import one_thread_per_kernel, release_memory, resolve_device, return_large_memory_at_once
 from impart_core.base.retry import GPU, NETWORK, patiently
 from impart_core.blocks.decompose import decompose_block
 from impart_core.blocks.encode import Encoder
-from impart_core.calibrate.distil import DistilOptions, distil_scales
+from impart_core.blocks.gains import with_gains
 from impart_core.calibrate.text import PUBLISHED, read_tokens, require_in_vocabulary
 from impart_core.checkpoint.digest import tensor_digests
 from impart_core.checkpoint.index import Checkpoint
-from impart_core.codec.format import EncodedTensor
+from impart_core.codec.format import CODES_FILE, BlockFile, EncodedTensor
 from impart_core.engine.executor import stage
-from impart_core.engine.needs import distil_need, group_need
+from impart_core.engine.needs import group_need
 from impart_core.engine.references import (
     BlockGroup,
     BlockJob,
     DeltaJob,
     DeltaResult,
-    DistilJob,
     FactorsResult,
     Made,
     TextJob,
@@ -70,32 +69,6 @@ def read_calibration_text(job: TextJob) -> Made:
 
     reuse = Reuse(reread=True, imported=job.run.trust.imported)  # a file of kilobytes
     outcome = made_or_found(store, recipe.id, make, kind=CalibrationContent, reuse=reuse)
-    return Made.of(outcome, watch)
-
-
-@stage("distil scales", "distil the scales of {job.config.method}", GPU, distil_need)
-def distil_block_scales(job: DistilJob) -> Made:
-    """Tune the scales of a delta's matrices against the fine-tuned model's logits, unless the store holds them."""
-    watch, store = job.run.watch(), job.run.open_store()
-
-    def make() -> Manifest:
-        scales = distil_scales(
-            job.base,
-            job.finetuned,
-            job.pairs,
-            job.config,
-            read_calibration(store, job.calibration),
-            options=DistilOptions(),
-            device=resolve_device(job.run.device),
-        )
-        manifest = patiently(
-            "publish the scales", lambda: publish_scales(store, job.recipe, scales, job.calibration, watch)
-        )
-        release_memory()
-        return manifest
-
-    reuse = job.run.trust.reuse("sparsify", reread=True)
-    outcome = made_or_found(store, job.recipe.id, make, kind=ScalesContent, reuse=reuse)
     return Made.of(outcome, watch)
 
 
@@ -148,14 +121,23 @@ def _sparsify_block(job: BlockJob, read_again: bool) -> Made:
     watch, store = job.run.watch(), job.run.open_store()
 
     def make() -> Manifest:
-        scales = read_scales(store, job.scales.id) if job.scales else {}
+        if job.before and job.scales:
+            tensors = _with_gains(store, job.before, job.scales)
+            return publish_tensors(job, store, tensors, watch, kept_factors=False, read_again=read_again)
         device = resolve_device(job.run.device)
         factors = job.factors.id if job.factors else None
         with stored_factors(store, factors, imported=job.run.trust.imported) as stored:
-            tensors = Encoder(job.config, stored, scales, device, job.digests()).block(job.pairs, job.block)
+            tensors = Encoder(job.config, stored, device, job.digests()).block(job.pairs, job.block)
         return publish_tensors(job, store, tensors, watch, kept_factors=stored is not None, read_again=read_again)
 
     return block_made_or_found(job, store, make, watch)
+
+
+def _with_gains(store: Store, before: str, scales: str) -> dict[str, EncodedTensor]:
+    """Return the tensors of a published block at gains that were trained."""
+    gains = read_scales(store, scales)
+    with store.local_file(store.manifest(before), CODES_FILE, verified=True) as path, one_thread_per_kernel():
+        return with_gains(BlockFile(path), gains)
 
 
 def publish_tensors(

@@ -9,7 +9,7 @@ from impart_core.artifacts.calibration_text import calibration_recipe
 from impart_core.artifacts.delta import delta_recipe, file_bytes
 from impart_core.base.errors import ConfigError
 from impart_core.base.retry import patiently
-from impart_core.blocks.coding import calibration_of
+from impart_core.blocks.coding import needs_text
 from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.text import PUBLISHED, CalibrationText, check_text, read_tokens
 from impart_core.checkpoint.digest import carried_digests, checkpoint_id
@@ -70,7 +70,7 @@ class CompressTemplate:
     def inputs(self, filled: Mapping[str, Any]) -> dict[str, object]:
         """Return the delta's id."""
         config = _config(filled)
-        words = self.words if calibration_of(config) != "none" else None
+        words = self.words if needs_text(config) else None
         return {"delta": delta_recipe(self.base, self.finetuned, config, self.digests, words).id}
 
     def bytes_of(self, filled: Mapping[str, Any], made: Sequence[str], store: Store) -> int | None:  # noqa: ARG002
@@ -103,7 +103,7 @@ class CompressTemplate:
             device=run.device,
             trust=run.trust,
             workers=1,
-            calibration=text if calibration_of(config) != "none" else None,
+            calibration=text if needs_text(config) else None,
         )
 
 

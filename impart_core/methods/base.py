@@ -15,11 +15,10 @@ from impart_core.base.settings import Accounting, Frozen, MethodOptions, nearest
 from impart_core.codec.parts import Codes, require_proportion
 from impart_core.delta.factors import Factors
 from impart_core.delta.svd import decompose
+from impart_core.methods.terms import Terms
 from impart_core.quantization.curvature import Inputs
 
-# What a method is told of the model's activations: nothing, the inputs of each matrix, or the scales that make the
-# whole model's logits those of the fine-tune.
-Calibration = Literal["none", "inputs", "logits"]
+Calibration = Literal["none", "inputs"]  # what a method is told of the model's activations: the inputs of each matrix
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,6 @@ class Projection:
         delta: gives the delta, float32, (m, n).
         factors: gives the leading singular triplets, as many as `Method.needed_rank` says or more.
         inputs: what calibration says of its inputs; None where nothing is known of them.
-        scales: scales found by distillation; None where there was none.
         overhead: bytes that its block's file takes on its account besides the codes, where the method's budget is to
             cover them.
     """
@@ -42,7 +40,6 @@ class Projection:
     delta: Callable[[], torch.Tensor]
     factors: Callable[[], Factors]
     inputs: Inputs | None = None
-    scales: torch.Tensor | None = None
     overhead: int = 0
 
     @classmethod
@@ -111,6 +108,21 @@ class Method(ABC):
         require_proportion(codes, name, math.prod(shape))
         self.decode_codes(codes, name, shape, seed)
 
+    def terms(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> Terms:
+        """Return the reconstructed delta as a function of gains; arguments and errors as for `decode`."""
+        return Terms(self.decode(codes, name, shape, seed))
+
+    @abstractmethod
+    def scaled(self, codes: Codes, name: str, shape: tuple[int, int], gains: torch.Tensor) -> Codes:
+        """Return codes of the delta at gains: of as many bytes, what is stored of each number rounded once.
+
+        Args:
+            codes: what `encode` returned, by part.
+            name: the projection's name.
+            shape: (m, n).
+            gains: more than 0, float32, as many as `terms` has, (count,).
+        """
+
     @abstractmethod
     def encode_projection(self, projection: Projection, coding: "Coding") -> Codes:
         """Encode; see `encode`."""
@@ -164,6 +176,16 @@ class FactorMethod(Method):
         self, codes: Codes, name: str, shape: tuple[int, int], seed: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the factors, (K, m) and (K, n), float32, the delta being Σ_k u_k v_kᵀ; see `Method.decode`."""
+
+    def terms(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> Terms:
+        """Return Σ_k g_k u_k v_kᵀ; see `Method`."""
+        u, v = self.decode_factors(codes, name, shape, seed)
+        return Terms(v, u)
+
+    def scaled(self, codes: Codes, name: str, shape: tuple[int, int], gains: torch.Tensor) -> Codes:  # noqa: ARG002
+        """Return codes with singular values times gains; see `Method`."""
+        sigma = codes["sigma"]
+        return {**codes, "sigma": (sigma.float() * gains).to(sigma.dtype)}
 
     def decode_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:
         """Return Σ_k u_k v_kᵀ; see `Method.decode`."""

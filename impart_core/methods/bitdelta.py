@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 
 from impart_core.base.errors import CorruptArtifactError
-from impart_core.base.settings import Accounting, MethodOptions
+from impart_core.base.settings import DISTIL, Accounting, MethodOptions
 from impart_core.codec.bitpack import UInt8Array, packed_bytes
 from impart_core.codec.mask import (
     LEVELS,
@@ -28,7 +28,8 @@ from impart_core.codec.mask import (
 )
 from impart_core.codec.parts import Codes, read_part, require_proportion
 from impart_core.delta.budget import budget_bytes
-from impart_core.methods.base import METHODS, Calibration, Coding, Method, Projection
+from impart_core.methods.base import METHODS, Coding, Method, Projection
+from impart_core.methods.terms import Terms
 from impart_core.quantization.bitdelta import SCALE_BYTES, SignCodes, decode_signs, encode_signs, sign_bytes
 
 _CODE_BYTES = 2  # the keep-probability code
@@ -40,10 +41,7 @@ class BitDeltaOptions(MethodOptions):
     """BitDelta's settings."""
 
     per_row: bool = Field(default=False, description="whether each row of a matrix has a scale of its own")
-    distil: bool = Field(
-        default=False,
-        description="whether scales are tuned until the model's logits are those of the fine-tuned one",
-    )
+    distil: bool = DISTIL  # in recipes also where it is false, as ever
 
     def more_room(self, accounting: Accounting) -> str | None:
         """Scales of rows take the room of signs, where they count; see `MethodOptions.more_room`."""
@@ -86,16 +84,11 @@ class BitDelta(Method):
             return everything
         return _CODE_BYTES + sign_bytes(most_kept(m * n, _nearest_code(coding.cr)), scales)
 
-    def calibration(self, coding: Coding) -> Calibration:
-        """Return that scales are told where they are to be distilled, and else nothing."""
-        return "logits" if _options(coding).distil else "none"
-
     def encode_projection(self, projection: Projection, coding: Coding) -> Codes:
-        """Return the codes of a delta; see `Method.encode`. Scales that distillation found are stored as given.
+        """Return the codes of a delta; see `Method.encode`.
 
         Raises:
             TensorValueError: the delta holds NaN or infinity.
-            ValueError: the projection's scales are not of the shape that is stored.
         """
         m, n = projection.shape
         key = mask_key(coding.seed, projection.name, "delta")
@@ -106,10 +99,6 @@ class BitDelta(Method):
         mask = _mask(key, (m, n), keep)
         found = encode_signs(projection.delta(), projection.name, _options(coding).per_row, mask, coin)
         scales = found.scales / float(keep_probability(keep).prod())  # of no code: 1
-        if projection.scales is not None:
-            if projection.scales.shape != scales.shape:
-                raise ValueError(f"{len(projection.scales)} scales for {projection.name!r} instead of {len(scales)}")
-            scales = projection.scales.detach().cpu().float()
         return _codes(scales, found.signs, keep)
 
     def decode_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:
@@ -120,6 +109,14 @@ class BitDelta(Method):
         mask = _mask(mask_key(seed, name, "delta"), shape, keep)
         _require_number(stored, name, math.prod(shape) if mask is None else int(mask.count_nonzero()))
         return decode_signs(stored, shape, mask)
+
+    def terms(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> Terms:
+        """Return the decoded delta with a gain for each scale; see `Method`."""
+        return Terms(self.decode(codes, name, shape, seed), per_row=len(codes["scales"]) > 1)
+
+    def scaled(self, codes: Codes, name: str, shape: tuple[int, int], gains: torch.Tensor) -> Codes:  # noqa: ARG002
+        """Return codes with scales times gains; see `Method`."""
+        return {**codes, "scales": codes["scales"] * gains}
 
     def check_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> None:
         """Check that there are as many signs as the mask keeps, which is not made as a whole; see `Method`."""

@@ -11,7 +11,7 @@ import torch
 
 from impart_core.base.errors import CorruptArtifactError
 from impart_core.base.settings import MethodOptions
-from impart_core.codec.half import EXPONENT_BYTES, decode_half, encode_half, read_exponent
+from impart_core.codec.half import EXPONENT_BYTES, decode_half, encode_half, read_exponent, scaled_half
 from impart_core.codec.mask import (
     LEVELS,
     UInt16Array,
@@ -88,6 +88,10 @@ class Dare(Method):
         if found != len(values):
             raise _other_number(name, len(values), f"{found:,}")
         return delta
+
+    def scaled(self, codes: Codes, name: str, shape: tuple[int, int], gains: torch.Tensor) -> Codes:  # noqa: ARG002
+        """Return codes with values times the gain of all; see `Method`."""
+        return scaled_half(codes, "values", name, gains)
 
     def check_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> None:
         """Check that there are as many values as the mask keeps, which is not made as a whole; see `Method`."""

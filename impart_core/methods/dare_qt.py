@@ -97,6 +97,11 @@ class DareQt(Method):
         (values,) = unpack_matrices(codes, name, [_mask(seed, name, *shape, keep)])
         return values.mul_(2.0 ** read_exponent(codes, name)) / float(keep_probability(keep).prod())  # of none: 1
 
+    def scaled(self, codes: Codes, name: str, shape: tuple[int, int], gains: torch.Tensor) -> Codes:  # noqa: ARG002
+        """Return codes with the scale of each group times the gain of all; see `Method`."""
+        most = torch.finfo(torch.float16).max
+        return {**codes, "scales": (codes["scales"].float() * gains).clamp_(-most, most).half()}
+
     def check_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> None:
         """Check that the streams hold what the mask keeps, which is not made as a whole; see `Method`."""
         require_proportion(codes, name, math.prod(shape))

@@ -12,6 +12,7 @@ from impart_core.base.settings import MethodOptions
 from impart_core.codec.parts import Codes
 from impart_core.delta.budget import budget_bytes
 from impart_core.methods.base import METHODS, Coding, Method, Projection
+from impart_core.methods.terms import Terms
 from impart_core.quantization.directions import Directions, Filling, Shares
 from impart_core.quantization.ecsq import (
     NOTHING,
@@ -95,6 +96,16 @@ class Ecsq(Method):
         """Return Σ_k s_k û_k v̂_kᵀ, or the entries themselves; see `Method.decode`."""
         stored = read_stored(codes, name, shape)
         return torch.zeros(shape) if stored is None else stored.delta(name)
+
+    def terms(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> Terms:  # noqa: ARG002
+        """Return Σ_k g_k s_k û_k v̂_kᵀ, or the entries times one gain; see `Method`."""
+        stored = read_stored(codes, name, shape)
+        return Terms(torch.zeros(shape)) if stored is None else Terms(*stored.factors(name))
+
+    def scaled(self, codes: Codes, name: str, shape: tuple[int, int], gains: torch.Tensor) -> Codes:
+        """Return codes with scales times gains, each a step of 2^(1/16) at the nearest; see `Method`."""
+        stored = read_stored(codes, name, shape)
+        return codes if stored is None else stored.scaled(gains.double().numpy(), name).packed()
 
     def check_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> None:  # noqa: ARG002
         """Check that the stream is of its tables, a little of it at a time; see `Method`."""

@@ -10,7 +10,7 @@ import torch
 
 from impart_core.base.settings import MethodOptions
 from impart_core.codec.bitpack import packed_bytes
-from impart_core.codec.half import EXPONENT_BYTES, decode_half, encode_half, read_exponent
+from impart_core.codec.half import EXPONENT_BYTES, decode_half, encode_half, read_exponent, scaled_half
 from impart_core.codec.mask import BoolArray, UInt32Array
 from impart_core.codec.parts import Codes, read_part, require_proportion
 from impart_core.codec.positions import (
@@ -140,6 +140,10 @@ class Magnitude(Method):
         delta = torch.zeros(math.prod(shape))
         delta[torch.from_numpy(positions)] = decode_half(values, codes, name)
         return delta.reshape(shape)
+
+    def scaled(self, codes: Codes, name: str, shape: tuple[int, int], gains: torch.Tensor) -> Codes:  # noqa: ARG002
+        """Return codes with values times the gain of all; see `Method`."""
+        return scaled_half(codes, "values", name, gains)
 
     def check_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> None:  # noqa: ARG002
         """Check that there is a position for each value; the delta is not made. See `Method`."""

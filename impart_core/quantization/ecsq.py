@@ -8,7 +8,7 @@ gain of the pair, is in its scale.
 import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -91,7 +91,12 @@ class Stored:
         return as_codes(number(2 * len(self.tables) + self.kind) + _check(self.shape, rest) + rest)
 
     def delta(self, name: str) -> torch.Tensor:
-        """Return the matrix, float32, (m, n).
+        """Return the matrix, float32, (m, n); errors as in `factors`."""
+        right, left = self.factors(name)
+        return right if left is None else left.T @ right
+
+    def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return v̂, (K, n), and s·û, (K, m); or the matrix, (m, n), and None where entries are stored; float32.
 
         Raises:
             CorruptArtifactError: the stream is not of the tables.
@@ -103,9 +108,14 @@ class Stored:
             at += len(some)
         scales = torch.from_numpy(self.values())
         if self.kind == ENTRIES:
-            return torch.from_numpy(symbols).reshape(self.shape).mul_(scales)
+            return torch.from_numpy(symbols).reshape(self.shape).mul_(scales), None
         pairs = torch.from_numpy(symbols).reshape(len(scales), sum(self.shape))
-        return (pairs[:, : self.shape[0]] * scales[:, None]).T @ pairs[:, self.shape[0] :]
+        return pairs[:, self.shape[0] :], pairs[:, : self.shape[0]] * scales[:, None]
+
+    def scaled(self, gains: FloatArray, name: str) -> "Stored":
+        """Return the same with scales times gains, (K,), more than 0; errors as in `of`."""
+        exponent, codes = _scale_codes(self.values().astype(np.float64) * gains, name)
+        return replace(self, exponent=exponent, scales=codes)
 
     def values(self) -> Float32Array:
         """Return the scales themselves, exact, (K,)."""

@@ -15,7 +15,7 @@ from impart_core.base.errors import ConfigError, unknown_name
 from impart_core.base.settings import Frozen
 from impart_core.base.spread import Spread
 from impart_core.base.yaml_text import read_settings_file
-from impart_core.blocks.coding import calibration_of
+from impart_core.blocks.coding import needs_text
 from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.text import CalibrationText
 from impart_core.store.retention import Rules
@@ -41,7 +41,7 @@ class Step(CompressConfig):
 
     @model_validator(mode="after")
     def _has_its_text(self) -> Self:
-        needed = calibration_of(self.config) != "none"
+        needed = needs_text(self.config)
         if needed and self.calibration is None:
             raise ConfigError(f"The method {self.method!r} needs calibration text: calibration: {{source: …}}.")
         if self.calibration is not None and not needed:

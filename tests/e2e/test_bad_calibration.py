@@ -26,7 +26,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "no text for another method": ("compress {zoo} --method dare-qt --cr 64", ["Method 'dare-qt' needs calibration"]),
     "no text to distil with": (
         "compress {zoo} --method bitdelta --cr 64 --option distil=true",
-        ["Method 'bitdelta' needs calibration text"],
+        ["Method 'bitdelta' with distil=true needs calibration text"],
     ),
     "text without effect": (
         f"compress {{zoo}} --method impart --cr 16 {TEXT}",

@@ -146,7 +146,10 @@ def test_export_and_import_carry_the_text_with_the_factors(copy: Path, tmp_path:
 
 Stages = dict[str, int]
 ALL = {"compress": 1, "calibration": 1, "block": LAYERS + 1, "delta": 1}
-OBSERVED = {"impart-qt": {**ALL, "factors": LAYERS}, "bitdelta distilled": {**ALL, "scales": 1}}
+OBSERVED = {
+    "impart-qt": {**ALL, "factors": LAYERS},
+    "bitdelta distilled": {**ALL, "block": 2 * LAYERS + 1, "scales": 1},
+}
 
 
 @pytest.mark.parametrize("method", OBSERVED)

@@ -165,7 +165,7 @@ def test_methods_are_listed_with_all_that_can_be_set() -> None:
         for key, option in options.items():
             assert f"{key}={json.dumps(option['default'])}" in one
             assert option["description"] in one
-    assert "no options" in printed("methods", "lowrank")
+    assert "no options" in printed("methods", "lossless")
     code, _, err = impart("methods", "impat")
     assert code == 2
     assert "Did you mean 'impart'?" in err

@@ -11,7 +11,7 @@ from impart_core.artifacts import activations
 from impart_core.artifacts.activations import Spill
 from impart_core.blocks.encode import Encoder
 from impart_core.calibrate.model import CausalModel
-from impart_core.engine import chain, stages
+from impart_core.engine import chain, distil
 from impart_core.storage.folder import FolderObjects
 from impart_core.storage.s3 import RemoteObjects, S3Objects
 from tests.faults.warm import impart
@@ -111,6 +111,6 @@ HOOKS: dict[str, Callable[[], None]] = {
     "with what layer 1 gives in scratch": lambda: before(Spill, "publish", gives_layer_1, die),
     "with half of what layer 1 gives uploaded": lambda: die_when_uploading(half=True),
     "with what layer 1 gives uploaded but not its manifest": lambda: die_when_uploading(half=False),
-    "distilled": lambda: before(stages, "release_memory", lambda: True, die),
+    "distilled": lambda: before(distil, "release_memory", lambda: True, die),
     "wait in layer 1": wait_in_layer_1,
 }

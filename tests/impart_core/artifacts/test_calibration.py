@@ -16,8 +16,17 @@ from impart_core.artifacts.calibration_text import (
     publish_calibration,
     read_calibration,
 )
-from impart_core.artifacts.scales import ScalesContent, publish_scales, read_scales, scales_recipe
+from impart_core.artifacts.scales import (
+    ScalesContent,
+    publish_scales,
+    publish_state,
+    read_scales,
+    read_state,
+    scales_recipe,
+    state_recipes,
+)
 from impart_core.base.errors import ArtifactNotFoundError, CorruptArtifactError
+from impart_core.calibrate.distil import State
 from impart_core.calibrate.layer import batch_size
 from impart_core.store.manifest import Manifest
 from impart_core.store.pins import pin, pinned_ids
@@ -27,8 +36,9 @@ from impart_core.store.sweep import discard
 from tests.impart_core.pipeline import config_of, flip
 
 TOKENS = torch.arange(12, dtype=torch.int32).reshape(3, 4)
-SCALES = {"b.weight": torch.tensor([0.5, -1e-30]), "a.weight": torch.tensor([3.0])}
+SCALES = {"b.weight": torch.tensor([0.5, 1e-30]), "a.weight": torch.tensor([3.0])}
 DISTIL = config_of(16, method="bitdelta", options={"distil": True})
+STATE = State(7, *(torch.arange(3) + number / 3 for number in range(4)), best_step=5, untrained=0.1, least=1 / 3)
 
 
 def put_tokens(store: Store, tokens: torch.Tensor = TOKENS) -> Manifest:
@@ -37,8 +47,8 @@ def put_tokens(store: Store, tokens: torch.Tensor = TOKENS) -> Manifest:
 
 def put_scales(store: Store) -> Manifest:
     text = put_tokens(store)
-    recipe = scales_recipe(DISTIL, text.id, {"base": {}, "finetuned": {}}, "m")
-    return publish_scales(store, recipe, SCALES, text.id, Stopwatch())
+    recipe = scales_recipe(DISTIL, text.id, ["aa"], {}, "m")
+    return publish_scales(store, recipe, SCALES, STATE, 0.25, Stopwatch())
 
 
 def put_activations(store: Store, folder: Path, count: int = 3, after: str = "aa", **trust: bool) -> Manifest:
@@ -78,8 +88,22 @@ def test_scales_come_back_bit_by_bit_and_name_their_text(store: Store) -> None:
     found = read_scales(store, made.id)
     assert found.keys() == SCALES.keys()
     assert all(torch.equal(found[name], SCALES[name]) for name in SCALES)
-    assert made.content == ScalesContent(matrices=2)
+    assert made.content == ScalesContent(matrices=2, steps=7, untrained=0.1, trained=0.25)
     assert made.parents == (put_tokens(store).id,)
+
+
+def test_a_training_comes_back_bit_by_bit(store: Store) -> None:
+    recipe = scales_recipe(DISTIL, "cc", [], {}, "m")
+    recipes = state_recipes(recipe, 200)
+    assert list(recipes) == list(range(20, 200, 20))
+    assert len({recipe.id, *(one.id for one in recipes.values())}) == 10
+    assert list(state_recipes(recipe, 3)) == [1, 2]
+    made = publish_state(store, recipes[20], STATE, Stopwatch())
+    found = read_state(store, made.id)
+    assert made.parents == ()
+    for name, value in vars(STATE).items():
+        same = torch.equal(value, getattr(found, name)) if isinstance(value, torch.Tensor) else None
+        assert getattr(found, name) == value if same is None else same
 
 
 @pytest.mark.parametrize("count", [1, 12])
@@ -128,23 +152,15 @@ def test_activations_depend_on_text_blocks_and_model(what: str) -> None:
     assert activations_recipe(**usual).id != activations_recipe(**{**usual, **OTHERS[what]}).id
 
 
-def test_scales_depend_on_text_models_and_the_settings_that_code_projections_alone() -> None:
-    digests = {"base": {"w": "1"}, "finetuned": {"w": "2"}}
-    usual = scales_recipe(DISTIL, "cc", digests, "m").id
-    per_row = config_of(16, method="bitdelta", options={"distil": True, "per_row": True})
-    higher = config_of(17, method="bitdelta", options={"distil": True})
-    others = {
-        scales_recipe(DISTIL, "dd", digests, "m").id,
-        scales_recipe(DISTIL, "cc", digests, "n").id,
-        scales_recipe(DISTIL, "cc", {**digests, "base": {"w": "3"}}, "m").id,
-        scales_recipe(DISTIL, "cc", {"base": digests["finetuned"], "finetuned": digests["base"]}, "m").id,
-        scales_recipe(per_row, "cc", digests, "m").id,
-        scales_recipe(higher, "cc", digests, "m").id,
-        scales_recipe(DISTIL.model_copy(update={"seed": 1}), "cc", digests, "m").id,
-    }
-    assert len(others - {usual}) == 7
-    elsewhere = config_of(16, method="bitdelta", options={"distil": True}, embeddings="lowrank", embeddings_cr=8.0)
-    assert scales_recipe(elsewhere, "cc", digests, "m").id == usual
+def test_gains_depend_on_text_blocks_and_model_and_on_how_they_are_trained() -> None:
+    usual: dict[str, Any] = {"calibration": "cc", "blocks": ["aa"], "finetuned": {"w": "2"}, "model": "m"}
+    other: dict[str, Any] = {"calibration": "dd", "blocks": ["bb"], "finetuned": {"w": "3"}, "model": "n"}
+    trained = [{"distil_steps": 7}, {"distil_rate": 0.5}, {"distil_norms": True}]
+    configs = [config_of(16, method="bitdelta", options={"distil": True, **each}) for each in trained]
+    configs.append(DISTIL.model_copy(update={"seed": 1}))
+    found = {scales_recipe(DISTIL, **usual).id, *(scales_recipe(config, **usual).id for config in configs)}
+    found |= {scales_recipe(DISTIL, **{**usual, name: other[name]}).id for name in usual}
+    assert len(found) == 1 + len(configs) + len(usual)
 
 
 @pytest.mark.parametrize("position", [0, 8, -1])

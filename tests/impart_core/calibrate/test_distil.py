@@ -1,123 +1,48 @@
-"""Distilled scales bring the logits closer to the fine-tune's, whatever the checkpoint's architecture names things."""
+"""Gains are trained until a model predicts what it should, and kept only where held-out text says so."""
 
-import logging
-from collections.abc import Callable
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from impart_core import tinyzoo
-from impart_core.base.errors import CalibrationError, ConfigError
-from impart_core.blocks.request import CompressConfig
-from impart_core.calibrate.distil import DistilOptions, distil_scales
+from impart_core.base.errors import CalibrationError
+from impart_core.calibrate import logits
+from impart_core.calibrate.distil import Distillation, Schedule, State, Trainable, ends_of_segments
+from impart_core.calibrate.logits import check_tokens, divergence, load_causal_model, predictions
 from impart_core.checkpoint.index import open_checkpoint
-from impart_core.checkpoint.pairing import pair_tensors
 from impart_core.checkpoint.reader import read_tensor
-from impart_core.delta.extract import extract_delta
-from impart_core.methods import METHODS
-from impart_core.methods.base import Projection
-from impart_core.tinyzoo.tokenizer import PAD, vocabulary
-from impart_core.tinyzoo.training import task_batches
-from tests.impart_core.pipeline import config_of
+from impart_core.methods.terms import Terms
 from tests.pretend_device import PRETEND
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 LENGTH, VOCABULARY = 24, 40
-Scales = dict[str, torch.Tensor]
-
-
-def bitdelta(cr: float = 16, seed: int = 0, **options: bool) -> CompressConfig:
-    return config_of(cr, method="bitdelta", seed=seed, options={"distil": True, **options})
-
-
-def distil(
-    folders: tuple[Path, Path],
-    config: CompressConfig,
-    tokens: torch.Tensor,
-    progress: Callable[[int, int], None] | None = None,
-    device: str | torch.device = "cpu",
-    **options: Any,
-) -> Scales:
-    base, finetuned = map(open_checkpoint, folders)
-    return distil_scales(
-        base,
-        finetuned,
-        pair_tensors(base, finetuned),
-        config,
-        tokens,
-        options=DistilOptions(**{"steps": 4, "rate": 0.1, **options}),
-        device=torch.device(device),
-        progress=progress,
-    )
-
-
-def encoded(folders: tuple[Path, Path], config: CompressConfig, scales: Scales) -> dict[str, torch.Tensor]:
-    """Return each matrix's delta as the method stores and decodes it, with these scales where there are any."""
-    base, finetuned = map(open_checkpoint, folders)
-    method, deltas = METHODS.get("bitdelta"), {}
-    for name, pair in pair_tensors(base, finetuned).items():
-        if pair.role == "projection" and pair.base:
-            delta = extract_delta(read_tensor(pair.base), read_tensor(pair.finetuned), name)
-            m, n = delta.shape
-            projection = Projection(name, (m, n), lambda delta=delta: delta, lambda: None, scales=scales.get(name))
-            deltas[name] = method.decode(method.encode(projection, config), name, (m, n), config.seed)
-    return deltas
-
-
-def load(folder: Path) -> Any:
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-
-
-@torch.no_grad()
-def logit_error(folders: tuple[Path, Path], config: CompressConfig, tokens: torch.Tensor, scales: Scales) -> float:
-    """Return the mean squared difference of logits between the fine-tune and base + what is decoded."""
-    base, compressed = open_checkpoint(folders[0]), load(folders[1])
-    wanted = compressed(input_ids=tokens).logits
-    prefix = f"{compressed.base_model_prefix}."
-    parameters = {name.removeprefix(prefix): value for name, value in compressed.named_parameters()}
-    for name, delta in encoded(folders, config, scales).items():
-        parameters[name.removeprefix(prefix)].copy_(read_tensor(base.tensors[name]).float() + delta)
-    return float(torch.nn.functional.mse_loss(compressed(input_ids=tokens).logits, wanted))
+CPU = torch.device("cpu")
+Q, DOWN = "model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.down_proj.weight"
+WANTED = {Q: 1.5, DOWN: 0.75}  # gains that make the model the one whose predictions are to be met
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Return a small Llama and its fine-tune that transformers can load."""
-    return tiny_pair(
-        tmp_path_factory.mktemp("llama"),
-        transformers.LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=LENGTH,
-        ),
-    )
-
-
-def tiny_pair(folder: Path, config: Any) -> tuple[Path, Path]:
-    """Save a model and a fine-tune whose mean |ΔW| is far above what matters: norms hide where the delta is large."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a small Llama in bfloat16."""
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    half = 16  # of the hidden dimensions
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1 and len(parameter) == 2 * half:
-                parameter[:half] = 0
-        model.save_pretrained(folder / "base")
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                delta = 0.02 * torch.randn(parameter.shape).sign()
-                delta[..., :half] *= 5
-                parameter += delta
-    model.save_pretrained(folder / "finetuned")
-    return folder / "base", folder / "finetuned"
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=LENGTH,
+        initializer_range=0.2,
+    )
+    path = tmp_path_factory.mktemp("llama")
+    transformers.AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(path)
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -125,78 +50,180 @@ def tokens() -> torch.Tensor:
     return torch.randint(VOCABULARY, (24, LENGTH), generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("per_row", [False, True])
-@pytest.mark.parametrize("cr", [4, 20])
-def test_a_few_steps_lower_the_error_of_the_logits_that_decoded_scales_give(
-    cr: float, per_row: bool, folders: tuple[Path, Path], tokens: torch.Tensor
-) -> None:
-    config = config_of(cr, method="bitdelta", accounting="paper", options={"per_row": per_row})
-    scales = distil(folders, config, tokens, steps=10)
-    deltas = encoded(folders, config, {})
-    assert scales.keys() == deltas.keys()
-    for name, found in scales.items():
-        assert (found.dtype, len(found)) == (torch.float32, len(deltas[name]) if per_row else 1)
-        assert not found.requires_grad
-    before, after = (logit_error(folders, config, tokens, given) for given in ({}, scales))
-    assert after < 0.9 * before
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: read_tensor(info) for name, info in open_checkpoint(folder).tensors.items()}
 
 
-def test_equal_requests_give_equal_scales_and_another_seed_other_ones(
-    folders: tuple[Path, Path], tokens: torch.Tensor
-) -> None:
-    one, same, other = (distil(folders, bitdelta(4, seed), tokens) for seed in (0, 0, 1))
-    assert all(torch.equal(one[name], same[name]) for name in one)
-    assert any(not torch.equal(one[name], other[name]) for name in one)
+def delta_of(name: str, folder: Path) -> torch.Tensor:
+    shape = weights_of(folder)[name].shape
+    return (0.3 * torch.randn(shape, generator=torch.Generator().manual_seed(len(name)))).bfloat16().float()
 
 
-def test_scales_that_get_worse_are_not_returned_and_a_warning_says_so(
-    folders: tuple[Path, Path], tokens: torch.Tensor, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.WARNING, "impart_core"):
-        kept = distil(folders, bitdelta(4), tokens, rate=1e4)
-    assert "found no scales that are better than the initial ones" in caplog.text
-    for name, delta in encoded(folders, bitdelta(4), {}).items():
-        assert kept[name] == delta.abs().max()
+def distillation(folder: Path, tokens: torch.Tensor, steps: int = 40, rate: float = 0.05, **more: Any) -> Distillation:
+    """Return the training of two matrices' gains against the model that has those that are wanted."""
+    device, checkpoint, weights = more.get("device", CPU), open_checkpoint(folder), weights_of(folder)
+    deltas = {name: delta_of(name, folder) for name in WANTED}
+    target = weights | {name: weights[name].float() + gain * deltas[name] for name, gain in WANTED.items()}
+    wanted = torch.cat(list(predictions(load_causal_model(checkpoint, target, CPU), tokens)))
+    rebuilt = weights | {name: (weights[name].float() + delta).bfloat16() for name, delta in deltas.items()}
+
+    def rounded(name: str, gains: torch.Tensor) -> Terms:
+        return Terms(deltas[name] * more.get("round", lambda gain: gain)(float(gains)))
+
+    trainables = {
+        name: Trainable(weights[name], torch.bfloat16, Terms(delta), lambda gains, name=name: rounded(name, gains))
+        for name, delta in deltas.items()
+    }
+    model = load_causal_model(checkpoint, rebuilt, device)
+    return Distillation(model, trainables, tokens, wanted, Schedule(steps, rate, more.get("seed", 0)))
 
 
-def test_progress_is_told_after_each_step(folders: tuple[Path, Path], tokens: torch.Tensor) -> None:
-    told: list[tuple[int, int]] = []
-    distil(folders, bitdelta(4), tokens[:1], lambda done, steps: told.append((done, steps)), steps=3)
-    assert told == [(1, 3), (2, 3), (3, 3)]
+def trained(training: Distillation, steps: int = 40) -> State:
+    state = training.begin()
+    while state.step < steps:
+        state = training.advance(state)
+    return state
 
 
-def test_a_layer_that_keeps_its_weight_turned_and_its_name_without_the_bodys_prefix_is_trained_too(
-    tmp_path: Path, tokens: torch.Tensor
-) -> None:
-    config = transformers.GPT2Config(
-        vocab_size=VOCABULARY, n_embd=32, n_layer=1, n_head=4, n_positions=LENGTH, tie_word_embeddings=False
+def same(one: State, other: State) -> bool:
+    return all(
+        torch.equal(value, getattr(other, name)) if isinstance(value, torch.Tensor) else value == getattr(other, name)
+        for name, value in vars(one).items()
     )
-    pair = tiny_pair(tmp_path, config)
-    request = bitdelta(4, per_row=True)
-    scales = distil(pair, request, tokens, steps=10)
-    assert scales.keys() == encoded(pair, request, {}).keys()
-    assert logit_error(pair, request, tokens, scales) < 0.9 * logit_error(pair, request, tokens, {})
 
 
-def test_what_transformers_renames_is_left_to_the_method(tmp_path: Path, tokens: torch.Tensor) -> None:
-    config = transformers.MixtralConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_local_experts=2,
-        max_position_embeddings=LENGTH,
-    )
-    scales = distil(tiny_pair(tmp_path, config), bitdelta(4), tokens)
-    attention = {f"model.layers.0.self_attn.{side}_proj.weight" for side in "qkvo"}
-    assert scales.keys() == attention
+def test_gains_become_those_of_the_model_whose_predictions_are_to_be_met(folder: Path, tokens: torch.Tensor) -> None:
+    training = distillation(folder, tokens)
+    state = trained(training)
+    gains, error = training.result(state)
+    assert {name: float(gain) for name, gain in gains.items()} == pytest.approx(WANTED, abs=0.1)  # stored in bfloat16
+    assert error == pytest.approx(state.least)
+    assert error < 0.05 * state.untrained
 
 
-def test_a_fine_tune_that_is_its_base_has_nothing_to_distil(folders: tuple[Path, Path], tokens: torch.Tensor) -> None:
-    with pytest.raises(CalibrationError, match="has no projection that differs from"):
-        distil((folders[0], folders[0]), bitdelta(4), tokens)
+def test_equal_trainings_give_equal_gains_and_another_seed_other_ones(folder: Path, tokens: torch.Tensor) -> None:
+    one, again, other = (trained(distillation(folder, tokens, 8, seed=seed), 8) for seed in (0, 0, 1))
+    assert same(one, again)
+    assert not torch.equal(one.gains, other.gains)
+
+
+def test_a_training_that_goes_on_from_any_of_its_states_ends_the_same(folder: Path, tokens: torch.Tensor) -> None:
+    first, wanted = distillation(folder, tokens, 8), trained(distillation(folder, tokens, 8), 8)
+    state = first.begin()
+    while state.step < 8:
+        other = distillation(folder, tokens, 8)
+        kept = replace(state)
+        found = state
+        while found.step < 8:
+            found = other.advance(found)
+        assert same(found, wanted)
+        assert same(state, kept)
+        state = first.advance(state)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 10, 25, 200])
+def test_a_training_has_ten_segments_or_one_for_each_step(steps: int) -> None:
+    ends = ends_of_segments(steps)
+    assert ends == sorted(set(ends))
+    assert (len(ends), ends[-1]) == (min(10, steps), steps)
+    assert max(b - a for a, b in zip([0, *ends], ends, strict=False)) == math.ceil(steps / 10)
+
+
+def test_gains_that_get_worse_are_not_taken(folder: Path, tokens: torch.Tensor) -> None:
+    training = distillation(folder, tokens, 4, rate=1e4)
+    state = trained(training, 4)
+    assert state.best_step == 0
+    assert training.result(state) == ({}, state.untrained)
+    assert state.untrained > 0
+
+
+def test_gains_that_rounding_takes_back_are_not_taken(folder: Path, tokens: torch.Tensor) -> None:
+    training = distillation(folder, tokens, round=lambda gain: 10.0)
+    state = trained(training)
+    assert state.best_step > 0
+    assert training.result(state) == ({}, state.untrained)
+
+
+def test_a_tensor_that_the_model_holds_otherwise_is_left_alone(folder: Path, tokens: torch.Tensor) -> None:
+    training = distillation(folder, tokens, 4)
+    weights = weights_of(folder)
+    model = load_causal_model(open_checkpoint(folder), weights, CPU)
+    named = {"model.layers.0.nonesuch.weight": Trainable(weights[Q], torch.bfloat16, Terms(weights[Q].float()), Terms)}
+    turned = {Q: Trainable(weights[Q].T, torch.bfloat16, Terms(weights[Q].T.float()), Terms)}
+    nothing = {Q: Trainable(weights[Q], torch.bfloat16, Terms(torch.zeros(32, 32)), Terms)}
+    wanted = torch.cat(list(predictions(model, tokens)))
+    for trainables in (named, turned, nothing):
+        assert Distillation(model, trainables, tokens, wanted, Schedule(4, 0.1, 0)).count == 0
+    assert training.count == 2
+
+
+def test_one_sequence_is_trained_on_and_held_out_at_once(folder: Path, tokens: torch.Tensor) -> None:
+    training = distillation(folder, tokens[:1])
+    state = trained(training)
+    assert state.least < 0.1 * state.untrained
+
+
+def test_a_device_gives_the_same_gains(folder: Path, tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = trained(distillation(folder, tokens, 4), 4)
+    # The engine of gradients would run a thread for the device, in which Python code cannot end; nor can layers be run
+    # again while it works backwards.
+    monkeypatch.setattr(logits, "_run_layers_again", lambda model: None)
+    with torch.autograd.set_multithreading_enabled(False):
+        there = trained(distillation(folder, tokens, 4, device=PRETEND), 4)
+    assert there.gains.device == CPU
+    torch.testing.assert_close(there.gains, here.gains, rtol=1e-4, atol=0)  # gradients are summed in another order
+
+
+# Predictions.
+
+
+def test_logits_are_those_of_float32_whatever_the_weights_are_stored_as(folder: Path, tokens: torch.Tensor) -> None:
+    weights = weights_of(folder)
+    model = load_causal_model(open_checkpoint(folder), weights, CPU)
+    stored = {name: parameter for name, parameter in model.named_parameters() if "original" in name}
+    assert {parameter.dtype for parameter in stored.values()} == {torch.bfloat16}
+    whole = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        expected = whole(input_ids=tokens).logits
+    torch.testing.assert_close(logits.logits_of(model, tokens), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_divergence_of_whole_predictions_is_that_of_kullback_and_leibler(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = (2 * torch.randn(2, 3, 50, generator=generator) for _ in range(2))
+    log_p, log_q = theirs.log_softmax(-1), ours.log_softmax(-1)
+    expected = float(torch.nn.functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1).mean())
+    found = []
+    for kept in (50, 10):  # all others are taken together, which tells less
+        likeliest = log_p.topk(kept)
+        found.append(float(divergence(ours, torch.stack([likeliest.values, likeliest.indices.float()], dim=-2)).mean()))
+    assert found[0] == pytest.approx(expected, rel=1e-5)
+    assert 0.5 * expected < found[1] < expected
+
+
+def test_of_a_large_vocabulary_the_likeliest_tokens_are_kept(
+    folder: Path, tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_causal_model(open_checkpoint(folder), weights_of(folder), CPU)
+    whole = torch.cat(list(predictions(model, tokens)))
+    monkeypatch.setattr(logits, "LIKELIEST", 5)
+    few = torch.cat(list(predictions(model, tokens)))
+    assert (whole.shape, few.shape) == ((24, LENGTH, 2, VOCABULARY), (24, LENGTH, 2, 5))
+    assert torch.equal(few, whole[..., :5])
+    torch.testing.assert_close(whole[..., 0, :].exp().sum(-1), torch.ones(24, LENGTH))
+    assert float(divergence(logits.logits_of(model, tokens), few).abs().max()) == pytest.approx(0, abs=1e-4)
+
+
+def test_a_token_is_foreseen_with_the_probability_that_was_predicted_before_it(
+    folder: Path, tokens: torch.Tensor
+) -> None:
+    model = load_causal_model(open_checkpoint(folder), weights_of(folder), CPU)
+    wanted = torch.cat(list(predictions(model, tokens)))
+    found = logits.foreseen(wanted, tokens)
+    expected = logits.logits_of(model, tokens).softmax(-1)[:, :-1].gather(-1, tokens[:, 1:, None])[..., 0]
+    torch.testing.assert_close(found[:, :-1], expected)
+    assert not found[:, -1].any()
+    assert not logits.foreseen(wanted[..., :1], tokens)[wanted[..., 1, 0].long() != tokens.roll(-1, 1)].any()
 
 
 @pytest.mark.parametrize(
@@ -211,44 +238,15 @@ def test_a_fine_tune_that_is_its_base_has_nothing_to_distil(folders: tuple[Path,
     ],
 )
 def test_tokens_that_the_model_cannot_take_are_answered_with_what_it_can(
-    given: torch.Tensor, sentence: str, folders: tuple[Path, Path]
+    given: torch.Tensor, sentence: str, folder: Path
 ) -> None:
+    model = load_causal_model(open_checkpoint(folder), weights_of(folder), CPU)
     with pytest.raises(CalibrationError, match=sentence):
-        distil(folders, bitdelta(4), given)
+        check_tokens(given, model)
 
 
-def test_a_model_that_cannot_be_loaded_is_named(
-    folders: tuple[Path, Path], tokens: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_that_cannot_be_loaded_is_named(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "nonesuch"}')
-    (tmp_path / "model.safetensors").symlink_to(folders[1] / "model.safetensors")
-    with pytest.raises(CalibrationError, match="cannot be loaded for calibration"):
-        distil((folders[0], tmp_path), bitdelta(), tokens)
-
-
-def test_options_are_positive() -> None:
-    for name in ("steps", "batch", "rate"):
-        with pytest.raises(ConfigError, match=name):
-            DistilOptions(**{name: 0})
-
-
-@pytest.mark.e2e
-def test_on_the_tiny_zoo_ten_steps_take_a_quarter_off_the_logit_error() -> None:
-    zoo = tinyzoo.path("base"), tinyzoo.path("math")
-    texts, _ = next(task_batches("math", 64, seed=3))
-    tokens = texts[texts != vocabulary()[PAD]][: 24 * 48].view(24, 48)
-    config = bitdelta(16)
-    scales = distil(zoo, config, tokens, steps=10)
-    assert logit_error(zoo, config, tokens, scales) < 0.75 * logit_error(zoo, config, tokens, {})
-
-
-@pytest.mark.parametrize("per_row", [False, True])
-def test_a_device_gives_the_same_scales(per_row: bool, folders: tuple[Path, Path], tokens: torch.Tensor) -> None:
-    here = distil(folders, bitdelta(per_row=per_row), tokens)
-    # The engine of gradients would run a thread for the device, in which Python code cannot end.
-    with torch.autograd.set_multithreading_enabled(False):
-        there = distil(folders, bitdelta(per_row=per_row), tokens, device=PRETEND)
-    assert here.keys() == there.keys()
-    for name, scales in here.items():
-        assert there[name].device.type == "cpu"
-        torch.testing.assert_close(there[name], scales, rtol=1e-5, atol=0)  # gradients are summed in another order
+    (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
+    with pytest.raises(CalibrationError, match="has the model_type 'nonesuch'"):
+        load_causal_model(open_checkpoint(tmp_path), weights_of(folder), CPU)

@@ -12,8 +12,9 @@ from impart_core.artifacts import activations, block, calibration_text, delta, e
 from impart_core.artifacts.calibration_text import calibration_recipe
 from impart_core.artifacts.delta import delta_recipe
 from impart_core.artifacts.evaluation import evaluation_recipe
+from impart_core.base.settings import MethodOptions
 from impart_core.blocks import coding
-from impart_core.blocks.coding import calibration_of
+from impart_core.blocks.coding import calibration_of, needs_text
 from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.text import CalibrationText, read_tokens
 from impart_core.checkpoint.digest import tensor_digests
@@ -51,7 +52,7 @@ def zoo_request(tmp_path: Path) -> CompressRequest:
 def with_config(request: CompressRequest, **settings: Any) -> CompressRequest:
     """Return the request with other settings, and with calibration text where these need some."""
     config = CompressConfig(**{"cr": request.config.cr, **settings})
-    text = None if calibration_of(config) == "none" else request.calibration or TEXT
+    text = (request.calibration or TEXT) if needs_text(config) else None
     return request.model_copy(update={"config": config, "calibration": text})
 
 
@@ -68,7 +69,7 @@ def ids(request: CompressRequest, digests: Digests | None = None) -> dict[str, s
     words = text.id if text else None
     planned = plan_jobs(checked, digests, words, Run(request.store, trust=request.trust))
     made = {"text": text, "delta": delta_recipe(base, finetuned, request.config, digests, words)}
-    for job in planned.jobs:
+    for job in (*planned.jobs, *planned.distilled):
         made |= {job.block.name: job.recipe, f"factors of {job.block.name}": job.factors}
     made["scales"] = planned.distil.recipe if planned.distil else None
     made |= {f"given {job.block.name}": activations_of(planned, number) for number, job in enumerate(planned.jobs)}
@@ -105,7 +106,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], set[str]]] = {
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "impart": {"beta": 0.5, "c": 0.5, "preprune": False, "allocation": "uniform", "rescale": False, "floor": 0.3},
-    "bitdelta": {"per_row": True, "distil": True},
+    "bitdelta": {"per_row": True},
     "dare": {},
     "dare-qt": {"bits": 2, "group_size": 64, "solver": "masked", "lossless": False, "fill": False},
     "delta-come": {"ladder": "3x8,2", "group_size": 64, "solver": "nearest", "lossless": False, "fill": False},
@@ -124,7 +125,7 @@ def test_the_tables_hold_every_setting_of_every_method() -> None:
     assert set(OPTIONS) == set(METHODS)
     for method, values in OPTIONS.items():
         fields = METHODS.get(method).options_model.model_fields
-        assert set(values) == set(fields)
+        assert set(values) == set(fields) - set(MethodOptions.model_fields)
         assert all(value != fields[name].default for name, value in values.items())
 
 
@@ -145,7 +146,7 @@ def test_every_option_of_a_method_is_part_of_the_ids(
     other = with_config(request, method=method, options={**needed, name: OPTIONS[method][name]})
     found = changed(ids(usual), ids(other))
     assert found >= CODES
-    assert not found & {REST, f"given {LAYER}"} or name in ("solver", "distil")  # then there is text, or there is none
+    assert not found & {REST, f"given {LAYER}"} or name == "solver"  # then there is text, or there is none
 
 
 @pytest.mark.parametrize("side", [0, 1])
@@ -294,8 +295,35 @@ def test_the_version_of_distillation_is_part_of_the_ids(
 ) -> None:
     request = with_config(zoo_request, method="bitdelta", options={"distil": True})
     before = ids(request)
-    monkeypatch.setitem(scales.VERSIONS, "scales", 2)
-    assert changed(before, ids(request)) >= {"scales", LAYER}
+    monkeypatch.setitem(scales.VERSIONS, "scales", 1000)
+    assert changed(before, ids(request)) == {"scales", "delta", *(f"model.layers.{number}" for number in range(3))}
+
+
+DISTILLATION: dict[str, Any] = {"distil_norms": True, "distil_steps": 7, "distil_rate": 0.5}
+
+
+@pytest.mark.parametrize("method", ["dare", "bitdelta", "impart-qt"])
+def test_how_gains_are_trained_is_part_of_the_ids_and_whether_at_all(method: str, zoo_request: CompressRequest) -> None:
+    assert {"distil", *DISTILLATION} == set(MethodOptions.model_fields)
+    layers = {f"model.layers.{number}" for number in range(3)}
+    without, usual = (with_config(zoo_request, method=method, options={"distil": each}) for each in (False, True))
+    assert changed(ids(without), ids(usual)) >= {"scales", "delta", *layers}
+    assert REST not in changed(ids(without), ids(usual))
+    for name, value in DISTILLATION.items():
+        other = with_config(zoo_request, method=method, options={"distil": True, name: value})
+        rest = {REST} if name == "distil_norms" else set()  # it has the last norm
+        assert changed(ids(usual), ids(other)) == {"scales", "delta", *layers, *rest}
+
+
+def test_the_delta_before_training_is_that_of_the_same_request_without(zoo_request: CompressRequest) -> None:
+    for method in ("dare", "bitdelta", "impart-qt"):
+        recipes = []
+        for distil in (False, True):
+            request = with_config(zoo_request, method=method, options={"distil": distil})
+            checked, text = check_compress(request), "0" * 64
+            planned = plan_jobs(checked, digests_of(request), text, Run(request.store))
+            recipes.append([job.recipe.id for job in planned.jobs])
+        assert recipes[0] == recipes[1]
 
 
 # Another value of all else that a request holds; `config` and the checkpoints' content are above.

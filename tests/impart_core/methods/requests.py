@@ -7,6 +7,7 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from impart_core.base.errors import ConfigError
+from impart_core.base.settings import MethodOptions
 from impart_core.blocks.request import CompressConfig
 from impart_core.codec.parts import Codes
 from impart_core.methods import METHODS
@@ -25,7 +26,6 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "floor": st.none(),
     "rescale": st.booleans(),
     "per_row": st.booleans(),
-    "distil": st.booleans(),
     "bits": st.sampled_from([2, 4, 8]),
     "ladder": st.sampled_from(["8x2,3x8,2", "16", "4", "2", "16x1,8x1,3", "2x1,16"]),
     "group_size": st.sampled_from([1, 16, 128]),
@@ -46,6 +46,11 @@ def request_of(method: str, cr: float = 8, **settings: Any) -> CompressConfig:
     return config_of(cr, method=method, options=options, **settings)
 
 
+def own_options(method: str) -> list[str]:
+    """Return the names of a method's options but for those of distillation, which encoding does not know."""
+    return [name for name in METHODS.get(method).options_model.model_fields if name not in MethodOptions.model_fields]
+
+
 def where_known(method: str, **options: Any) -> dict[str, Any]:
     """Return those of the options that a method has."""
     return {name: value for name, value in options.items() if name in METHODS.get(method).options_model.model_fields}
@@ -61,7 +66,7 @@ VARIANTS = [
 @st.composite
 def any_requests(draw: st.DrawFn, method: str, **settings: Any) -> CompressConfig:
     """Draw any request of a method, its options included; settings and options that are given are taken as they are."""
-    options = {name: draw(OPTIONS[name]) for name in METHODS.get(method).options_model.model_fields}
+    options = {name: draw(OPTIONS[name]) for name in own_options(method)}
     if method == "impart" and draw(st.booleans()):
         floor = draw(st.none() | st.floats(0.01, 1))
         options |= {"allocation": "proportional", "floor": floor, "beta": None, "preprune": True}

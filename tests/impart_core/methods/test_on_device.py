@@ -35,7 +35,7 @@ CASES = [
 ]
 
 
-def projection(device: torch.device, factors_on: torch.device, inputs: str | None, scales: bool) -> Projection:
+def projection(device: torch.device, factors_on: torch.device, inputs: str | None) -> Projection:
     """Return one whose delta and Hessian lie on a device, and whose factors, in float16, may lie on another."""
     delta = DELTA.to(device)
 
@@ -47,7 +47,7 @@ def projection(device: torch.device, factors_on: torch.device, inputs: str | Non
     told = None
     if inputs:
         told = Inputs(hessian_of("correlated", M if inputs == "rows" else N).to(device), inputs == "rows", "w")
-    return Projection("w", (M, N), lambda: delta, factors, told, torch.full((1,), 0.5) if scales else None)
+    return Projection("w", (M, N), lambda: delta, factors, told)
 
 
 @pytest.mark.parametrize(("method", "options"), CASES)
@@ -57,14 +57,8 @@ def test_codes_are_the_same_on_a_device(
     method: str, options: dict[str, Any], inputs: str | None, accounting: str
 ) -> None:
     request = request_of(method, 20, options=options, accounting=accounting)
-    expected = encode(projection(CPU, CPU, inputs, scales=False), request)
+    expected = encode(projection(CPU, CPU, inputs), request)
     for factors_on in (CPU, PRETEND):  # a decomposition's are stored from the CPU
-        found = encode(projection(PRETEND, factors_on, inputs, scales=False), request)
+        found = encode(projection(PRETEND, factors_on, inputs), request)
         assert all(part.device == CPU for part in found.values())
         assert same(found, expected)
-
-
-def test_scales_that_were_distilled_are_stored_as_given() -> None:
-    request = request_of("bitdelta", 16)
-    made = [encode(projection(device, CPU, None, scales=True), request) for device in (CPU, PRETEND)]
-    assert same(*made)

@@ -1,0 +1,70 @@
+"""Gains of a published block: which of its tensors have some, and its codes with those that a training found."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+
+from impart_core.calibrate.distil import Trainable
+from impart_core.checkpoint.header import DTYPES
+from impart_core.checkpoint.index import Checkpoint
+from impart_core.checkpoint.layout import Role
+from impart_core.checkpoint.reader import read_tensor
+from impart_core.codec.format import ADDED, KEEP, BlockFile, EncodedTensor, TensorHeader
+from impart_core.codec.half import decode_half, scaled_half
+from impart_core.codec.parts import Codes
+from impart_core.methods import METHODS
+from impart_core.methods.terms import Terms
+
+_DELTA = "delta"  # the part of what is kept at 16 bits
+
+
+def has_gains(role: Role, *, norms: bool) -> bool:
+    """Return whether tensors of a role have gains: projections, and norms where they are asked for."""
+    return role is Role.PROJECTION or (norms and role is Role.NORM)
+
+
+def trainables_of(file: BlockFile, base: Checkpoint, *, norms: bool) -> Iterator[tuple[str, Trainable]]:
+    """Yield the tensors of a block that have gains, by name: matrices that a method coded, no stacks; and norms.
+
+    A norm has a gain for each of its entries, which are stored at 16 bits anyway.
+
+    Args:
+        file: the block.
+        base: the base's checkpoint.
+        norms: whether norms are among them.
+    """
+    for name, header in file.headers.items():
+        coded = header.method in METHODS and len(header.shape) == 2
+        kept = header.method == KEEP and header.role is Role.NORM
+        if not has_gains(header.role, norms=norms) or not (coded or kept) or ADDED in header.parts:
+            continue
+        codes = file.codes(name)
+
+        def stored(gains: torch.Tensor, name: str = name, header: TensorHeader = header, codes: Codes = codes) -> Terms:
+            return _terms(name, header, _scaled(name, header, codes, gains))
+
+        weight = read_tensor(base.tensors[header.base or name])
+        yield name, Trainable(weight, DTYPES[header.dtype], _terms(name, header, codes), stored)
+
+
+def with_gains(file: BlockFile, gains: Mapping[str, torch.Tensor]) -> dict[str, EncodedTensor]:
+    """Return a block's tensors, the deltas of those that have gains at these, in as many bytes."""
+    tensors = {}
+    for name, header in file.headers.items():
+        codes = file.codes(name)
+        tensors[name] = EncodedTensor(header, _scaled(name, header, codes, gains[name]) if name in gains else codes)
+    return tensors
+
+
+def _terms(name: str, header: TensorHeader, codes: Codes) -> Terms:
+    if header.method == KEEP:
+        return Terms(decode_half(codes[_DELTA], codes, name).reshape(-1, 1), per_row=True)
+    m, n = header.shape
+    return METHODS.get(header.method).terms(codes, name, (m, n), header.seed)
+
+
+def _scaled(name: str, header: TensorHeader, codes: Codes, gains: torch.Tensor) -> Codes:
+    if header.method == KEEP:
+        return scaled_half(codes, _DELTA, name, gains.reshape(header.shape))
+    m, n = header.shape
+    return METHODS.get(header.method).scaled(codes, name, (m, n), gains)
