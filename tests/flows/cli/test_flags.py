@@ -46,7 +46,8 @@ def test_values_are_json_or_else_text() -> None:
 
 
 def test_an_option_that_the_method_does_not_have_is_answered_with_those_it_has() -> None:
-    assert refusal("beta=0.5", method="dare") == "Method 'dare' has no option 'beta'; it has: none."
+    own = "Method 'dare' has no option 'beta'; it has: distil, distil_norms, distil_steps, distil_rate."
+    assert refusal("beta=0.5", method="dare") == own
     assert refusal("rescal=false") == (
         "Method 'impart' has no option 'rescal'; it has: beta, c, preprune, allocation, rescale, floor. "
         "Did you mean 'rescale'?"

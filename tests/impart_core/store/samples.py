@@ -9,6 +9,7 @@ from impart_core.artifacts.evaluation import RESULTS_FILE, EvaluationContent
 from impart_core.artifacts.factors import FactorsContent
 from impart_core.base.canonical import canonical_json, digest_of
 from impart_core.base.files import scratch_folder
+from impart_core.codec.format import FORMAT_VERSION
 from impart_core.store.manifest import Content, Manifest, Pointer
 from impart_core.store.provenance import Stopwatch
 from impart_core.store.recipe import Recipe
@@ -99,4 +100,9 @@ def _publish(store: Store, key: str, content: Content, *parents: str) -> Manifes
 
 
 def _recipe(key: str, **inputs: str) -> Recipe:
-    return Recipe(operation="sample", version=1, config={"method": "impart"}, inputs={"key": key, **inputs})
+    return Recipe(
+        operation="sample",
+        version=1,
+        config={"format": FORMAT_VERSION, "method": "impart"},
+        inputs={"key": key, **inputs},
+    )
