@@ -32,7 +32,7 @@ def methods(name: Name = None, json: opt.JsonOption = False) -> None:
             say(f"`impart quantize` takes {', '.join(QUANTIZING)}.")
         return
     summary, model = _described(name)
-    fields = {} if name == LOSSLESS else model.model_fields
+    fields = {} if name == LOSSLESS else {key: model.model_fields[key] for key in model.names()}
     defaults = {key: field.default for key, field in fields.items()} | model().model_dump(mode="json")
     if json:
         options = {key: {"default": defaults[key], "description": field.description} for key, field in fields.items()}

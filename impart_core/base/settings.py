@@ -92,6 +92,11 @@ class MethodOptions(Frozen):
         exclude_if=lambda rate: rate == _RATE,
     )
 
+    @classmethod
+    def names(cls) -> list[str]:
+        """Return the names of all options, the method's own first."""
+        return sorted(cls.model_fields, key=lambda name: name in MethodOptions.model_fields)
+
     @model_validator(mode="after")
     def _distillation_is_asked_for(self) -> Self:
         given = [name for name in ("distil_norms", "distil_steps", "distil_rate") if not self._is_default(name)]

@@ -244,7 +244,7 @@ class Coding(Frozen):
         """Return the sentence about an unknown setting, or an unknown option of the method."""
         if path[0] == "options":
             method = values.get("method", cls.model_fields["method"].default)
-            known = list(METHODS.get(method).options_model.model_fields)
+            known = METHODS.get(method).options_model.names()
             has = f"Method {method!r} has no option {path[-1]!r}; it has: {', '.join(known) or 'none'}."
             return has + nearest(path[-1], known)
         options = [name for method in METHODS for name in METHODS.get(method).options_model.model_fields]

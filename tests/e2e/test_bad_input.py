@@ -79,7 +79,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "method": (COMPRESS + " --method impat", ["Unknown method 'impat'", "Did you mean 'impart'?"]),
     "beta of another method": (
         COMPRESS + " --method dare --option beta=0.5",
-        ["Method 'dare' has no option 'beta'; it has: none."],
+        ["Method 'dare' has no option 'beta'; it has: distil,"],
     ),
     "c of another method": (
         "plan {base} {finetuned} --cr 4 --method lowrank --option c=1",
@@ -91,7 +91,9 @@ CASES: dict[str, tuple[str, list[str]]] = {
     ),
     "option's value": (
         "plan {base} {finetuned} --cr 4 --option allocation=unifrm",
-        ["options.allocation is 'unifrm'; it must be 'importance' or 'uniform'. Did you mean 'uniform'?"],
+        [
+            "options.allocation is 'unifrm'; it must be 'importance', 'uniform' or 'proportional'. Did you mean 'uniform'?"
+        ],
     ),
     "option that is no boolean": (COMPRESS + " --option rescale=perhaps", ["rescale is 'perhaps'", "true or false"]),
     "option without a value": (COMPRESS + " --option rescale", ["'rescale' is not KEY=VALUE", "rescale=false"]),

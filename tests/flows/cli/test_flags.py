@@ -49,8 +49,8 @@ def test_an_option_that_the_method_does_not_have_is_answered_with_those_it_has()
     own = "Method 'dare' has no option 'beta'; it has: distil, distil_norms, distil_steps, distil_rate."
     assert refusal("beta=0.5", method="dare") == own
     assert refusal("rescal=false") == (
-        "Method 'impart' has no option 'rescal'; it has: distil, distil_norms, distil_steps, distil_rate, beta, c, "
-        "preprune, allocation, rescale, floor. Did you mean 'rescale'?"
+        "Method 'impart' has no option 'rescal'; it has: beta, c, preprune, allocation, rescale, floor, distil, "
+        "distil_norms, distil_steps, distil_rate. Did you mean 'rescale'?"
     )
 
 
