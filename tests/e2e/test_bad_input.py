@@ -91,9 +91,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     ),
     "option's value": (
         "plan {base} {finetuned} --cr 4 --option allocation=unifrm",
-        [
-            "options.allocation is 'unifrm'; it must be 'importance', 'uniform' or 'proportional'. Did you mean 'uniform'?"
-        ],
+        ["options.allocation is 'unifrm'; it must be 'importance', 'uniform' or 'prop", "Did you mean 'uniform'?"],
     ),
     "option that is no boolean": (COMPRESS + " --option rescale=perhaps", ["rescale is 'perhaps'", "true or false"]),
     "option without a value": (COMPRESS + " --option rescale", ["'rescale' is not KEY=VALUE", "rescale=false"]),
