@@ -21,10 +21,9 @@ def test_what_is_encoded_comes_back_in_about_as_many_bytes_as_tables_imply(sever
     tables = [Table.exact(np.bincount(np.abs(run)).astype(np.int64)) for run in several]
     data = encode_runs(several, tables)
     assert np.array_equal(decoded(data, tables), np.concatenate(several))
-    more = len(data) - stream_bytes(tables)
-    assert (
-        -8 - stream_bytes(tables) // 1000 <= more <= 1 + stream_bytes(tables) // 1000
-    )  # every 256th stream does without one more byte at its end
+    implied = stream_bytes(tables)
+    # One stream of 256 does without another byte at its end.
+    assert -8 - implied // 1000 <= len(data) - implied <= 1 + implied // 1000
     if data:  # no byte of it is there for nothing
         with pytest.raises(CorruptArtifactError):
             found = decoded(data[:-1], tables)
