@@ -9,7 +9,7 @@ from typing import Any
 
 import zstandard
 
-from impart_core.codec.tables import number
+from impart_core.codec.tables import number, read_number
 
 PACKED_KEY = "b"  # the file's only entry
 _LEVEL = 19
@@ -47,8 +47,11 @@ def read_packed_text(data: bytes) -> tuple[dict[str, Any], int]:
     Raises:
         ValueError: they begin with none.
     """
-    size, at = _number(data, 0)
-    length, at = _number(data, at)
+    try:
+        size, at = read_number(data, 0)
+        length, at = read_number(data, at)
+    except ValueError:
+        raise ValueError("its description is cut short") from None
     if size > _MOST_TEXT or length > len(data) - at:
         raise ValueError("its description is longer than the file")
     try:
@@ -62,12 +65,3 @@ def read_packed_text(data: bytes) -> tuple[dict[str, Any], int]:
     if not isinstance(found, dict):
         raise ValueError("its description is not a JSON object")
     return found, at + length
-
-
-def _number(data: bytes, at: int) -> tuple[int, int]:
-    value = 0
-    for place, byte in enumerate(data[at : at + 6]):
-        value |= (byte & 127) << 7 * place
-        if byte < 128:
-            return value, at + place + 1
-    raise ValueError("its description is cut short")

@@ -155,6 +155,20 @@ def number(value: int) -> bytes:
     return bytes([*found, value])
 
 
+def read_number(data: bytes, at: int) -> tuple[int, int]:
+    """Return the number that begins at a place, see `number`, and where it ends.
+
+    Raises:
+        ValueError: it is cut short or of more than 42 bits.
+    """
+    value = 0
+    for place, byte in enumerate(data[at : at + _LONGEST_NUMBER]):
+        value |= (byte & 127) << 7 * place
+        if byte < 128:
+            return value, at + place + 1
+    raise ValueError("a number is cut short or too long")
+
+
 class ByteReader:
     """Reads stored numbers and tables one after another; all that does not fit is an error by the tensor's name."""
 
@@ -188,13 +202,12 @@ class ByteReader:
         Raises:
             CorruptArtifactError: it is cut short or of more than 42 bits.
         """
-        found = 0
-        for place in range(_LONGEST_NUMBER):
-            (byte,) = self.take(1)
-            found |= (byte & 127) << 7 * place
-            if byte < 128:
-                return found
-        raise CorruptArtifactError(f"The codes of {self._name!r} have a number of more than 42 bits.")
+        try:
+            found, self._at = read_number(self._data, self._at)
+        except ValueError:
+            self.take(_LONGEST_NUMBER)  # there are not as many where it is cut short
+            raise CorruptArtifactError(f"The codes of {self._name!r} have a number of more than 42 bits.") from None
+        return found
 
     def table(self, unit: int) -> Table:
         """Return a table; see `Table.packed`.
