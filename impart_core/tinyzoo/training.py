@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -72,14 +72,19 @@ def task_batches(task: str, batch: int, seed: int) -> Iterator[Batch]:
             (encode(item.prompt), [*encode(f" {item.answer}\n"), ids[EOS]])
             for item, _ in zip(items, range(batch), strict=False)
         ]
-        longest = max(len(prompt) + len(answer) for prompt, answer in pairs)
-        tokens = torch.full((batch, longest), ids[PAD])
-        labels = torch.full((batch, longest), IGNORED)
-        for row, (prompt, answer) in enumerate(pairs):
-            end = len(prompt) + len(answer)
-            tokens[row, :end] = torch.tensor(prompt + answer)
-            labels[row, len(prompt) : end] = torch.tensor(answer)
-        yield tokens, labels
+        yield padded(pairs, ids[PAD])
+
+
+def padded(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], pad: int) -> Batch:
+    """Return prompts with their answers, padded on the right to the longest; only the answers are labels."""
+    longest = max(len(prompt) + len(answer) for prompt, answer in pairs)
+    tokens = torch.full((len(pairs), longest), pad)
+    labels = torch.full((len(pairs), longest), IGNORED)
+    for row, (prompt, answer) in enumerate(pairs):
+        end = len(prompt) + len(answer)
+        tokens[row, :end] = torch.tensor([*prompt, *answer])
+        labels[row, len(prompt) : end] = torch.tensor(answer)
+    return tokens, labels
 
 
 def fit(model: "LlamaForCausalLM", batches: Iterator[Batch], phase: Phase, name: str, log: Log) -> None:

@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 from impart_core import tinyzoo
 from impart_core.evaluation.harness import Evaluator
 from impart_core.tinyzoo.splits import stream
-from impart_core.tinyzoo.training import Phase
+from impart_core.tinyzoo.training import IGNORED, Batch, Phase, padded
 
 PHASE = Phase(steps=80, batch=8, peak_rate=3e-5, warmup=8, weight_decay=0.0)
 PAD = 0
@@ -99,7 +99,7 @@ def save_fine_tune(base: Path, out: Path, task: str, seed: int, phase: Phase = P
     scratch.rename(out)
 
 
-def batches(tokenizer: Any, task: str, batch: int, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def batches(tokenizer: Any, task: str, batch: int, seed: int) -> Iterator[Batch]:
     """Yield (batch, longest) token ids and labels; only answers and their line feed are labels."""
     items = stream(task, "train", seed)
     while True:
@@ -107,20 +107,14 @@ def batches(tokenizer: Any, task: str, batch: int, seed: int) -> Iterator[tuple[
         for item in islice(items, batch):
             prompt = tokenizer(item.prompt).input_ids
             rows.append((prompt, tokenizer(f" {item.answer}\n", add_special_tokens=False).input_ids))
-        longest = max(len(prompt) + len(answer) for prompt, answer in rows)
-        tokens, labels = torch.full((batch, longest), PAD), torch.full((batch, longest), -100)
-        for row, (prompt, answer) in enumerate(rows):
-            end = len(prompt) + len(answer)
-            tokens[row, :end] = torch.tensor([*prompt, *answer])
-            labels[row, len(prompt) : end] = torch.tensor(answer)
-        yield tokens, labels
+        yield padded(rows, PAD)
 
 
 def loss_of(model: Any, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return the mean loss of the answers' tokens; logits of others are not computed, as the vocabulary is large."""
     with torch.autocast("cpu", torch.bfloat16):
         hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1]
-        asked = labels[:, 1:] != -100
+        asked = labels[:, 1:] != IGNORED
         logits = model.lm_head(hidden[asked])
     return cross_entropy(logits.float(), labels[:, 1:][asked])
 
