@@ -44,7 +44,7 @@ class ProgressPage:
         if self._listener:
             self._listener(stage, done, total, what)
         edge = first or done in (0, total)
-        if self._given_up or not (edge or now - self._updated >= self._between):
+        if not (edge or now - self._updated >= self._between):
             return
         if self._lock.acquire(blocking=edge):  # nobody waits to tell what the next one tells as well
             try:
@@ -53,7 +53,8 @@ class ProgressPage:
                 self._lock.release()
 
     def _show(self, stage: str, done: int, total: int, what: str) -> None:
-        if self._shown[0] == stage and done < self._shown[1]:  # a thread that was overtaken
+        overtaken = self._shown[0] == stage and done < self._shown[1]  # by another thread
+        if self._given_up or overtaken:
             return
         self._shown = stage, done
         pieces = _PIECES.get(stage, "pieces")

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ if TYPE_CHECKING:  # settings take as long to load as all the rest
 
 _SECONDS_BETWEEN_LINES = 2.0
 _WARNINGS_OF_A_KIND = 3
+_WIDEST = 10_000  # columns; where a terminal has fewer, it breaks the line
 
 ReportT = TypeVar("ReportT", bound="Frozen")
 
@@ -91,14 +91,15 @@ def print_json(value: Any) -> None:
 
 
 def print_table(columns: list[str], rows: list[list[str]], title: str | None = None) -> None:
-    """Print a table on standard output: the first column to the left, the others to the right."""
+    """Print a table on standard output, the first column to the left, the others to the right, no text cut short."""
     table = Table(title=title and visible(title), title_justify="left", header_style="bold", box=None, pad_edge=False)
     for number, column in enumerate(columns):
         table.add_column(visible(column), justify="left" if number == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*map(visible, row))
-    width = None if sys.stdout.isatty() else 160
-    Console(width=width, highlight=False, markup=False).print(table)
+    console = Console(highlight=False, markup=False)
+    needed = console.measure(table, options=console.options.update(max_width=_WIDEST)).maximum
+    Console(width=max(needed, console.width), highlight=False, markup=False).print(table)
 
 
 def print_lines(texts: Mapping[str, str | None]) -> None:

@@ -1,6 +1,7 @@
 """Commands forked from a warm process, as most tests run them, are those that users start."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -23,3 +24,12 @@ def test_a_forked_command_ends_as_one_that_starts_from_nothing(typed: str) -> No
 def test_what_is_read_at_the_start_needs_a_start(name: str) -> None:
     assert not warm.fits({**os.environ, name: "/nowhere"})
     assert warm.fits({**os.environ, "IMPART_STORE": "/nowhere", "PREFECT_HOME": "/nowhere"})
+
+
+def test_exit_codes_are_those_of_commands_though_others_start_meanwhile() -> None:
+    def run(code: int) -> int:
+        return warm.Command(os._exit, (code,), {}).wait().returncode
+
+    codes = [1 + number % 9 for number in range(300)]
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        assert list(pool.map(run, codes)) == codes

@@ -33,6 +33,8 @@ _SET_ANYWAY = {**surroundings.SETTINGS, "HF_XET_HIGH_PERFORMANCE": "1"}
 # A run would wait up to a second for the thread that sends them; where ImPart starts the server, it sends none.
 NO_HEARTBEATS: Mapping[Any, None] = {"flows.heartbeat_frequency": None}
 _lock = threading.Lock()
+# Whose exit codes every start of a process looks for, in whatever thread: but such a code can be read once only.
+_children: set[Any] = getattr(multiprocessing.process, "_children")  # noqa: B009
 
 
 @cache
@@ -68,10 +70,11 @@ class Command:
         self._folder = tempfile.TemporaryDirectory()
         self._said = [Path(self._folder.name) / name for name in ("out", "err")]
         merged = {**inherited, **environment}
+        self._process = _context.Process(target=_begin, args=(work, arguments, merged, self._said), daemon=True)
         with _lock:
             _started()
-        self._process = _context.Process(target=_begin, args=(work, arguments, merged, self._said), daemon=True)
-        self._process.start()
+            self._process.start()
+            _children.discard(self._process)
 
     @property
     def running(self) -> bool:

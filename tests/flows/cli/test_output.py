@@ -40,6 +40,17 @@ def test_hostile_text_is_seen_and_not_obeyed(capsys: pytest.CaptureFixture[str])
     assert r"\x1b[2J\nerror: fake\r\u202eevil\x9b[/red]" in printed
 
 
+@pytest.mark.parametrize("columns", ["40", "300"])
+def test_a_table_cuts_no_text_short(
+    columns: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    row = [character * 70 for character in "abcd"]
+    print_table(["first", "second", "third", "fourth"], [row], title="title")
+    title, head, line = capsys.readouterr().out.splitlines()
+    assert (title.split(), head.split(), line.split()) == (["title"], ["first", "second", "third", "fourth"], row)
+
+
 def test_json_is_exact(capsys: pytest.CaptureFixture[str]) -> None:
     print_json({"name": HOSTILE})
     printed = capsys.readouterr().out
