@@ -17,6 +17,7 @@ from impart_core.blocks.coding import (
     matrices_of,
     may_be_kept,
 )
+from impart_core.blocks.encode import around_codes
 from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.layer import BATCH_TOKENS
 from impart_core.checkpoint.computed import ComputedTensor
@@ -246,7 +247,7 @@ def _highest(highest: dict[str, float], pairs: Pairs) -> tuple[str, float]:
 def _plan_block(sides: tuple[Checkpoint, Checkpoint], block: Block, pairs: Pairs, config: CompressConfig) -> BlockPlan:
     own = [pairs[name] for name in block.tensors]
     projections = [pair for pair in own if pair.role is Role.PROJECTION]
-    codes = sum(_coded_bytes(pair, config) for pair in projections)
+    codes = _projection_bytes(projections, block, pairs, config)
     kept = sum(_coded_bytes(pair, config) for pair in own if pair.role is not Role.PROJECTION)
     return BlockPlan(
         name=block.name,
@@ -258,6 +259,24 @@ def _plan_block(sides: tuple[Checkpoint, Checkpoint], block: Block, pairs: Pairs
         description_bytes=block_description_bytes(sides, pairs, block, config, codes + kept),
         peak_bytes=block_peak_bytes(own, config),
     )
+
+
+def _projection_bytes(projections: Sequence[Pair], block: Block, pairs: Pairs, config: CompressConfig) -> int:
+    """Bytes of projections' codes, at most, and what of their file's bytes around codes no budget has room for.
+
+    A budget that has none keeps the fewest bytes that keep anything, which are those at the method's highest ratio.
+    """
+    around, entries = around_codes(pairs, block, config)
+    found, unpaid = 0, float(around)
+    for pair in projections:
+        codes, settings = _coded_bytes(pair, config), coding_of_role(pair.role, config)
+        if around and settings and pair.base and is_feasible(pair.shape, settings):
+            *count, m, n = pair.shape
+            own, highest = around / entries * m * n, METHODS.get(settings.method).highest_cr(m, n, settings)
+            codes = max(codes, math.prod(count) * (math.ceil(2 * m * n / highest) + math.ceil(own)))
+            unpaid -= math.prod(count) * own
+        found += codes
+    return found + round(unpaid) if found else 0
 
 
 def block_peak_bytes(own: Sequence[Pair], config: CompressConfig) -> int:
@@ -322,17 +341,14 @@ def distil_bytes(pairs: Pairs, blocks: Sequence[Block], config: CompressConfig) 
     """
     if not config.distils:
         return 0
-    sizes = [sum(pairs[name].finetuned.numel for name in block.tensors if _is_run(pairs[name])) for block in blocks]
+    run = [[pairs[name] for name in block.tensors if pairs[name].role not in VOCABULARY] for block in blocks]
+    sizes = [sum(pair.finetuned.numel for pair in block) for block in run]
     tables = [pair.shape for pair in pairs.values() if pair.role in VOCABULARY and len(pair.shape) == 2]
     rows, width = max(tables, key=math.prod, default=(0, 0))
     inner = max(sum(sum(pairs[name].shape[-2:]) for name in block.tensors) for block in blocks)
     activations = BATCH_TOKENS * (len(blocks) * width + _KEPT_FOR_THE_WAY_BACK * inner + _OF_LOGITS * rows)
     weights = sum(pair.finetuned.nbytes for pair in pairs.values())
     return weights + int(4 * (2 * max(*sizes, rows * width) + activations + _multiplied(pairs, config)))
-
-
-def _is_run(pair: Pair) -> bool:
-    return pair.role not in VOCABULARY
 
 
 def _multiplied(pairs: Pairs, config: CompressConfig) -> float:
