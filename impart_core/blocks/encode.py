@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from impart_core.base.errors import TensorValueError
 from impart_core.base.numerics import one_thread_per_kernel
 from impart_core.blocks.coding import (
     coding_of_delta,
@@ -153,7 +154,13 @@ class Encoder:
         codes = METHODS.get(settings.method).encode(self._projection(pair, delta, inputs, around), settings)
         rows, columns = pair.shape
         decoded = METHODS.get(settings.method).decode(codes, pair.name, (rows, columns), settings.seed)
-        return Made(settings.method, settings.seed, {**codes, **added}, fidelity_of(delta, decoded))
+        fidelity = fidelity_of(delta, decoded)
+        if not all(map(math.isfinite, fidelity)):
+            raise TensorValueError(
+                f"The delta of {pair.name!r} is up to {float(delta.abs().max()):g} in size: what {settings.method} "
+                "makes of it is beyond float32. Check that both checkpoints are whole, and that the base is right."
+            )
+        return Made(settings.method, settings.seed, {**codes, **added}, fidelity)
 
     def _projection(self, pair: Pair, delta: torch.Tensor, inputs: Inputs | None, around: float) -> Projection:
         """Return what a method is given of a delta that was read."""
