@@ -1,6 +1,7 @@
 """Gains of a published block: which of its tensors have some, and its codes with those that a training found."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import torch
 
@@ -23,28 +24,30 @@ def has_gains(role: Role, *, norms: bool) -> bool:
     return role is Role.PROJECTION or (norms and role is Role.NORM)
 
 
-def trainables_of(file: BlockFile, base: Checkpoint, *, norms: bool) -> Iterator[tuple[str, Trainable]]:
+def trainables_of(file: BlockFile, base: Checkpoint, *, norms: bool) -> Iterator[tuple[str, Callable[[], Trainable]]]:
     """Yield the tensors of a block that have gains, by name: matrices that a method coded, no stacks; and norms.
 
-    A norm has a gain for each of its entries, which are stored at 16 bits anyway.
+    Each is read and decoded when it is called for: together they would be as large as two models. A norm has a gain for
+    each of its entries, which are stored at 16 bits anyway.
 
     Args:
-        file: the block.
+        file: the block, which may be gone by then.
         base: the base's checkpoint.
         norms: whether norms are among them.
     """
     for name, header in file.headers.items():
         coded = header.method in METHODS and len(header.shape) == 2
         kept = header.method == KEEP and header.role is Role.NORM
-        if not has_gains(header.role, norms=norms) or not (coded or kept) or ADDED in header.parts:
-            continue
-        codes = file.codes(name)
+        if has_gains(header.role, norms=norms) and (coded or kept) and ADDED not in header.parts:
+            yield name, partial(_trainable, name, header, file.codes(name), base)
 
-        def stored(gains: torch.Tensor, name: str = name, header: TensorHeader = header, codes: Codes = codes) -> Terms:
-            return _terms(name, header, _scaled(name, header, codes, gains))
 
-        weight = read_tensor(base.tensors[header.base or name])
-        yield name, Trainable(weight, DTYPES[header.dtype], _terms(name, header, codes), stored)
+def _trainable(name: str, header: TensorHeader, codes: Codes, base: Checkpoint) -> Trainable:
+    def stored(gains: torch.Tensor) -> Terms:
+        return _terms(name, header, _scaled(name, header, codes, gains))
+
+    weight = read_tensor(base.tensors[header.base or name])
+    return Trainable(weight, DTYPES[header.dtype], _terms(name, header, codes), stored)
 
 
 def with_gains(file: BlockFile, gains: Mapping[str, torch.Tensor]) -> dict[str, EncodedTensor]:
