@@ -13,7 +13,9 @@ from impart_core.checkpoint.reader import read_tensor
 from impart_core.codec.format import ADDED, KEEP, BlockFile, EncodedTensor, TensorHeader
 from impart_core.codec.half import decode_half, scaled_half
 from impart_core.codec.parts import Codes
+from impart_core.delta.fidelity import Fidelity, fidelity_of
 from impart_core.methods import METHODS
+from impart_core.methods.decode import decode_delta
 from impart_core.methods.terms import Terms
 
 _DELTA = "delta"  # the part of what is kept at 16 bits
@@ -50,12 +52,28 @@ def _trainable(name: str, header: TensorHeader, codes: Codes, base: Checkpoint) 
     return Trainable(weight, DTYPES[header.dtype], _terms(name, header, codes), stored)
 
 
-def with_gains(file: BlockFile, gains: Mapping[str, torch.Tensor]) -> dict[str, EncodedTensor]:
-    """Return a block's tensors, the deltas of those that have gains at these, in as many bytes."""
+def with_gains(
+    file: BlockFile,
+    gains: Mapping[str, torch.Tensor],
+    measured: Mapping[str, tuple[Fidelity, ...]],
+    delta_of: Callable[[str], torch.Tensor],
+) -> dict[str, EncodedTensor]:
+    """Return a block's tensors, the deltas of those that have gains at these, in as many bytes.
+
+    Args:
+        file: the block without gains.
+        gains: by tensor.
+        measured: what its codes keep, by tensor; of those that have gains it is measured anew, where it was before.
+        delta_of: gives a tensor's delta, float32, (m, n).
+    """
     tensors = {}
     for name, header in file.headers.items():
-        codes = file.codes(name)
-        tensors[name] = EncodedTensor(header, _scaled(name, header, codes, gains[name]) if name in gains else codes)
+        codes, fidelity = file.codes(name), measured.get(name, ())
+        if name in gains:
+            codes = _scaled(name, header, codes, gains[name])
+            decoded = decode_delta(name, header, codes) if fidelity else None
+            fidelity = () if decoded is None else (fidelity_of(delta_of(name), decoded),)
+        tensors[name] = EncodedTensor(header, codes, fidelity)
     return tensors
 
 
