@@ -5,6 +5,7 @@ that was killed goes on there. One model is in memory at a time.
 """
 
 import logging
+import math
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
@@ -67,6 +68,11 @@ def _train(job: DistilJob, store: Store) -> tuple[dict[str, torch.Tensor], State
             "name that the checkpoint gives it, or none of them differs from the base's. Compress without distil."
         )
     state = _latest(job, store) or training.begin()
+    if not math.isfinite(state.untrained):
+        raise CalibrationError(
+            f"Of the text some predictions of {job.finetuned.location}, or of the model rebuilt from its delta, are no "
+            "numbers. Evaluate both without distil: one of them is broken."
+        )
     recipes = job.states()
     while state.step < schedule.steps:
         state = training.advance(state)

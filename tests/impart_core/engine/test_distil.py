@@ -262,3 +262,12 @@ def test_a_fine_tune_whose_matrices_are_the_bases_has_nothing_to_distil(
     model.save_pretrained(tmp_path / "finetuned")
     with pytest.raises(CalibrationError, match="no matrix of the delta under the name"):
         compress(Store(tmp_path / "store"), pair[0], tmp_path / "finetuned", request("dare", **TRAINING), tokens=tokens)
+
+
+def test_a_fine_tune_that_predicts_no_numbers_is_named(pair: Pair, tokens: torch.Tensor, tmp_path: Path) -> None:
+    model = transformers.AutoModelForCausalLM.from_pretrained(pair[1], dtype=torch.bfloat16)
+    with torch.no_grad():
+        model.lm_head.weight[:] = 3e38
+    model.save_pretrained(tmp_path / "finetuned")
+    with pytest.raises(CalibrationError, match=r"Of the text some predictions of .*finetuned, or of the model rebuilt"):
+        compress(Store(tmp_path / "store"), pair[0], tmp_path / "finetuned", request("dare", **TRAINING), tokens=tokens)
