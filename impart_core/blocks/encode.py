@@ -7,8 +7,16 @@ from typing import NamedTuple
 
 import torch
 
+from impart_core.base.errors import TensorValueError
 from impart_core.base.numerics import one_thread_per_kernel
-from impart_core.blocks.coding import coding_of_delta, coding_of_role, depth_of_pair, is_feasible, matrices_of
+from impart_core.blocks.coding import (
+    coding_of_delta,
+    coding_of_role,
+    depth_of_pair,
+    format_of,
+    is_feasible,
+    matrices_of,
+)
 from impart_core.blocks.decompose import factors_of
 from impart_core.blocks.request import CompressConfig
 from impart_core.checkpoint.layout import Block, Role
@@ -19,6 +27,7 @@ from impart_core.codec.format import (
     EXACT,
     KEEP,
     OMITTED,
+    PACKED_VERSION,
     PLANES,
     ROWS,
     VALUE,
@@ -145,7 +154,13 @@ class Encoder:
         codes = METHODS.get(settings.method).encode(self._projection(pair, delta, inputs, around), settings)
         rows, columns = pair.shape
         decoded = METHODS.get(settings.method).decode(codes, pair.name, (rows, columns), settings.seed)
-        return Made(settings.method, settings.seed, {**codes, **added}, fidelity_of(delta, decoded))
+        fidelity = fidelity_of(delta, decoded)
+        if not all(map(math.isfinite, fidelity)):
+            raise TensorValueError(
+                f"The delta of {pair.name!r} is up to {float(delta.abs().max()):g} in size: what {settings.method} "
+                "makes of it is beyond float32. Check that both checkpoints are whole, and that the base is right."
+            )
+        return Made(settings.method, settings.seed, {**codes, **added}, fidelity)
 
     def _projection(self, pair: Pair, delta: torch.Tensor, inputs: Inputs | None, around: float) -> Projection:
         """Return what a method is given of a delta that was read."""
@@ -161,10 +176,18 @@ class Encoder:
 
 
 def file_overhead(pairs: Pairs, block: Block, config: CompressConfig) -> float:
-    """Return the bytes of a block's file besides its codes for each entry of the matrices that pay for them.
+    """Return the bytes of a block's file besides its codes for each entry of the matrices that pay for them."""
+    around, entries = around_codes(pairs, block, config)
+    return around / entries if entries else 0.0
 
-    It is 0 where no method's budget covers them. What the file will say is known but for lengths and exponents.
+
+def around_codes(pairs: Pairs, block: Block, config: CompressConfig) -> tuple[int, int]:
+    """Return the bytes of a block's file besides its codes, and the entries of the matrices that pay for them.
+
+    Both are 0 where no method's budget covers them. What the file will say is known but for lengths and exponents.
     """
+    if format_of([pairs[name].role for name in block.tensors], config) != PACKED_VERSION:
+        return 0, 0
     expected, entries = {}, 0
     for name in block.tensors:
         pair, codes = pairs[name], dict[str, torch.Tensor]()
@@ -180,7 +203,7 @@ def file_overhead(pairs: Pairs, block: Block, config: CompressConfig) -> float:
             half = torch.empty(pair.finetuned.shape, dtype=torch.float16, device="meta")
             codes = {"delta": half, "exponent": torch.empty(1, dtype=torch.int8, device="meta")}
             expected[name] = _encoded(pair, KEEP, 0, codes)
-    return (packed_overhead(expected) + _SLACK * len(expected)) / entries if entries else 0.0
+    return packed_overhead(expected) + _SLACK * len(expected), entries
 
 
 def assembled(pair: Pair, made: list[Made]) -> EncodedTensor:

@@ -108,7 +108,7 @@ class Distillation:
     def __init__(
         self,
         model: Any,
-        trainables: Mapping[str, Trainable],
+        trainables: Mapping[str, Callable[[], Trainable]],
         tokens: torch.Tensor,
         wanted: torch.Tensor,
         schedule: Schedule,
@@ -117,25 +117,29 @@ class Distillation:
 
         Args:
             model: as `load_causal_model` returns it, all tensors as they are rebuilt.
-            trainables: what has gains, by the checkpoint's names. A tensor that transformers holds under another name
-                or in another form stays as it is.
+            trainables: gives what has gains, by the checkpoint's names: one is held at a time. A tensor that
+                transformers holds under another name or in another form stays as it is.
             tokens: (sequences, length), an integer dtype; a tenth of the sequences is held out.
             wanted: see `predictions`, (sequences, length, 2, k).
             schedule: how it is trained.
         """
         device = next(model.parameters()).device
-        order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(schedule.seed))
+        self._order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(schedule.seed))
         self._model, self._schedule, self._device = model, schedule, device
-        self._tokens, self._wanted = tokens.long()[order], wanted[order]
+        self._tokens, self._wanted = tokens.long(), wanted
         self._held_out = math.ceil(len(tokens) / _HELD_OUT)
         self._parts: dict[str, _Gained] = {}
+        self._stored: dict[str, Callable[[torch.Tensor], Terms]] = {}
         self.count = 0  # of gains
-        for name, trainable in sorted(trainables.items()):
-            own = slice(self.count, self.count + trainable.terms.count)
-            part = _Gained(trainable.terms, own, device)
-            if own.start < own.stop and _put(model, name, trainable, part):
-                self._parts[name], self.count = part, own.stop
-        self._trainables = {name: trainables[name] for name in self._parts}
+        for name, make in sorted(trainables.items()):
+            self._give_gains(name, make())
+
+    def _give_gains(self, name: str, trainable: Trainable) -> None:
+        """Let the model's tensor be made with gains, if it holds it and there are some."""
+        own = slice(self.count, self.count + trainable.terms.count)
+        part = _Gained(trainable.terms, own, self._device)
+        if own.start < own.stop and _put(self._model, name, trainable, part):
+            self._parts[name], self._stored[name], self.count = part, trainable.stored, own.stop
 
     def begin(self) -> State:
         """Return the state before the first step."""
@@ -173,7 +177,7 @@ class Distillation:
             return {}, state.untrained
         gains = {name: state.best[part.own] for name, part in self._parts.items()}
         for name, part in self._parts.items():
-            part.take(self._trainables[name].stored(gains[name]))
+            part.take(self._stored[name](gains[name]))
         error = self._error(torch.ones(self.count))
         return (gains, error) if error < state.untrained else ({}, state.untrained)
 
@@ -204,12 +208,18 @@ class Distillation:
         """Return the sum of weighted divergences over the tokens of some sequences."""
         for part in self._parts.values():
             part.gains = gains[part.own]
-        tokens, wanted = (all_[sequences].to(self._device) for all_ in (self._tokens, self._wanted))
+        tokens, wanted = (some.to(self._device) for some in self._of(sequences))
         return (foreseen(wanted, tokens) * divergence(logits_of(self._model, tokens), wanted)).sum()
 
     def _weight(self, sequences: torch.Tensor) -> float:
         """Return the sum of the weights of some sequences' tokens."""
-        return max(float(foreseen(self._wanted[sequences], self._tokens[sequences]).sum()), _LEAST_WEIGHT)
+        tokens, wanted = self._of(sequences)
+        return max(float(foreseen(wanted, tokens).sum()), _LEAST_WEIGHT)
+
+    def _of(self, sequences: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return tokens and predictions of some sequences, by their numbers in the order of the seed."""
+        own = self._order[sequences]
+        return self._tokens[own], self._wanted[own]
 
 
 class _Gained(torch.nn.Module):

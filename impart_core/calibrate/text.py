@@ -17,7 +17,7 @@ from impart_core.checkpoint.tokenizer import open_tokenizer
 logger = logging.getLogger(__name__)
 
 PUBLISHED = "artifact:"  # before the name or id of calibration text that a store holds as tokens
-_LENGTH = 2048  # where the model can take that many
+SEQUENCES, LENGTH = 128, 2048  # the latter where the model can take that many
 _POSITION_KEYS = ("max_position_embeddings", "n_positions")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")  # any of them makes one
 
@@ -34,7 +34,7 @@ class CalibrationText(Frozen):
     """
 
     source: str
-    sequences: int = Field(default=128, ge=1)
+    sequences: int = Field(default=SEQUENCES, ge=1)
     length: int | None = Field(default=None, ge=2)
 
 
@@ -153,7 +153,7 @@ def require_in_vocabulary(tokens: torch.Tensor, finetuned: Checkpoint) -> None:
 def _length(text: CalibrationText, finetuned: Checkpoint) -> int:
     most = _setting(finetuned.config, _POSITION_KEYS)
     if text.length is None:
-        return min(_LENGTH, most or _LENGTH)
+        return min(LENGTH, most or LENGTH)
     if most is not None and text.length > most:
         raise CalibrationError(
             f"Calibration sequences of {text.length} tokens are asked for, and {finetuned.location} takes {most} at "

@@ -56,7 +56,8 @@ def read_packed_text(data: bytes) -> tuple[dict[str, Any], int]:
         raise ValueError("its description is longer than the file")
     try:
         decompressor = zstandard.ZstdDecompressor(dict_data=_SHARED, format=_FORMAT)
-        text = decompressor.decompress(data[at : at + length], max_output_size=size)
+        # Unlike `decompress`, it takes no memory by what the frame says of its own size.
+        text = decompressor.stream_reader(data[at : at + length]).read(size + 1)
     except zstandard.ZstdError as error:
         raise ValueError(f"its description is no zstd frame: {error}") from error
     if len(text) != size:

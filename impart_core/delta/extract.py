@@ -33,8 +33,15 @@ def extract_delta(base: torch.Tensor, finetuned: torch.Tensor, name: str) -> tor
 
 
 def add_delta(base: torch.Tensor, delta: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
-    """Return W_base + ΔŴ, added in float32 and cast once; the base cast where the delta is zero (None)."""
-    return base.to(dtype) if delta is None else (base.float() + delta).to(dtype)
+    """Return W_base + ΔŴ, added in float32 and cast once; the base cast where the delta is zero (None).
+
+    What is beyond the dtype becomes its largest number: a code's error is no reason for infinity, of which a model
+    makes NaN.
+    """
+    if delta is None:
+        return base.to(dtype)
+    most = min(torch.finfo(dtype).max, torch.finfo(torch.float32).max)
+    return (base.float() + delta).clamp_(-most, most).to(dtype)
 
 
 def require_finite(tensor: torch.Tensor, name: str, side: str) -> None:

@@ -5,6 +5,8 @@ that was killed goes on there. One model is in memory at a time.
 """
 
 import logging
+import math
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
 import torch
@@ -66,6 +68,11 @@ def _train(job: DistilJob, store: Store) -> tuple[dict[str, torch.Tensor], State
             "name that the checkpoint gives it, or none of them differs from the base's. Compress without distil."
         )
     state = _latest(job, store) or training.begin()
+    if not math.isfinite(state.untrained):
+        raise CalibrationError(
+            f"Of the text some predictions of {job.finetuned.location}, or of the model rebuilt from its delta, are no "
+            "numbers. Evaluate both without distil: one of them is broken."
+        )
     recipes = job.states()
     while state.step < schedule.steps:
         state = training.advance(state)
@@ -119,15 +126,19 @@ def _predictions(job: DistilJob, store: Store, tokens: torch.Tensor) -> torch.Te
 
 def _read_predictions(store: Store, manifest: Manifest) -> torch.Tensor:
     with ExitStack() as held:
-        return torch.cat(
-            [batch.read().reshape(*batch.shape[:2], 2, -1) for batch in open_activations(store, manifest, held)]
-        )
+        batches = open_activations(store, manifest, held)
+        _, length, width = batches[0].shape
+        found, at = torch.empty(sum(batch.shape[0] for batch in batches), length, 2, width // 2), 0
+        for batch in batches:
+            found[at : at + batch.shape[0]] = batch.read().reshape(-1, *found.shape[1:])
+            at += batch.shape[0]
+        return found
 
 
-def _read_blocks(job: DistilJob, store: Store) -> tuple[dict[str, torch.Tensor], dict[str, Trainable]]:
-    """Return all tensors as they are rebuilt before training, and those that have gains."""
+def _read_blocks(job: DistilJob, store: Store) -> tuple[dict[str, torch.Tensor], dict[str, Callable[[], Trainable]]]:
+    """Return all tensors as they are rebuilt before training, and what gives those that have gains."""
     tensors: dict[str, torch.Tensor] = {}
-    trainables: dict[str, Trainable] = {}
+    trainables: dict[str, Callable[[], Trainable]] = {}
     for block in job.recipe.inputs["blocks"]:
         with store.local_file(store.manifest(block), CODES_FILE, verified=True) as path:
             file = BlockFile(path)

@@ -13,7 +13,7 @@ from impart_core.blocks.request import CompressConfig
 from impart_core.checkpoint.digest import carried_digests
 from impart_core.checkpoint.index import CONFIG
 from impart_core.checkpoint.layout import Block
-from impart_core.engine.plan import distil_bytes
+from impart_core.engine.distil_memory import distil_bytes
 from impart_core.engine.preflight import Checked
 from impart_core.engine.references import BlockGroup, BlockJob, DistilJob, LayerJob, Run
 

@@ -13,6 +13,7 @@ from impart_core.base.new_folder import check_output_folder, require_apart
 from impart_core.base.numerics import resolve_device
 from impart_core.base.retry import patiently
 from impart_core.base.settings import Frozen
+from impart_core.blocks.coding import needs_text
 from impart_core.blocks.request import CompressConfig
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
 from impart_core.checkpoint.location import is_remote
@@ -309,6 +310,12 @@ def sparsifier(stage: Stage, reference: ModelReference) -> CompressConfig | None
 
 
 def _compress_request(request: MergeRequest, config: CompressConfig, name: str | None = None) -> CompressRequest:
+    if needs_text(config):
+        whose = " with distil=true" if config.distils else ""
+        raise ConfigError(
+            f"Method {config.method!r}{whose} needs calibration text, and a merge has none. Compress models first, and "
+            "merge the deltas by their names; compress what is merged from its folder."
+        )
     return CompressRequest(
         base="base",
         finetuned="merged",

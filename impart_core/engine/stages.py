@@ -5,7 +5,9 @@ A stage is safe to repeat: of several that make the same artifact, one publishes
 
 from collections.abc import Callable
 
-from impart_core.artifacts.block import BlockContent, publish_block
+import torch
+
+from impart_core.artifacts.block import BlockContent, block_content, publish_block
 from impart_core.artifacts.calibration_text import (
     CalibrationContent,
     calibration_recipe,
@@ -24,6 +26,7 @@ from impart_core.calibrate.text import PUBLISHED, read_tokens, require_in_vocabu
 from impart_core.checkpoint.digest import tensor_digests
 from impart_core.checkpoint.index import Checkpoint
 from impart_core.codec.format import CODES_FILE, BlockFile, EncodedTensor
+from impart_core.delta.load import load_matrix
 from impart_core.engine.executor import stage
 from impart_core.engine.needs import group_need
 from impart_core.engine.references import (
@@ -122,7 +125,7 @@ def _sparsify_block(job: BlockJob, read_again: bool) -> Made:
 
     def make() -> Manifest:
         if job.before and job.scales:
-            tensors = _with_gains(store, job.before, job.scales)
+            tensors = _with_gains(store, job, job.before, job.scales)
             return publish_tensors(job, store, tensors, watch, kept_factors=False, read_again=read_again)
         device = resolve_device(job.run.device)
         factors = job.factors.id if job.factors else None
@@ -133,11 +136,16 @@ def _sparsify_block(job: BlockJob, read_again: bool) -> Made:
     return block_made_or_found(job, store, make, watch)
 
 
-def _with_gains(store: Store, before: str, scales: str) -> dict[str, EncodedTensor]:
+def _with_gains(store: Store, job: BlockJob, before: str, scales: str) -> dict[str, EncodedTensor]:
     """Return the tensors of a published block at gains that were trained."""
-    gains = read_scales(store, scales)
-    with store.local_file(store.manifest(before), CODES_FILE, verified=True) as path, one_thread_per_kernel():
-        return with_gains(BlockFile(path), gains)
+    gains, manifest = read_scales(store, scales), store.manifest(before)
+    measured = {name: entry.fidelity for name, entry in block_content(manifest).tensors.items()}
+
+    def delta_of(name: str) -> torch.Tensor:
+        return load_matrix(job.pairs[name], job.pairs[name], job.digests()).delta()
+
+    with store.local_file(manifest, CODES_FILE, verified=True) as path, one_thread_per_kernel():
+        return with_gains(BlockFile(path), gains, measured, delta_of)
 
 
 def publish_tensors(

@@ -15,6 +15,7 @@ from impart_core.methods.base import METHODS, Coding, Method, Projection
 from impart_core.methods.terms import Terms
 from impart_core.quantization.directions import Directions, Filling, Shares
 from impart_core.quantization.ecsq import (
+    LEAST_ENTRY,
     NOTHING,
     OLD_PART,
     PART,
@@ -87,7 +88,7 @@ class Ecsq(Method):
         options, (m, n) = _options(coding), projection.shape
         budget, found = budget_bytes(m, n, coding.cr), None
         smallest = _smallest(m, n, options.domain)
-        if budget >= smallest:
+        if budget >= smallest and float(projection.delta().abs().max()) >= LEAST_ENTRY:
             budget = max(smallest, budget - projection.overhead)
             found = _encoded(projection, budget, self.needed_rank(m, n, coding), options)
         return as_codes(NOTHING) if found is None else found.packed()

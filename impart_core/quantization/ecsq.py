@@ -28,6 +28,7 @@ Kind = Literal[0, 1]
 FACTORS: Kind = 0
 ENTRIES: Kind = 1
 SMALLEST_RATIO = 2.0**-14  # of scales to the largest: what is far below it has no code
+LEAST_ENTRY = 2.0**-136  # a matrix whose largest entry is below has no scales that have a code: it is taken for zero
 _MOST_RUNS = 64
 Float32Array = npt.NDArray[np.float32]
 _OCTAVE = 16  # codes of a scale an octave

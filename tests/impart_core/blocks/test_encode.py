@@ -110,6 +110,13 @@ def test_new_tensors_and_rows_that_are_no_numbers_are_refused_too(tmp_path: Path
             Encoder(config_of(2)).block(pair_tensors(base, finetuned), block)
 
 
+def test_codes_beyond_float32_are_refused_with_the_tensors_name(tmp_path: Path) -> None:
+    base, finetuned = opened(tmp_path, {**BASE, Q: torch.full((16, 24), 3e38)})
+    (block,) = group_blocks(finetuned.tensors)
+    with pytest.raises(TensorValueError, match=f"'{Q}' is up to 3e\\+38 in size: what dare makes of it is beyond"):
+        Encoder(config_of(8, method="dare")).block(pair_tensors(base, finetuned), block)
+
+
 def test_content_other_than_its_digest_is_refused(tmp_path: Path) -> None:
     base, finetuned = opened(tmp_path, tuned())
     (block,) = group_blocks(finetuned.tensors)

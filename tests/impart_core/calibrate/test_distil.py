@@ -1,7 +1,9 @@
 """Gains are trained until a model predicts what it should, and kept only where held-out text says so."""
 
 import math
+import weakref
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +73,7 @@ def distillation(folder: Path, tokens: torch.Tensor, steps: int = 40, rate: floa
         return Terms(deltas[name] * more.get("round", lambda gain: gain)(float(gains)))
 
     trainables = {
-        name: Trainable(weights[name], torch.bfloat16, Terms(delta), lambda gains, name=name: rounded(name, gains))
+        name: partial(Trainable, weights[name], torch.bfloat16, Terms(delta), partial(rounded, name))
         for name, delta in deltas.items()
     }
     model = load_causal_model(checkpoint, rebuilt, device)
@@ -148,13 +150,30 @@ def test_a_tensor_that_the_model_holds_otherwise_is_left_alone(folder: Path, tok
     training = distillation(folder, tokens, 4)
     weights = weights_of(folder)
     model = load_causal_model(open_checkpoint(folder), weights, CPU)
-    named = {"model.layers.0.nonesuch.weight": Trainable(weights[Q], torch.bfloat16, Terms(weights[Q].float()), Terms)}
-    turned = {Q: Trainable(weights[Q].T, torch.bfloat16, Terms(weights[Q].T.float()), Terms)}
-    nothing = {Q: Trainable(weights[Q], torch.bfloat16, Terms(torch.zeros(32, 32)), Terms)}
+    as_it_is = partial(Trainable, weights[Q], torch.bfloat16, Terms(weights[Q].float()), Terms)
+    named = {"model.layers.0.nonesuch.weight": as_it_is}
+    turned = {Q: partial(Trainable, weights[Q].T, torch.bfloat16, Terms(weights[Q].T.float()), Terms)}
+    nothing = {Q: partial(Trainable, weights[Q], torch.bfloat16, Terms(torch.zeros(32, 32)), Terms)}
     wanted = torch.cat(list(predictions(model, tokens)))
     for trainables in (named, turned, nothing):
         assert Distillation(model, trainables, tokens, wanted, Schedule(4, 0.1, 0)).count == 0
     assert training.count == 2
+
+
+def test_one_tensor_at_a_time_is_held_beside_the_model(folder: Path, tokens: torch.Tensor) -> None:
+    weights, held, most = weights_of(folder), weakref.WeakSet[Trainable](), list[int]()
+
+    def make(name: str) -> Trainable:
+        most.append(len(held))
+        found = Trainable(weights[name], torch.bfloat16, Terms(torch.ones_like(weights[name].float())), Terms)
+        held.add(found)
+        return found
+
+    model = load_causal_model(open_checkpoint(folder), weights, CPU)
+    wanted = torch.zeros(*tokens.shape, 2, VOCABULARY)
+    Distillation(model, {name: partial(make, name) for name in WANTED}, tokens, wanted, Schedule(4, 0.1, 0))
+    assert most == [0, 0]
+    assert not held
 
 
 def test_one_sequence_is_trained_on_and_held_out_at_once(folder: Path, tokens: torch.Tensor) -> None:

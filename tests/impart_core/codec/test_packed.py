@@ -10,6 +10,7 @@ from impart_core.base.errors import CorruptArtifactError
 from impart_core.checkpoint.writer import write_tensors
 from impart_core.codec.format import BlockFile
 from impart_core.codec.packed import packed_text, read_packed_text
+from impart_core.codec.tables import number
 
 HEADER = {"method": "keep", "role": "norm", "shape": [2], "dtype": "BF16"}
 PACKED = {"format": 3, "tensors": {"w": {**HEADER, "parts": {"delta": ["F16", [2]]}}}}
@@ -30,6 +31,7 @@ PACKED = {"format": 3, "tensors": {"w": {**HEADER, "parts": {"delta": ["F16", [2
         packed_text({**PACKED, "tensors": {"w": {**HEADER, "parts": {"delta": ["F17", [2]]}}}}) + bytes(4),
         packed_text({**PACKED, "tensors": {"w": {**HEADER, "parts": ["delta"]}}}) + bytes(4),
         b"\x80\x80\x80\x80\x08" + packed_text(PACKED)[1:] + bytes(4),  # claims gigabytes of text
+        number(70) + number(19) + b"\xe0" + (1 << 40).to_bytes(8, "little") + bytes(10),  # its frame claims a terabyte
     ],
 )
 def test_a_packed_file_that_is_no_block_is_refused(record: bytes, tmp_path: Path) -> None:

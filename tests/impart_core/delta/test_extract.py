@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from impart_core.base.errors import TensorValueError
-from impart_core.delta.extract import extract_delta
+from impart_core.delta.extract import add_delta, extract_delta
 
 
 def test_the_delta_is_the_float32_difference_of_the_stored_values() -> None:
@@ -57,3 +57,11 @@ def test_a_delta_beyond_float32_is_refused(dtype: torch.dtype) -> None:
     huge = torch.tensor([3e38], dtype=dtype)
     with pytest.raises(TensorValueError, match="'w' is beyond float32"):
         extract_delta(-huge, huge, "w")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_what_a_code_takes_beyond_the_dtype_becomes_its_largest_number(dtype: torch.dtype) -> None:
+    most = min(torch.finfo(dtype).max, torch.finfo(torch.float32).max)
+    base = torch.tensor([most, -most, 1.0], dtype=torch.float64).to(dtype)
+    delta = torch.tensor([most / 2, float("-inf"), 2.0])
+    assert add_delta(base, delta, dtype).tolist() == [most, -most, 3.0]

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from impart_core.apply.load import load_state_dict
+from impart_core.artifacts.block import block_content
 from impart_core.artifacts.delta import Delta
 from impart_core.artifacts.scales import ScalesContent
 from impart_core.base.errors import CalibrationError, ConfigError
@@ -110,6 +112,31 @@ def test_no_method_gets_worse_or_larger_and_most_get_better(pair: Pair, tokens: 
             better.append(method)
             assert divergence(pair, trained, tokens) < divergence(pair, plain, tokens), method
     assert len(better) >= 6
+
+
+@pytest.mark.parametrize("method", ["ecsq", "dare"])
+def test_what_trained_codes_keep_is_measured_again(
+    method: str, pair: Pair, tokens: torch.Tensor, tmp_path: Path
+) -> None:
+    store = Store(tmp_path)
+    plain, trained = (
+        compress(store, *pair, request(method, 16, **options), tokens=tokens if options else None)
+        for options in ({}, TRAINING)
+    )
+    assert content_of(trained).matrices
+    kept, kept_before = (
+        {name: entry.fidelity for block in delta.blocks for name, entry in block_content(block).tensors.items()}
+        for delta in (trained, plain)
+    )
+    assert {name for name, one in kept.items() if one} == {name for name, one in kept_before.items() if one}
+    assert kept != kept_before
+    base, theirs = (load_file(folder / "model.safetensors") for folder in pair)
+    ours = load_state_dict(trained, open_checkpoint(pair[0]))
+    for name, measured in kept.items():
+        if measured:
+            wanted, found = (side[name].double() - base[name].double() for side in (theirs, ours))
+            # The rebuilt weights are rounded to bfloat16, which is noise of some thousandths of these deltas.
+            assert measured[0].gain == pytest.approx(float((wanted * found).sum() / (wanted**2).sum()), rel=0.02)
 
 
 def test_norms_are_trained_too_where_it_is_asked_for(pair: Pair, tokens: torch.Tensor, tmp_path: Path) -> None:
@@ -234,4 +261,13 @@ def test_a_fine_tune_whose_matrices_are_the_bases_has_nothing_to_distil(
         model.model.norm.weight += 0.25
     model.save_pretrained(tmp_path / "finetuned")
     with pytest.raises(CalibrationError, match="no matrix of the delta under the name"):
+        compress(Store(tmp_path / "store"), pair[0], tmp_path / "finetuned", request("dare", **TRAINING), tokens=tokens)
+
+
+def test_a_fine_tune_that_predicts_no_numbers_is_named(pair: Pair, tokens: torch.Tensor, tmp_path: Path) -> None:
+    model = transformers.AutoModelForCausalLM.from_pretrained(pair[1], dtype=torch.bfloat16)
+    with torch.no_grad():
+        model.lm_head.weight[:] = 3e38
+    model.save_pretrained(tmp_path / "finetuned")
+    with pytest.raises(CalibrationError, match=r"Of the text some predictions of .*finetuned, or of the model rebuilt"):
         compress(Store(tmp_path / "store"), pair[0], tmp_path / "finetuned", request("dare", **TRAINING), tokens=tokens)

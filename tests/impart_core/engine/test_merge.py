@@ -136,6 +136,8 @@ def test_stages_feed_each_other(store: impart.Store, tmp_path: Path) -> None:
         ({"nme": "x"}, "Did you mean 'name'"),
         ({"name": "no/slash"}, "name"),
         ({"sparsify": {"cr": 1e9}}, "too high"),
+        ({"sparsify": {"cr": 8, "options": {"distil": True}}}, "'impart' with distil=true needs calibration text, and"),
+        ({"compress": {"cr": 32, "method": "impart-qt"}}, "'impart-qt' needs calibration text, and a merge has none"),
         ({"options": {"weigth": 1}}, "Did you mean 'weight'"),
         ({"base": "nowhere"}, "nowhere"),
         ({"base": None}, "needs base_model"),

@@ -59,6 +59,16 @@ def test_no_architecture_takes_more_than_was_promised(method: str, architecture:
     assert plan.bytes <= FOUND[method] * delta.bytes
 
 
+@pytest.mark.parametrize("cr", [40, 60, 75])
+def test_what_a_file_says_of_matrices_too_small_to_pay_for_it_is_in_the_promise(cr: float, tmp_path: Path) -> None:
+    shapes = llama_shapes(layers=1, hidden=32, intermediate=48, key_value=16, vocab=24)
+    tensors = random_tensors(shapes)
+    tuned = {name: tensor + 0.02 * torch.randn(tensor.shape) for name, tensor in tensors.items()}
+    pair = save_checkpoint(tmp_path / "base", tensors), save_checkpoint(tmp_path / "finetuned", tuned)
+    plan, _ = promised_and_real(pair, config_of(cr, method="ecsq"), tmp_path)
+    assert (plan.cr_projection == cr) == (cr == 40)  # there the budget has room
+
+
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """Return a pair with long names, integers, a tensor that only one has, and files that one has otherwise."""

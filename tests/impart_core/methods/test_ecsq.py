@@ -43,6 +43,15 @@ def test_a_delta_of_rank_one_comes_back_from_one_pair(cr: float) -> None:
     assert float(torch.dist(decode(codes, projection, request), delta)) < 0.06 * float(delta.norm())
 
 
+@pytest.mark.parametrize("domain", ["auto", "factors", "entries"])
+@pytest.mark.parametrize("size", [1e-45, 1e-42, 1e-38])
+def test_a_delta_too_small_for_any_scale_is_taken_for_zero(size: float, domain: str) -> None:
+    delta = torch.full((8, 12), size)
+    projection, request = Projection.of(delta, "w"), request_of("ecsq", 2, options={"domain": domain})
+    found = decode(encode(projection, request), projection, request)
+    assert torch.allclose(found, delta, rtol=0.03, atol=2.0**-136)
+
+
 @pytest.mark.parametrize("filling", ["lagrangian", "one_step"])
 @given(seed=st.integers(0, 1000), cr=st.floats(8, 200))
 @settings(max_examples=20, deadline=None)
