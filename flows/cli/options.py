@@ -66,6 +66,7 @@ FLAGS: dict[str, Any] = {
     "keep_factors": typer.Option(show_default=False, help="Publish decompositions, for other requests."),
     "store": _STORE,
     "results_store": typer.Option(help="Write metrics here, and only read STORE. Folder or URL."),
+    "over": typer.Option(metavar="REF", help="A lossy delta of both, to which lossless stores the residual."),
     "name": typer.Option(help="Name for the artifact (wizardmath-13b@prod)."),
     "source": typer.Option(
         "--calibration",

@@ -282,7 +282,7 @@ def test_a_tensor_that_does_not_fit_the_bases_is_refused(changed: dict[str, obje
         for name, file in reader.blocks.items():
             header = file.headers[name].model_copy(update=changed)
             with pytest.raises(ImpartError, match=name):
-                rebuild_tensor(name, base, header, file)
+                rebuild_tensor(name, base.tensors, header, file)
 
 
 @pytest.mark.parametrize("settings", [{"cr": 10**400}, {"cr": 1e308, "method": {}, "seed": [1]}])
