@@ -13,6 +13,7 @@ UInt8Array = npt.NDArray[np.uint8]
 UIntArray = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 _CHUNK = 1 << 16  # codes worked on at once, as one byte a bit: 2 MiB at most; a multiple of 8, to end on a byte
+_CODES = 8  # of at most 8 bits: that many fill whole bytes, and fit one integer of 64 bits
 
 
 def packed_bytes(count: int, width: int) -> int:
@@ -49,10 +50,27 @@ def unpack(packed: UInt8Array, width: int, count: int) -> UIntArray:
     codes = np.empty(count, dtype=container)
     for part, stream in _chunks(count, width):
         length = min(part.stop, count) - part.start
+        if width <= _CODES:
+            codes[part] = _unpack_narrow(packed[stream], width)[:length]
+            continue
         bits = np.zeros((length, 8 * container.itemsize), dtype=np.uint8)
         bits[:, :width] = np.unpackbits(packed[stream], count=length * width, bitorder="little").reshape(-1, width)
         codes[part] = np.packbits(bits, axis=1, bitorder="little").view(container)[:, 0]
     return codes
+
+
+def _unpack_narrow(packed: UInt8Array, width: int) -> UInt8Array:
+    """Return codes of at most 8 bits: 8 of them are as many bytes as they have bits, and one integer of 64."""
+    groups = -(-len(packed) // width)
+    octets = np.zeros(groups * width, dtype=np.uint8)
+    octets[: len(packed)] = packed
+    words = np.zeros((groups, _CODES), dtype=np.uint8)
+    words[:, :width] = octets.reshape(groups, width)
+    integers = words.view("<u8")[:, 0]
+    codes = np.empty((groups, _CODES), dtype=np.uint8)
+    for place in range(_CODES):
+        codes[:, place] = (integers >> np.uint64(place * width)) & np.uint64((1 << width) - 1)
+    return codes.reshape(-1)
 
 
 def _container(width: int) -> np.dtype[np.uint8] | np.dtype[np.uint16] | np.dtype[np.uint32]:

@@ -150,4 +150,4 @@ def _tensors(store: Store, manifest: Manifest, role: str) -> int | None:
         except (ArtifactNotFoundError, CorruptArtifactError):
             return None
         names.update(read if isinstance(read, dict) else ())
-    return len(names)
+    return len(names) or None

@@ -22,7 +22,7 @@ from impart_core.checkpoint.index import open_checkpoint
 from impart_core.checkpoint.layout import Role
 from impart_core.checkpoint.local import local_file
 from impart_core.checkpoint.reader import read_tensor
-from impart_core.codec.exact import encode_exact
+from impart_core.codec.exact import encode_exact, encode_residual
 from impart_core.codec.format import (
     EXACT,
     FORMAT_VERSION,
@@ -91,6 +91,8 @@ def every_method() -> dict[str, EncodedTensor]:
     for value, reference in ((base * 1.01, base), (few, base), (base.repeat(8, 8), None)):
         way, codes = encode_exact(value, reference)
         made[way] = item(way, tuple(value.shape), codes, Role.PROJECTION)
+    residual = encode_residual(base * 1.01, base, None)
+    made[residual[0]] = item(residual[0], (16, 24), residual[1], Role.PROJECTION)
     assert {*EXACT} <= {*made}
     part = Projection.of(decaying_delta(16, 24), "stack[1]")
     codes = METHODS.get("dare").encode(part, config_of(2, seed=5, method="dare"))
