@@ -12,7 +12,15 @@ from hypothesis.extra import numpy as npst
 
 from impart_core.base.errors import CorruptArtifactError
 from impart_core.checkpoint.header import DTYPES
-from impart_core.codec.exact import VERSION, bits_of, check_exact, decode_exact, encode_exact, encode_residual
+from impart_core.codec.exact import (
+    RESIDUAL_VERSION,
+    VERSION,
+    bits_of,
+    check_exact,
+    decode_exact,
+    encode_exact,
+    encode_residual,
+)
 from impart_core.codec.format import DIFFERENCE, EXACT, OMITTED, PLANES, RESIDUAL, SPARSE, VALUE
 from impart_core.codec.parts import Codes, nbytes
 
@@ -180,6 +188,12 @@ def test_golden_codes(way: str, share: float, expected: str) -> None:
     base, value = known(share)
     found, codes = encode_exact(value, None if way == PLANES else base)
     assert (found, digest(codes), VERSION) == (way, expected, 1)
+
+
+def test_golden_residual() -> None:
+    base, value = known(1)
+    found, codes = encode_residual(value, base, None)
+    assert (found, digest(codes), RESIDUAL_VERSION) == (RESIDUAL, "bf0e154e96847329", 1)
 
 
 @pytest.mark.parametrize("way", EXACT)
