@@ -32,6 +32,9 @@ def pack(codes: UIntArray, width: int) -> UInt8Array:
         raise ValueError(f"code {int(codes.max())} does not fit {width} bits")
     packed = np.empty(packed_bytes(len(codes), width), dtype=np.uint8)
     for part, stream in _chunks(len(codes), width):
+        if width <= _CODES:
+            packed[stream] = _pack_narrow(codes[part], width)[: len(packed) - stream.start]
+            continue
         octets = codes[part].astype(container).view(np.uint8).reshape(-1, container.itemsize)
         bits = np.unpackbits(octets, axis=1, count=width, bitorder="little")
         packed[stream] = np.packbits(bits.ravel(), bitorder="little")
@@ -57,6 +60,16 @@ def unpack(packed: UInt8Array, width: int, count: int) -> UIntArray:
         bits[:, :width] = np.unpackbits(packed[stream], count=length * width, bitorder="little").reshape(-1, width)
         codes[part] = np.packbits(bits, axis=1, bitorder="little").view(container)[:, 0]
     return codes
+
+
+def _pack_narrow(codes: UIntArray, width: int) -> UInt8Array:
+    """Return codes of at most 8 bits as a stream, filled up to a multiple of 8 codes; see `_unpack_narrow`."""
+    whole = np.zeros((-(-len(codes) // _CODES), _CODES), dtype=np.uint8)
+    whole.reshape(-1)[: len(codes)] = codes
+    integers = np.zeros(len(whole), dtype="<u8")
+    for place in range(_CODES):
+        integers |= whole[:, place].astype("<u8") << np.uint64(place * width)
+    return integers.view(np.uint8).reshape(-1, _CODES)[:, :width].reshape(-1)
 
 
 def _unpack_narrow(packed: UInt8Array, width: int) -> UInt8Array:
