@@ -56,6 +56,9 @@ def _print_delta(delta: Delta) -> None:
         for block in described["blocks"]
     ]
     rows.append(["(delta)", delta.manifest.id[:12], "", "", f"{described['own_bytes']:,}"])
+    if delta.over:
+        codes = f"{sum(entry.bytes for _, entry in _tensors(delta.over)):,}"
+        rows.append(["(over)", delta.over.id[:12], "", codes, f"{delta.over.bytes:,}"])
     print_table(["block", "artifact", "tensors", "bytes of codes", "bytes on disk"], rows)
     _print_quantized(delta)
     _print_fidelity(delta)
@@ -165,6 +168,7 @@ def _describe(delta: Delta) -> dict[str, Any]:
         "cr_model": delta.cr_model,
         "bytes": delta.bytes,
         "own_bytes": delta.manifest.nbytes,
+        **({"over": {"artifact": delta.over.id, "bytes": delta.over.bytes}} if delta.over else {}),
         "files": [entry.model_dump(mode="json") for entry in delta.manifest.files],
         "blocks": blocks,
     }

@@ -17,7 +17,7 @@ from impart_core.checkpoint.index import Checkpoint
 from impart_core.checkpoint.local import local_file
 from impart_core.checkpoint.reader import digest_of_value
 from impart_core.checkpoint.source import SourceFile
-from impart_core.codec.format import CODES_FILE, BlockFile, TensorHeader
+from impart_core.codec.format import CODES_FILE, RESIDUAL, BlockFile, TensorHeader
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class DeltaReader:
         blocks: the file that holds each tensor's codes.
         files: the delta's own files that are carried, by the names that a store gives them.
         expected: digests of the fine-tune's tensors by name, where the delta is lossless.
+        over: the lossy delta that its residuals are against, where there is one.
     """
 
     delta: Delta
@@ -37,6 +38,7 @@ class DeltaReader:
     blocks: Mapping[str, BlockFile]
     files: Mapping[str, Path]
     expected: Mapping[str, str] | None = None
+    over: "DeltaReader | None" = None
 
     def rebuild(self, name: str, base: Checkpoint) -> torch.Tensor:
         """Return a tensor of the fine-tuned checkpoint, in its dtype and shape, on the CPU.
@@ -48,7 +50,7 @@ class DeltaReader:
                 gives another tensor than the fine-tune's.
         """
         header = self.headers[name]
-        value = rebuild_tensor(name, base, header, self.blocks[name])
+        value = rebuild_tensor(name, base.tensors, header, self.blocks[name], lossy=self._lossy(name, base))
         if self.expected is not None and self.expected.get(name) != digest_of_value(value, header.dtype):
             raise CorruptArtifactError(
                 f"{name!r} of the lossless delta {self.delta.id[:12]} does not come back as the fine-tune's tensor: "
@@ -58,7 +60,28 @@ class DeltaReader:
 
     def read_delta(self, name: str, base: Checkpoint) -> torch.Tensor | None:
         """Return a tensor's delta, float32, in the shape of the base's; None where it is zero; errors as above."""
-        return read_delta(name, base, self.headers[name], self.blocks[name])
+        return read_delta(name, base.tensors, self.headers[name], self.blocks[name], self._lossy(name, base))
+
+    def _lossy(self, name: str, base: Checkpoint) -> torch.Tensor | None:
+        """Return what the lossy delta rebuilds, where the residual to that is stored.
+
+        Raises:
+            CorruptArtifactError: there is no such delta, or it rebuilds something else.
+        """
+        header = self.headers[name]
+        if header.method != RESIDUAL:
+            return None
+        if self.over is None or name not in self.over.headers:
+            raise CorruptArtifactError(f"{self.blocks[name].path} holds a residual of {name!r}, but to no lossy delta.")
+        below = self.over.headers[name]
+        value = rebuild_tensor(name, base.tensors, below, self.over.blocks[name], portable=True)
+        if digest_of_value(value, below.dtype) != header.over:
+            raise CorruptArtifactError(
+                f"{name!r} of the lossy delta {self.over.delta.id[:12]} does not come back as it did when the residual "
+                f"in {self.delta.id[:12]} was stored: that delta was made again since, or by another version. "
+                "Compress the fine-tune again, losslessly over it."
+            )
+        return value
 
     def write_carried(self, base: Checkpoint, folder: Path, *, with_code: bool = False) -> None:
         """Write the files beside the weights: the delta's own, and the base's where they are the same.
@@ -107,7 +130,8 @@ def open_reader(delta: Delta) -> Iterator[DeltaReader]:
             blocks.update(dict.fromkeys(file.headers, file))
         headers = {name: file.headers[name] for name, file in sorted(blocks.items())}
         expected = delta.finetuned_digests() if delta.is_lossless else None
-        yield DeltaReader(delta, headers, blocks, files, expected)
+        over = stack.enter_context(open_reader(delta.over)) if delta.over else None
+        yield DeltaReader(delta, headers, blocks, files, expected, over)
 
 
 def base_file(name: str, base: Checkpoint) -> SourceFile:

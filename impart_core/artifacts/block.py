@@ -14,6 +14,7 @@ from impart_core.blocks.coding import coding_of_role, format_of
 from impart_core.blocks.request import AUTO, CompressConfig
 from impart_core.checkpoint.layout import Block, Role
 from impart_core.checkpoint.pairing import Pairs
+from impart_core.codec.exact import RESIDUAL_VERSION
 from impart_core.codec.format import (
     CODES_FILE,
     PACKED_VERSION,
@@ -34,7 +35,7 @@ from impart_core.store.recipe import Recipe
 from impart_core.store.store import Store
 
 VERSIONS = {"block": 1}  # raised whenever the same recipe gives other bytes
-_PARENTS = ("factors", "calibration", "scales")
+_PARENTS = ("factors", "calibration", "scales", "over")
 Digests = Mapping[str, str]
 
 
@@ -103,7 +104,7 @@ def block_recipe(
     config: CompressConfig,
     digests: tuple[Digests, Digests],
     factors: Recipe | None = None,
-    calibration: Mapping[str, object] | None = None,
+    more: Mapping[str, object] | None = None,
 ) -> Recipe:
     """Return what makes a block: its tensors' digests in both checkpoints, and the settings that it depends on.
 
@@ -115,8 +116,10 @@ def block_recipe(
         config: the request.
         digests: the tensors' digests in the base and in the fine-tuned checkpoint.
         factors: what makes the block's factors, where the request uses some.
-        calibration: what calibration is told by, where the block is: the text's id (`calibration`), the digest of the
-            model's configuration (`model`), the id of the `activations` it is given, or of the `scales` it takes.
+        more: its other inputs. What calibration is told by, where the block is: the text's id (`calibration`), the
+            digest of the model's configuration (`model`), the id of the `activations` it is given, or of the `scales`
+            it takes. Of the lossy block that residuals are against the id (`over`) and the digest of its codes
+            (`over_files`).
     """
     roles = sorted({pairs[name].role for name in block.tensors})
     methods = {
@@ -132,8 +135,10 @@ def block_recipe(
     inputs: dict[str, object] = {"base": ours, "finetuned": {name: digests[1][name] for name in block.tensors}}
     if factors:
         inputs["factors"] = factors.id
-    inputs.update(calibration or {})
+    inputs.update(more or {})
     exactly = {"lossless": config.method_version} if config.is_lossless else {}
+    if "over" in inputs:
+        exactly["residual"] = RESIDUAL_VERSION
     return Recipe(
         operation="compress-block",
         version=VERSIONS["block"],
@@ -155,7 +160,8 @@ def publish_block(
 ) -> Manifest:
     """Publish a block's codes; return the manifest in force.
 
-    Its parents are the artifacts that hold its factors, if it has some, and what it was calibrated with.
+    Its parents are the artifacts that hold its factors, if it has some, what it was calibrated with, and the lossy
+    block that it is the residual to.
     `kept_factors` says whether its factors were read from the store; `reuse` and `read_again` are as in `publish`.
     """
     projections = [item for item in tensors.values() if item.header.role is Role.PROJECTION]

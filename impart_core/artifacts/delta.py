@@ -17,6 +17,8 @@ from impart_core.checkpoint.carried import CARRIED_NAME, is_code, stored_name
 from impart_core.checkpoint.digest import carried_digests, checkpoint_id
 from impart_core.checkpoint.index import Checkpoint
 from impart_core.checkpoint.layout import Role
+from impart_core.codec.exact import RESIDUAL_VERSION
+from impart_core.codec.format import CODES_FILE
 from impart_core.store.manifest import MANIFEST, Content, Manifest, Pointer, Sha256, register
 from impart_core.store.provenance import Stopwatch
 from impart_core.store.publish import Reuse, publish
@@ -34,6 +36,8 @@ class DeltaContent(Content):
 
     Attributes:
         blocks: the blocks, in the model's order.
+        over: the lossy delta that its residuals are against, where there is one: that one's blocks, then itself. All
+            totals cover them.
         base: id of the base checkpoint.
         finetuned: id of the fine-tuned checkpoint.
         finetuned_bytes: its bytes on disk.
@@ -52,6 +56,7 @@ class DeltaContent(Content):
     colour: ClassVar[str] = "#cfe8d5"
     listed: ClassVar[bool] = True
     blocks: Annotated[tuple[Pointer, ...], FailFast()]
+    over: Annotated[tuple[Pointer, ...], FailFast()] = Field(default=(), exclude_if=lambda value: not value)
     base: Sha256
     finetuned: Sha256
     finetuned_bytes: int
@@ -65,21 +70,28 @@ class DeltaContent(Content):
         """Return method, ratio and seed."""
         cr = recipe.config.get("cr")
         label = labelled(str(recipe.config.get("method", "delta")), cr if isinstance(cr, float | int) else None)
-        return label if label == LOSSLESS else f"{label}, seed {recipe.config.get('seed', 0)}"
+        if label == LOSSLESS:
+            return f"{label} over {self.over[-1].name}" if self.over else label
+        return f"{label}, seed {recipe.config.get('seed', 0)}"
 
     def checkpoints(self, recipe: Recipe) -> dict[str, str]:  # noqa: ARG002
         """Return the base and the fine-tuned checkpoint."""
         return {"base": self.base, "finetuned": self.finetuned}
 
     def pointers(self) -> tuple[Pointer, ...]:
-        """Return the blocks."""
-        return self.blocks
+        """Return the blocks, and the lossy delta that it is over, with its own."""
+        return (*self.blocks, *self.over)
 
     def mismatch(self, parts: Sequence[Content]) -> str | None:
         """Return how the bytes of projections differ from those of the blocks, if they do."""
-        others = [part.kind for part in parts if not isinstance(part, BlockContent)]
+        deltas = [part for part in parts if isinstance(part, DeltaContent)]
+        others = [part.kind for part in parts if not isinstance(part, BlockContent | DeltaContent)]
+        if len(deltas) > bool(self.over):
+            others += [deltas[0].kind]
         if others:
             return f"points to a {others[0]} where a block should be"
+        if any(self.over[:-1] != delta.blocks for delta in deltas):
+            return "does not point to the blocks of the lossy delta that it is over"
         held = sum(part.projection_bytes for part in parts if isinstance(part, BlockContent))
         if held == self.projection_bytes:
             return None
@@ -92,18 +104,31 @@ def delta_recipe(
     config: CompressConfig,
     digests: tuple[Digests, Digests],
     calibration: str | None = None,
+    over: "Delta | None" = None,
 ) -> Recipe:
-    """Return what makes a delta: both checkpoints by content, the files carried along, the text's id, the settings."""
+    """Return what makes a delta: both checkpoints by content, the files carried along, the settings.
+
+    Args:
+        base: the base checkpoint.
+        finetuned: the fine-tuned checkpoint.
+        config: the settings.
+        digests: of the tensors of both.
+        calibration: id of the calibration text.
+        over: the lossy delta that residuals are against: by its id, and by its blocks' codes, since these may come out
+            otherwise where it is made again on another machine.
+    """
+    residual = {"residual_version": RESIDUAL_VERSION} if over else {}
     return Recipe(
         operation="compress",
         version=VERSIONS["delta"],
-        config=_recipe_config(config),
+        config={**_recipe_config(config), **residual},
         inputs={
             "base": checkpoint_id(digests[0]),
             "finetuned": checkpoint_id(digests[1]),
             "base_files": carried_digests(base),
             "finetuned_files": carried_digests(finetuned),
             **({"calibration": calibration} if calibration else {}),
+            **({"over": over.id, "over_files": over.codes()} if over else {}),
         },
     )
 
@@ -136,26 +161,27 @@ def own_files(recipe: Recipe) -> list[str]:
 
 
 def file_bytes(store: Store, delta: str) -> int | None:
-    """Return the bytes of the files of a delta and of its blocks; None: one of them is not in the store.
+    """Return the bytes of the files of a delta and of all it points to; None: one of them is not in the store.
 
     Manifests are not counted: they hold dates, and may differ by some bytes when a delta is made again.
     """
     top = store.lookup(delta)
     if top is None or not isinstance(top.content, DeltaContent):
         return None
-    blocks = [store.lookup(block.id) for block in top.content.blocks]
+    blocks = [store.lookup(part.id) for part in top.content.pointers()]
     found = [top, *(block for block in blocks if block is not None)]
     return None if None in blocks else sum(entry.size for manifest in found for entry in manifest.files)
 
 
 @dataclass(frozen=True, repr=False)
 class Delta:
-    """A published delta: its manifest and its blocks' manifests, in the model's order."""
+    """A published delta: its manifest and its blocks' manifests, in the model's order; the one that it is over."""
 
     store: Store
     manifest: Manifest
     content: DeltaContent
     blocks: tuple[Manifest, ...]
+    over: "Delta | None" = None
 
     def __repr__(self) -> str:
         """Return it in one line: its id, both ratios, its bytes."""
@@ -172,8 +198,12 @@ class Delta:
 
     @property
     def bytes(self) -> int:
-        """Every byte of the artifact and of its blocks as they lie in the store, manifests included."""
-        return sum(manifest.nbytes for manifest in (self.manifest, *self.blocks))
+        """Every byte of the artifact and of its blocks as they lie in the store, manifests included.
+
+        Those of a lossy delta that it is over are among them.
+        """
+        below = self.over.bytes if self.over else 0
+        return below + sum(manifest.nbytes for manifest in (self.manifest, *self.blocks))
 
     @property
     def code(self) -> tuple[str, ...]:
@@ -196,6 +226,10 @@ class Delta:
     def cr_model(self) -> float:
         """The fine-tuned checkpoint's bytes over every byte of the artifact."""
         return self.content.finetuned_bytes / self.bytes
+
+    def codes(self) -> dict[str, str]:
+        """Return the SHA-256 of each block's codes, by the block's name."""
+        return {block_content(block).name: block.file(CODES_FILE).sha256 for block in self.blocks}
 
     def base_digests(self) -> dict[str, str]:
         """Return the digest of every tensor of the base that this delta was made against.
@@ -238,7 +272,9 @@ def publish_delta(
         Pointer(name=content.name, id=block.id, bytes=block.nbytes)
         for content, block in zip(contents, blocks, strict=True)
     )
-    codes = sum(content.projection_bytes for content in contents)
+    over = _over(store, recipe)
+    below = over.content.projection_bytes if over else 0
+    codes = below + sum(content.projection_bytes for content in contents)
     dense = sum(content.projection_dense_bytes for content in contents)
     with scratch_folder() as scratch:
         files: dict[str, Path] = {}
@@ -247,26 +283,41 @@ def publish_delta(
             files[stored_name(name)] = finetuned.carried[name].on_disk(scratch / str(number))
         content = DeltaContent(
             blocks=pointers,
+            over=_pointers_to(over) if over else (),
             base=recipe.inputs["base"],
             finetuned=recipe.inputs["finetuned"],
             finetuned_bytes=finetuned.nbytes,
             carried=recipe.inputs["finetuned_files"],
             projection_bytes=codes,
             projection_dense_bytes=dense,
-            data_bytes=sum(pointer.bytes for pointer in pointers) + sum(path.stat().st_size for path in files.values()),
+            data_bytes=sum(pointer.bytes for pointer in pointers)
+            + sum(path.stat().st_size for path in files.values())
+            + (over.bytes if over else 0),
             cr_projection=dense / codes if codes else None,
         )
-        parents = tuple(block_ids)
+        parents = (*block_ids, *([over.id] if over else []))
         manifest = publish(store, recipe, content, files, watch, parents=parents, reuse=reuse)
     return _delta_of(store, manifest, {block.id: block for block in blocks})
+
+
+def _over(store: Store, recipe: Recipe) -> Delta | None:
+    """Return the lossy delta that a delta of this recipe is over; errors as in `open_delta`."""
+    over = recipe.inputs.get("over")
+    return open_delta(store, over) if isinstance(over, str) else None
+
+
+def _pointers_to(delta: Delta) -> tuple[Pointer, ...]:
+    """Return pointers to a delta's blocks, and to it under what it is called."""
+    name = delta.content.summary(delta.manifest.recipe)
+    return (*delta.content.blocks, Pointer(name=name, id=delta.id, bytes=delta.manifest.nbytes))
 
 
 def open_delta(store: Store, artifact_id: str) -> Delta:
     """Open a delta by its artifact id.
 
     Raises:
-        ArtifactNotFoundError: it, or one of its blocks, does not exist.
-        CorruptArtifactError: a manifest is damaged.
+        ArtifactNotFoundError: it, or one that it points to, does not exist.
+        CorruptArtifactError: a manifest is damaged, or points to what is no lossy delta.
         ConfigError: the artifact is not a delta.
     """
     return _delta_of(store, store.manifest(artifact_id), {})
@@ -278,7 +329,17 @@ def _delta_of(store: Store, manifest: Manifest, read: Mapping[str, Manifest]) ->
         raise ConfigError(f"Artifact {manifest.id[:12]} is of kind {manifest.content.kind}, not a compressed delta.")
     ids = (pointer.id for pointer in manifest.content.blocks)
     blocks = tuple(read.get(block_id) or store.manifest(block_id) for block_id in ids)
-    return Delta(store=store, manifest=manifest, content=manifest.content, blocks=blocks)
+    over = _lossy(store, manifest) if manifest.content.over else None
+    return Delta(store=store, manifest=manifest, content=manifest.content, blocks=blocks, over=over)
+
+
+def _lossy(store: Store, manifest: Manifest) -> Delta:
+    """Return the lossy delta that a delta is over, by its manifest; errors as in `open_delta`."""
+    assert isinstance(manifest.content, DeltaContent)
+    below = store.manifest(manifest.content.over[-1].id)
+    if not isinstance(below.content, DeltaContent) or below.content.over:
+        raise CorruptArtifactError(f"The delta {manifest.id[:12]} is over {below.id[:12]}, which is no lossy delta.")
+    return _delta_of(store, below, {})
 
 
 @dataclass(frozen=True)
@@ -294,11 +355,12 @@ def examine_delta(store: Store, artifact_id: str, *, reread: bool = False, impor
     top = store.examine(artifact_id, reread=reread, imported=imported)
     if top.manifest is None or not isinstance(top.manifest.content, DeltaContent):
         return FoundDelta(None, (top.fault,) if top.fault else ())
-    pointers = top.manifest.content.blocks
+    content = top.manifest.content
+    pointers = content.pointers()
     blocks = [(pointer, store.examine(pointer.id, reread=reread, imported=imported)) for pointer in pointers]
     whole = tuple(found.manifest for _, found in blocks if found.manifest)
     if len(whole) == len(pointers):
-        return FoundDelta(Delta(store=store, manifest=top.manifest, content=top.manifest.content, blocks=whole))
+        return FoundDelta(_delta_of(store, top.manifest, {manifest.id: manifest for manifest in whole}))
     faults = (
         found.fault or f"{store.place_of(pointer.id, MANIFEST)} is missing: block {pointer.name} is lost."
         for pointer, found in blocks

@@ -21,7 +21,8 @@ from impart_core.blocks.decompose import factors_of
 from impart_core.blocks.request import CompressConfig
 from impart_core.checkpoint.layout import Block, Role
 from impart_core.checkpoint.pairing import Pair, Pairs
-from impart_core.codec.exact import encode_exact
+from impart_core.checkpoint.reader import digest_of_value
+from impart_core.codec.exact import encode_exact, encode_residual
 from impart_core.codec.format import (
     ADDED,
     EXACT,
@@ -29,6 +30,7 @@ from impart_core.codec.format import (
     OMITTED,
     PACKED_VERSION,
     PLANES,
+    RESIDUAL,
     ROWS,
     VALUE,
     EncodedTensor,
@@ -36,7 +38,7 @@ from impart_core.codec.format import (
     packed_overhead,
 )
 from impart_core.codec.half import encode_half
-from impart_core.codec.parts import Codes
+from impart_core.codec.parts import Codes, nbytes
 from impart_core.codec.rows import encode_rows, rows_bytes
 from impart_core.delta.extract import require_finite
 from impart_core.delta.factors import Factors
@@ -48,18 +50,24 @@ from impart_core.quantization.curvature import Inputs
 
 # Gives the factors of a matrix by name that a decomposition of the same request left, or None: its delta is zero.
 Stored = Callable[[str], Factors | None]
+# Gives what a lossy delta rebuilds of a tensor by name, in the same bits on every machine.
+Lossy = Callable[[str], torch.Tensor]
 _WHOLE = (KEEP, VALUE, *EXACT)  # ways in which a stack is stored as one tensor
 _SLACK = 2  # bytes a tensor of what a packed file says, since its text compresses a little better or worse
 _CPU = torch.device("cpu")
 
 
 class Made(NamedTuple):
-    """What a tensor, or one matrix of a stack, became; its fidelity where its delta was at hand."""
+    """What a tensor, or one matrix of a stack, became; its fidelity where its delta was at hand.
+
+    `over` is the digest of what a residual is against.
+    """
 
     method: str
     seed: int
     codes: Codes
     fidelity: Fidelity | None = None
+    over: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,12 +80,14 @@ class Encoder:
             everything is read, and decomposed here to the same bits.
         device: where decompositions run.
         digests: the tensors' digests in the base and in the fine-tuned checkpoint; those given are checked.
+        lossy: gives what is rebuilt of a lossy delta, where residuals to that are stored.
     """
 
     config: CompressConfig
     stored: Stored | None = None
     device: torch.device = _CPU
     digests: tuple[Digests, Digests] = ({}, {})
+    lossy: Lossy | None = None
 
     def block(self, pairs: Pairs, block: Block) -> dict[str, EncodedTensor]:
         """Return header and codes of each tensor of a block by name.
@@ -135,7 +145,7 @@ class Encoder:
         """Return the method, the seed and the codes of one matrix or other tensor."""
         pair = loaded.pair
         if self.config.is_lossless:
-            return _bit_for_bit(loaded)
+            return _bit_for_bit(loaded, self.lossy)
         new = loaded.finetuned if loaded.base is None else loaded.added
         if new is not None:
             require_finite(new, pair.name, "fine-tuned")
@@ -213,14 +223,31 @@ def assembled(pair: Pair, made: list[Made]) -> EncodedTensor:
     """
     measured = tuple(one.fidelity for one in made if one.fidelity)
     if not pair.is_stack or made[0].method in _WHOLE:
-        return replace(_encoded(pair, *made[0][:3]), fidelity=measured)
+        return replace(_encoded(pair, *made[0][:3], over=made[0].over), fidelity=measured)
     coded = next((one for one in made if one.method != OMITTED), made[0])
     numbered = {f"{index}.{part}": code for index, one in enumerate(made) for part, code in one.codes.items()}
     return replace(_encoded(pair, coded.method, coded.seed, numbered), fidelity=measured)
 
 
-def _bit_for_bit(loaded: Loaded) -> Made:
-    """Return how a tensor is stored bit for bit: against the base's where that has the same dtype, or by itself.
+def _bit_for_bit(loaded: Loaded, lossy: Lossy | None) -> Made:
+    """Return how a tensor is stored bit for bit in the fewest bytes, as a residual where that is."""
+    base, value = loaded.base, loaded.finetuned
+    if lossy is None:
+        return _without_residual(loaded)
+    rebuilt = lossy(loaded.tensor)
+    if base is not None and (base.shape, base.dtype) == (value.shape, value.dtype):
+        way, codes = encode_residual(value, rebuilt, base)
+    else:
+        way, codes = encode_residual(value, rebuilt, None)
+        without = _without_residual(loaded)
+        if nbytes(without.codes) <= nbytes(codes):
+            return without
+    over = digest_of_value(rebuilt, loaded.pair.finetuned.dtype) if way == RESIDUAL else None
+    return Made(way, 0, codes, over=over)
+
+
+def _without_residual(loaded: Loaded) -> Made:
+    """Return how a tensor is stored against the base's where that has the same dtype, or by itself.
 
     Rows that the base does not have stay as they are beside the difference of the others.
     """
@@ -242,7 +269,7 @@ def _no_delta() -> torch.Tensor:
     raise AssertionError("a method that works on factors asked for the delta")
 
 
-def _encoded(pair: Pair, method: str, seed: int, codes: Codes) -> EncodedTensor:
+def _encoded(pair: Pair, method: str, seed: int, codes: Codes, over: str | None = None) -> EncodedTensor:
     ours = pair.base.name if pair.base and pair.base.name != pair.name else None
     header = TensorHeader(
         method=method,
@@ -252,5 +279,6 @@ def _encoded(pair: Pair, method: str, seed: int, codes: Codes) -> EncodedTensor:
         seed=seed,
         parts=tuple(sorted(codes)),
         base=ours,
+        over=over,
     )
     return EncodedTensor(header=header, codes=codes)

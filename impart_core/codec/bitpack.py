@@ -13,6 +13,7 @@ UInt8Array = npt.NDArray[np.uint8]
 UIntArray = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 _CHUNK = 1 << 16  # codes worked on at once, as one byte a bit: 2 MiB at most; a multiple of 8, to end on a byte
+_CODES = 8  # of at most 8 bits: that many fill whole bytes, and fit one integer of 64 bits
 
 
 def packed_bytes(count: int, width: int) -> int:
@@ -31,6 +32,9 @@ def pack(codes: UIntArray, width: int) -> UInt8Array:
         raise ValueError(f"code {int(codes.max())} does not fit {width} bits")
     packed = np.empty(packed_bytes(len(codes), width), dtype=np.uint8)
     for part, stream in _chunks(len(codes), width):
+        if width <= _CODES:
+            packed[stream] = _pack_narrow(codes[part], width)[: len(packed) - stream.start]
+            continue
         octets = codes[part].astype(container).view(np.uint8).reshape(-1, container.itemsize)
         bits = np.unpackbits(octets, axis=1, count=width, bitorder="little")
         packed[stream] = np.packbits(bits.ravel(), bitorder="little")
@@ -49,10 +53,37 @@ def unpack(packed: UInt8Array, width: int, count: int) -> UIntArray:
     codes = np.empty(count, dtype=container)
     for part, stream in _chunks(count, width):
         length = min(part.stop, count) - part.start
+        if width <= _CODES:
+            codes[part] = _unpack_narrow(packed[stream], width)[:length]
+            continue
         bits = np.zeros((length, 8 * container.itemsize), dtype=np.uint8)
         bits[:, :width] = np.unpackbits(packed[stream], count=length * width, bitorder="little").reshape(-1, width)
         codes[part] = np.packbits(bits, axis=1, bitorder="little").view(container)[:, 0]
     return codes
+
+
+def _pack_narrow(codes: UIntArray, width: int) -> UInt8Array:
+    """Return codes of at most 8 bits as a stream, filled up to a multiple of 8 codes; see `_unpack_narrow`."""
+    whole = np.zeros((-(-len(codes) // _CODES), _CODES), dtype=np.uint8)
+    whole.reshape(-1)[: len(codes)] = codes
+    integers = np.zeros(len(whole), dtype="<u8")
+    for place in range(_CODES):
+        integers |= whole[:, place].astype("<u8") << np.uint64(place * width)
+    return integers.view(np.uint8).reshape(-1, _CODES)[:, :width].reshape(-1)
+
+
+def _unpack_narrow(packed: UInt8Array, width: int) -> UInt8Array:
+    """Return codes of at most 8 bits: 8 of them are as many bytes as they have bits, and one integer of 64."""
+    groups = -(-len(packed) // width)
+    octets = np.zeros(groups * width, dtype=np.uint8)
+    octets[: len(packed)] = packed
+    words = np.zeros((groups, _CODES), dtype=np.uint8)
+    words[:, :width] = octets.reshape(groups, width)
+    integers = words.view("<u8")[:, 0]
+    codes = np.empty((groups, _CODES), dtype=np.uint8)
+    for place in range(_CODES):
+        codes[:, place] = (integers >> np.uint64(place * width)) & np.uint64((1 << width) - 1)
+    return codes.reshape(-1)
 
 
 def _container(width: int) -> np.dtype[np.uint8] | np.dtype[np.uint16] | np.dtype[np.uint32]:

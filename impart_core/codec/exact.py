@@ -5,8 +5,8 @@ each other differ by one. What is stored is the difference of the keys, modulo 2
 integers are computed with, so that the same bits come back on every machine, whatever they stand for: NaN with any
 payload, both zeros, infinities.
 
-The tensor to compare with may be any that a reader has at hand in the same bits: the base's, or what another method
-makes of it.
+The tensor to compare with may be any that a reader has at hand in the same bits: the base's, or what a lossy delta
+rebuilds. What is stored beside the latter is its *residual*.
 """
 
 import math
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from impart_core.codec.format import DIFFERENCE, OMITTED, PLANES, SPARSE, VALUE
+from impart_core.codec.format import DIFFERENCE, OMITTED, PLANES, RESIDUAL, SPARSE, VALUE
 from impart_core.codec.parts import Codes, nbytes, read_part
 from impart_core.codec.planes import (
     PLANES_PARTS,
@@ -31,10 +31,12 @@ from impart_core.codec.planes import (
 from impart_core.codec.positions import Int64Array, PositionCodes, decode_positions, encode_positions
 
 VERSION = 1  # raised whenever the same tensors give other bytes
+RESIDUAL_VERSION = 1  # likewise, of what is stored beside the same lossy delta
 EXACT_PARTS: dict[str, tuple[str, ...]] = {
     PLANES: PLANES_PARTS,
     DIFFERENCE: PLANES_PARTS,
     SPARSE: (*PLANES_PARTS, "quotients", "remainders", "width"),
+    RESIDUAL: (*PLANES_PARTS, "quotients", "remainders", "width"),  # all, or those of a difference, or none
 }
 _MOST_CHANGED = 1 / 12  # of the entries, for their positions to be looked at: they take longer than planes do
 _LEAST_CHANGED = 1 / 64  # for differences of all entries to be looked at
@@ -65,13 +67,43 @@ def encode_exact(value: torch.Tensor, reference: torch.Tensor | None) -> tuple[s
     return min(found, key=lambda one: nbytes(one[1]))
 
 
+def encode_residual(value: torch.Tensor, lossy: torch.Tensor, base: torch.Tensor | None) -> tuple[str, Codes]:
+    """Return how a tensor is stored in the fewest bytes where a reader also has what a lossy delta rebuilds.
+
+    A sample tells which of the two is the better one to compare with.
+
+    Args:
+        value: the tensor, as for `encode_exact`.
+        lossy: what the delta rebuilds, of the same dtype and shape.
+        base: the base's tensor, likewise; None: there is none.
+
+    Returns:
+        `residual` (the parts of a `sparse`, of a `difference`, or none: it is what the delta rebuilds), or what
+        `encode_exact` returns.
+    """
+    bits = bits_of(value)
+
+    def sampled(reference: torch.Tensor) -> float:
+        differences = partial(_differences, bits, bits_of(reference), value.is_floating_point())
+        return sampled_bytes(differences, len(bits))
+
+    if base is not None and np.array_equal(bits, bits_of(base)):
+        return OMITTED, {}
+    if np.array_equal(bits, bits_of(lossy)):
+        return RESIDUAL, {}
+    if base is not None and sampled(base) < sampled(lossy):
+        return encode_exact(value, base)
+    way, codes = encode_exact(value, lossy)
+    return RESIDUAL if way in (SPARSE, DIFFERENCE) else way, codes
+
+
 def decode_exact(
     way: str, codes: Codes, name: str, shape: tuple[int, ...], reference: torch.Tensor | None, dtype: torch.dtype
 ) -> torch.Tensor:
     """Return the tensor of this shape and dtype, on the CPU.
 
     Args:
-        way: `planes`, `difference` or `sparse`.
+        way: `planes`, `difference`, `sparse` or `residual`.
         codes: the parts.
         name: the tensor, for errors.
         shape: its shape.
@@ -83,13 +115,16 @@ def decode_exact(
     """
     count, width = _measures(shape, dtype)
     if way == PLANES:
+        chunks = decode_planes(codes, name, count, width)
         bits = np.zeros(count, dtype=f"<u{width}")
-        for part, integers in _parts(bits, decode_planes(codes, name, count, width)):
+        for part, integers in _parts(bits, chunks):
             part[:] = integers
         return _tensor(bits, shape, dtype)
     assert reference is not None
     bits, floating = bits_of(reference).copy(), dtype.is_floating_point
-    positions = _positions(codes, name, count) if way == SPARSE else None
+    if not _stores_any(way, codes):
+        return _tensor(bits, shape, dtype)
+    positions = _positions(codes, name, count) if _is_sparse(way, codes) else None
     changing = bits if positions is None else bits[positions]
     for part, integers in _parts(changing, decode_planes(codes, name, len(changing), width)):
         part[:] = _from_keys(_keys(part, floating) + _unfolded(integers), floating)
@@ -101,7 +136,9 @@ def decode_exact(
 def check_exact(way: str, codes: Codes, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """Check that codes decode, without the memory of the tensor; arguments and errors as for `decode_exact`."""
     count, width = _measures(shape, dtype)
-    if way == SPARSE:
+    if not _stores_any(way, codes):
+        return
+    if _is_sparse(way, codes):
         count = len(_positions(codes, name, count))
     check_planes(codes, name, count, width)
 
@@ -127,6 +164,16 @@ def _against(bits: Integers, reference: Integers, floating: bool) -> list[tuple[
     if number > _LEAST_CHANGED * len(bits):
         found.append((DIFFERENCE, encode_planes(partial(_differences, bits, reference, floating), len(bits))))
     return found
+
+
+def _is_sparse(way: str, codes: Codes) -> bool:
+    """Return whether differences are of some positions; a residual's parts tell which of its forms it has."""
+    return way == SPARSE or (way == RESIDUAL and "quotients" in codes)
+
+
+def _stores_any(way: str, codes: Codes) -> bool:
+    """Return whether anything differs: a residual without parts is of a tensor that the lossy delta rebuilds."""
+    return way != RESIDUAL or bool(codes)
 
 
 def _sparse(positions: Int64Array, differences: Given) -> Codes:

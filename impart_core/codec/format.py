@@ -27,8 +27,9 @@ PACKED_VERSION = 3  # one safetensors entry with all parts, described in few byt
 _READ = (1, 2, 3)  # in 1 no tensor has an exponent
 CODES_FILE = "codes.safetensors"
 OMITTED, KEEP, ROWS, VALUE = "omitted", "keep", "rows", "value"
-PLANES, DIFFERENCE, SPARSE = "planes", "difference", "sparse"  # bit for bit; see `codec.exact`
-EXACT = (PLANES, DIFFERENCE, SPARSE)
+# Bit for bit; see `codec.exact`.
+PLANES, DIFFERENCE, SPARSE, RESIDUAL = "planes", "difference", "sparse", "residual"
+EXACT = (PLANES, DIFFERENCE, SPARSE, RESIDUAL)
 _UNCODED = (OMITTED, KEEP, ROWS, VALUE, *EXACT)
 ADDED = "added"  # part: rows that the base does not have, as they are
 _HEADER_KEY = "impart"
@@ -42,13 +43,14 @@ class TensorHeader(Frozen):
     Attributes:
         method: a method's name; `keep` (delta at 16 bits); `rows` (its changed rows at 16 bits); `value`
             (stored as it is: not floating, or not in the base); `omitted` (the delta is zero: nothing is stored);
-            `planes`, `difference` or `sparse` (bit for bit, see `codec.exact`).
+            `planes`, `difference`, `sparse` or `residual` (bit for bit, see `codec.exact`).
         role: what the tensor is in the model.
         shape: its shape.
         dtype: the fine-tuned tensor's safetensors dtype name, which reconstruction casts to.
         seed: the masks' seed, where the method has masks.
         parts: names of its codes, stored as `<tensor>:<part>`; those of matrix i of a stack as `<i>.<part>`.
         base: the tensor of the base that it is a delta against, where that has another name.
+        over: digest of what a lossy delta rebuilds, where the residual to that is stored.
     """
 
     method: str
@@ -58,6 +60,7 @@ class TensorHeader(Frozen):
     seed: int = 0
     parts: tuple[str, ...] = ()
     base: str | None = None
+    over: str | None = None
 
     @field_validator("dtype")
     @classmethod

@@ -75,7 +75,9 @@ def sampled_bytes(integers: Given, count: int) -> float:
 
 
 def decode_planes(codes: Codes, name: str, count: int, width: int) -> Iterator[Integers]:
-    """Yield the integers of each chunk in turn, in memory that the next one takes again.
+    """Return the integers of each chunk in turn, in memory that the next one takes again.
+
+    That there are as many parts and bytes as such integers have is checked at once, before the first is asked for.
 
     Args:
         codes: the parts.
@@ -86,7 +88,12 @@ def decode_planes(codes: Codes, name: str, count: int, width: int) -> Iterator[I
     Raises:
         CorruptArtifactError: they are not as many integers of this width.
     """
-    planes, places, rotation = _read(codes, name, count, width)
+    return _chunks(*_read(codes, name, count, width), name, count, width)
+
+
+def _chunks(
+    planes: UInt8Array, places: list[tuple[int, int]], rotation: int, name: str, count: int, width: int
+) -> Iterator[Integers]:
     chunk = np.empty(min(count, _CHUNK), dtype=f"<u{width}")
     for start in range(0, count, _CHUNK):
         part = chunk[: min(_CHUNK, count - start)]

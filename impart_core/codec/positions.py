@@ -72,7 +72,7 @@ def decode_positions(codes: PositionCodes, count: int, size: int, name: str) -> 
         raise _damaged(name, size, f"{count:,} of them, with remainders of {codes.width} bits, are not possible")
     if len(codes.remainders) != packed_bytes(count, codes.width):
         raise _damaged(name, size, f"{len(codes.remainders):,} bytes of remainders are not {count:,} positions")
-    bits = np.unpackbits(codes.quotients, bitorder="little")
+    bits = np.unpackbits(codes.quotients, bitorder="little").view(np.bool_)  # whose ends are found in a third the time
     if (found := int(np.count_nonzero(bits))) != count:  # their ends would take eight bytes each
         raise _damaged(name, size, f"the quotients are those of {found:,} positions, not of {count:,}")
     ends = np.flatnonzero(bits)

@@ -131,5 +131,6 @@ class _Chain:
             with self._store.local_file(self._store.manifest(block), CODES_FILE, verified=True) as path:
                 file = BlockFile(path)
                 headers = {name: header for name, header in file.headers.items() if header.role != but}
-                weights |= {name: rebuild_tensor(name, self._job.base, headers[name], file) for name in headers}
+                base = self._job.base.tensors
+                weights |= {name: rebuild_tensor(name, base, headers[name], file) for name in headers}
         return weights

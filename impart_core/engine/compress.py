@@ -15,7 +15,7 @@ from impart_core.engine.chain import quantize_layer
 from impart_core.engine.distil import distil_gains
 from impart_core.engine.executor import Executor, Pending, Progress
 from impart_core.engine.jobs import Digests, Planned, plan_jobs
-from impart_core.engine.preflight import Checked, check_compress
+from impart_core.engine.preflight import Checked, check_compress, require_same_sides
 from impart_core.engine.references import (
     BlockGroup,
     BlockJob,
@@ -174,11 +174,14 @@ class _Compression:
         sides = [self._executor.submit(digest_checkpoint, side.weights_alone(), anew) for side in (base, finetuned)]
         digests = sides[0].result(), sides[1].result()
         self._notes += _unchanged(self._checked.work.pairs, digests)
-        words = self._parts.text.id if self._parts.text else None
-        recipe = patiently("read configurations", lambda: delta_recipe(base, finetuned, config, digests, words))
+        words, over = self._parts.text.id if self._parts.text else None, self._checked.over
+        recipe = patiently("read configurations", lambda: delta_recipe(base, finetuned, config, digests, words, over))
+        if over:
+            require_same_sides(over, recipe.inputs["base"], recipe.inputs["finetuned"])
         job = DeltaJob(self._run, finetuned, recipe, self._request.name)
         planned = plan_jobs(self._checked, digests, words, self._run)
-        pins = [recipe.id, *planned.ids, *([words] if words else [])]
+        below = [over.id, *(block.id for block in over.blocks)] if over else []
+        pins = [recipe.id, *planned.ids, *([words] if words else []), *below]
         hold = patiently("pin what may be reused", lambda: pin(self._store, pins))
         try:
             delta, faults = self._find_or_make(job, planned, hold)

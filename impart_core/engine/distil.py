@@ -142,6 +142,7 @@ def _read_blocks(job: DistilJob, store: Store) -> tuple[dict[str, torch.Tensor],
     for block in job.recipe.inputs["blocks"]:
         with store.local_file(store.manifest(block), CODES_FILE, verified=True) as path:
             file = BlockFile(path)
-            tensors |= {name: rebuild_tensor(name, job.base, header, file) for name, header in file.headers.items()}
+            for name, header in file.headers.items():
+                tensors[name] = rebuild_tensor(name, job.base.tensors, header, file)
             trainables |= trainables_of(file, job.base, norms=job.config.options.distil_norms)
     return tensors, trainables

@@ -13,6 +13,7 @@ from impart_core.blocks.request import CompressConfig
 from impart_core.checkpoint.digest import carried_digests
 from impart_core.checkpoint.index import CONFIG
 from impart_core.checkpoint.layout import Block
+from impart_core.codec.format import CODES_FILE
 from impart_core.engine.distil_memory import distil_bytes
 from impart_core.engine.preflight import Checked
 from impart_core.engine.references import BlockGroup, BlockJob, DistilJob, LayerJob, Run
@@ -164,5 +165,14 @@ class _Maker:
         """Return the job of one block."""
         pairs = {name: self.checked.work.pairs[name] for name in block.tensors}
         factors = factors_recipe(pairs, block, self.config, self.digests)
-        recipe = block_recipe(pairs, block, self.config, self.digests, factors, calibration)
-        return BlockJob(self.run, block, pairs, recipe, self.config, factors)
+        over = self._over(block)
+        recipe = block_recipe(pairs, block, self.config, self.digests, factors, {**(calibration or {}), **over})
+        return BlockJob(self.run, block, pairs, recipe, self.config, factors, base=self.checked.base if over else None)
+
+    def _over(self, block: Block) -> dict[str, object]:
+        """Return what a recipe says of the lossy block that residuals are against, if they are."""
+        delta = self.checked.over
+        if delta is None:
+            return {}
+        lossy = next(pointer.id for pointer in delta.content.blocks if pointer.name == block.name)
+        return {"over": lossy, "over_files": {CODES_FILE: delta.codes()[block.name]}}

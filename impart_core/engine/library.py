@@ -58,7 +58,7 @@ class RunKeywords(TypedDict, total=False):
 
 
 class CompressKeywords(RunKeywords, total=False):
-    """What a compression is asked for besides; see `CompressConfig`."""
+    """What a compression is asked for besides; see `CompressConfig`, and for `over` `CompressRequest`."""
 
     method: str
     seed: int
@@ -67,6 +67,7 @@ class CompressKeywords(RunKeywords, total=False):
     factors_for: float
     embeddings: str
     embeddings_cr: float
+    over: Ref
 
 
 class QuantizeKeywords(RunKeywords, total=False):
@@ -114,6 +115,7 @@ def compress(
     """
     given = dict(keywords)
     settings = {name: given.pop(name) for name in CompressConfig.model_fields if name in given}
+    over = given.pop("over", None)
     if isinstance(cr, CompressConfig):
         if settings:
             raise ConfigError(f"A whole configuration is given, and {', '.join(settings)} besides. Put all into it.")
@@ -121,7 +123,11 @@ def compress(
     else:
         config = CompressConfig(**{"cr": cr, **settings})
     request = CompressRequest(
-        base=absolute(base), finetuned=absolute(finetuned), config=config, **_run(given, RunKeywords)
+        base=absolute(base),
+        finetuned=absolute(finetuned),
+        config=config,
+        over=over.id if isinstance(over, Delta) else over,
+        **_run(given, RunKeywords),
     )
     return _compress(request, None, progress)
 

@@ -68,6 +68,7 @@ class BlockJob:
         factors: what makes its factors, where the request uses some.
         before: id of the block without the gains that were trained, where there are some.
         scales: id of these gains.
+        base: the base checkpoint, where residuals to a lossy block, the recipe's input `over`, are to be stored.
     """
 
     run: Run
@@ -78,6 +79,7 @@ class BlockJob:
     factors: Recipe | None = None
     before: str | None = None
     scales: str | None = None
+    base: Checkpoint | None = None
 
     def digests(self) -> tuple[dict[str, str], dict[str, str]]:
         """Return the digests of the block's tensors in the base and in the fine-tuned checkpoint."""

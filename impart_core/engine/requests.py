@@ -73,11 +73,13 @@ class CompressRequest(RunRequest):
         base: the base checkpoint: a folder, Hub id or fsspec URL; see `open_checkpoint`.
         finetuned: the checkpoint fine-tuned from it, likewise.
         config: method, ratio, and all else that decides on bytes.
+        over: name or id of a lossy delta of the same checkpoints, which a lossless one is to hold the residual to.
     """
 
     base: str
     finetuned: str
     config: CompressConfig
+    over: str | None = None
 
 
 class PlanRequest(Frozen):

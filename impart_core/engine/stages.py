@@ -3,7 +3,8 @@
 A stage is safe to repeat: of several that make the same artifact, one publishes it and the others return that one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -20,8 +21,9 @@ from impart_core.artifacts.scales import read_scales
 from impart_core.base.numerics import one_thread_per_kernel, release_memory, resolve_device, return_large_memory_at_once
 from impart_core.base.retry import GPU, NETWORK, patiently
 from impart_core.blocks.decompose import decompose_block
-from impart_core.blocks.encode import Encoder
+from impart_core.blocks.encode import Encoder, Lossy
 from impart_core.blocks.gains import with_gains
+from impart_core.blocks.rebuild import rebuild_tensor
 from impart_core.calibrate.text import PUBLISHED, read_tokens, require_in_vocabulary
 from impart_core.checkpoint.digest import tensor_digests
 from impart_core.checkpoint.index import Checkpoint
@@ -129,11 +131,23 @@ def _sparsify_block(job: BlockJob, read_again: bool) -> Made:
             return publish_tensors(job, store, tensors, watch, kept_factors=False, read_again=read_again)
         device = resolve_device(job.run.device)
         factors = job.factors.id if job.factors else None
-        with stored_factors(store, factors, imported=job.run.trust.imported) as stored:
-            tensors = Encoder(job.config, stored, device, job.digests()).block(job.pairs, job.block)
+        with stored_factors(store, factors, imported=job.run.trust.imported) as stored, _lossy_of(store, job) as lossy:
+            tensors = Encoder(job.config, stored, device, job.digests(), lossy).block(job.pairs, job.block)
         return publish_tensors(job, store, tensors, watch, kept_factors=stored is not None, read_again=read_again)
 
     return block_made_or_found(job, store, make, watch)
+
+
+@contextmanager
+def _lossy_of(store: Store, job: BlockJob) -> Iterator[Lossy | None]:
+    """Open the lossy block that residuals are against, if they are; give what is rebuilt of it by name."""
+    if job.base is None:
+        yield None
+        return
+    tensors, manifest = job.base.tensors, store.manifest(job.recipe.inputs["over"])
+    with store.local_file(manifest, CODES_FILE, verified=True) as path:
+        file = BlockFile(path)
+        yield lambda name: rebuild_tensor(name, tensors, file.headers[name], file, portable=True)
 
 
 def _with_gains(store: Store, job: BlockJob, before: str, scales: str) -> dict[str, EncodedTensor]:

@@ -143,11 +143,11 @@ def _tensors(store: Store, manifest: Manifest, role: str) -> int | None:
     """Return how many tensors a delta's blocks read of an input; none where it has no blocks or one is not whole."""
     if not manifest.content.pointers():
         return None
-    count = 0
+    names: set[str] = set()  # a lossy delta that this one is over has read the same
     for pointer in manifest.content.pointers():
         try:
             read = store.manifest(pointer.id).recipe.inputs.get(role)
         except (ArtifactNotFoundError, CorruptArtifactError):
             return None
-        count += len(read) if isinstance(read, dict) else 0
-    return count
+        names.update(read if isinstance(read, dict) else ())
+    return len(names) or None

@@ -19,7 +19,9 @@ _MOST_ENTRIES = 1 << 34  # of a matrix or vector: far above any model's, and 64 
 _MOST_MATRICES = 1 << 16  # of a stack: far above the experts of any layer
 
 
-def decode_delta(name: str, header: TensorHeader, codes: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+def decode_delta(
+    name: str, header: TensorHeader, codes: Mapping[str, torch.Tensor], *, portable: bool = False
+) -> torch.Tensor | None:
     """Return the delta of one tensor, or of one matrix of a stack, float32, or None where it is zero or has none.
 
     Args:
@@ -27,6 +29,7 @@ def decode_delta(name: str, header: TensorHeader, codes: Mapping[str, torch.Tens
         header: its header; for a matrix, with the matrix's shape.
         codes: its codes by part. Added rows are no part of the delta. What is stored bit for bit has none without the
             base: see `blocks.rebuild.read_delta`.
+        portable: whether it is to be in the same bits on every machine, which takes longer; see `Terms.portable`.
 
     Raises:
         CorruptArtifactError: the codes do not fit the tensor's shape.
@@ -40,7 +43,10 @@ def decode_delta(name: str, header: TensorHeader, codes: Mapping[str, torch.Tens
         if header.method == ROWS:
             return decode_rows(own, name, shape)
         rows, columns = shape
-        return METHODS.get(header.method).decode(own, name, (rows, columns), header.seed)
+        method = METHODS.get(header.method)
+        if portable:
+            return method.terms(own, name, (rows, columns), header.seed).portable()
+        return method.decode(own, name, (rows, columns), header.seed)
 
 
 def check_delta(name: str, header: TensorHeader, codes: Mapping[str, torch.Tensor]) -> None:
@@ -89,10 +95,10 @@ def delta_shape(header: TensorHeader, codes: Mapping[str, torch.Tensor]) -> tupl
     return shape
 
 
-def decode_stack(file: BlockFile, name: str) -> Iterator[torch.Tensor | None]:
-    """Give the delta of each matrix of a stack in turn, float32, or None where it is zero; errors as for one."""
+def decode_stack(file: BlockFile, name: str, *, portable: bool = False) -> Iterator[torch.Tensor | None]:
+    """Give the delta of each matrix of a stack in turn, float32, or None where it is zero; else as `decode_delta`."""
     for one, matrix, codes in _matrices(file, name):
-        yield decode_delta(one, matrix, codes) if codes else None
+        yield decode_delta(one, matrix, codes, portable=portable) if codes else None
 
 
 def check_stack(file: BlockFile, name: str) -> None:

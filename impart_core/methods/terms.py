@@ -3,6 +3,7 @@
 A gain takes no bytes. What it multiplies is held in far less memory than the matrix, where that is exact.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ import torch
 _LEVELS = 1 << 8  # values of a matrix that a byte tells apart
 _LOOKED_AT = 1 << 12  # entries in which there may be as few
 _FILLED = 1 / 8  # of a matrix: with its position an entry takes 8 bytes
+_EXACT_BITS = 53  # integers below 2^53 are float64's, and so are their sums and products
+_AT_ONCE = 1 << 21  # entries of a product in float64
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,24 @@ class Terms:
         """Return ΔŴ(g), float32, (m, n), differentiable in the gains, (count,)."""
         return self.held(gains.device)(gains)
 
+    def portable(self) -> torch.Tensor:
+        """Return ΔŴ at gains of 1, float32, (m, n), in the same bits on every machine.
+
+        A product of float32 is rounded as the processor's library orders its sums. Here both factors are rounded to
+        integers so small that sums of their products are exact in float64, in any order: up to K = 2,047 they have 21
+        bits, of the largest entry of each factor.
+        """
+        if self.left is None:
+            return self.right
+        bits = (_EXACT_BITS - len(self.left).bit_length()) // 2
+        (left, low), (right, high) = _integers(self.left, bits), _integers(self.right, bits)
+        m, n = left.shape[1], right.shape[1]
+        found, unit = torch.empty(m, n), 2.0 ** (low + high)
+        step = max(1, _AT_ONCE // max(1, n))
+        for row in range(0, m, step):
+            found[row : row + step] = (left[:, row : row + step].T @ right).mul_(unit)
+        return found
+
     def held(self, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
         """Return `at` with what it needs on a device."""
         if self.left is not None:
@@ -47,6 +68,13 @@ class Terms:
             return lambda gains: (left * gains[:, None]).T @ right
         matrix = _compact(self.right, device)
         return lambda gains: matrix() * gains[:, None]
+
+
+def _integers(values: torch.Tensor, bits: int) -> tuple[torch.Tensor, int]:
+    """Return values as integers of so many bits and a sign, float64, and the exponent of 2 of their unit."""
+    largest = float(values.abs().max()) if values.numel() else 0.0
+    exponent = math.frexp(largest)[1] - bits
+    return values.double().mul_(2.0**-exponent).round_(), exponent
 
 
 def _compact(matrix: torch.Tensor, device: torch.device) -> Callable[[], torch.Tensor]:

@@ -105,7 +105,7 @@ def _require_ours(out: Path, delta: Delta) -> None:
     held = {path.name for path in out.iterdir()} if out.is_dir() else {out.name}
     place = out / "artifacts"
     artifacts = {path.name for path in place.iterdir()} if place.is_dir() else set()
-    known = {delta.manifest.id, *(pointer.id for pointer in delta.content.blocks)}
+    known = {delta.manifest.id, *(pointer.id for pointer in delta.content.pointers())}
     known |= {manifest.id for manifest in measurements(delta.store, delta).delta}
     strange = {name for name in held - _OURS - _OF_RUNS if not _SCRATCH.fullmatch(name)}
     card_of_others = CARD in held and not artifacts  # ours is written last

@@ -98,7 +98,7 @@ def deltas_of(name: str, header: Mapping[str, Any], parts: Parts) -> Iterator[An
 
 def _delta(name: str, header: Mapping[str, Any], shape: list[int], parts: Parts) -> Any:
     match header["method"]:
-        case "omitted" | "value" | "planes" | "difference" | "sparse":
+        case "omitted" | "value" | "planes" | "difference" | "sparse" | "residual":
             return None
         case "keep":
             return _scaled(parts["delta"], parts).reshape(shape)
@@ -184,10 +184,12 @@ def positions(parts: Parts, count: int) -> Any:
 
 
 def exact_bits(method: str, parts: Parts, dtype: str, reference: Any) -> Any:
-    """Return the bits of a tensor, (n,), from those of the base, or from zeros of as many where it has none."""
+    """Return the bits of a tensor, (n,), from those of what it is compared with, or from as many zeros."""
     bits = reference.copy()
+    if method == "residual" and not parts:
+        return bits
     where = slice(None)
-    if method == "sparse":
+    if "quotients" in parts:
         where = positions(parts, int(np.unpackbits(parts["quotients"]).sum()))
     found = _integers(parts, len(bits[where]), bits.itemsize)
     if method == "planes":

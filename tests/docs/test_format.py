@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from impart_core.checkpoint.header import DTYPES
 from impart_core.checkpoint.layout import Role
 from impart_core.codec.bitpack import pack
-from impart_core.codec.exact import bits_of, encode_exact
+from impart_core.codec.exact import bits_of, encode_exact, encode_residual
 from impart_core.codec.format import (
     EXACT,
     FORMAT_VERSION,
@@ -199,6 +199,12 @@ def test_bits_are_decoded_as_the_page_says(dtype: str, share: float) -> None:
         theirs = bits_of(torch.zeros_like(value) if reference is None else reference)
         parts = {part: code.numpy() for part, code in codes.items()}
         np.testing.assert_array_equal(reader.exact_bits(way, parts, dtype, theirs), bits_of(value))
+        if reference is not None:  # the residual to a lossy delta that rebuilds the same
+            way, codes = encode_residual(value, reference, None)
+            parts = {part: code.numpy() for part, code in codes.items()}
+            np.testing.assert_array_equal(reader.exact_bits(way, parts, dtype, theirs), bits_of(value))
+            assert way == "residual" or dtype == "U8"
+    assert reader.exact_bits("residual", {}, dtype, theirs).tolist() == theirs.tolist()
     assert met & {"sparse" if share < 1 else "difference"} or dtype == "U8"
 
 

@@ -23,6 +23,7 @@ NAMES: dict[tuple[str, str], list[str]] = {
     ("impart", "compress"): [
         *["--cr", "--method", "--seed", "--accounting", "--store", "--name", "--workers", "--option", "KEY=VALUE"],
         *[
+            "--over",
             "--embeddings",
             "--embeddings-cr",
             "--factors-for",

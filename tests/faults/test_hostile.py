@@ -22,7 +22,7 @@ from impart_core.checkpoint.index import open_checkpoint
 from impart_core.checkpoint.layout import Role
 from impart_core.checkpoint.local import local_file
 from impart_core.checkpoint.reader import read_tensor
-from impart_core.codec.exact import encode_exact
+from impart_core.codec.exact import encode_exact, encode_residual
 from impart_core.codec.format import (
     EXACT,
     FORMAT_VERSION,
@@ -91,6 +91,8 @@ def every_method() -> dict[str, EncodedTensor]:
     for value, reference in ((base * 1.01, base), (few, base), (base.repeat(8, 8), None)):
         way, codes = encode_exact(value, reference)
         made[way] = item(way, tuple(value.shape), codes, Role.PROJECTION)
+    residual = encode_residual(base * 1.01, base, None)
+    made[residual[0]] = item(residual[0], (16, 24), residual[1], Role.PROJECTION)
     assert {*EXACT} <= {*made}
     part = Projection.of(decaying_delta(16, 24), "stack[1]")
     codes = METHODS.get("dare").encode(part, config_of(2, seed=5, method="dare"))
@@ -282,7 +284,7 @@ def test_a_tensor_that_does_not_fit_the_bases_is_refused(changed: dict[str, obje
         for name, file in reader.blocks.items():
             header = file.headers[name].model_copy(update=changed)
             with pytest.raises(ImpartError, match=name):
-                rebuild_tensor(name, base, header, file)
+                rebuild_tensor(name, base.tensors, header, file)
 
 
 @pytest.mark.parametrize("settings", [{"cr": 10**400}, {"cr": 1e308, "method": {}, "seed": [1]}])

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import zstandard
+from safetensors.torch import save_file
 
 from impart_core.base.errors import CheckpointError, CorruptArtifactError
+from impart_core.blocks.rebuild import rebuild_tensor
 from impart_core.checkpoint.header import read_header
+from impart_core.checkpoint.layout import Role
 from impart_core.checkpoint.local import local_file
 from impart_core.codec.bitpack import packed_bytes
-from impart_core.codec.format import write_block
+from impart_core.codec.exact import encode_exact, encode_residual
+from impart_core.codec.format import PLANES, RESIDUAL, BlockFile, EncodedTensor, TensorHeader, write_block
 from impart_core.codec.lossless import SQUEEZED, squeeze
 from impart_core.codec.mask import LEVELS, count_kept, kept_of_columns, mask_key
 from impart_core.store.manifest import parse_manifest
 from tests.faults.hostile import time_limit
 from tests.faults.test_hostile import every_method
+from tests.support import decaying_delta
 
 pytestmark = pytest.mark.faults
 
@@ -43,6 +50,7 @@ SHAPES: tuple[list[int], ...] = (
 QUANTISING = ("dare-qt", "delta-come", "impart-qt")
 SPARE_BYTES = 1 << 30  # of address space: torch and numpy reserve more than they touch
 TOUCHED_BYTES = 200 << 20
+TAKEN_BYTES = 4 << 20  # of memory while codes of kilobytes are read
 CHILD = """
 import json, resource, sys
 from impart_core.store.provenance import peak_rss_bytes
@@ -194,6 +202,50 @@ def test_tensors_that_claim_any_shape_take_neither_memory_nor_time(tmp_path: Pat
     assert touched < TOUCHED_BYTES
 
 
+def lying_bits() -> Iterator[tuple[str, str, dict[str, torch.Tensor]]]:
+    """Give codes bit for bit of 64×64 entries of which one part lies: what about, the way, the codes."""
+    base = decaying_delta(64, 64).bfloat16()
+    few = base.clone()
+    few[::16, ::8] += 1
+    bomb = zstandard.ZstdCompressor().compress(bytes(1 << 28))
+    for value, lossy in ((base * 1.01, None), (base * 1.01, base), (few, base)):
+        way, codes = encode_exact(value, None) if lossy is None else encode_residual(value, lossy, None)
+        assert way == (PLANES if lossy is None else RESIDUAL)
+        lengths = codes["lengths"].long()
+        planes = torch.frombuffer(bytearray(bomb), dtype=torch.uint8)
+        lies: dict[str, dict[str, torch.Tensor]] = {
+            "lengths beyond the planes": {"lengths": torch.full_like(lengths, 2**32 - 1).to(torch.uint32)},
+            "many more lengths": {"lengths": torch.zeros(1 << 16, dtype=torch.uint32)},
+            "a frame of 256 MiB": {"planes": planes, "lengths": torch.tensor([len(bomb), 0], dtype=torch.uint32)},
+        }
+        if "quotients" in codes:
+            lies["positions beyond the tensor"] = {"quotients": torch.full((1 << 16,), 255, dtype=torch.uint8)}
+            lies["remainders of 255 bits"] = {"width": torch.tensor([255], dtype=torch.uint8)}
+            lies["gaps of 32 bits"] = {"width": torch.tensor([32], dtype=torch.uint8)}
+        for what, lie in lies.items():
+            yield what, way, {**codes, **lie}
+
+
+def test_bits_that_claim_much_are_refused_before_memory_is_taken(tmp_path: Path) -> None:
+    reference, info = decaying_delta(64, 64).bfloat16(), tmp_path / "base.safetensors"
+    save_file({"w": reference}, info)
+    base, _ = read_header(local_file(info))
+    for shape in ((64, 64), (1 << 17, 1 << 17), (1 << 34,)):
+        for what, way, codes in lying_bits():
+            header = TensorHeader(
+                method=way, role=Role.PROJECTION, shape=shape, dtype="BF16", parts=tuple(sorted(codes))
+            )
+            write_block(tmp_path / "block", {"w": EncodedTensor(header, codes)})
+            file = BlockFile(tmp_path / "block")
+            tracemalloc.start()
+            try:
+                with time_limit(10), pytest.raises(CorruptArtifactError, match="'w'"):
+                    raise AssertionError(f"{what}: {rebuild_tensor('w', base, header, file, lossy=reference)}")
+                assert tracemalloc.get_traced_memory()[1] < TAKEN_BYTES, (what, shape)
+            finally:
+                tracemalloc.stop()
+
+
 @pytest.mark.parametrize(
     "entry",
     [
@@ -224,8 +276,6 @@ def test_headers_that_claim_much(entry: dict[str, Any], tmp_path: Path) -> None:
     ids=["files", "parents", "keys", "tensors", "deep", "long number"],
 )
 def test_manifests_with_many_faults_take_a_small_multiple_of_their_bytes(text: bytes) -> None:
-    import tracemalloc
-
     tracemalloc.start()
     try:
         with time_limit(20), pytest.raises(CorruptArtifactError) as refused:

@@ -37,8 +37,12 @@ def compress(
     *,
     keep_factors: bool = False,
     tokens: torch.Tensor | None = None,
+    over: str | None = None,
 ) -> Delta:
-    """Compress with one worker and open the delta; tokens, (sequences, length), are those of a calibration."""
+    """Compress with one worker and open the delta; tokens, (sequences, length), are those of a calibration.
+
+    `over` is the lossy delta to which the residual is stored.
+    """
     text = None
     if tokens is not None:
         recipe = calibration_recipe(tokens)
@@ -53,6 +57,7 @@ def compress(
         workers=1,
         keep_factors=keep_factors,
         calibration=text,
+        over=over,
     )
     with ThreadExecutor(1) as executor:
         made = compress_model(request, executor).report.artifact

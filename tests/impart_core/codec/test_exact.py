@@ -12,8 +12,16 @@ from hypothesis.extra import numpy as npst
 
 from impart_core.base.errors import CorruptArtifactError
 from impart_core.checkpoint.header import DTYPES
-from impart_core.codec.exact import VERSION, bits_of, check_exact, decode_exact, encode_exact
-from impart_core.codec.format import DIFFERENCE, EXACT, OMITTED, PLANES, SPARSE, VALUE
+from impart_core.codec.exact import (
+    RESIDUAL_VERSION,
+    VERSION,
+    bits_of,
+    check_exact,
+    decode_exact,
+    encode_exact,
+    encode_residual,
+)
+from impart_core.codec.format import DIFFERENCE, EXACT, OMITTED, PLANES, RESIDUAL, SPARSE, VALUE
 from impart_core.codec.parts import Codes, nbytes
 
 FLOATING = [dtype for dtype in DTYPES.values() if dtype.is_floating_point]
@@ -63,6 +71,24 @@ def test_any_bits_come_back(dtype: torch.dtype, data: Any) -> None:
     value = np.where(kept, reference, value)
     require_same(rebuilt(of_bits(value, dtype), of_bits(reference, dtype))[1], of_bits(value, dtype))
     require_same(rebuilt(of_bits(value, dtype), None)[1], of_bits(value, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
+@given(data=st.data())
+def test_any_bits_come_back_from_what_is_lossy(dtype: torch.dtype, data: Any) -> None:
+    size = data.draw(st.integers(0, 60))
+    value, base, lossy = (data.draw(any_bits(dtype, size)) for _ in range(3))
+    of_base, of_lossy = (data.draw(npst.arrays(bool, size)) for _ in range(2))
+    value = np.where(of_base, base, np.where(of_lossy, lossy, value))
+    ours, *others = (of_bits(bits, dtype) for bits in (value, lossy, base))
+    way, codes = encode_residual(ours, *others)
+    assert nbytes(codes) <= ours.nbytes
+    reference = {RESIDUAL: others[0], PLANES: None}.get(way, others[1])
+    if way in EXACT:
+        check_exact(way, codes, "w", ours.shape, dtype)
+        require_same(decode_exact(way, codes, "w", ours.shape, reference, dtype), ours)
+    else:
+        require_same(codes["value"] if way == VALUE else others[1], ours)
 
 
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)
@@ -115,6 +141,23 @@ def test_what_a_base_does_not_help_is_stored_by_itself() -> None:
     assert encode_exact(noise, None)[0] == encode_exact(noise, noise.flip(0))[0] == VALUE
 
 
+def test_a_residual_is_stored_where_it_is_smallest() -> None:
+    base, value = finetuned(1, torch.bfloat16)
+    near = (value.float() + 1e-3 * torch.randn(len(value), generator=torch.Generator().manual_seed(1))).bfloat16()
+    few = torch.where(torch.arange(len(value)) % 100 == 0, base, value)
+    for lossy, expected, parts in (
+        (value, RESIDUAL, 0),
+        (few, RESIDUAL, 6),
+        (near, RESIDUAL, 3),
+        (-value, DIFFERENCE, 3),
+    ):
+        way, codes = encode_residual(value, lossy, base)
+        assert (way, len(codes)) == (expected, parts)
+        assert nbytes(codes) <= nbytes(encode_exact(value, base)[1])
+    assert encode_residual(value, near, value) == (OMITTED, {})
+    assert encode_residual(value, value, None) == (RESIDUAL, {})
+
+
 @given(st.integers(0, 300), st.floats(0, 1), st.sampled_from(FLOATING))
 def test_nothing_takes_more_than_the_tensor_itself(size: int, share: float, dtype: torch.dtype) -> None:
     base, value = finetuned(share, dtype, size)
@@ -147,10 +190,17 @@ def test_golden_codes(way: str, share: float, expected: str) -> None:
     assert (found, digest(codes), VERSION) == (way, expected, 1)
 
 
+def test_golden_residual() -> None:
+    base, value = known(1)
+    found, codes = encode_residual(value, base, None)
+    assert (found, digest(codes), RESIDUAL_VERSION) == (RESIDUAL, "bf0e154e96847329", 1)
+
+
 @pytest.mark.parametrize("way", EXACT)
 def test_what_is_damaged_is_refused_by_name(way: str) -> None:
     base, value = known(0.03 if way == SPARSE else 1)
     found, codes = encode_exact(value, None if way == PLANES else base)
+    found, codes = encode_residual(value, base, None) if way == RESIDUAL else (found, codes)
     assert found == way
     others = {f"no {part}": {name: code for name, code in codes.items() if name != part} for part in codes}
     for part, code in codes.items():
