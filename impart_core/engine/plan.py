@@ -27,6 +27,7 @@ from impart_core.checkpoint.preflight import preflight, require_complete
 from impart_core.checkpoint.sides import swapped
 from impart_core.codec.half import EXPONENT_BYTES
 from impart_core.engine.description import block_description_bytes, delta_own_bytes
+from impart_core.engine.memory import distil_bytes, sensitivity_bytes
 from impart_core.methods import METHODS, Coding
 from impart_core.quantization.support import MOST_ENTRIES
 
@@ -38,10 +39,6 @@ _PICKING_BYTES_PER_ENTRY, _PICKING_BYTES_PER_KEPT_ENTRY = 8, 36
 
 # Float32 values while a matrix is quantised: for each entry of a Hessian, and for each entry that gets a code.
 _CURVATURE_MATRICES, _STATES_PER_ENTRY = 8, 16
-
-# While gains are trained: float32 values for each token of a batch, for what a layer's matrices are given and give, and
-# for each token of the vocabulary; and those for each entry that a bit may stand for, its position included.
-_KEPT_FOR_THE_WAY_BACK, _OF_LOGITS, _MOST_HELD = 3, 5, 32
 
 # What the linear algebra library keeps for each thread, and what the allocator wastes; `make bench` compares.
 _KERNEL_BUFFER_BYTES = 32 << 20
@@ -161,7 +158,10 @@ def make_plan(base: Checkpoint, finetuned: Checkpoint, config: CompressConfig, w
         cr_model=finetuned.nbytes / total,
         peak_bytes=sum(sorted((block.peak_bytes for block in blocks), reverse=True)[:workers]),
         factors_bytes=sum(_factors_bytes(pair, config) for pair in work.pairs.values()),
-        calibration_bytes=max(calibration_bytes(block, work.pairs, config, workers) for block in work.blocks),
+        calibration_bytes=max(
+            sensitivity_bytes(work.pairs, work.blocks, config),
+            *(calibration_bytes(block, work.pairs, config, workers) for block in work.blocks),
+        ),
         distil_bytes=distil_bytes(work.pairs, work.blocks, config),
         notes=work.notes,
     )
@@ -311,39 +311,6 @@ def calibration_bytes(block: Block, pairs: Pairs, config: CompressConfig, worker
         experts[re.sub(r"\d+", "", pair.name)] += math.prod(pair.shape[:-2])
     hessians = max(experts[re.sub(r"\d+", "", pair.name)] * max(pair.shape[-2:]) ** 2 for pair in matrices)
     return 4 * (weights + activations + hessians) + max(solving_bytes((m, n), config, workers) for *_, m, n in shapes)
-
-
-def distil_bytes(pairs: Pairs, blocks: Sequence[Block], config: CompressConfig) -> int:
-    """Memory of training gains, at most; 0 where none are trained.
-
-    The model as its weights are stored, and of a block or a table in float32 what is worked on. What gains multiply:
-    of vectors all entries, of others those that are kept. Each block keeps what it is given for the way back, and its
-    own activations while it is run again; of one batch there are logits, log-probabilities and gradients.
-    """
-    if not config.distils:
-        return 0
-    sizes = [sum(pairs[name].finetuned.numel for name in block.tensors if _is_run(pairs[name])) for block in blocks]
-    tables = [pair.shape for pair in pairs.values() if pair.role in VOCABULARY and len(pair.shape) == 2]
-    rows, width = max(tables, key=math.prod, default=(0, 0))
-    inner = max(sum(sum(pairs[name].shape[-2:]) for name in block.tensors) for block in blocks)
-    activations = BATCH_TOKENS * (len(blocks) * width + _KEPT_FOR_THE_WAY_BACK * inner + _OF_LOGITS * rows)
-    weights = sum(pair.finetuned.nbytes for pair in pairs.values())
-    return weights + int(4 * (2 * max(*sizes, rows * width) + activations + _multiplied(pairs, config)))
-
-
-def _is_run(pair: Pair) -> bool:
-    return pair.role not in VOCABULARY
-
-
-def _multiplied(pairs: Pairs, config: CompressConfig) -> float:
-    """Return how many float32 values what gains multiply takes, at most."""
-    settings, method, total = config.projections, METHODS.get(config.method), 0.0
-    for pair in pairs.values():
-        if pair.role is Role.PROJECTION and not pair.is_stack and pair.base and is_feasible(pair.shape, settings):
-            m, n = pair.shape
-            entries = min(1.0, _MOST_HELD / config.cr) * m * n if method.reads_delta(settings) else 0
-            total += max(entries, min(method.needed_rank(m, n, settings) or 0, m, n) * (m + n))
-    return total
 
 
 def solving_bytes(shape: tuple[int, int], config: CompressConfig, workers: int) -> int:
