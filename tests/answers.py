@@ -1,19 +1,27 @@
 """Answer loss of the tiny zoo's fine-tunes in this process: no store, no generation, as fast as the models run."""
 
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 
 from impart_core import tinyzoo
+from impart_core.blocks.coding import calibration_of
+from impart_core.blocks.request import CompressConfig
+from impart_core.calibrate.logits import load_causal_model, predictions
+from impart_core.calibrate.sensitivity import POINTS, Sums
+from impart_core.calibrate.text import CalibrationText, read_tokens
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.checkpoint.layout import Block, Role
 from impart_core.checkpoint.preflight import preflight
+from impart_core.checkpoint.reader import read_tensor
+from impart_core.delta.extract import add_delta
 from impart_core.delta.load import load_block
 from impart_core.delta.svd import decompose
 from impart_core.evaluation.result import Split
 from impart_core.methods import METHODS
 from impart_core.methods.base import Projection
+from impart_core.quantization.kfac import Sensitivity
 from impart_core.tinyzoo.splits import SPLIT_ITEMS, items
 from tests.impart_core.pipeline import config_of
 
@@ -23,34 +31,57 @@ _BATCH = 50
 class FineTune:
     """A fine-tune of the tiny zoo, with the decompositions of its projections' deltas held in memory."""
 
-    def __init__(self, task: str) -> None:
-        """Load it and decompose its projections; every singular triplet is kept."""
+    def __init__(self, task: str, text: CalibrationText | None = None) -> None:
+        """Load it and decompose its projections; every singular triplet is kept.
+
+        Args:
+            task: "math", "code" or "chat".
+            text: what methods are calibrated on that are told of sensitivity; None: the task's.
+        """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         base, finetuned = (open_checkpoint(tinyzoo.path(name)) for name in ("base", task))
         pairs = preflight(base, finetuned)
         names = tuple(name for name, pair in pairs.items() if pair.role is Role.PROJECTION)
         loaded = load_block(pairs, Block("all", names), ({}, {}))
-        self._task = task
-        self._deltas = {one.tensor: (one.base, one.delta()) for one in loaded}
+        self._task, self._text = task, text or CalibrationText(source=f"tinyzoo:{task}")
+        self._deltas = {one.tensor: (one.base, one.delta()) for one in loaded if one.base is not None}
         self._factors = {name: decompose(delta, name) for name, (_, delta) in self._deltas.items()}
         self._tokenizer = AutoTokenizer.from_pretrained(tinyzoo.path(task))
         self._model = AutoModelForCausalLM.from_pretrained(tinyzoo.path(task), dtype=torch.float32).eval()
 
-    @torch.no_grad()
+    @cached_property
+    def _sensitivity(self) -> dict[str, Sensitivity]:
+        """How sensitive predictions are to each projection; all else is fine-tuned, as in a run."""
+        finetuned, device = open_checkpoint(tinyzoo.path(self._task)), torch.device("cpu")
+        tokens = read_tokens(self._text, finetuned)
+        tensors = {name: read_tensor(info) for name, info in finetuned.tensors.items()}
+        wanted = torch.cat(list(predictions(load_causal_model(finetuned, tensors, device), tokens.long())))
+        sums = Sums()
+        for point in POINTS:
+            at = {
+                name: add_delta(base, point * delta, tensors[name].dtype)
+                for name, (base, delta) in self._deltas.items()
+            }
+            sums.add(load_causal_model(finetuned, tensors | at, device), at, tokens, wanted)
+        return sums.sensitivities()
+
     def compressed(self, cr: float, method: str = "impart", seed: int = 0, **options: Any) -> "FineTune":
         """Put what a method keeps of the projections' deltas in their place; everything else stays fine-tuned."""
-        parameters, config = (
-            dict(self._model.named_parameters()),
-            config_of(cr, method=method, seed=seed, options=options),
-        )
-        for name, (base, delta) in self._deltas.items():
-            assert base is not None
-            m, n = delta.shape
-            projection = Projection(name, (m, n), partial(_same, delta), partial(_same, self._factors[name]))
-            codes = METHODS.get(method).encode(projection, config)
-            parameters[name].copy_(base.float() + METHODS.get(method).decode(codes, name, (m, n), seed))
+        config = config_of(cr, method=method, seed=seed, options=options)
+        sensitivity = self._sensitivity if calibration_of(config) == "gradients" else {}
+        with torch.no_grad():
+            self._compress(config, sensitivity)
         return self
+
+    def _compress(self, config: CompressConfig, sensitivity: dict[str, Sensitivity]) -> None:
+        parameters, method = dict(self._model.named_parameters()), METHODS.get(config.method)
+        for name, (base, delta) in self._deltas.items():
+            m, n = delta.shape
+            given = partial(_same, delta), partial(_same, self._factors[name])
+            projection = Projection(name, (m, n), *given, sensitivity=sensitivity.get(name))
+            codes = method.encode(projection, config)
+            parameters[name].copy_(base.float() + method.decode(codes, name, (m, n), config.seed))
 
     def answer_loss(self, split: Split, count: int = SPLIT_ITEMS) -> float:
         """Return the answer loss of the model as it is now; see `answer_loss`."""

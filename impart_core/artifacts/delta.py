@@ -9,9 +9,10 @@ from pydantic import FailFast, Field
 
 from impart_core.artifacts.block import BlockContent, block_content
 from impart_core.artifacts.scales import VERSIONS as DISTIL_VERSIONS
+from impart_core.artifacts.sensitivity import VERSIONS as SENSITIVITY_VERSIONS
 from impart_core.base.errors import ConfigError, CorruptArtifactError
 from impart_core.base.files import scratch_folder
-from impart_core.blocks.coding import format_of
+from impart_core.blocks.coding import calibration_of, format_of
 from impart_core.blocks.request import LOSSLESS, CompressConfig, labelled
 from impart_core.checkpoint.carried import CARRIED_NAME, is_code, stored_name
 from impart_core.checkpoint.digest import carried_digests, checkpoint_id
@@ -150,7 +151,9 @@ def foreseen_recipe(config: CompressConfig, merged: str) -> Recipe:
 def _recipe_config(config: CompressConfig) -> dict[str, Any]:
     """Return what of a recipe the settings are, and the versions that bytes depend on."""
     distilled = {"distil_version": DISTIL_VERSIONS["scales"]} if config.distils else {}
-    versions = {"format": format_of(Role, config), "method_version": config.method_version, **distilled}
+    by_gradients = calibration_of(config) == "gradients"
+    measured = {"sensitivity_version": SENSITIVITY_VERSIONS["sensitivity"]} if by_gradients else {}
+    versions = {"format": format_of(Role, config), "method_version": config.method_version, **distilled, **measured}
     return {**versions, **config.model_dump(mode="json")}
 
 

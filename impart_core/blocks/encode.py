@@ -1,8 +1,8 @@
 """Compressing one block: delta, factors and codes, in memory one matrix at a time."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -47,6 +47,7 @@ from impart_core.delta.load import Digests, Loaded, load_block, load_matrix
 from impart_core.methods import METHODS
 from impart_core.methods.base import Projection
 from impart_core.quantization.curvature import Inputs
+from impart_core.quantization.kfac import Sensitivity
 
 # Gives the factors of a matrix by name that a decomposition of the same request left, or None: its delta is zero.
 Stored = Callable[[str], Factors | None]
@@ -81,6 +82,7 @@ class Encoder:
         device: where decompositions run.
         digests: the tensors' digests in the base and in the fine-tuned checkpoint; those given are checked.
         lossy: gives what is rebuilt of a lossy delta, where residuals to that are stored.
+        sensitivity: what calibration says of errors in a matrix, by name.
     """
 
     config: CompressConfig
@@ -88,6 +90,7 @@ class Encoder:
     device: torch.device = _CPU
     digests: tuple[Digests, Digests] = ({}, {})
     lossy: Lossy | None = None
+    sensitivity: Mapping[str, Sensitivity] = field(default_factory=dict)
 
     def block(self, pairs: Pairs, block: Block) -> dict[str, EncodedTensor]:
         """Return header and codes of each tensor of a block by name.
@@ -182,7 +185,8 @@ class Encoder:
             return found or factors_of(on_device, pair, self.config)
 
         overhead = math.ceil(around * m * n)
-        return Projection(pair.name, (m, n), lambda: on_device, factors, inputs, overhead)
+        sensitivity = self.sensitivity.get(pair.name)
+        return Projection(pair.name, (m, n), lambda: on_device, factors, inputs, overhead, sensitivity)
 
 
 def file_overhead(pairs: Pairs, block: Block, config: CompressConfig) -> float:

@@ -28,6 +28,7 @@ from impart_core.engine.references import (
     TextJob,
 )
 from impart_core.engine.requests import CompressRequest
+from impart_core.engine.sensitivity import measure_sensitivity
 from impart_core.engine.stages import (
     decompose_blocks,
     digest_checkpoint,
@@ -286,6 +287,11 @@ class _Blocks:
 
     def make(self, parts: _Parts) -> None:
         """Make all blocks, and enter what was made in the parts."""
+        measured = self._planned.sensitivity
+        for number, job in enumerate(measured):
+            self._progress("measure", number, len(measured), job.name)
+            self._executor.run(measure_sensitivity, job)
+            self._progress("measure", number + 1, len(measured), job.name)
         self._progress("compress", 0, len(self._planned.jobs), "")
         for group in range(len(self._groups)):
             self._start(group)

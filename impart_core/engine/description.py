@@ -31,7 +31,11 @@ _WIDEST = Fidelity(1.2345e-05, -1.2345e-05)
 _KEPT_PARTS = {KEEP: ("delta", "exponent"), ROWS: ("rows", "values", "exponent"), VALUE: ("value",)}
 _ELSEWHERE = 256  # by which another machine's user, system and libraries may be longer than this one's
 _SECONDS, _PEAK_BYTES, _RATIO = 9_999_999.999, 10**14, 1e6 / 7
-_CALIBRATED_BY = {"none": (), "inputs": ("calibration", "model", "activations")}
+_CALIBRATED_BY = {
+    "none": (),
+    "inputs": ("calibration", "model", "activations"),
+    "gradients": ("calibration", "model", "sensitivity"),
+}
 _DISTILLED_BY = ("calibration", "scales")
 
 

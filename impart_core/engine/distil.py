@@ -26,7 +26,7 @@ from impart_core.checkpoint.reader import read_tensor
 from impart_core.codec.format import CODES_FILE, BlockFile
 from impart_core.engine.executor import stage
 from impart_core.engine.needs import distil_need
-from impart_core.engine.references import DistilJob, Made
+from impart_core.engine.references import DistilJob, Made, SensitivityJob
 from impart_core.store.manifest import Manifest
 from impart_core.store.publish import made_or_found
 from impart_core.store.store import Store
@@ -55,7 +55,7 @@ def distil_gains(job: DistilJob) -> Made:
 def _train(job: DistilJob, store: Store) -> tuple[dict[str, torch.Tensor], State, float]:
     """Return gains by tensor, the state at the end, and the error of numbers as they are stored."""
     tokens, options = read_calibration(store, job.recipe.inputs["calibration"]), job.config.options
-    wanted = _predictions(job, store, tokens)
+    wanted = read_predictions(job, store, tokens)
     device = resolve_device(job.run.device)
     tensors, trainables = _read_blocks(job, store)
     model = load_causal_model(job.finetuned, tensors, device)
@@ -102,8 +102,8 @@ def _latest(job: DistilJob, store: Store) -> State | None:
     return None
 
 
-def _predictions(job: DistilJob, store: Store, tokens: torch.Tensor) -> torch.Tensor:
-    """Return what the fine-tuned model predicts, (sequences, length, 2, k)."""
+def read_predictions(job: DistilJob | SensitivityJob, store: Store, tokens: torch.Tensor) -> torch.Tensor:
+    """Return what the fine-tuned model predicts, (sequences, length, 2, k), made unless the store holds it."""
     recipe, anew = job.predictions, job.run.trust.refreshes("sparsify")
     present = None if anew else store.lookup(recipe.id, imported=job.run.trust.imported)
     if present:

@@ -7,6 +7,7 @@ from impart_core.artifacts.activations import activations_recipe, predictions_re
 from impart_core.artifacts.block import block_recipe
 from impart_core.artifacts.factors import factors_recipe
 from impart_core.artifacts.scales import scales_recipe
+from impart_core.artifacts.sensitivity import sensitivity_recipe
 from impart_core.blocks.coding import calibration_of
 from impart_core.blocks.gains import has_gains
 from impart_core.blocks.request import CompressConfig
@@ -14,9 +15,15 @@ from impart_core.checkpoint.digest import carried_digests
 from impart_core.checkpoint.index import CONFIG
 from impart_core.checkpoint.layout import Block
 from impart_core.codec.format import CODES_FILE
-from impart_core.engine.distil_memory import distil_bytes
+from impart_core.engine.memory import (
+    distil_bytes,
+    is_measured,
+    kronecker_bytes,
+    sensitivity_groups,
+    training_bytes,
+)
 from impart_core.engine.preflight import Checked
-from impart_core.engine.references import BlockGroup, BlockJob, DistilJob, LayerJob, Run
+from impart_core.engine.references import BlockGroup, BlockJob, DistilJob, LayerJob, Run, SensitivityJob
 
 Digests = tuple[dict[str, str], dict[str, str]]
 # A task costs the Prefect server some 40 ms: blocks share one until they hold weights whose work takes far longer, or
@@ -33,6 +40,7 @@ class Planned:
         jobs: a job for each block.
         order: the jobs' numbers in the model's order.
         layers: of layers that are calibrated, by the job's number; each needs all jobs before it.
+        sensitivity: what is measured before any block is coded.
         distil: the gains that are trained once all blocks are there, if any.
         distilled: jobs of the blocks that are made again with them.
     """
@@ -40,6 +48,7 @@ class Planned:
     jobs: tuple[BlockJob, ...]
     order: tuple[int, ...]
     layers: Mapping[int, LayerJob] = field(default_factory=dict)
+    sensitivity: tuple[SensitivityJob, ...] = ()
     distil: DistilJob | None = None
     distilled: tuple[BlockJob, ...] = ()
 
@@ -58,12 +67,14 @@ class Planned:
 
     @property
     def passing(self) -> tuple[str, ...]:
-        """Ids of all that is of no more use once the delta is there: activations, predictions, states of a training."""
+        """Ids of what is of no more use once the delta is there: activations, predictions, sensitivity, trainings."""
         last = next((layer for layer in self.layers.values() if layer.last), None)
         recipes = list(last.activations()) if last else []
+        recipes += [one.predictions for one in self.sensitivity]
+        recipes += [job.sensitivity for job in self.jobs if job.sensitivity]
         if self.distil:
             recipes += [self.distil.predictions, *self.distil.states().values()]
-        return tuple(recipe.id for recipe in recipes)
+        return tuple(dict.fromkeys(recipe.id for recipe in recipes))
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -105,6 +116,8 @@ def plan_jobs(checked: Checked, digests: Digests, text: str | None, run: Run) ->
     model = carried_digests(checked.finetuned)[CONFIG] if text else ""  # by which the model's code computes
     if calibration_of(config) == "inputs" and text is not None:
         planned = _in_layers(maker, text, model)
+    elif calibration_of(config) == "gradients" and text is not None:
+        planned = _by_sensitivity(maker, text, model)
     else:
         blocks = checked.work.blocks
         planned = Planned(tuple(maker.job(block) for block in blocks), tuple(range(len(blocks))))
@@ -154,6 +167,32 @@ def _in_layers(maker: "_Maker", text: str, model: str) -> Planned:
     return Planned(tuple(jobs), tuple(numbers[block.name] for block in checked.work.blocks), layers)
 
 
+def _by_sensitivity(maker: "_Maker", text: str, model: str) -> Planned:
+    """Return the jobs of a method that is told how sensitive predictions are: that is measured first."""
+    checked, (base, finetuned), jobs = maker.checked, maker.digests, list[BlockJob]()
+    pairs = {name: pair for name, pair in checked.work.pairs.items() if is_measured(pair, maker.config)}
+    for block in checked.work.blocks:
+        if not any(name in pairs for name in block.tensors):
+            jobs.append(maker.job(block))
+            continue
+        measured = sensitivity_recipe(block.name, text, base, finetuned, model)
+        given = {"calibration": text, "model": model, "sensitivity": measured.id}
+        jobs.append(replace(maker.job(block, given, decomposed=False), sensitivity=measured))
+    by_name = {job.block.name: job for job in jobs if job.sensitivity}
+    groups = sensitivity_groups(checked.work.pairs, checked.work.blocks, maker.config)
+    predictions = predictions_recipe(text, finetuned, model)
+    memory = training_bytes(checked.work.pairs, checked.work.blocks)
+    measuring = tuple(
+        SensitivityJob(
+            *(maker.run, checked.base, checked.finetuned, text, predictions, pairs),
+            jobs=tuple(by_name[block.name] for block in group),
+            memory=memory + 2 * sum(kronecker_bytes(block, pairs, maker.config) for block in group),
+        )
+        for group in groups
+    )
+    return Planned(tuple(jobs), tuple(range(len(jobs))), sensitivity=measuring)
+
+
 @dataclass(frozen=True)
 class _Maker:
     checked: Checked
@@ -161,10 +200,12 @@ class _Maker:
     run: Run
     config: CompressConfig
 
-    def job(self, block: Block, calibration: Mapping[str, object] | None = None) -> BlockJob:
-        """Return the job of one block."""
+    def job(
+        self, block: Block, calibration: Mapping[str, object] | None = None, *, decomposed: bool = True
+    ) -> BlockJob:
+        """Return the job of one block; `decomposed` says that it uses stored factors, where its methods use any."""
         pairs = {name: self.checked.work.pairs[name] for name in block.tensors}
-        factors = factors_recipe(pairs, block, self.config, self.digests)
+        factors = factors_recipe(pairs, block, self.config, self.digests) if decomposed else None
         over = self._over(block)
         recipe = block_recipe(pairs, block, self.config, self.digests, factors, {**(calibration or {}), **over})
         return BlockJob(self.run, block, pairs, recipe, self.config, factors, base=self.checked.base if over else None)

@@ -5,8 +5,17 @@ from typing import Protocol
 from impart_core.base.numerics import default_workers
 from impart_core.checkpoint.index import Checkpoint
 from impart_core.engine.executor import Need
+from impart_core.engine.memory import weighting_bytes
 from impart_core.engine.plan import block_peak_bytes, calibration_bytes
-from impart_core.engine.references import BlockGroup, BlockJob, DistilJob, EvaluationJob, LayerJob, TrialJob
+from impart_core.engine.references import (
+    BlockGroup,
+    BlockJob,
+    DistilJob,
+    EvaluationJob,
+    LayerJob,
+    SensitivityJob,
+    TrialJob,
+)
 from impart_core.engine.template import Template
 
 
@@ -32,6 +41,11 @@ def layer_need(job: LayerJob) -> Need:
     return Need(device=True, memory=_block_memory(own) + extra)
 
 
+def sensitivity_need(job: SensitivityJob) -> Need:
+    """Return what measuring sensitivity takes."""
+    return Need(device=True, memory=job.memory)
+
+
 def distil_need(job: DistilJob) -> Need:
     """Return what training gains takes."""
     return Need(device=True, memory=job.memory)
@@ -53,7 +67,8 @@ def reference_need(job: _OfTrial) -> Need:
 
 
 def _block_memory(job: BlockJob) -> int:
-    return block_peak_bytes(list(job.pairs.values()), job.config)
+    weighting = weighting_bytes(job.block, job.pairs, job.config) if job.sensitivity else 0
+    return block_peak_bytes(list(job.pairs.values()), job.config) + weighting
 
 
 def _model_need(model: Checkpoint | None) -> Need:

@@ -28,7 +28,7 @@ from impart_core.checkpoint.preflight import preflight, require_complete
 from impart_core.checkpoint.sides import swapped
 from impart_core.codec.half import EXPONENT_BYTES
 from impart_core.engine.description import block_description_bytes, delta_own_bytes
-from impart_core.engine.distil_memory import distil_bytes
+from impart_core.engine.memory import distil_bytes, sensitivity_bytes
 from impart_core.methods import METHODS, Coding
 from impart_core.quantization.support import MOST_ENTRIES
 
@@ -159,7 +159,10 @@ def make_plan(base: Checkpoint, finetuned: Checkpoint, config: CompressConfig, w
         cr_model=finetuned.nbytes / total,
         peak_bytes=sum(sorted((block.peak_bytes for block in blocks), reverse=True)[:workers]),
         factors_bytes=sum(_factors_bytes(pair, config) for pair in work.pairs.values()),
-        calibration_bytes=max(calibration_bytes(block, work.pairs, config, workers) for block in work.blocks),
+        calibration_bytes=max(
+            sensitivity_bytes(work.pairs, work.blocks, config),
+            *(calibration_bytes(block, work.pairs, config, workers) for block in work.blocks),
+        ),
         distil_bytes=distil_bytes(work.pairs, work.blocks, config),
         notes=work.notes,
     )

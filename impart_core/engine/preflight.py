@@ -131,11 +131,11 @@ def _check_calibration(request: CompressRequest, finetuned: Checkpoint) -> tuple
             raise ConfigError(f"Calibration text has no effect on method {method!r} with these settings. Leave it out.")
         return ()
     if request.calibration is None:
-        whose = "" if needed == "inputs" else " with distil=true"
+        whose = {"inputs": "", "gradients": " with these settings", "none": " with distil=true"}[needed]
         raise ConfigError(
             f"Method {method!r}{whose} needs calibration text. Give some (calibration=…, on the command line "
             "--calibration): a text or JSONL file, hub:org/dataset, or tinyzoo:math|code|chat."
         )
     check_calibratable(finetuned)
     check_text(request.calibration, finetuned)
-    return () if needed == "none" else tuple(decoder_layers(finetuned))  # refuses what does not run layer by layer
+    return () if needed != "inputs" else tuple(decoder_layers(finetuned))  # refuses what does not run layer by layer

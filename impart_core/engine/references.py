@@ -69,6 +69,7 @@ class BlockJob:
         before: id of the block without the gains that were trained, where there are some.
         scales: id of these gains.
         base: the base checkpoint, where residuals to a lossy block, the recipe's input `over`, are to be stored.
+        sensitivity: what makes the sensitivity of its matrices, where the request's method is told of it.
     """
 
     run: Run
@@ -80,6 +81,7 @@ class BlockJob:
     before: str | None = None
     scales: str | None = None
     base: Checkpoint | None = None
+    sensitivity: Recipe | None = None
 
     def digests(self) -> tuple[dict[str, str], dict[str, str]]:
         """Return the digests of the block's tensors in the base and in the fine-tuned checkpoint."""
@@ -141,6 +143,36 @@ class LayerJob:
     def given(self) -> Recipe:
         """What makes the activations that this layer is given."""
         return self.activations()[len(self.before)]
+
+
+@dataclass(frozen=True)
+class SensitivityJob:
+    """Blocks whose matrices' sensitivity is measured in one run through the model.
+
+    Attributes:
+        run: the run.
+        base: the base checkpoint.
+        finetuned: the fine-tuned checkpoint.
+        calibration: id of the calibration text.
+        predictions: what makes the fine-tuned model's predictions for the text.
+        pairs: the pairs of all matrices of the model by name.
+        jobs: the blocks.
+        memory: bytes that it takes, at most.
+    """
+
+    run: Run
+    base: Checkpoint
+    finetuned: Checkpoint
+    calibration: str
+    predictions: Recipe
+    pairs: Mapping[str, Pair]
+    jobs: tuple[BlockJob, ...]
+    memory: int
+
+    @property
+    def name(self) -> str:
+        """The blocks' names."""
+        return BlockGroup(self.jobs).name
 
 
 @dataclass(frozen=True)

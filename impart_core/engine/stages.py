@@ -18,6 +18,7 @@ from impart_core.artifacts.calibration_text import (
 from impart_core.artifacts.delta import Delta, examine_delta, publish_delta
 from impart_core.artifacts.factors import FactorsContent, publish_factors, stored_factors
 from impart_core.artifacts.scales import read_scales
+from impart_core.artifacts.sensitivity import read_sensitivity
 from impart_core.base.numerics import one_thread_per_kernel, release_memory, resolve_device, return_large_memory_at_once
 from impart_core.base.retry import GPU, NETWORK, patiently
 from impart_core.blocks.decompose import decompose_block
@@ -131,8 +132,10 @@ def _sparsify_block(job: BlockJob, read_again: bool) -> Made:
             return publish_tensors(job, store, tensors, watch, kept_factors=False, read_again=read_again)
         device = resolve_device(job.run.device)
         factors = job.factors.id if job.factors else None
+        sensitivity = read_sensitivity(store, job.sensitivity.id) if job.sensitivity else {}
         with stored_factors(store, factors, imported=job.run.trust.imported) as stored, _lossy_of(store, job) as lossy:
-            tensors = Encoder(job.config, stored, device, job.digests(), lossy).block(job.pairs, job.block)
+            encoder = Encoder(job.config, stored, device, job.digests(), lossy, sensitivity)
+            tensors = encoder.block(job.pairs, job.block)
         return publish_tensors(job, store, tensors, watch, kept_factors=stored is not None, read_again=read_again)
 
     return block_made_or_found(job, store, make, watch)

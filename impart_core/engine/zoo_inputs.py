@@ -14,6 +14,7 @@ from impart_core.artifacts import (
     factors,
     merged,
     scales,
+    sensitivity,
     study,
 )
 from impart_core.base.canonical import digest_of
@@ -35,7 +36,7 @@ from impart_core.store.names import all_refs
 from impart_core.store.store import Store
 from impart_core.zoo.record import Outcome
 
-_KINDS = (activations, block, calibration_text, delta, evaluation, factors, merged, scales, study)
+_KINDS = (activations, block, calibration_text, delta, evaluation, factors, merged, scales, sensitivity, study)
 _MODELS = ("base", "finetuned", "base_model", "model", "ref")
 # What decides on nothing that is made.
 _UNIMPORTANT: Any = {

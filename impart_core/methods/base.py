@@ -17,8 +17,10 @@ from impart_core.delta.factors import Factors
 from impart_core.delta.svd import decompose
 from impart_core.methods.terms import Terms
 from impart_core.quantization.curvature import Inputs
+from impart_core.quantization.kfac import Sensitivity
 
-Calibration = Literal["none", "inputs"]  # what a method is told of the model's activations: the inputs of each matrix
+# What a method is told of the model at work: the inputs of each matrix; or these and gradients of its predictions.
+Calibration = Literal["none", "inputs", "gradients"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Projection:
         inputs: what calibration says of its inputs; None where nothing is known of them.
         overhead: bytes that its block's file takes on its account besides the codes, where the method's budget is to
             cover them.
+        sensitivity: what calibration says of errors in it; None where nothing is known.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Projection:
     factors: Callable[[], Factors]
     inputs: Inputs | None = None
     overhead: int = 0
+    sensitivity: Sensitivity | None = None
 
     @classmethod
     def of(cls, delta: torch.Tensor, name: str) -> "Projection":

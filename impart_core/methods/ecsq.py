@@ -3,15 +3,16 @@
 Scalar quantisation with an entropy coder is within a quarter bit of the rate-distortion bound (Gish and Pierce 1968).
 """
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from impart_core.base.settings import MethodOptions
 from impart_core.codec.parts import Codes
 from impart_core.delta.budget import budget_bytes
-from impart_core.methods.base import METHODS, Coding, Method, Projection
+from impart_core.delta.fidelity import fidelity_of
+from impart_core.methods.base import METHODS, Calibration, Coding, Method, Projection
 from impart_core.methods.terms import Terms
 from impart_core.quantization.directions import Directions, Filling, Shares
 from impart_core.quantization.ecsq import (
@@ -27,8 +28,11 @@ from impart_core.quantization.ecsq import (
     signs_bytes,
 )
 from impart_core.quantization.entries import Magnitudes, encode_entries
+from impart_core.quantization.kfac import weighted_factors
 
 Domain = Literal["auto", "factors", "entries"]
+Metric = Literal["frobenius", "kfac"]
+_FROBENIUS: Metric = "frobenius"
 _FEWEST_BITS = 1.0  # an entry: of as many vectors at most are tried
 _SLACK = 2  # bytes: a scale, and what a stream is longer than its entropy
 
@@ -47,6 +51,18 @@ class EcsqOptions(MethodOptions):
     domain: Domain = Field(
         default="auto", description="what is quantised: singular vectors, the matrix's entries, or what keeps more"
     )
+    metric: Metric = Field(
+        default=_FROBENIUS,
+        description="what directions are the leading ones: of the delta, or by K-FAC of the delta weighted by the "
+        "inputs and gradients of its layer; needs calibration text",
+        exclude_if=lambda metric: metric == _FROBENIUS,
+    )
+
+    @model_validator(mode="after")
+    def _metric_has_effect(self) -> Self:
+        if self.metric != _FROBENIUS and self.domain == "entries":
+            raise ValueError(f"metric {self.metric} has no effect on entries. Leave domain or metric out")
+        return self
 
 
 class Ecsq(Method):
@@ -78,6 +94,10 @@ class Ecsq(Method):
     def usual_cr(self, coding: Coding) -> float:
         """Return the ratio of as many vectors at 16 bits."""
         return coding.cr if _options(coding).domain == "entries" else coding.cr * _FEWEST_BITS / 16
+
+    def calibration(self, coding: Coding) -> Calibration:
+        """Return what the metric follows from."""
+        return "none" if _options(coding).metric == _FROBENIUS else "gradients"
 
     def reads_delta(self, coding: Coding) -> bool:  # noqa: ARG002 - always
         """Return True: entries may be coded, and what is kept is measured against them."""
@@ -131,15 +151,31 @@ def _encoded(projection: Projection, budget: int, rank: int | None, options: Ecs
     """Return what keeps more of ‖ΔW‖² within a budget of bytes, vectors or entries; None where nothing fits."""
     vectors, energy = None, 0.0
     if rank is not None:
-        directions = Directions.of(projection.factors(), projection.shape, rank, projection.name)
+        directions = _directions(projection, rank, options)
         vectors, energy = directions.encoded(budget, Shares(options.filling, options.p, options.gain))
     if options.domain == "factors":
         return vectors
     delta = projection.delta().float()
+    if vectors is not None and _is_weighted(projection, options):  # not orthogonal, so that energies do not add up
+        cosine_squared = fidelity_of(delta.cpu(), vectors.delta(projection.name)).cosine_squared
+        energy = cosine_squared * float((delta.double() ** 2).sum())
     step, kept = Magnitudes.of(delta).best_step(budget - head_bytes(1) - _SLACK)
     if vectors is not None and kept * float((delta.double() ** 2).sum()) <= energy:
         return vectors
     return encode_entries(delta, budget, step, options.gain, projection.name) or vectors
+
+
+def _is_weighted(projection: Projection, options: EcsqOptions) -> bool:
+    return options.metric != _FROBENIUS and projection.sensitivity is not None
+
+
+def _directions(projection: Projection, rank: int, options: EcsqOptions) -> Directions:
+    """Return the leading directions by the metric; by the delta alone where nothing is known of its layer."""
+    shape, name = projection.shape, projection.name
+    if not _is_weighted(projection, options) or projection.sensitivity is None:
+        return Directions.of(projection.factors(), shape, rank, name)
+    weighted = weighted_factors(projection.delta().float(), projection.sensitivity, rank, name)
+    return Directions.of(weighted.factors, shape, rank, name, weighted.metrics)
 
 
 METHODS.register("ecsq", Ecsq())

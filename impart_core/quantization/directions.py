@@ -1,6 +1,6 @@
 """Singular vectors as symbols: which are kept, at which steps, and with which scales, within some bytes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -39,28 +39,43 @@ class Directions:
         u: (K, m), float32.
         v: (K, n), float32, on the same device.
         weights: σ_k and what u_k and v_k were divided by, float64, (K,).
+        importance: by which they are chosen, float64, (K,).
+        metrics: by which they are held against their codes, (m, m) and (n, n); None: by plain sums.
         name: the tensor, for errors.
     """
 
     u: torch.Tensor
     v: torch.Tensor
     weights: FloatArray
+    importance: FloatArray
     name: str
+    metrics: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @classmethod
-    def of(cls, factors: Factors, shape: tuple[int, int], most: int, name: str) -> "Directions":
-        """Take the leading vectors, as far as they are no rounding, `most` at most."""
+    def of(
+        cls,
+        factors: Factors,
+        shape: tuple[int, int],
+        most: int,
+        name: str,
+        metrics: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> "Directions":
+        """Take the leading vectors, as far as they are no rounding, `most` at most.
+
+        With metrics, in which u_k and v_k are of length 1, they are chosen by σ_k whatever their own lengths.
+        """
         sigma = factors.sigma.cpu().double().numpy()
         count = min(most, numerical_rank(sigma, *shape))
         count = int((sigma[:count] > sigma[0] * SMALLEST_RATIO).sum())
         sides = [_unit(vectors[:count].float()) for vectors in (factors.u, factors.v)]
         (u, _), (v, _) = sides
         spread = torch.stack([spread for _, spread in sides]).prod(dim=0).cpu().numpy()
-        return cls(u, v, sigma[:count] * spread, name)
+        weights = sigma[:count] * spread
+        return cls(u, v, weights, weights if metrics is None else sigma[:count], name, metrics)
 
     def encoded(self, budget: int, shares: Shares) -> tuple[Stored | None, float]:
         """Return what is kept within a budget of bytes, None where nothing fits; and its energy."""
-        trials = Trials.of(self.u, self.v, STEPS, _SCALE_BYTES)
+        trials = Trials.of(self.u, self.v, STEPS, _SCALE_BYTES, self.metrics)
         room = float(budget - head_bytes(len(STEPS)) - 1)
         for _ in range(_TRIES):
             chosen = self._chosen(trials, shares, room)
@@ -72,7 +87,7 @@ class Directions:
                 return stored, energy
             room -= over
         for step in _LAST_RESORT:
-            first = Directions(self.u[:1], self.v[:1], self.weights[:1], self.name)
+            first = replace(self, u=self.u[:1], v=self.v[:1], weights=self.weights[:1], importance=self.importance[:1])
             trials = Trials.of(first.u, first.v, (step,), _SCALE_BYTES)
             stored, energy = first._stored(trials, (step,), np.array([0]), 0.0)
             if len(stored.packed()[PART]) <= budget:
@@ -81,7 +96,7 @@ class Directions:
 
     def _chosen(self, trials: Trials, shares: Shares, room: float) -> Int64Array:
         """Return the step of each direction."""
-        relative = self.weights / self.weights.max()
+        relative = self.importance / self.importance.max()
         if shares.filling == "one_step":
             return one_step(trials, STEPS, relative ** (-shares.p / 2), room)
         return _most_worth(trials, relative[:, None] ** shares.p * np.sqrt(trials.kept), room)

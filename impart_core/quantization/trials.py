@@ -57,25 +57,45 @@ class Trials:
     extra: int
 
     @classmethod
-    def of(cls, u: torch.Tensor, v: torch.Tensor, steps: Sequence[float], extra: int) -> "Trials":
-        """Try each step on directions of unit variance, (K, m) and (K, n), float32, on one device."""
+    def of(
+        cls,
+        u: torch.Tensor,
+        v: torch.Tensor,
+        steps: Sequence[float],
+        extra: int,
+        metrics: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> "Trials":
+        """Try each step on directions of unit variance, float32, on one device.
+
+        Args:
+            u: (K, m).
+            v: (K, n).
+            steps: those to try.
+            extra: bytes that each kept direction takes besides its symbols.
+            metrics: by which products of u, (m, m), and of v, (n, n), are taken; None: by plain sums.
+        """
         largest = float(torch.stack([side.abs().amax() for side in (u, v)]).amax())
         widths = [2 if step in (SIGNS, LARGEST) else 2 + min(MOST_MAGNITUDE, int(largest / step)) for step in steps]
         counts, sums = [], []
+        seen = (u, v) if metrics is None else (u @ metrics[0], v @ metrics[1])
         for step, width in zip(steps, widths, strict=True):
             histogram = torch.zeros(len(u), width, dtype=torch.int64, device=u.device)
-            for side in (u, v):
+            for at, side in enumerate((u, v)):
                 symbols = quantised(side, step)
                 magnitudes = symbols.abs().long()
                 histogram.scatter_add_(1, magnitudes, torch.ones_like(magnitudes))
-                sums.append((side.double() * symbols).sum(dim=1))
-                sums.append((magnitudes * magnitudes).sum(dim=1).double())
+                sums.append((seen[at].double() * symbols).sum(dim=1))
+                if metrics is None:
+                    sums.append((magnitudes * magnitudes).sum(dim=1).double())
+                else:
+                    sums.append(((symbols.float() @ metrics[at]).double() * symbols).sum(dim=1))
             counts.append(histogram)
-        energies = [(side.double() ** 2).sum(dim=1) for side in (u, v)]
+        energies = [(side.double() * one).sum(dim=1) for side, one in zip((u, v), seen, strict=True)]
         found = torch.stack([*energies, *sums], dim=1).cpu().numpy()
+        own = found[:, 2::4], found[:, 4::4]
         dots, norms = (found[:, 2 + at :: 4] * found[:, 4 + at :: 4] for at in (0, 1))
         energy = (found[:, 0] * found[:, 1])[:, None]
-        some = (norms > 0) & (energy > 0)
+        some = (norms > 0) & (energy > 0) & (own[0] > 0) & (own[1] > 0)
         kept = np.divide(dots**2, energy * norms, out=np.zeros(dots.shape), where=some)
         fitted = np.divide(dots, norms, out=np.zeros(dots.shape), where=some)
         histograms = np.split(torch.cat(counts, dim=1).cpu().numpy(), np.cumsum(widths)[:-1], axis=1)

@@ -125,12 +125,17 @@ def _told(store: Store, delta: Delta) -> dict[str, Any]:
 
 
 def _tokens(task: str, text: str, scratch: Path) -> torch.Tensor:
-    source = f"tinyzoo:{OTHER[task] if text == 'other' else task}"
-    if text == "none":
-        path = scratch / "corpus.txt"
-        path.write_text("".join(islice(corpus.lines(0), 4000)))
-        source = str(path)
+    source = source_of(task, text, scratch)
     return read_tokens(CalibrationText(source=source), open_checkpoint(tinyzoo.path(task)))
+
+
+def source_of(task: str, text: str, scratch: Path) -> str:
+    """Return the source of a task's `own` text, of the `other` task's, or of `none`: the base's corpus."""
+    if text != "none":
+        return f"tinyzoo:{OTHER[task] if text == 'other' else task}"
+    path = scratch / "corpus.txt"
+    path.write_text("".join(islice(corpus.lines(0), 4000)))
+    return str(path)
 
 
 def _loss(folder: Path, task: str, split: Any) -> tuple[float, float]:

@@ -1,6 +1,7 @@
 """`make pruning`: the answer loss of ImPart by ratio and settings on the three fine-tunes of the tiny zoo.
 
-This is what the defaults of β and of the floor are chosen by, and with `--method ecsq` how its bytes are shared out.
+This is what the defaults of β and of the floor are chosen by, and with `--method ecsq` how its bytes are shared out
+and by which metric.
 Settings are compared on equal seeds of the masks; everything but the projections stays fine-tuned, and nothing is
 generated, which makes it some twenty times as fast as `make methods`. Prints a Markdown table, mean ± standard error
 over seeds, and what each setting loses less or more than the first; with one seed errors are over items.
@@ -9,6 +10,7 @@ over seeds, and what each setting loses less or more than the first; with one se
 import argparse
 import json
 import statistics
+import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product
@@ -19,8 +21,10 @@ from typing import Any
 import torch
 
 from impart_core import tinyzoo
+from impart_core.calibrate.text import CalibrationText
 from impart_core.evaluation.result import Split
 from tests.answers import FineTune
+from tests.bench.distil import source_of
 
 Losses = dict[str, list[float]]  # by setting and ratio, one for each seed, or of one seed for each item
 RATIOS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
@@ -39,10 +43,16 @@ def main() -> None:
         "--settings", nargs="*", default=["{}", '{"beta": 0.6}'], help="options of impart, each a JSON object"
     )
     parser.add_argument("--method", default="impart", help="whose options they are")
+    parser.add_argument("--tasks", nargs="*", choices=tinyzoo.FINE_TUNES, default=tinyzoo.FINE_TUNES, help="which")
+    parser.add_argument(
+        "--text", choices=("own", "other", "none"), default="own", help="calibration text, as in tests.bench.distil"
+    )
+    parser.add_argument("--sequences", type=int, default=128, help="of calibration text")
     asked = parser.parse_args()
-    work = (asked.method, asked.settings, asked.ratios, range(asked.seeds), (asked.split, asked.items))
+    text = asked.text, asked.sequences
+    work = (asked.method, asked.settings, asked.ratios, range(asked.seeds), (asked.split, asked.items), text)
     with ProcessPoolExecutor(asked.jobs, get_context("spawn")) as pool:
-        waiting = {task: pool.submit(_measure, task, *work) for task in tinyzoo.FINE_TUNES}
+        waiting = {task: pool.submit(_measure, task, *work) for task in asked.tasks}
         found = {task: future.result() for task, future in waiting.items()}
     asked.out.write_text(json.dumps(found, indent=1) + "\n")
     print(_table(found, asked.settings, asked.ratios))
@@ -55,9 +65,22 @@ def _measure(
     ratios: Sequence[float],
     seeds: Sequence[int],
     measured: tuple[Split, int],
+    text: tuple[str, int],
 ) -> Losses:
     torch.set_num_threads(1)
-    model = FineTune(task)
+    with tempfile.TemporaryDirectory() as scratch:
+        model = FineTune(task, CalibrationText(source=source_of(task, text[0], Path(scratch)), sequences=text[1]))
+        return _losses(model, method, settings, ratios, seeds, measured)
+
+
+def _losses(
+    model: FineTune,
+    method: str,
+    settings: Sequence[str],
+    ratios: Sequence[float],
+    seeds: Sequence[int],
+    measured: tuple[Split, int],
+) -> Losses:
     found: Losses = {}
     for options, cr in product(settings, ratios):
         each = [model.compressed(cr, method, seed, **json.loads(options)).answer_losses(*measured) for seed in seeds]

@@ -45,6 +45,7 @@ TEXT = ["--calibration", "tinyzoo:math", "--calibration-sequences", "2", "--cali
 # Ids alone, on the tiny zoo: what comes out of a run model has other last bits on another processor.
 CALIBRATED = {
     "calibrated": ["--cr", "32", "--method", "impart-qt", "--option", "ladder=2", *TEXT],
+    "by-sensitivity": ["--cr", "32", "--method", "ecsq", "--option", "metric=kfac", *TEXT],
     "distilled": ["--cr", "32", "--method", "bitdelta", "--option", "distil=true", *TEXT],
 }
 # Merges of the fine-tune and of a delta of it, by sums that are exact in float32 on any processor.
@@ -204,7 +205,7 @@ def test_what_is_measured_has_the_ids_that_it_had(name: str, found: dict[str, An
 
 def test_every_operation_and_method_is_among_them(found: dict[str, Any]) -> None:
     made = {key.split()[0] for one in found.values() for key in one["ids"]}
-    assert made >= {"delta", "block", "factors", "calibration", "activations", "scales", "evaluation"}
+    assert made >= {"delta", "block", "factors", "calibration", "activations", "scales", "sensitivity", "evaluation"}
     assert made >= {"merged", "study", "trial"}
 
 

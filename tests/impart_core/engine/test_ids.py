@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from impart_core import tinyzoo
-from impart_core.artifacts import activations, block, calibration_text, delta, evaluation, factors, scales
+from impart_core.artifacts import activations, block, calibration_text, delta, evaluation, factors, scales, sensitivity
 from impart_core.artifacts.calibration_text import calibration_recipe
 from impart_core.artifacts.delta import delta_recipe
 from impart_core.artifacts.evaluation import evaluation_recipe
@@ -114,7 +114,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         **{"beta": 0.5, "c": 1.0, "preprune": False, "allocation": "uniform", "rescale": False},
         **{"ladder": "3x8,2", "group_size": 64, "solver": "nearest", "lossless": False, "fill": False},
     },
-    "ecsq": {"filling": "one_step", "p": 0.5, "gain": 0.5, "domain": "factors"},
+    "ecsq": {"filling": "one_step", "p": 0.5, "gain": 0.5, "domain": "factors", "metric": "kfac"},
     "lowrank": {},
     "magnitude": {},
 }
@@ -140,7 +140,7 @@ def test_every_setting_is_part_of_the_ids(name: str, request_: CompressRequest) 
 def test_every_option_of_a_method_is_part_of_the_ids(
     method: str, name: str, request_: CompressRequest, zoo_request: CompressRequest
 ) -> None:
-    request = zoo_request if method in CALIBRATED else request_
+    request = zoo_request if method in CALIBRATED or name == "metric" else request_
     needed = {"allocation": "proportional"} if name == "floor" else {}
     usual = with_config(request, method=method, options=needed)
     other = with_config(request, method=method, options={**needed, name: OPTIONS[method][name]})
@@ -221,6 +221,17 @@ def test_calibration_text_is_part_of_the_ids_of_all_that_is_calibrated(
     distilled, its = (with_config(one, method="bitdelta", options={"distil": True}) for one in (zoo_request, other))
     blocks = {f"model.layers.{number}" for number in range(3)}
     assert changed(ids(distilled), ids(its)) == {"text", "delta", "scales", *blocks}
+
+
+def test_sensitivity_is_measured_on_the_text_and_its_version_is_part_of_the_ids(
+    zoo_request: CompressRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = with_config(zoo_request, method="ecsq", options={"metric": "kfac"})
+    before, layers = ids(usual), {f"model.layers.{number}" for number in range(3)}
+    other = usual.model_copy(update={"calibration": TEXT.model_copy(update={"sequences": 3})})
+    assert changed(before, ids(other)) == {"text", "delta", *layers}
+    monkeypatch.setitem(sensitivity.VERSIONS, "sensitivity", 1000)
+    assert changed(before, ids(usual)) == {"delta", *layers}
 
 
 def test_where_the_same_tokens_come_from_is_no_part_of_the_ids(zoo_request: CompressRequest, tmp_path: Path) -> None:

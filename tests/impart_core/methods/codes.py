@@ -12,6 +12,7 @@ from impart_core.codec.parts import Codes
 from impart_core.delta.factors import Factors
 from impart_core.methods.base import Projection
 from impart_core.quantization.curvature import Inputs
+from impart_core.quantization.kfac import Sensitivity
 from impart_core.quantization.streams import unpack_matrices
 from tests.impart_core.quantization.plain import output_error
 from tests.impart_core.quantization.samples import hessian_of
@@ -98,9 +99,13 @@ def arithmetic_factors(m: int, n: int) -> Factors:
 
 
 def calibrated(delta: torch.Tensor, name: str = "w", *, of_rows: bool = False) -> Projection:
-    """Return the projection of a delta whose inputs, of its columns or of its rows, have much in common."""
-    side = delta.shape[0 if of_rows else 1]
-    return replace(Projection.of(delta, name), inputs=Inputs(hessian_of("correlated", side), of_rows, name))
+    """Return the projection of a delta whose inputs, of its columns or of its rows, have much in common.
+
+    So have gradients, of the other side.
+    """
+    rows, columns = (hessian_of("correlated", side) for side in delta.shape)
+    inputs = Inputs(rows if of_rows else columns, of_rows, name)
+    return replace(Projection.of(delta, name), inputs=inputs, sensitivity=Sensitivity(rows, columns))
 
 
 def outputs_differ(projection: Projection, decoded: torch.Tensor) -> float:

@@ -36,6 +36,7 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "gain": st.floats(0, 1),
     "filling": st.sampled_from(["lagrangian", "one_step"]),
     "domain": st.sampled_from(["auto", "factors", "entries"]),
+    "metric": st.sampled_from(["frobenius", "kfac"]),
 }
 KINDS = ("decaying", "flat", "spikes", "blocks", "ties", "corner", "one entry", "rank one")
 
@@ -81,7 +82,9 @@ def any_requests(draw: st.DrawFn, method: str, **settings: Any) -> CompressConfi
 
 
 def _with_effect(options: dict[str, Any]) -> dict[str, Any]:
-    """Leave out a floor where another allocation was asked for."""
+    """Leave out a floor where another allocation was asked for, and a metric where entries are coded."""
+    if options.get("domain") == "entries":
+        options = {**options, "metric": "frobenius"}
     if options.get("allocation") == "proportional" or "floor" not in options:
         return options
     return {**options, "floor": None}
