@@ -9,6 +9,7 @@ from impart_core import tinyzoo
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.checkpoint.layout import Block, Role
 from impart_core.checkpoint.preflight import preflight
+from impart_core.delta.fidelity import Fidelity, fidelity_of
 from impart_core.delta.load import load_block
 from impart_core.delta.svd import decompose
 from impart_core.evaluation.result import Split
@@ -21,21 +22,28 @@ _BATCH = 50
 
 
 class FineTune:
-    """A fine-tune of the tiny zoo, with the decompositions of its projections' deltas held in memory."""
+    """A fine-tune of a tiny zoo, with the decompositions of its projections' deltas held in memory.
 
-    def __init__(self, task: str) -> None:
+    Attributes:
+        energies: ‖ΔW‖² and ‖W‖² of each projection, W being the base's.
+        fidelities: what the latest codes keep of each projection.
+    """
+
+    def __init__(self, task: str, zoo: str = "first") -> None:
         """Load it and decompose its projections; every singular triplet is kept."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        base, finetuned = (open_checkpoint(tinyzoo.path(name)) for name in ("base", task))
+        base, finetuned = (open_checkpoint(tinyzoo.path(name, zoo)) for name in ("base", task))
         pairs = preflight(base, finetuned)
         names = tuple(name for name, pair in pairs.items() if pair.role is Role.PROJECTION)
         loaded = load_block(pairs, Block("all", names), ({}, {}))
         self._task = task
         self._deltas = {one.tensor: (one.base, one.delta()) for one in loaded}
         self._factors = {name: decompose(delta, name) for name, (_, delta) in self._deltas.items()}
-        self._tokenizer = AutoTokenizer.from_pretrained(tinyzoo.path(task))
-        self._model = AutoModelForCausalLM.from_pretrained(tinyzoo.path(task), dtype=torch.float32).eval()
+        self.energies = {name: (_energy(delta), _energy(base)) for name, (base, delta) in self._deltas.items()}
+        self.fidelities: dict[str, Fidelity] = {}
+        self._tokenizer = AutoTokenizer.from_pretrained(tinyzoo.path(task, zoo))
+        self._model = AutoModelForCausalLM.from_pretrained(tinyzoo.path(task, zoo), dtype=torch.float32).eval()
 
     @torch.no_grad()
     def compressed(self, cr: float, method: str = "impart", seed: int = 0, **options: Any) -> "FineTune":
@@ -49,7 +57,9 @@ class FineTune:
             m, n = delta.shape
             projection = Projection(name, (m, n), partial(_same, delta), partial(_same, self._factors[name]))
             codes = METHODS.get(method).encode(projection, config)
-            parameters[name].copy_(base.float() + METHODS.get(method).decode(codes, name, (m, n), seed))
+            decoded = METHODS.get(method).decode(codes, name, (m, n), seed)
+            self.fidelities[name] = fidelity_of(delta, decoded)
+            parameters[name].copy_(base.float() + decoded)
         return self
 
     def answer_loss(self, split: Split, count: int = SPLIT_ITEMS) -> float:
@@ -94,6 +104,11 @@ def _losses(model: Any, rows: list[tuple[list[int], list[int]]]) -> list[float]:
         -float(line[range(len(prompt) - 1, len(prompt) + len(answer) - 1), answer].mean())
         for line, (prompt, answer) in zip(found, rows, strict=True)
     ]
+
+
+def _energy(matrix: torch.Tensor | None) -> float:
+    assert matrix is not None, "every projection has a base"
+    return float(matrix.float().square().sum())
 
 
 def _same(value: Any) -> Any:
