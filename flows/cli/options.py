@@ -16,6 +16,7 @@ _STORE = typer.Option(
 
 Ref = Annotated[str, typer.Argument(help=ARTIFACT)]
 StoreOption = Annotated[str | None, _STORE]
+TinyZoo = Annotated[str, typer.Option(help="Which zoo: first (a Llama) or second (a Seed-OSS).")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 FLAGS: dict[str, Any] = {

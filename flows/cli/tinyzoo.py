@@ -9,10 +9,9 @@ from impart_flows.cli import options as opt
 from impart_flows.cli.output import print_json, say
 
 Name = Annotated[str | None, typer.Argument(help="base, math, code or chat; all of them when left out.")]
-Zoo = Annotated[str, typer.Option(help="Which zoo: first (a Llama) or second (a Seed-OSS).")]
 
 
-def path(name: Name = None, zoo: Zoo = "first", json: opt.JsonOption = False) -> None:
+def path(name: Name = None, zoo: opt.TinyZoo = "first", json: opt.JsonOption = False) -> None:
     """Print the folder of one of the zoo's models, or the folder that holds them all.
 
     Example: impart tinyzoo path math
