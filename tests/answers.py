@@ -16,6 +16,7 @@ from impart_core.checkpoint.layout import Block, Role
 from impart_core.checkpoint.preflight import preflight
 from impart_core.checkpoint.reader import read_tensor
 from impart_core.delta.extract import add_delta
+from impart_core.delta.fidelity import Fidelity, fidelity_of
 from impart_core.delta.load import load_block
 from impart_core.delta.svd import decompose
 from impart_core.evaluation.result import Split
@@ -29,31 +30,39 @@ _BATCH = 50
 
 
 class FineTune:
-    """A fine-tune of the tiny zoo, with the decompositions of its projections' deltas held in memory."""
+    """A fine-tune of a tiny zoo, with the decompositions of its projections' deltas held in memory.
 
-    def __init__(self, task: str, text: CalibrationText | None = None) -> None:
+    Attributes:
+        energies: ‖ΔW‖² and ‖W‖² of each projection, W being the base's.
+        fidelities: what the latest codes keep of each projection.
+    """
+
+    def __init__(self, task: str, zoo: str = "first", text: CalibrationText | None = None) -> None:
         """Load it and decompose its projections; every singular triplet is kept.
 
         Args:
             task: "math", "code" or "chat".
+            zoo: "first" or "second".
             text: what methods are calibrated on that are told of sensitivity; None: the task's.
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        base, finetuned = (open_checkpoint(tinyzoo.path(name)) for name in ("base", task))
+        base, finetuned = (open_checkpoint(tinyzoo.path(name, zoo)) for name in ("base", task))
         pairs = preflight(base, finetuned)
         names = tuple(name for name, pair in pairs.items() if pair.role is Role.PROJECTION)
         loaded = load_block(pairs, Block("all", names), ({}, {}))
-        self._task, self._text = task, text or CalibrationText(source=f"tinyzoo:{task}")
+        self._task, self._zoo, self._text = task, zoo, text or CalibrationText(source=f"tinyzoo:{task}")
         self._deltas = {one.tensor: (one.base, one.delta()) for one in loaded if one.base is not None}
         self._factors = {name: decompose(delta, name) for name, (_, delta) in self._deltas.items()}
-        self._tokenizer = AutoTokenizer.from_pretrained(tinyzoo.path(task))
-        self._model = AutoModelForCausalLM.from_pretrained(tinyzoo.path(task), dtype=torch.float32).eval()
+        self.energies = {name: (_energy(delta), _energy(base)) for name, (base, delta) in self._deltas.items()}
+        self.fidelities: dict[str, Fidelity] = {}
+        self._tokenizer = AutoTokenizer.from_pretrained(tinyzoo.path(task, zoo))
+        self._model = AutoModelForCausalLM.from_pretrained(tinyzoo.path(task, zoo), dtype=torch.float32).eval()
 
     @cached_property
     def _sensitivity(self) -> dict[str, Sensitivity]:
         """How sensitive predictions are to each projection; all else is fine-tuned, as in a run."""
-        finetuned, device = open_checkpoint(tinyzoo.path(self._task)), torch.device("cpu")
+        finetuned, device = open_checkpoint(tinyzoo.path(self._task, self._zoo)), torch.device("cpu")
         tokens = read_tokens(self._text, finetuned)
         tensors = {name: read_tensor(info) for name, info in finetuned.tensors.items()}
         wanted = torch.cat(list(predictions(load_causal_model(finetuned, tensors, device), tokens.long())))
@@ -81,7 +90,9 @@ class FineTune:
             given = partial(_same, delta), partial(_same, self._factors[name])
             projection = Projection(name, (m, n), *given, sensitivity=sensitivity.get(name))
             codes = method.encode(projection, config)
-            parameters[name].copy_(base.float() + method.decode(codes, name, (m, n), config.seed))
+            decoded = method.decode(codes, name, (m, n), config.seed)
+            self.fidelities[name] = fidelity_of(delta, decoded)
+            parameters[name].copy_(base.float() + decoded)
 
     def answer_loss(self, split: Split, count: int = SPLIT_ITEMS) -> float:
         """Return the answer loss of the model as it is now; see `answer_loss`."""
@@ -125,6 +136,11 @@ def _losses(model: Any, rows: list[tuple[list[int], list[int]]]) -> list[float]:
         -float(line[range(len(prompt) - 1, len(prompt) + len(answer) - 1), answer].mean())
         for line, (prompt, answer) in zip(found, rows, strict=True)
     ]
+
+
+def _energy(matrix: torch.Tensor | None) -> float:
+    assert matrix is not None, "every projection has a base"
+    return float(matrix.float().square().sum())
 
 
 def _same(value: Any) -> Any:

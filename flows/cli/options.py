@@ -16,6 +16,7 @@ _STORE = typer.Option(
 
 Ref = Annotated[str, typer.Argument(help=ARTIFACT)]
 StoreOption = Annotated[str | None, _STORE]
+TinyZoo = Annotated[str, typer.Option(help="Which zoo: first (a Llama) or second (a Seed-OSS).")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 FLAGS: dict[str, Any] = {
@@ -78,6 +79,7 @@ FLAGS: dict[str, Any] = {
     "runner": typer.Option(help="threads, or a ray or dask cluster."),
     "cluster": typer.Option(metavar="ADDRESS", show_default="IMPART_CLUSTER", help="Where it runs."),
     "workers": typer.Option(show_default="one for each core", help="Blocks worked on at once."),
+    "quality": typer.Option(help="Read and code some layers, and foretell the share kept."),
     "reread": typer.Option("--verify-cache", help="Read what is reused; remake what differs."),
     "imported": typer.Option("--trust-imported", help="Reuse what was made elsewhere and imported."),
     "refresh_from": typer.Option(

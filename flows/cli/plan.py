@@ -1,6 +1,7 @@
 """The verb `plan`: what a compression would take."""
 
 from impart_core.base.numerics import default_workers
+from impart_core.engine.foretell import foretell
 from impart_core.engine.plan import Plan, make_plan
 from impart_core.engine.preflight import open_sides
 from impart_core.engine.requests import PlanRequest
@@ -13,10 +14,14 @@ from impart_flows.cli.output import human_bytes, print_table, ratio, say, show, 
 def plan(request: PlanRequest, json: opt.JsonOption = False) -> None:
     """Say what a compression would take, from headers alone: bytes of each block, memory, both ratios.
 
+    With --quality some layers are read and coded as well, to foretell what the model keeps.
+
     Example: impart plan BASE FINETUNED --cr 16
     """
     checkpoints = open_sides(request.base, request.finetuned)
     found = make_plan(*checkpoints, request.config, request.workers or default_workers())
+    if request.quality:
+        found = found.model_copy(update={"quality": foretell(*checkpoints, request.config)})
     warn(found.notes)
     show(found, json, lambda found: _print_plan(found, request.config.accounting == "bytes"))
 
@@ -39,3 +44,6 @@ def _print_plan(plan: Plan, exact: bool) -> None:
         say(f"calibration    about {human_bytes(plan.calibration_bytes)} more, one layer at a time")
     if plan.distil_bytes:
         say(f"distillation   about {human_bytes(plan.distil_bytes)}, after all blocks")
+    if plan.quality:
+        kept, error = plan.quality.kept, plan.quality.error
+        say(f"share kept     about {kept:.3f} ± {error:.3f} of the gap in answer loss (foretold, not measured)")

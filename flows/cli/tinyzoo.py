@@ -11,10 +11,10 @@ from impart_flows.cli.output import print_json, say
 Name = Annotated[str | None, typer.Argument(help="base, math, code or chat; all of them when left out.")]
 
 
-def path(name: Name = None, json: opt.JsonOption = False) -> None:
+def path(name: Name = None, zoo: opt.TinyZoo = "first", json: opt.JsonOption = False) -> None:
     """Print the folder of one of the zoo's models, or the folder that holds them all.
 
     Example: impart tinyzoo path math
     """
-    folder = str(tinyzoo.path(name))
+    folder = str(tinyzoo.path(name, zoo))
     print_json({"path": folder}) if json else say(str(folder))

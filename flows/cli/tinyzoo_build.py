@@ -15,14 +15,17 @@ Train = Annotated[bool, typer.Option(help="Train the models again from nothing (
 Seed = Annotated[int, typer.Option(help="Seed of the training.")]
 
 
-def build(out: Out, train: Train = False, seed: Seed = 0, json: opt.JsonOption = False) -> None:
+def build(
+    out: Out, train: Train = False, seed: Seed = 0, zoo: opt.TinyZoo = "first", json: opt.JsonOption = False
+) -> None:
     """Make the zoo in a folder: a copy of the shipped models, or models trained anew by the same recipe.
 
     Example: impart tinyzoo build --out zoo
     """
+    tinyzoo.path(zoo=zoo)  # refuses a zoo that does not exist
     if train:
-        recipe.train(out, seed=seed, log=lambda line: errors.print(line))
+        recipe.train(out, seed=seed, log=lambda line: errors.print(line), recipe=recipe.RECIPES[zoo])
     else:
-        tinyzoo.build(out)
+        tinyzoo.build(out, zoo)
     folder = str(out.absolute())
     print_json({"path": folder, "trained": train}) if json else say(str(folder))

@@ -19,6 +19,11 @@ class Fidelity(NamedTuple):
     cosine_squared: float
     gain: float
 
+    @property
+    def noise(self) -> float:
+        """‖ΔŴ − gΔW‖²/‖ΔW‖² = g²(1/ρ² − 1), g being the gain: what the code has beside the delta."""
+        return self.gain**2 * (1 / self.cosine_squared - 1) if self.cosine_squared else 0.0
+
 
 def fidelity_of(delta: torch.Tensor, code: torch.Tensor) -> Fidelity:
     """Measure a code against its delta, both (m, n) and float32; sums are in float64, results have five digits."""

@@ -27,6 +27,7 @@ from impart_core.checkpoint.pairing import VOCABULARY, Pair, Pairs
 from impart_core.checkpoint.preflight import preflight, require_complete
 from impart_core.checkpoint.sides import swapped
 from impart_core.codec.half import EXPONENT_BYTES
+from impart_core.delta.quality import Quality
 from impart_core.engine.description import block_description_bytes, delta_own_bytes
 from impart_core.engine.memory import distil_bytes, sensitivity_bytes
 from impart_core.methods import METHODS, Coding
@@ -82,7 +83,7 @@ class Plan(Frozen):
     `peak_bytes` is the working memory above the idle process with this many workers; `factors_bytes` is what the
     decompositions take in the store beside the artifact, at most. `calibration_bytes` is what a layer takes in addition
     while it is calibrated, which one layer is at a time; `distil_bytes` is what training gains takes once all blocks
-    are there. `notes` are sentences on the checkpoints.
+    are there. `notes` are sentences on the checkpoints. `quality` is what it keeps, where that was foretold.
     """
 
     blocks: tuple[BlockPlan, ...]
@@ -96,6 +97,7 @@ class Plan(Frozen):
     calibration_bytes: int
     distil_bytes: int = 0
     notes: tuple[str, ...] = ()
+    quality: Quality | None = None
 
 
 @dataclass(frozen=True)

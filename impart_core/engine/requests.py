@@ -83,12 +83,13 @@ class CompressRequest(RunRequest):
 
 
 class PlanRequest(Frozen):
-    """A compression to foresee; attributes as in `CompressRequest`."""
+    """A compression to foresee; `quality`: whether to foretell what it keeps. The rest is as in `CompressRequest`."""
 
     base: str
     finetuned: str
     config: CompressConfig
     workers: int | None = Field(default=None, ge=1)
+    quality: bool = False
 
 
 class QuantizeRequest(RunRequest):

@@ -13,7 +13,7 @@ from impart_core.tinyzoo.splits import stream
 from impart_core.tinyzoo.tokenizer import EOS, PAD, UNKNOWN, vocabulary
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM
+    from transformers import PreTrainedModel
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 Log = Callable[[str], object]
@@ -87,7 +87,7 @@ def padded(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], pad: int) -> Ba
     return tokens, labels
 
 
-def fit(model: "LlamaForCausalLM", batches: Iterator[Batch], phase: Phase, name: str, log: Log) -> None:
+def fit(model: "PreTrainedModel", batches: Iterator[Batch], phase: Phase, name: str, log: Log) -> None:
     """Train all parameters of a model in place, in float32.
 
     Args:

@@ -69,7 +69,8 @@ def _measure(
 ) -> Losses:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
-        model = FineTune(task, CalibrationText(source=source_of(task, text[0], Path(scratch)), sequences=text[1]))
+        own = CalibrationText(source=source_of(task, text[0], Path(scratch)), sequences=text[1])
+        model = FineTune(task, text=own)
         return _losses(model, method, settings, ratios, seeds, measured)
 
 

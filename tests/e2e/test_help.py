@@ -74,7 +74,15 @@ NAMES: dict[tuple[str, str], list[str]] = {
     ("impart", "history"): ["by whom", "--store"],
     ("impart", "rollback"): ["--to", "further back", "--store"],
     ("impart", "untag"): ["history", "gc", "--store"],
-    ("impart", "plan"): ["--cr", "--workers", "--embeddings", "--factors-for", "--option", "impart methods"],
+    ("impart", "plan"): [
+        "--cr",
+        "--workers",
+        "--quality",
+        "--embeddings",
+        "--factors-for",
+        "--option",
+        "impart methods",
+    ],
     ("impart", "demo"): ["--out", "--limit", "--device", "--store"],
     ("impart", "selftest"): ["--device", "--size", "--quick", "Exit code 1"],
     ("impart", "merge"): ["--out", "--dry-run", "--workers", "--overwrite", "--store"],
@@ -89,8 +97,8 @@ NAMES: dict[tuple[str, str], list[str]] = {
     ("zoo", "report"): ["--out", ".html", "--store"],
     ("zoo", "schema"): ["JSON schema"],
     ("mlflow", "push"): ["--experiment", "MLFLOW_TRACKING_URI", "--store"],
-    ("tinyzoo", "build"): ["--out", "--train", "--seed"],
-    ("tinyzoo", "path"): ["base, math, code or chat"],
+    ("tinyzoo", "build"): ["--out", "--train", "--seed", "--zoo"],
+    ("tinyzoo", "path"): ["base, math, code or chat", "--zoo"],
 }
 LEAVES = [(group, name) for group, verbs in VERBS.items() for name in verbs if name not in VERBS]
 MODULES = {f"impart_flows.cli.{VERBS[group][name].module}" for group, name in LEAVES}

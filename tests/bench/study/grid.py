@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ class Zoo:
     path: Callable[[str], Path]
 
 
-ZOOS = {"first": Zoo(tinyzoo.FINE_TUNES, tinyzoo.path)}
+ZOOS = {name: Zoo(tinyzoo.FINE_TUNES, partial(tinyzoo.path, zoo=name)) for name in tinyzoo.ZOOS}
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,34 @@ def test_training_refuses_a_folder_with_files(tmp_path: Path) -> None:
         train(tmp_path)
 
 
+class Killed(Exception):
+    pass
+
+
+def test_a_training_that_was_killed_goes_on_with_the_model_it_was_at(tmp_path: Path) -> None:
+    brief = Phase(steps=1, batch=2, peak_rate=1e-3, warmup=1, weight_decay=0.0)
+    recipe = Recipe(zoo="second", pretrain=brief, finetune=brief, steps={})
+
+    def run(seed: int = 1) -> list[str]:
+        lines: list[str] = []
+
+        def log(line: str) -> None:
+            lines.append(line.partition(",")[0])
+            if line.startswith("code: step"):
+                raise Killed
+
+        with pytest.raises(Killed):
+            train(tmp_path / "zoo", seed=seed, log=log, recipe=recipe)
+        return lines
+
+    assert run() == ["base: step 1/1", "math: step 1/1", "code: step 1/1"]
+    weights = (tmp_path / "zoo" / "base" / "model.safetensors").read_bytes()
+    assert run() == ["base: trained before", "math: trained before", "code: step 1/1"]
+    assert (tmp_path / "zoo" / "base" / "model.safetensors").read_bytes() == weights
+    with pytest.raises(OutputExistsError):
+        run(seed=2)
+
+
 @pytest.mark.e2e
 @pytest.mark.slow
 def test_a_zoo_that_did_not_learn_is_refused_by_name(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -10,37 +11,53 @@ import torch
 from safetensors.torch import load_file
 
 from impart_core.base.errors import OutputExistsError, UnknownNameError
-from impart_core.tinyzoo import FINE_TUNES, MODELS, build, path
+from impart_core.tinyzoo import FINE_TUNES, MODELS, ZOOS, build, path
+from impart_core.tinyzoo.recipe import CARD, GAP_AT_LEAST, RECIPES, Recipe
+
+EVERY = [(zoo, name) for zoo in ZOOS for name in MODELS]
 
 
-def _tensors(name: str) -> dict[str, torch.Tensor]:
-    return load_file(path(name) / "model.safetensors")
+def _tensors(name: str, zoo: str) -> dict[str, torch.Tensor]:
+    return load_file(path(name, zoo) / "model.safetensors")
 
 
-def test_all_weights_together_are_at_most_16_megabytes() -> None:
-    assert sum(file.stat().st_size for file in path().rglob("*") if file.is_file()) <= 16_000_000
+@pytest.mark.parametrize(("zoo", "megabytes"), [("first", 16), ("second", 9)])
+def test_all_weights_of_a_zoo_together_are_small(zoo: str, megabytes: int) -> None:
+    assert sum(file.stat().st_size for file in path(zoo=zoo).rglob("*") if file.is_file()) <= megabytes * 1e6
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_a_model_is_a_bfloat16_llama_with_grouped_query_attention(name: str) -> None:
-    config = json.loads((path(name) / "config.json").read_text())
-    assert config["architectures"] == ["LlamaForCausalLM"]
+@pytest.mark.parametrize(("zoo", "name"), EVERY)
+def test_a_model_is_in_bfloat16_and_has_grouped_query_attention(zoo: str, name: str) -> None:
+    folder = path(name, zoo)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == [{"first": "LlamaForCausalLM", "second": "SeedOssForCausalLM"}[zoo]]
     assert config["num_key_value_heads"] < config["num_attention_heads"]
-    assert config["tie_word_embeddings"] is False
-    tensors = _tensors(name)
+    tensors = _tensors(name, zoo)
+    assert config["tie_word_embeddings"] is ("lm_head.weight" not in tensors) is (zoo == "second")
+    assert any(key.endswith("bias") for key in tensors) is (zoo == "second")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
-    assert sum(tensor.numel() for tensor in tensors.values()) >= 1_500_000
+    assert sum(tensor.numel() for tensor in tensors.values()) >= 1_000_000
     for file in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
-        assert (path(name) / file).is_file()
+        assert (folder / file).is_file()
 
 
-@pytest.mark.parametrize("name", FINE_TUNES)
-def test_a_fine_tune_changes_every_matrix_a_little(name: str) -> None:
-    base, tuned = _tensors("base"), _tensors(name)
+@pytest.mark.parametrize("zoo", ZOOS)
+def test_the_card_says_that_the_fine_tunes_learned_their_tasks(zoo: str) -> None:
+    card = json.loads((path(zoo=zoo) / CARD).read_text())
+    recipe = {**asdict(Recipe()), **card["recipe"]}  # that of the first was written before there was a second
+    assert recipe == asdict(RECIPES[zoo])
+    measured = card["test_split"]
+    for name in FINE_TUNES:
+        assert measured["base"][name]["answer_loss"] - measured[name][name]["answer_loss"] > GAP_AT_LEAST
+
+
+@pytest.mark.parametrize(("zoo", "name"), [(zoo, name) for zoo in ZOOS for name in FINE_TUNES])
+def test_a_fine_tune_changes_every_matrix_a_little(zoo: str, name: str) -> None:
+    base, tuned = _tensors("base", zoo), _tensors(name, zoo)
     assert base.keys() == tuned.keys()
     for key, before in base.items():
         assert tuned[key].shape == before.shape
-        if "proj" in key:
+        if key.endswith("proj.weight"):
             change = (tuned[key].float() - before.float()).norm() / before.float().norm()
             assert 0.005 < change < 0.8, key
 
@@ -48,13 +65,16 @@ def test_a_fine_tune_changes_every_matrix_a_little(name: str) -> None:
 def test_an_unknown_model_names_the_valid_ones() -> None:
     with pytest.raises(UnknownNameError, match=r"Did you mean 'math'.*base, chat, code, math"):
         path("mth")
+    with pytest.raises(UnknownNameError, match=r"tiny zoo 'third'.*first, second"):
+        path("math", "third")
 
 
-def test_build_copies_all_models(tmp_path: Path) -> None:
-    out = build(tmp_path / "zoo")
+@pytest.mark.parametrize("zoo", ZOOS)
+def test_build_copies_all_models(tmp_path: Path, zoo: str) -> None:
+    out = build(tmp_path / "zoo", zoo)
     assert sorted(folder.name for folder in out.iterdir()) == sorted(MODELS)
     for name in MODELS:
-        for file in path(name).iterdir():
+        for file in path(name, zoo).iterdir():
             assert (out / name / file.name).read_bytes() == file.read_bytes()
 
 

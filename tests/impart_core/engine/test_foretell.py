@@ -1,0 +1,62 @@
+"""What a compression is foretold to keep: as from its manifest, and refused where data decides."""
+
+from pathlib import Path
+
+import pytest
+
+from impart_core import tinyzoo
+from impart_core.base.errors import ConfigError
+from impart_core.checkpoint.index import Checkpoint, open_checkpoint
+from impart_core.delta.quality import foretold
+from impart_core.engine.foretell import foretell
+from impart_core.store.store import Store
+from tests.e2e.here import impart
+from tests.impart_core.pipeline import compress, config_of
+
+BASE, MATH = tinyzoo.path("base"), tinyzoo.path("math")
+
+
+@pytest.fixture(scope="module")
+def sides() -> tuple[Checkpoint, Checkpoint]:
+    return open_checkpoint(BASE), open_checkpoint(MATH)
+
+
+def test_of_a_model_of_few_layers_it_is_what_its_manifest_gives(
+    sides: tuple[Checkpoint, Checkpoint], tmp_path: Path
+) -> None:
+    config = config_of(256, method="ecsq")
+    delta = compress(Store(tmp_path), BASE, MATH, config)
+    measured = foretold(
+        [one for block in delta.blocks for entry in block.content.tensors.values() for one in entry.fidelity]
+    )
+    found = foretell(*sides, config)
+    assert found is not None
+    assert measured is not None
+    # The samples' budgets count less of what their files would say.
+    assert found.kept == pytest.approx(measured.kept, abs=0.01)
+
+
+def test_a_higher_ratio_is_foretold_to_keep_less(sides: tuple[Checkpoint, Checkpoint]) -> None:
+    low, high = (foretell(*sides, config_of(cr, method="dare")) for cr in (4, 64))
+    assert low is not None
+    assert high is not None
+    assert high.kept < low.kept <= 1.0
+
+
+def test_bit_for_bit_keeps_all(sides: tuple[Checkpoint, Checkpoint]) -> None:
+    found = foretell(*sides, config_of(None, method="lossless"))
+    assert found is not None
+    assert (found.kept, found.error) == (1.0, 0.0)
+
+
+def test_what_calibration_decides_is_refused(sides: tuple[Checkpoint, Checkpoint]) -> None:
+    with pytest.raises(ConfigError, match="depends on calibration text"):
+        foretell(*sides, config_of(64, method="impart-qt"))
+
+
+def test_plan_says_it_when_asked() -> None:
+    code, said, _ = impart("plan", str(BASE), str(MATH), "--cr", "64", "--method", "dare", "--quality")
+    assert code == 0
+    assert "share kept     about 0." in said
+    code, said, _ = impart("plan", str(BASE), str(MATH), "--cr", "64", "--method", "dare")
+    assert "share kept" not in said
