@@ -17,9 +17,10 @@ _SMALL = 256
 _WIDEST = 0.5
 
 
-# Of σ₁·ε: what float32 makes of singular values that are zero. Measured on exact low ranks: 4 at r = 64, even with
-# 131,072 rows, 11 at 2048, 13 at 3072. The usual max(m, n) takes a thin delta's directions for rounding.
-_OPEN, _OPEN_BY_RANK = 4.0, 0.25
+# Of σ₁·ε: what float32 makes of singular values that are zero. Measured on exact low ranks: 4 at r = 64, with 131,072
+# rows 4 on one processor and 12 on another, whose sums are longer; 11 at 2048, 13 at 3072. The usual max(m, n) takes a
+# thin delta's directions for rounding.
+_OPEN, _OPEN_BY_RANK, _OPEN_BY_LENGTH = 4.0, 0.25, 0.25
 
 
 def numerical_rank(sigma: FloatArray, m: int, n: int) -> int:
@@ -30,7 +31,9 @@ def numerical_rank(sigma: FloatArray, m: int, n: int) -> int:
         m: rows.
         n: columns.
     """
-    left_open = (_OPEN + _OPEN_BY_RANK * math.sqrt(min(m, n))) * np.finfo(np.float32).eps
+    short, long = sorted((m, n))
+    times = _OPEN + _OPEN_BY_RANK * math.sqrt(short) + _OPEN_BY_LENGTH * (math.sqrt(long / short) - 1)
+    left_open = times * np.finfo(np.float32).eps
     return max(1, int((sigma > sigma[0] * left_open).sum()))
 
 

@@ -108,7 +108,7 @@ class Ecsq(Method):
         options, (m, n) = _options(coding), projection.shape
         budget, found = budget_bytes(m, n, coding.cr), None
         smallest = _smallest(m, n, options.domain)
-        if budget >= smallest and float(projection.delta().abs().max()) >= LEAST_ENTRY:
+        if budget >= smallest and not float(projection.delta().abs().max()) < LEAST_ENTRY:  # NaN is refused below
             budget = max(smallest, budget - projection.overhead)
             found = _encoded(projection, budget, self.needed_rank(m, n, coding), options)
         return as_codes(NOTHING) if found is None else found.packed()
