@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -223,8 +224,12 @@ class S3Objects(RemoteObjects):
     def find(self, prefix: str) -> dict[str, ObjectInfo]:
         """List all that is under a prefix, page by page: a store of a thousand models has a hundred thousand objects.
 
-        The client's own listing takes twice the time, for what it remembers of folders.
+        The client's own listing takes twice the time, for what it remembers of folders; and reading dates in any form,
+        as it does by default, takes three quarters of what is left.
         """
+        with explained(Side.STORE, self.url):
+            self._fs.connect()
+            self._fs.session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_date)
         where = self._where(prefix)
         asked = {"Bucket": where["Bucket"], "Prefix": f"{where['Key']}/"}
         found: dict[str, ObjectInfo] = {}
@@ -284,6 +289,15 @@ def _bytes_of(answer: bytes | Exception) -> bytes:
 def _code(error: BaseException) -> str | None:
     answer = getattr(error.__cause__, "response", None)
     return str(answer["Error"]["Code"]) if isinstance(answer, dict) and "Error" in answer else None
+
+
+def _date(text: str) -> datetime:
+    """Return a date of an answer: in ISO 8601 inside it, in RFC 822 in its headers."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        found = parsedate_to_datetime(text)
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def _is_taken(error: OSError) -> bool:
