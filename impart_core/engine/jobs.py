@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from impart_core.artifacts.activations import activations_recipe, predictions_recipe
-from impart_core.artifacts.block import block_recipe
+from impart_core.artifacts.block import block_content, block_recipe
 from impart_core.artifacts.factors import factors_recipe
 from impart_core.artifacts.scales import scales_recipe
 from impart_core.artifacts.sensitivity import sensitivity_recipe
@@ -15,13 +15,7 @@ from impart_core.checkpoint.digest import carried_digests
 from impart_core.checkpoint.index import CONFIG
 from impart_core.checkpoint.layout import Block
 from impart_core.codec.format import CODES_FILE
-from impart_core.engine.memory import (
-    distil_bytes,
-    is_measured,
-    kronecker_bytes,
-    sensitivity_groups,
-    training_bytes,
-)
+from impart_core.engine.memory import distil_bytes, is_measured, measuring_bytes, sensitivity_groups
 from impart_core.engine.preflight import Checked
 from impart_core.engine.references import BlockGroup, BlockJob, DistilJob, LayerJob, Run, SensitivityJob
 
@@ -181,12 +175,11 @@ def _by_sensitivity(maker: "_Maker", text: str, model: str) -> Planned:
     by_name = {job.block.name: job for job in jobs if job.sensitivity}
     groups = sensitivity_groups(checked.work.pairs, checked.work.blocks, maker.config)
     predictions = predictions_recipe(text, finetuned, model)
-    memory = training_bytes(checked.work.pairs, checked.work.blocks)
     measuring = tuple(
         SensitivityJob(
             *(maker.run, checked.base, checked.finetuned, text, predictions, pairs),
             jobs=tuple(by_name[block.name] for block in group),
-            memory=memory + 2 * sum(kronecker_bytes(block, pairs, maker.config) for block in group),
+            memory=measuring_bytes(checked.work.pairs, checked.work.blocks, group, maker.config),
         )
         for group in groups
     )
@@ -215,5 +208,5 @@ class _Maker:
         delta = self.checked.over
         if delta is None:
             return {}
-        lossy = next(pointer.id for pointer in delta.content.blocks if pointer.name == block.name)
-        return {"over": lossy, "over_files": {CODES_FILE: delta.codes()[block.name]}}
+        lossy = next(one for one in delta.blocks if block_content(one).name == block.name)
+        return {"over": lossy.id, "over_files": {CODES_FILE: lossy.file(CODES_FILE).sha256}}

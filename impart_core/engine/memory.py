@@ -57,9 +57,13 @@ def sensitivity_bytes(pairs: Pairs, blocks: Sequence[Block], config: CompressCon
     """Memory of measuring sensitivity and of coding by it, at most; 0 where that is not done."""
     if calibration_of(config) != "gradients":
         return 0
-    groups = sensitivity_groups(pairs, blocks, config)
-    held = max((sum(kronecker_bytes(block, pairs, config) for block in group) for group in groups), default=0)
-    return max(training_bytes(pairs, blocks) + 2 * held, *(weighting_bytes(block, pairs, config) for block in blocks))
+    measuring = (measuring_bytes(pairs, blocks, group, config) for group in sensitivity_groups(pairs, blocks, config))
+    return max([*measuring, *(weighting_bytes(block, pairs, config) for block in blocks)], default=0)
+
+
+def measuring_bytes(pairs: Pairs, blocks: Sequence[Block], group: Sequence[Block], config: CompressConfig) -> int:
+    """Memory of measuring sensitivity to some of a model's blocks in one run through it, at most."""
+    return training_bytes(pairs, blocks) + 2 * sum(kronecker_bytes(block, pairs, config) for block in group)
 
 
 def distil_bytes(pairs: Pairs, blocks: Sequence[Block], config: CompressConfig) -> int:

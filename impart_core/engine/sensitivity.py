@@ -13,7 +13,7 @@ from impart_core.calibrate.sensitivity import POINTS, Sums
 from impart_core.checkpoint.header import DTYPES
 from impart_core.checkpoint.pairing import Pair
 from impart_core.checkpoint.reader import read_tensor
-from impart_core.delta.extract import add_delta
+from impart_core.delta.extract import add_delta, extract_delta
 from impart_core.engine.distil import read_predictions
 from impart_core.engine.executor import stage
 from impart_core.engine.needs import sensitivity_need
@@ -81,5 +81,4 @@ def _tensors_at(job: SensitivityJob, point: float) -> Mapping[str, torch.Tensor]
 def _between(pair: Pair, finetuned: torch.Tensor, point: float) -> torch.Tensor:
     assert pair.base is not None
     base = read_tensor(pair.base)
-    delta = (finetuned.float() - base.float()) * point
-    return add_delta(base, delta, DTYPES[pair.finetuned.dtype])
+    return add_delta(base, point * extract_delta(base, finetuned, pair.name), DTYPES[pair.finetuned.dtype])

@@ -28,7 +28,7 @@ from impart_core.quantization.ecsq import (
     signs_bytes,
 )
 from impart_core.quantization.entries import Magnitudes, encode_entries
-from impart_core.quantization.kfac import weighted_factors
+from impart_core.quantization.kfac import Sensitivity, weighted_factors
 
 Domain = Literal["auto", "factors", "entries"]
 Metric = Literal["frobenius", "kfac"]
@@ -150,13 +150,14 @@ def _smallest(m: int, n: int, domain: Domain) -> int:
 def _encoded(projection: Projection, budget: int, rank: int | None, options: EcsqOptions) -> Stored | None:
     """Return what keeps more of ‖ΔW‖² within a budget of bytes, vectors or entries; None where nothing fits."""
     vectors, energy = None, 0.0
+    sensitivity = None if options.metric == _FROBENIUS else projection.sensitivity
     if rank is not None:
-        directions = _directions(projection, rank, options)
+        directions = _directions(projection, rank, sensitivity)
         vectors, energy = directions.encoded(budget, Shares(options.filling, options.p, options.gain))
     if options.domain == "factors":
         return vectors
     delta = projection.delta().float()
-    if vectors is not None and _is_weighted(projection, options):  # not orthogonal, so that energies do not add up
+    if vectors is not None and sensitivity is not None:  # not orthogonal, so that energies do not add up
         cosine_squared = fidelity_of(delta.cpu(), vectors.delta(projection.name)).cosine_squared
         energy = cosine_squared * float((delta.double() ** 2).sum())
     step, kept = Magnitudes.of(delta).best_step(budget - head_bytes(1) - _SLACK)
@@ -165,16 +166,12 @@ def _encoded(projection: Projection, budget: int, rank: int | None, options: Ecs
     return encode_entries(delta, budget, step, options.gain, projection.name) or vectors
 
 
-def _is_weighted(projection: Projection, options: EcsqOptions) -> bool:
-    return options.metric != _FROBENIUS and projection.sensitivity is not None
-
-
-def _directions(projection: Projection, rank: int, options: EcsqOptions) -> Directions:
-    """Return the leading directions by the metric; by the delta alone where nothing is known of its layer."""
+def _directions(projection: Projection, rank: int, sensitivity: Sensitivity | None) -> Directions:
+    """Return the leading directions by how sensitive predictions are; by the delta alone where that is not known."""
     shape, name = projection.shape, projection.name
-    if not _is_weighted(projection, options) or projection.sensitivity is None:
+    if sensitivity is None:
         return Directions.of(projection.factors(), shape, rank, name)
-    weighted = weighted_factors(projection.delta().float(), projection.sensitivity, rank, name)
+    weighted = weighted_factors(projection.delta().float(), sensitivity, rank, name)
     return Directions.of(weighted.factors, shape, rank, name, weighted.metrics)
 
 

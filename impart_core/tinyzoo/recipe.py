@@ -79,8 +79,9 @@ def train(out: Path, *, seed: int = 0, log: Log = print, recipe: Recipe | None =
         EvaluationError: the base reaches more than 10 % exact match, or a fine-tune less than the recipe asks for; the
             weights stay in `out`.
     """
-    card = _begun(out, recipe or Recipe(), seed)
-    recipe, seconds = recipe or Recipe(), card["train_seconds"]
+    recipe = recipe or Recipe()
+    card = _begun(out, recipe, seed)
+    seconds = card["train_seconds"]
     for name in MODELS:
         if name in seconds:
             log(f"{name}: trained before, in {seconds[name]} s")
