@@ -85,6 +85,18 @@ def _own_places(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
     monkeypatch.setenv("IMPART_CACHE", str(root / "cache"))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _environment_of_modules() -> Iterator[None]:
+    with warm.as_found():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _environment_of_tests() -> Iterator[None]:
+    with warm.as_found():
+        yield
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Run a module's small kernels on one thread: on a busy machine, two that wait for each other take far longer."""

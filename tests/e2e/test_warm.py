@@ -26,6 +26,15 @@ def test_what_is_read_at_the_start_needs_a_start(name: str) -> None:
     assert warm.fits({**os.environ, "IMPART_STORE": "/nowhere", "PREFECT_HOME": "/nowhere"})
 
 
+def test_what_a_test_leaves_behind_makes_no_other_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with warm.as_found():
+        os.environ["PYTHONBREAKPOINT"] = "ray.util.rpdb._driver_set_trace"  # as Ray does
+        os.environ["HF_HUB_OFFLINE"] = "0"
+        assert not warm.fits(os.environ)
+    assert warm.fits(os.environ)
+
+
 def test_exit_codes_are_those_of_commands_though_others_start_meanwhile() -> None:
     def run(code: int) -> int:
         return warm.Command(os._exit, (code,), {}).wait().returncode

@@ -45,6 +45,20 @@ def _started() -> dict[str, str]:
     return read
 
 
+@contextmanager
+def as_found() -> Iterator[None]:
+    """Let the block leave what libraries read once as it was: Ray sets such a variable, and no command would fit."""
+    before = _read_once()
+    yield
+    for name in _read_once().keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
+def _read_once() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if _READ_ONCE.match(name)}
+
+
 def fits(environment: Environment) -> bool:
     """Return whether a process forked from the warm one can take this whole environment for its own."""
     with _lock:
