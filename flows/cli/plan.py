@@ -42,6 +42,8 @@ def _print_plan(plan: Plan, exact: bool) -> None:
     say(f"peak memory    about {human_bytes(plan.peak_bytes)} above the idle process, {plan.workers} workers")
     if plan.calibration_bytes:
         say(f"calibration    about {human_bytes(plan.calibration_bytes)} more, one layer at a time")
+    if plan.sensitivity_bytes:
+        say(f"sensitivity    about {human_bytes(plan.sensitivity_bytes)}, before and while blocks are coded")
     if plan.distil_bytes:
         say(f"distillation   about {human_bytes(plan.distil_bytes)}, after all blocks")
     if plan.quality:

@@ -26,6 +26,12 @@ def is_measured(pair: Pair, config: CompressConfig) -> bool:
     return is_matrix and pair.finetuned.is_floating and is_feasible(pair.shape, config.projections)
 
 
+def is_weighted(block: Block, pairs: Pairs, config: CompressConfig) -> bool:
+    """Return whether a block is coded by sensitivity: its factors follow from that, and none are stored."""
+    gradients = calibration_of(config) == "gradients"
+    return gradients and any(is_measured(pairs[name], config) for name in block.tensors)
+
+
 def kronecker_bytes(block: Block, pairs: Pairs, config: CompressConfig) -> int:
     """Return the bytes of the Kronecker factors of a block's matrices, float32."""
     own = (pairs[name] for name in block.tensors if name in pairs)

@@ -29,7 +29,7 @@ from impart_core.checkpoint.sides import swapped
 from impart_core.codec.half import EXPONENT_BYTES
 from impart_core.delta.quality import Quality
 from impart_core.engine.description import block_description_bytes, delta_own_bytes
-from impart_core.engine.memory import distil_bytes, sensitivity_bytes
+from impart_core.engine.memory import distil_bytes, is_weighted, sensitivity_bytes
 from impart_core.methods import METHODS, Coding
 from impart_core.quantization.support import MOST_ENTRIES
 
@@ -82,7 +82,8 @@ class Plan(Frozen):
     million. `own_bytes` are those of the delta's own manifest, and of files beside the weights that the base has not.
     `peak_bytes` is the working memory above the idle process with this many workers; `factors_bytes` is what the
     decompositions take in the store beside the artifact, at most. `calibration_bytes` is what a layer takes in addition
-    while it is calibrated, which one layer is at a time; `distil_bytes` is what training gains takes once all blocks
+    while it is calibrated, which one layer is at a time; `sensitivity_bytes` is what measuring sensitivity takes, and
+    coding by it beside a block's peak; `distil_bytes` is what training gains takes once all blocks
     are there. `notes` are sentences on the checkpoints. `quality` is what it keeps, where that was foretold.
     """
 
@@ -95,6 +96,7 @@ class Plan(Frozen):
     peak_bytes: int
     factors_bytes: int
     calibration_bytes: int
+    sensitivity_bytes: int = 0
     distil_bytes: int = 0
     notes: tuple[str, ...] = ()
     quality: Quality | None = None
@@ -160,11 +162,14 @@ def make_plan(base: Checkpoint, finetuned: Checkpoint, config: CompressConfig, w
         cr_projection=dense / codes if codes else None,
         cr_model=finetuned.nbytes / total,
         peak_bytes=sum(sorted((block.peak_bytes for block in blocks), reverse=True)[:workers]),
-        factors_bytes=sum(_factors_bytes(pair, config) for pair in work.pairs.values()),
-        calibration_bytes=max(
-            sensitivity_bytes(work.pairs, work.blocks, config),
-            *(calibration_bytes(block, work.pairs, config, workers) for block in work.blocks),
+        factors_bytes=sum(
+            _factors_bytes(work.pairs[name], config)
+            for block in work.blocks
+            if not is_weighted(block, work.pairs, config)
+            for name in block.tensors
         ),
+        calibration_bytes=max(calibration_bytes(block, work.pairs, config, workers) for block in work.blocks),
+        sensitivity_bytes=sensitivity_bytes(work.pairs, work.blocks, config),
         distil_bytes=distil_bytes(work.pairs, work.blocks, config),
         notes=work.notes,
     )

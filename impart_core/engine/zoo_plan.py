@@ -135,7 +135,7 @@ def _entry(job: EntryJob, workers: int, before: Outcome | None, rate: float | No
         **about,
         bytes_before=finetuned.nbytes,
         bytes_at_most=found.bytes,
-        peak_bytes=max(found.peak_bytes, found.calibration_bytes, found.distil_bytes),
+        peak_bytes=max(found.peak_bytes, found.calibration_bytes, found.sensitivity_bytes, found.distil_bytes),
         seconds=own if own is not None else rate and rate * finetuned.nbytes,
     )
 

@@ -118,9 +118,11 @@ def test_text_is_asked_for_and_memory_is_planned(pair: Pair, tmp_path: Path) -> 
     with pytest.raises(ConfigError, match="metric kfac has no effect on entries"):
         request(domain="entries")
     sides = open_checkpoint(pair[0]), open_checkpoint(pair[1])
-    assert make_plan(*sides, config_of(16, method="ecsq")).calibration_bytes == 0
+    assert make_plan(*sides, config_of(16, method="ecsq")).sensitivity_bytes == 0
+    assert make_plan(*sides, config_of(16, method="ecsq")).factors_bytes > 0
+    assert make_plan(*sides, request()).factors_bytes == 0  # none are stored
     factors = 2 * 4 * (2 * (32**2 + 32**2) + 2 * (16**2 + 32**2) + 3 * (48**2 + 32**2))
-    assert make_plan(*sides, request()).calibration_bytes > 2 * factors
+    assert make_plan(*sides, request()).sensitivity_bytes > 2 * factors
 
 
 def counting(add: Callable[..., None], runs: list[int]) -> Callable[..., None]:
