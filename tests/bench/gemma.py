@@ -112,11 +112,9 @@ def batches(tokenizer: Any, task: str, batch: int, seed: int) -> Iterator[Batch]
 
 def loss_of(model: Any, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return the mean loss of the answers' tokens; logits of others are not computed, as the vocabulary is large."""
-    with torch.autocast("cpu", torch.bfloat16):
-        hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1]
-        asked = labels[:, 1:] != IGNORED
-        logits = model.lm_head(hidden[asked])
-    return cross_entropy(logits.float(), labels[:, 1:][asked])
+    hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1]
+    asked = labels[:, 1:] != IGNORED
+    return cross_entropy(model.lm_head(hidden[asked]), labels[:, 1:][asked])
 
 
 def answer_loss(model: Path, task: str, items: int) -> tuple[float, float]:
