@@ -12,6 +12,7 @@ import pytest
 
 from impart_core.base.errors import ConfigError, StoreDeniedError, StoreError, StoreFullError, StoreUnreachableError
 from impart_core.base.files import sha256_of
+from impart_core.storage import s3
 from impart_core.storage.failures import Side, explained
 from impart_core.storage.objects import Objects, require_path
 from impart_core.storage.s3 import _PART_BYTES, S3Objects
@@ -93,6 +94,21 @@ def test_a_listing_of_several_pages_is_whole(objects: Objects) -> None:
     assert objects.create("ab/1", b"next to it")
     assert set(objects.find("a")) == paths
     assert len(objects.names("a")) == len(paths)
+
+
+@pytest.mark.parametrize("page", [1, 2, 7, 50])
+def test_stretches_of_a_listing_side_by_side_leave_nothing_out(
+    page: int, objects: Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not isinstance(objects, S3Objects):
+        pytest.skip("other places have no pages")
+    monkeypatch.setattr(s3, "_PAGE", page)
+    names = ["2", "3", "30", "4x", "44", "a/1", "c", "e", "f", "g", "-", "Z", "_"]
+    paths = {f"a/{name}/x" for name in names} | {"a/2x", "a/4", "a/e", "a/8"}
+    assert all(objects.create(path, b"x") for path in sorted(paths))
+    assert set(objects.find("a")) == paths
+    objects.delete(["a/f/x", "a/g/x", "a/Z/x"])
+    assert set(objects.find("a")) == paths - {"a/f/x", "a/g/x", "a/Z/x"}
 
 
 def test_listings_are_of_now(objects: Objects) -> None:
