@@ -1,6 +1,7 @@
 """Compressing a model: every block decomposed and encoded, then gathered under one delta."""
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -8,6 +9,7 @@ from impart_core.artifacts.delta import delta_recipe
 from impart_core.base.errors import ArtifactNotFoundError, CorruptArtifactError, StoreError
 from impart_core.base.retry import Ledger, Retried, patiently, recording
 from impart_core.base.settings import Frozen
+from impart_core.blocks.request import CompressConfig
 from impart_core.checkpoint.carried import is_code
 from impart_core.checkpoint.pairing import Pairs
 from impart_core.checkpoint.spool import spooling
@@ -248,13 +250,24 @@ class _Compression:
             retried=ledger.retried,
             seconds=round(watch.seconds, 3),
             peak_rss_bytes=peak_rss_bytes(),
-            notes=self._notes,
+            notes=(*self._notes, *_short_of(delta.cr_projection, self._request.config)),
             code=tuple(filter(is_code, self._checked.finetuned.carried)),
             left=self._checked.finetuned.left,
         )
         new = frozenset([*(part.id for part in parts if not part.cached), *([artifact] if blocks else [])])
         entries = (*(part.entry for part in parts), delta.entry)
         return Compression(report, delta.blocks, entries, new, tuple(place for _, place in self._run.sources))
+
+
+def _short_of(reached: float | None, config: CompressConfig) -> tuple[str, ...]:
+    """Return a sentence where the ratio that was asked for is not reached in bytes."""
+    if config.is_lossless or config.accounting != "bytes" or reached is None or reached >= config.cr:
+        return ()
+    found = math.floor(100 * reached) / 100
+    return (
+        f"cr_projection is {found:g}, not the {config.cr:g} that was asked for: the budgets of some matrices are too "
+        "small for the least that keeps anything of them, with what is stored around codes.",
+    )
 
 
 def _unchanged(pairs: Pairs, digests: Digests) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import pytest
 
 import impart_core as impart
 from impart_core import tinyzoo
-from impart_core.base.errors import StoreError
+from impart_core.base.errors import InfeasibleBudgetError, StoreError
 from impart_core.engine import compress, stages
 from impart_core.store import pins
 from impart_core.store.store import Store
@@ -54,3 +54,17 @@ def test_a_run_that_was_stopped_for_long_looks_once_more_for_what_it_made(
     assert store.objects.names("pins") == []
     delta = impart.compress(*pair, 16, store=store.url, name="math")  # what is missing is made
     assert verify(store, delta.id).faults == ()
+
+
+@pytest.mark.parametrize("method", ["ecsq", "dare", "impart", "lowrank"])
+@pytest.mark.parametrize("cr", [8, 40])
+def test_a_ratio_that_is_not_reached_is_told(
+    method: str, cr: float, pair: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    try:
+        made = impart.compress(*pair, cr, method=method, store=str(tmp_path))
+    except InfeasibleBudgetError:
+        return
+    reached = made.content.cr_projection
+    assert reached is not None
+    assert (f"not the {cr:g} that was asked for" in caplog.text) == (reached < cr)
