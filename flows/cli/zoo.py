@@ -17,7 +17,7 @@ from impart_core.store.store import Store, absolute_store
 from impart_core.zoo.file import ZooFile, read_zoo_file
 from impart_core.zoo.initial import initial_zoo
 from impart_core.zoo.record import ZooRun
-from impart_core.zoo.report import headline, html_report, markdown_report, rows, saved
+from impart_core.zoo.report import headline, html_report, markdown_report, reasons, rows, saved
 from impart_flows.cli import options as opt
 from impart_flows.cli.output import print_json, print_table, progress, say, show
 from impart_flows.deployment import Deployed, Prepared, deploy_zoo, prepare_server
@@ -223,9 +223,10 @@ def _print_plan(found: ZooPlan) -> None:
 
 def _print_run(done: ZooRun) -> None:
     print_table(*rows(done))
-    for outcome in done.with_status("failed", "refused"):
-        say()
-        say(f"{outcome.name}: {outcome.why}")
+    for outcome, why in reasons(done):
+        if outcome.status not in ("unchanged", "left out"):
+            say()
+            say(f"{outcome.name}: {why}")
     say()
     for line in (saved(done), *done.trouble, headline(done)):
         say(line)

@@ -83,6 +83,7 @@ class Encoder:
         digests: the tensors' digests in the base and in the fine-tuned checkpoint; those given are checked.
         lossy: gives what is rebuilt of a lossy delta, where residuals to that are stored.
         sensitivity: what calibration says of errors in a matrix, by name.
+        measured: whether the fidelity of every projection's codes is measured, for which each is read.
     """
 
     config: CompressConfig
@@ -91,6 +92,7 @@ class Encoder:
     digests: tuple[Digests, Digests] = ({}, {})
     lossy: Lossy | None = None
     sensitivity: Mapping[str, Sensitivity] = field(default_factory=dict)
+    measured: bool = False
 
     def block(self, pairs: Pairs, block: Block) -> dict[str, EncodedTensor]:
         """Return header and codes of each tensor of a block by name.
@@ -129,6 +131,8 @@ class Encoder:
 
     def _needs_factors_only(self, pair: Pair) -> bool:
         """Whether a tensor's codes follow from stored factors: how a projection is coded depends on no delta."""
+        if self.measured:
+            return False
         is_decomposed = pair.role is Role.PROJECTION and depth_of_pair(pair, self.config) is not None
         settings = self.config.projections
         return is_decomposed and self.stored is not None and not METHODS.get(settings.method).reads_delta(settings)

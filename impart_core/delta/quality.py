@@ -33,6 +33,7 @@ class Rule(NamedTuple):
 # Fitted by `make quality`, which also says how far it is off on fine-tunes that it was not fitted to (docs/results.md).
 RULE = Rule(missing=1.379, missing_power=3.169, noise=7.08e-5, noise_power=3.012)
 _ERROR = 0.07
+_CLEARLY = 2.0  # errors; `make quality` says how often what is foretold to be so much too low is not
 
 
 class Quality(Frozen):
@@ -45,6 +46,10 @@ class Quality(Frozen):
 
     kept: float
     error: float = _ERROR
+
+    def falls_short_of(self, share: float) -> bool:
+        """Return whether less than a share is foretold by clearly more than the error: by more than twice as much."""
+        return self.kept + _CLEARLY * self.error < share
 
 
 def foretold(fidelities: Sequence[Fidelity]) -> Quality | None:

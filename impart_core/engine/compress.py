@@ -16,7 +16,7 @@ from impart_core.checkpoint.spool import spooling
 from impart_core.engine.chain import quantize_layer
 from impart_core.engine.distil import distil_gains
 from impart_core.engine.executor import Executor, Pending, Progress
-from impart_core.engine.jobs import Digests, Planned, plan_jobs
+from impart_core.engine.jobs import Digests, Planned, plan_jobs, run_of
 from impart_core.engine.preflight import Checked, check_compress, require_same_sides
 from impart_core.engine.references import (
     BlockGroup,
@@ -26,7 +26,6 @@ from impart_core.engine.references import (
     DistilJob,
     FactorsResult,
     Made,
-    Run,
     TextJob,
 )
 from impart_core.engine.requests import CompressRequest
@@ -158,14 +157,7 @@ class _Compression:
         """Take what was checked: a Hub id's revision stands for the same commit until the end."""
         self._request, self._checked, self._executor, self._progress = request, checked, executor, progress
         self._store = Store(request.store)
-        self._run = Run(
-            store=request.store,
-            device=request.device,
-            trust=request.trust,
-            sources=(("base", checked.base.location), ("finetuned", checked.finetuned.location)),
-            id=run_id,
-            workers=request.workers,
-        )
+        self._run = run_of(request, checked, run_id)
         self._parts = _Parts()
         self._notes = checked.work.notes
 

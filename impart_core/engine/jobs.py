@@ -18,6 +18,7 @@ from impart_core.codec.format import CODES_FILE
 from impart_core.engine.memory import distil_bytes, is_measured, measuring_bytes, sensitivity_groups
 from impart_core.engine.preflight import Checked
 from impart_core.engine.references import BlockGroup, BlockJob, DistilJob, LayerJob, Run, SensitivityJob
+from impart_core.engine.requests import CompressRequest
 
 Digests = tuple[dict[str, str], dict[str, str]]
 # A task costs the Prefect server some 40 ms: blocks share one until they hold weights whose work takes far longer, or
@@ -94,6 +95,18 @@ def _groups(jobs: Sequence[BlockJob], alone_ones: frozenset[int], at_once: int) 
         groups[-1].append(number)
         held += size
     return tuple(map(tuple, groups))
+
+
+def run_of(request: CompressRequest, checked: Checked, run_id: str = "") -> Run:
+    """Return what the stages of a compression share; `run_id` is the pipeline's own id of the run."""
+    return Run(
+        store=request.store,
+        device=request.device,
+        trust=request.trust,
+        sources=(("base", checked.base.location), ("finetuned", checked.finetuned.location)),
+        id=run_id,
+        workers=request.workers,
+    )
 
 
 def plan_jobs(checked: Checked, digests: Digests, text: str | None, run: Run) -> Planned:

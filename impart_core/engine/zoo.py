@@ -28,6 +28,7 @@ from impart_core.store.manifest import MANIFEST
 from impart_core.store.names import get_ref, require_ref_name
 from impart_core.store.provenance import Stopwatch
 from impart_core.store.store import Store
+from impart_core.zoo.forecast import key_of
 from impart_core.zoo.record import Kind, Outcome, ZooRun
 
 logger = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ def check_zoo(request: ZooRequest, *, writing: bool = True) -> CheckedZoo:
     plain = [job_of(request, entry) for entry in entries]
     for place in (place for job in plain for place in places_of(job) if "://" in place):
         require_plain_url(place, "model", ConfigError)  # what is written down from here on is read by others
-    jobs = tuple(map(inputs.stamped, plain))
+    jobs = tuple(_knowing(inputs.stamped(job), before.get(job.name)) for job in plain)
     inputs.require_same_bases(before.values())
     wanted = wanted_of(request.only, jobs)
     known = {
@@ -229,12 +230,21 @@ def _attempt(each: Each, job: EntryJob, progress: Progress, before: Outcome | No
             logger.exception("The entry %s failed", job.name)
         why = str(error) if ours else f"{type(error).__name__}: {error}. impart has no advice for this error."
         told = {"why": without_secrets(" ".join(why.split())), "seconds": round(watch.seconds, 3)}
+        told |= {"forecasts": job.forecasts}
         store = Store(job.store)
         try:
             refs = {job.ref: kept} if (kept := get_ref(store, job.ref)) else {}
         except ImpartError:  # the store itself may be what is wrong
             refs = {job.ref: before.artifact} if before and before.artifact else {}
         return _kept(store, job, refs, before, status="failed", attempts=(), fingerprint=None, **told)
+
+
+def _knowing(job: EntryJob, before: Outcome | None) -> EntryJob:
+    """Return an entry with what was foretold of its steps earlier, where that still holds."""
+    keys = {key_of(job.sides, step.config) for step in job.steps}
+    same = (one for one in (before.forecasts if before else ()) if one.key and one.key in keys)
+    known = tuple(one.model_copy(update={"passed_over": False}) for one in same)  # which only a run decides
+    return job.model_copy(update={"forecasts": known})
 
 
 def _clean_up(request: ZooRequest) -> tuple[int, tuple[str, ...]]:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import Field
+
 from impart_core.artifacts.delta import DeltaContent
 from impart_core.base.errors import ConfigError
 from impart_core.base.retry import patiently
@@ -11,8 +13,9 @@ from impart_core.checkpoint.digest import checkpoint_id, tensor_digests
 from impart_core.engine.compress import CompressReport, compress
 from impart_core.engine.evaluate import evaluate
 from impart_core.engine.executor import Executor, Progress
+from impart_core.engine.foretell import foretell_by
 from impart_core.engine.merge import merge
-from impart_core.engine.preflight import check_compress, open_side, open_sides
+from impart_core.engine.preflight import Checked, check_compress, open_side, open_sides
 from impart_core.engine.requests import CompressRequest, EvaluateRequest, MergeRequest, Trust
 from impart_core.engine.search import SearchRequest, search
 from impart_core.merging.file import MergeFile
@@ -21,8 +24,10 @@ from impart_core.store.names import get_ref, set_ref
 from impart_core.store.pins import pin
 from impart_core.store.provenance import Stopwatch, peak_rss_bytes
 from impart_core.store.store import Store
-from impart_core.zoo.file import Step, ZooModel
+from impart_core.zoo.file import ZooModel
+from impart_core.zoo.forecast import Forecast, key_of
 from impart_core.zoo.gate import Comparison, Gate, Metrics, compare, quality
+from impart_core.zoo.recipe import Step, worth_foretelling
 from impart_core.zoo.record import Attempt, Kind, Outcome
 
 _NOT_MEASURED = "Lossless: every bit is the fine-tuned model's, and so are its scores. Nothing was measured again."
@@ -45,6 +50,9 @@ class EntryJob(Frozen):
         tags: its tags.
         gate: what the result has to keep.
         steps: what is tried, of a model.
+        foretold_at_least: what a step has to be foretold to keep to be tried; see `ZooRecipe`.
+        forecasts: what was foretold of the steps in earlier runs, and still holds.
+        sides: a digest of the files of a model's base and fine-tune; None: it cannot be told when they change.
         model: where a model lies.
         stages: of a merge.
         search: a search.
@@ -63,6 +71,9 @@ class EntryJob(Frozen):
     tags: tuple[str, ...] = ()
     gate: Gate = Gate()
     steps: tuple[Step, ...] = ()
+    foretold_at_least: float | None = Field(default=None, exclude_if=lambda share: share is None)
+    forecasts: tuple[Forecast, ...] = ()
+    sides: str | None = None
     model: ZooModel | None = None
     stages: tuple[MergeFile, ...] = ()
     search: SearchFile | None = None
@@ -84,11 +95,21 @@ class EntryJob(Frozen):
         place = template.get("base_model" if self.search and self.search.merge else "base")
         return place if isinstance(place, str) else None
 
+    def foretells(self, step: Step) -> bool:
+        """Return whether it is foretold what a step keeps, so that it may be passed over."""
+        return self.foretold_at_least is not None and any(step is one for one in worth_foretelling(self.steps))
+
+    def known_forecast(self, step: Step) -> Forecast | None:
+        """Return what was foretold of a step in an earlier run, held against the share that is asked for now."""
+        key, at_least = key_of(self.sides, step.config), self.foretold_at_least
+        known = next((one for one in self.forecasts if key and one.key == key), None)
+        return known.held_against(at_least) if known and at_least is not None else None
+
     def outcome(self, **found: Any) -> Outcome:
         """Return what became of it."""
         known = {
             name: getattr(self, name)
-            for name in ("name", "kind", "ref", "owner", "tags", "fingerprint", "base_listing")
+            for name in ("name", "kind", "ref", "owner", "tags", "fingerprint", "base_listing", "forecasts")
         }
         return Outcome(**{**known, "peak_rss_bytes": peak_rss_bytes(), **found})
 
@@ -125,15 +146,29 @@ class _Work:
         assert model is not None
         base, finetuned = patiently("open the checkpoints", lambda: open_sides(model.base, model.place))
         before = self._measure(model.place, model.base if finetuned.adapter else None) if gate.tasks else None
-        attempts: list[Attempt] = []
+        attempts, forecasts = list[Attempt](), list[Forecast]()
         for step in self.job.steps:
             request = self._request(model, step)
             checked = patiently("check the request", lambda: check_compress(request, (base, finetuned)))  # noqa: B023
+            forecast = self._forecast(step, request, checked) if self.job.foretells(step) else None
+            forecasts += [forecast] if forecast else []
+            if forecast and forecast.passed_over:
+                continue
             made = compress(request, self.executor, checked=checked, progress=self.progress, run_id=self.run_id).report
             attempts.append(self._attempt(step, made, model.base, before))
             if attempts[-1].passed:
                 break
-        return self._end(attempts, bytes_before=finetuned.nbytes)
+        foretold = {one.key for one in forecasts}
+        forecasts += [one for one in self.job.forecasts if one.key not in foretold]
+        return self._end(attempts, bytes_before=finetuned.nbytes, forecasts=tuple(forecasts))
+
+    def _forecast(self, step: Step, request: CompressRequest, checked: Checked) -> Forecast | None:
+        """Return what a step is foretold to keep, as earlier runs have it or from codes; None where nothing tells."""
+        at_least, known = self.job.foretold_at_least, self.job.known_forecast(step)
+        if known or at_least is None:
+            return known
+        found = foretell_by(self.executor, request, checked, self.progress or (lambda *_: None))
+        return Forecast.of(step.label, found, at_least, key_of(self.job.sides, step.config)) if found else None
 
     def merge(self) -> Outcome:
         """Merge, and compress the result as the file says."""
@@ -237,7 +272,8 @@ class _Work:
         if not last.passed:
             failing = "; ".join(quality(one) for one in last.gate if not one.passed)
             advice = "Add a step of a lower ratio to the recipe, or let the gate allow more."
-            tried = f"The last of {len(attempts)} steps, {last.step}," if len(attempts) > 1 else f"{last.step}"
+            steps = len(job.steps)
+            tried = f"The last of {steps} steps, {last.step}," if steps > 1 else f"{last.step}"
             return self._refused(f"{tried} does not pass the gate: {failing}. {advice}", **about)
         with patiently("pin the delta", lambda: pin(store, [last.artifact])):
             # Whoever cleans up deletes a delta before its parts: one that is there now has them all, and keeps them.

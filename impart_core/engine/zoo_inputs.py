@@ -27,6 +27,7 @@ from impart_core.checkpoint.listing import listing_digest
 from impart_core.checkpoint.local import local_file
 from impart_core.checkpoint.location import is_remote
 from impart_core.codec import exact
+from impart_core.delta.quality import RULE
 from impart_core.engine.preflight import open_side
 from impart_core.engine.zoo_entry import EntryJob
 from impart_core.evaluation.catalogue import named_tasks, task_fingerprint
@@ -41,7 +42,7 @@ _MODELS = ("base", "finetuned", "base_model", "model", "ref")
 # What decides on nothing that is made.
 _UNIMPORTANT: Any = {
     **dict.fromkeys(("name", "owner", "tags", "trust", "workers", "store", "device", "run_code"), True),
-    **dict.fromkeys(("fingerprint", "base_listing"), True),
+    **dict.fromkeys(("fingerprint", "base_listing", "sides", "forecasts"), True),
     "model": {"name", "owner", "tags"},
 }
 
@@ -65,10 +66,16 @@ class Inputs:
         return self._refs
 
     def stamped(self, job: EntryJob) -> EntryJob:
-        """Return an entry with its fingerprint, and the listing of its base."""
+        """Return an entry with its fingerprint, the listing of its base, and that of a model's two checkpoints."""
         fingerprint = self._fingerprint(job)
         listing = self._listings.get(job.base) if job.base else None
-        return job.model_copy(update={"fingerprint": fingerprint, "base_listing": listing})
+        told = {"fingerprint": fingerprint, "base_listing": listing, "sides": self._sides(job)}
+        return job.model_copy(update=told)
+
+    def _sides(self, job: EntryJob) -> str | None:
+        """Return a digest of what lies where a model's base and fine-tune do; None where that cannot be told."""
+        sides = [self._listings.get(place) for place in (job.model.base, job.model.place)] if job.model else [None]
+        return None if None in sides else digest_of(sides)
 
     def _fingerprint(self, job: EntryJob) -> str | None:
         """Return a digest of all that an entry depends on; None where that cannot be told without reading weights.
@@ -85,9 +92,8 @@ class Inputs:
         if None in places.values():
             return None
         settings = job.model_dump(mode="json", exclude=_UNIMPORTANT)
-        return digest_of(
-            {"settings": settings, "places": places, "tasks": tasks, "texts": texts, "versions": _versions()}
-        )
+        versions = _versions() if job.foretold_at_least is None else {**_versions(), "foretelling": RULE._asdict()}
+        return digest_of({"settings": settings, "places": places, "tasks": tasks, "texts": texts, "versions": versions})
 
     def require_same_bases(self, before: Iterable[Outcome]) -> None:
         """Refuse a base whose content is another than when models were compressed against it.

@@ -18,8 +18,9 @@ from impart_core.merging.file import MergeFile, merge_of, read_merge_file
 from impart_core.searching.file import SearchFile, parse_search, read_search_file
 from impart_core.store.names import require_ref_name
 from impart_core.store.store import default_store_url
-from impart_core.zoo.file import Entry, Pattern, Step, ZooFile, ZooMerge, ZooModel, ZooSearch, require_unique
+from impart_core.zoo.file import Entry, Pattern, ZooFile, ZooMerge, ZooModel, ZooSearch, require_unique
 from impart_core.zoo.gate import Gate
+from impart_core.zoo.recipe import Step
 
 
 class ZooRequest(Frozen):
@@ -100,13 +101,14 @@ def check_gates(zoo: ZooFile, entries: Iterable[Entry]) -> None:
 
 def job_of(request: ZooRequest, entry: Entry) -> EntryJob:
     """Return an entry as it is to be worked on."""
-    zoo, gate = request.zoo, Gate()
+    zoo, gate, at_least = request.zoo, Gate(), None
     steps: tuple[Step, ...] = ()
     model = entry if isinstance(entry, ZooModel) else None
     stages: tuple[MergeFile, ...] = ()
     search: SearchFile | None = None
     if model:
-        steps, gate = zoo.recipes[model.recipe].steps, zoo.gate_of(model)
+        recipe = zoo.recipes[model.recipe]
+        steps, gate, at_least = recipe.steps, zoo.gate_of(model), recipe.foretold_at_least
     elif isinstance(entry, ZooMerge):
         gate = entry.gate
         stages = read_merge_file(Path(entry.merge)) if isinstance(entry.merge, str) else (merge_of(entry.merge),)
@@ -129,6 +131,7 @@ def job_of(request: ZooRequest, entry: Entry) -> EntryJob:
         tags=entry.tags,
         gate=gate,
         steps=steps,
+        foretold_at_least=at_least,
         model=model,
         stages=stages,
         search=search,

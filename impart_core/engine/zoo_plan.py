@@ -12,6 +12,7 @@ from impart_core.engine.preflight import open_sides
 from impart_core.engine.zoo import CheckedZoo
 from impart_core.engine.zoo_entry import EntryJob
 from impart_core.engine.zoo_jobs import ZooRequest
+from impart_core.zoo.forecast import Forecast, told
 from impart_core.zoo.record import Outcome
 
 
@@ -24,8 +25,10 @@ class PlannedEntry(Frozen):
         work: whether it would be worked on; else nothing has changed for it, or it is not asked for.
         why: why it cannot be worked on, where that is known.
         steps: what would be tried, the first of which may do.
+        passed_over: steps that would not be, as what was foretold in an earlier run says.
+        foretelling: steps of which it would be foretold first what they keep, and which may then be passed over.
         bytes_before: of the fine-tuned checkpoint; None: not known.
-        bytes_at_most: of its delta by the first step, at most.
+        bytes_at_most: of its delta by the first of these steps, at most.
         peak_bytes: memory that the blocks worked on at once take.
         seconds: how long it will take, from earlier runs: its own last time, else by its bytes from other models'.
     """
@@ -35,6 +38,8 @@ class PlannedEntry(Frozen):
     work: bool
     why: str = ""
     steps: tuple[str, ...] = ()
+    passed_over: tuple[Forecast, ...] = ()
+    foretelling: tuple[str, ...] = ()
     bytes_before: int | None = None
     bytes_at_most: int | None = None
     peak_bytes: int | None = None
@@ -79,17 +84,23 @@ class ZooPlan(Frozen):
     def lines(self) -> list[str]:
         """Return what it comes to, in sentences."""
         work = [one for one in self.entries if one.work]
-        told = [f"{one.name}: {one.why}" for one in work if one.why] + list(self.trouble)
-        told.append(f"{len(work)} of {len(self.entries)} entries would be worked on, {self.concurrency} at once.")
+        lines = [f"{one.name}: {one.why}" for one in work if one.why] + list(self.trouble)
+        lines += [f"{one.name}: {told(one.passed_over)}" for one in work if one.passed_over]
+        lines.append(f"{len(work)} of {len(self.entries)} entries would be worked on, {self.concurrency} at once.")
+        if foretelling := sum(bool(one.foretelling) for one in work):
+            lines.append(
+                f"For {foretelling} of them some steps would be foretold first, and passed over where that is clearly "
+                "less than foretold_at_least."
+            )
         if self.peak_bytes:
-            told.append(f"Blocks take up to {human_bytes(self.peak_bytes)} of memory, evaluations not counted.")
+            lines.append(f"Blocks take up to {human_bytes(self.peak_bytes)} of memory, evaluations not counted.")
         if work and self.seconds is not None:
-            told.append(f"It would take about {human_seconds(self.seconds)}, as earlier runs did.")
+            lines.append(f"It would take about {human_seconds(self.seconds)}, as earlier runs did.")
         elif work:
-            told.append("No earlier run tells how long it would take.")
+            lines.append("No earlier run tells how long it would take.")
         if self.next_run:
-            told.append(f"By its schedule, once deployed, it is run next at {self.next_run}.")
-        return told
+            lines.append(f"By its schedule, once deployed, it is run next at {self.next_run}.")
+        return lines
 
 
 def plan_zoo(request: ZooRequest, checked: CheckedZoo) -> ZooPlan:
@@ -121,14 +132,23 @@ def plan_zoo(request: ZooRequest, checked: CheckedZoo) -> ZooPlan:
 
 def _entry(job: EntryJob, workers: int, before: Outcome | None, rate: float | None) -> PlannedEntry:
     """Return what an entry that has to be worked on would take."""
-    about = {"name": job.name, "kind": job.kind, "work": True, "steps": tuple(step.label for step in job.steps)}
+    known = [(step, job.known_forecast(step) if job.foretells(step) else None) for step in job.steps]
+    steps = tuple(step for step, forecast in known if not (forecast and forecast.passed_over))
+    about = {
+        "name": job.name,
+        "kind": job.kind,
+        "work": True,
+        "steps": tuple(step.label for step in steps),
+        "passed_over": tuple(forecast for _, forecast in known if forecast and forecast.passed_over),
+        "foretelling": tuple(step.label for step, forecast in known if job.foretells(step) and not forecast),
+    }
     own = before.seconds if before and before.fingerprint else None
     if job.model is None:
         return PlannedEntry(**about, seconds=own)
     model = job.model
     try:
         base, finetuned = open_sides(model.base, model.place)
-        found = make_plan(base, finetuned, job.steps[0].config, workers)
+        found = make_plan(base, finetuned, steps[0].config, workers)
     except ImpartError as error:
         return PlannedEntry(**about, why=str(error))
     return PlannedEntry(

@@ -15,12 +15,10 @@ from impart_core.base.errors import ConfigError, unknown_name
 from impart_core.base.settings import Frozen
 from impart_core.base.spread import Spread
 from impart_core.base.yaml_text import read_settings_file
-from impart_core.blocks.coding import needs_text
-from impart_core.blocks.request import CompressConfig
-from impart_core.calibrate.text import CalibrationText
 from impart_core.store.retention import Rules
 from impart_core.zoo.gate import Gate, Tasks, tasks_of
 from impart_core.zoo.places import placed
+from impart_core.zoo.recipe import ZooRecipe
 
 DEFAULT_RECIPE = "default"
 DEFAULT_EXPERIMENT = "impart"
@@ -28,51 +26,6 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _FIELDS = 5
 _FIELD = re.compile(r"(\*|\d+(-\d+)?|(mon|tue|wed|thu|fri|sat|sun|[a-z]{3}))([/,-]\w+)*", re.IGNORECASE)
 _HEX = re.compile(r"[0-9a-f]{6,64}")
-
-
-class Step(CompressConfig):
-    """One way to compress a model: as `CompressConfig`, and the text that its method is calibrated on.
-
-    Attributes:
-        calibration: text, for methods that need some.
-    """
-
-    calibration: CalibrationText | None = None
-
-    @model_validator(mode="after")
-    def _has_its_text(self) -> Self:
-        needed = needs_text(self.config)
-        if needed and self.calibration is None:
-            raise ConfigError(f"The method {self.method!r} needs calibration text: calibration: {{source: …}}.")
-        if self.calibration is not None and not needed:
-            raise ConfigError(f"Calibration text has no effect on the method {self.method!r}. Leave it out.")
-        return self
-
-    @property
-    def config(self) -> CompressConfig:
-        """What the compression is asked to do."""
-        return CompressConfig.model_construct(**{name: getattr(self, name) for name in CompressConfig.model_fields})
-
-
-class ZooRecipe(Frozen):
-    """How models are compressed.
-
-    Attributes:
-        steps: what is tried, one after the other, until the gate is passed: the smallest result first.
-        gate: what the result has to keep.
-
-    A lossless step is the last: nothing is lost by it, so that none after it would be tried.
-    """
-
-    steps: tuple[Step, ...] = Field(min_length=1)
-    gate: Gate = Gate()
-
-    @field_validator("steps")
-    @classmethod
-    def _ends_without_loss(cls, value: tuple[Step, ...]) -> tuple[Step, ...]:
-        if any(step.is_lossless for step in value[:-1]):
-            raise ConfigError("A step follows one that is lossless, and would never be tried. Make lossless the last.")
-        return value
 
 
 class Entry(Frozen):
@@ -320,6 +273,7 @@ class ZooFile(Spread):
         for model in self.models:
             if model.recipe not in self.recipes:
                 raise unknown_name("recipe", model.recipe, self.recipes)
+            self.recipes[model.recipe].require_measured(model.tasks)
         for entry in chain(self.models, self.merges, self.searches):
             if self.owners and entry.owner is not None and entry.owner not in self.owners:
                 raise unknown_name("owner", entry.owner, self.owners)

@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from impart_core.base.settings import Frozen
+from impart_core.zoo.forecast import Forecast
 from impart_core.zoo.gate import Comparison
 
 Kind = Literal["model", "merge", "search"]
@@ -51,6 +52,7 @@ class Outcome(Frozen):
         tags: its tags.
         why: what went wrong, or why it was refused, and what to do.
         attempts: what was tried.
+        forecasts: what steps were foretold to keep: those that were passed over, others, and those of earlier runs.
         bytes_before: of the fine-tuned checkpoint; 0: unknown.
         bytes_after: of what the name points to; 0: unknown.
         seconds: how long it took, when it was last worked on.
@@ -71,6 +73,7 @@ class Outcome(Frozen):
     tags: tuple[str, ...] = ()
     why: str = ""
     attempts: tuple[Attempt, ...] = ()
+    forecasts: tuple[Forecast, ...] = Field(default=(), exclude_if=lambda forecasts: not forecasts)
     bytes_before: int = 0
     bytes_after: int = 0
     seconds: float = 0.0

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 from impart_core.base.units import human_bytes, human_seconds
+from impart_core.zoo.forecast import told
 from impart_core.zoo.gate import quality
 from impart_core.zoo.record import Counts, Outcome, ZooRun
 
@@ -18,8 +19,8 @@ th{border-bottom:2px solid #444}td{border-bottom:1px solid #ddd}.failed td{backg
 
 def headline(run: ZooRun) -> str:
     """Return a run in one sentence."""
-    told = ", ".join(f"{number} {status}" for status, number in run.counts.items()) or "nothing to do"
-    return f"{run.zoo}: {told}, in {human_seconds(run.seconds)}."
+    counts = ", ".join(f"{number} {status}" for status, number in run.counts.items()) or "nothing to do"
+    return f"{run.zoo}: {counts}, in {human_seconds(run.seconds)}."
 
 
 def saved(run: ZooRun) -> str:
@@ -28,10 +29,10 @@ def saved(run: ZooRun) -> str:
     if not counts.bytes_after:
         return "No model has a promoted delta."
     times = counts.bytes_before / counts.bytes_after
-    told = f"{times:.1f} times smaller" if times >= 1 else f"{1 / times:.1f} times larger"
+    smaller = f"{times:.1f} times smaller" if times >= 1 else f"{1 / times:.1f} times larger"
     return (
         f"{human_bytes(counts.bytes_before)} of fine-tuned models are kept in {human_bytes(counts.bytes_after)} "
-        f"({told})."
+        f"({smaller})."
     )
 
 
@@ -52,7 +53,7 @@ def markdown_report(run: ZooRun) -> str:
     ]
     lines += [f"| {' | '.join(_COLUMNS)} |", f"|{'---|' * len(_COLUMNS)}"]
     lines += [f"| {' | '.join(map(_plain, _cells(outcome)))} |" for outcome in run.outcomes]
-    for outcome, why in _reasons(run):
+    for outcome, why in reasons(run):
         lines += ["", f"**{_plain(outcome.name)}** {outcome.status}: {_plain(why)}"]
     lines += ["", *(f"- {_plain(sentence)}" for sentence in run.trouble)]
     return "\n".join(lines).rstrip() + "\n"
@@ -62,8 +63,8 @@ def html_report(run: ZooRun) -> str:
     """Return a run as a page in HTML, whole in itself."""
     head = "".join(f"<th>{column}</th>" for column in _COLUMNS)
     rows = "".join(map(_row, run.outcomes))
-    reasons = "".join(
-        f"<p><b>{escape(outcome.name)}</b> {outcome.status}: {escape(why)}</p>" for outcome, why in _reasons(run)
+    told_of = "".join(
+        f"<p><b>{escape(outcome.name)}</b> {outcome.status}: {escape(why)}</p>" for outcome, why in reasons(run)
     )
     trouble = "".join(f"<p>{escape(sentence)}</p>" for sentence in run.trouble)
     title = f"Zoo {escape(run.zoo)}"
@@ -71,7 +72,7 @@ def html_report(run: ZooRun) -> str:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
         f"<h1>{title}</h1><p>Run {escape(run.run)}, {escape(run.started)}. {escape(headline(run))}</p>"
         f"<p>{escape(saved(run))}</p><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-        f"{reasons}{trouble}</html>\n"
+        f"{told_of}{trouble}</html>\n"
     )
 
 
@@ -97,10 +98,13 @@ def _cells(outcome: Outcome) -> Sequence[str]:
     )
 
 
-def _reasons(run: ZooRun) -> Iterator[tuple[Outcome, str]]:
+def reasons(run: ZooRun) -> Iterator[tuple[Outcome, str]]:
+    """Give what there is to say of entries: what went wrong, and which steps were passed over."""
     for outcome in run.outcomes:
         if outcome.why and outcome.status != "unchanged":
             yield outcome, outcome.why
+        if not_tried := told(outcome.forecasts):
+            yield outcome, not_tried
 
 
 def _plain(text: str) -> str:

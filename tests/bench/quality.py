@@ -5,7 +5,8 @@ asked for, the fidelity of every projection and the share of the answer-loss gap
 Lines that are there are not measured again. Everything but the projections stays fine-tuned. Then fits the rule of
 `impart_core.delta.quality` to the lines by least squares, prints its coefficients, and how it ranks settings (Spearman)
 and how far it is off (mean absolute error, a share below 0 counting as 0): on all lines, and on those of each zoo and
-of each task by a rule that was fitted to the others.
+of each task by a rule that was fitted to the others. Last, how many settings a recipe of `impart zoo` would pass over
+that asks for a share (`foretold_at_least`), and how many of these keep it after all.
 """
 
 import argparse
@@ -21,11 +22,12 @@ import torch
 from impart_core import tinyzoo
 from impart_core.base.errors import ConfigError
 from impart_core.delta.fidelity import Fidelity
-from impart_core.delta.quality import RULE, Rule, means
+from impart_core.delta.quality import RULE, Quality, Rule, means
 from impart_core.evaluation.result import Split
 from tests.answers import FineTune, answer_loss
 
 Row = dict[str, Any]
+_ASKED = (0.5, 0.7, 0.8, 0.9, 0.95)
 _QUANTISED = {"group_size": 512, "solver": "nearest"}
 _LADDER = {"ladder": "8x2,3x32,2", **_QUANTISED}
 # method, options, ratios
@@ -63,7 +65,7 @@ def main() -> None:
                 out.write(json.dumps(row) + "\n")
                 out.flush()
     rows = [json.loads(line) for line in asked.out.read_text().splitlines()]
-    print(f"{len(rows)} settings; fitted: {fitted(rows)}", table(rows), sep="\n\n")
+    print(f"{len(rows)} settings; fitted: {fitted(rows)}", table(rows), passed_over(rows), sep="\n\n")
 
 
 def fitted(rows: Sequence[Row]) -> Rule:
@@ -93,6 +95,20 @@ def table(rows: Sequence[Row]) -> str:
         for name in names if len(names) > 1 else ():
             own, others = ([row for row in rows if (group(row) == name) is same] for same in (True, False))
             lines.append(line(name, f"other {kind}", fitted(others), own))
+    return "\n".join(lines)
+
+
+def passed_over(rows: Sequence[Row]) -> str:
+    """Return what a gate that asks for a share would pass over of each zoo, by a rule that was fitted to the others."""
+    found: list[tuple[Quality, float]] = []
+    for zoo in dict.fromkeys(map(_zoo, rows)):
+        rule = fitted([row for row in rows if _zoo(row) != zoo] or rows)
+        found += [(Quality(kept=rule.kept(*_means(row))), _share(row)) for row in rows if _zoo(row) == zoo]
+    lines = ["| asked for | that keep less | passed over | of these keep it |", "|--:|--:|--:|--:|"]
+    for share in _ASKED:
+        over = [kept for quality, kept in found if quality.falls_short_of(share)]
+        less, wrong = sum(kept < share for _, kept in found), sum(kept >= share for kept in over)
+        lines.append(f"| {share:g} | {less} | {len(over)} | {wrong} |")
     return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ from prefect.states import Completed
 
 from impart_core.base.errors import ConfigError
 from impart_core.base.retry import GPU, NETWORK, Ledger, Retried, RetryPolicy, recording
-from impart_core.engine import chain, evaluate, stages
+from impart_core.engine import chain, evaluate, foretell, stages
 from impart_core.engine.executor import Stage, stage
 from impart_tasks.stage import task_of
 
@@ -28,7 +28,7 @@ def ledger() -> Iterator[Ledger]:
         yield ours
 
 
-ALL = [one for module in (stages, chain, evaluate) for one in vars(module).values() if isinstance(one, Stage)]
+ALL = [one for module in (stages, chain, evaluate, foretell) for one in vars(module).values() if isinstance(one, Stage)]
 
 
 @pytest.mark.parametrize("one", ALL, ids=lambda one: one.name)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from impart_core.delta.fidelity import Fidelity, fidelity_of
-from impart_core.delta.quality import foretold
+from impart_core.delta.quality import Quality, foretold
 
 GAINS, COSINES = st.floats(-0.5, 1.5), st.floats(0.01, 1.0)
 
@@ -40,6 +40,17 @@ def test_the_delta_itself_keeps_all_and_of_no_matrix_nothing_is_foretold() -> No
     assert _kept(1.0, 1.0) == 1.0
     assert _kept(0.0, 0.0) < 0.5
     assert foretold([]) is None
+
+
+@given(kept=st.floats(0, 1), share=st.floats(0, 1), more=st.floats(0, 1))
+def test_what_falls_short_of_a_share_does_so_by_more_than_the_error_and_of_every_larger_one(
+    kept: float, share: float, more: float
+) -> None:
+    quality = Quality(kept=kept)
+    if quality.falls_short_of(share):
+        assert kept + quality.error < share
+        assert quality.falls_short_of(max(share, more))
+    assert not quality.falls_short_of(kept)
 
 
 def test_noise_is_what_a_code_has_beside_the_delta() -> None:

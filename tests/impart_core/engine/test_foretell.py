@@ -8,7 +8,10 @@ from impart_core import tinyzoo
 from impart_core.base.errors import ConfigError
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
 from impart_core.delta.quality import foretold
-from impart_core.engine.foretell import foretell
+from impart_core.engine.executor import ThreadExecutor
+from impart_core.engine.foretell import foretell, foretell_by
+from impart_core.engine.preflight import check_compress
+from impart_core.engine.requests import CompressRequest
 from impart_core.store.store import Store
 from tests.e2e.here import impart
 from tests.impart_core.pipeline import compress, config_of
@@ -19,6 +22,12 @@ BASE, MATH = tinyzoo.path("base"), tinyzoo.path("math")
 @pytest.fixture(scope="module")
 def sides() -> tuple[Checkpoint, Checkpoint]:
     return open_checkpoint(BASE), open_checkpoint(MATH)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store whose factors all of these tests share."""
+    return Store(tmp_path_factory.mktemp("store"))
 
 
 def test_of_a_model_of_few_layers_it_is_what_its_manifest_gives(
@@ -47,6 +56,19 @@ def test_bit_for_bit_keeps_all(sides: tuple[Checkpoint, Checkpoint]) -> None:
     found = foretell(*sides, config_of(None, method="lossless"))
     assert found is not None
     assert (found.kept, found.error) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("method", ["impart", "dare", "ecsq"])
+def test_by_stages_and_from_stored_factors_it_is_the_same(
+    sides: tuple[Checkpoint, Checkpoint], method: str, store: Store
+) -> None:
+    config = config_of(32, method=method)
+    request = CompressRequest(base=str(BASE), finetuned=str(MATH), config=config, store=store.url)
+    told: list[str] = []
+    with ThreadExecutor(1) as executor:
+        found = foretell_by(executor, request, check_compress(request, sides), lambda stage, *_: told.append(stage))
+    assert found == foretell(*sides, config)
+    assert set(told) == {"foretell"}
 
 
 def test_what_calibration_decides_is_refused(sides: tuple[Checkpoint, Checkpoint]) -> None:
