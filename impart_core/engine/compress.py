@@ -15,7 +15,7 @@ from impart_core.engine.chain import quantize_layer
 from impart_core.engine.distil import distil_gains
 from impart_core.engine.executor import Executor, Pending, Progress
 from impart_core.engine.jobs import Digests, Planned, plan_jobs
-from impart_core.engine.preflight import Checked, check_compress, require_same_sides
+from impart_core.engine.preflight import Checked, check_compress
 from impart_core.engine.references import (
     BlockGroup,
     BlockJob,
@@ -28,6 +28,7 @@ from impart_core.engine.references import (
     TextJob,
 )
 from impart_core.engine.requests import CompressRequest
+from impart_core.engine.residual import require_same_sides
 from impart_core.engine.sensitivity import measure_sensitivity
 from impart_core.engine.stages import (
     decompose_blocks,

@@ -14,6 +14,7 @@ _LOOKED_AT = 1 << 12  # entries in which there may be as few
 _FILLED = 1 / 8  # of a matrix: with its position an entry takes 8 bytes
 _EXACT_BITS = 53  # integers below 2^53 are float64's, and so are their sums and products
 _AT_ONCE = 1 << 21  # entries of a product in float64
+PRODUCT_BYTES = 8 * _AT_ONCE
 
 
 @dataclass(frozen=True)
