@@ -46,6 +46,7 @@ EXACT_PARTS: dict[str, tuple[str, ...]] = {
     SPARSE: (*PLANES_PARTS, "quotients", "remainders", "width"),
     RESIDUAL: (*PLANES_PARTS, "quotients", "remainders", "width"),  # all, or those of a difference, or none
 }
+_WORTH_POSITIONS = 15 / 16  # of the bytes of all differences: positions of most entries take longer both ways
 _FEW = 1 / 64  # of the entries: where no more changed, a sample has too little of them to tell anything
 Signed = npt.NDArray[np.signedinteger]
 
@@ -199,8 +200,8 @@ def _look(bits: Integers, reference: Integers, floating: bool) -> _Look:
     changed = np.flatnonzero(sample)
     rotation, dense = best_rotation(sample)
     sparse = best_rotation(sample[changed])[1] + position_bytes(changed)
-    way = SPARSE if sparse < dense else DIFFERENCE
-    return _Look(way, min(sparse, dense) * len(bits) / max(1, len(sample)), rotation)
+    way, size = (SPARSE, sparse) if sparse < _WORTH_POSITIONS * dense else (DIFFERENCE, dense)
+    return _Look(way, size * len(bits) / max(1, len(sample)), rotation)
 
 
 def _is_sparse(way: str, codes: Codes) -> bool:
