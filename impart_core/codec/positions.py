@@ -44,7 +44,7 @@ def encode_positions(positions: Int64Array) -> PositionCodes:
     if width == 0:
         bits[positions] = 1
         return PositionCodes(width, np.packbits(bits, bitorder="little"), np.empty(0, dtype=np.uint8))
-    remainders = np.empty(len(positions), dtype=np.uint8 if width <= 8 else np.uint32)
+    remainders = np.empty(len(positions), dtype=np.uint32)
     last = -1
     for block, gaps in _blocks(positions):
         np.bitwise_and(gaps, (1 << width) - 1, out=remainders[block], casting="unsafe")
