@@ -5,6 +5,7 @@ from impart_core.engine.foretell import foretell
 from impart_core.engine.plan import Plan, make_plan
 from impart_core.engine.preflight import open_sides
 from impart_core.engine.requests import PlanRequest
+from impart_core.engine.residual import open_over
 from impart_flows.cli import options as opt
 from impart_flows.cli.flags import from_flags
 from impart_flows.cli.output import human_bytes, print_table, ratio, say, show, warn
@@ -19,7 +20,8 @@ def plan(request: PlanRequest, json: opt.JsonOption = False) -> None:
     Example: impart plan BASE FINETUNED --cr 16
     """
     checkpoints = open_sides(request.base, request.finetuned)
-    found = make_plan(*checkpoints, request.config, request.workers or default_workers())
+    over = open_over(request)
+    found = make_plan(*checkpoints, request.config, request.workers or default_workers(), over)
     if request.quality:
         found = found.model_copy(update={"quality": foretell(*checkpoints, request.config)})
     warn(found.notes)
@@ -37,6 +39,8 @@ def _print_plan(plan: Plan, exact: bool) -> None:
     if exact:
         say(f"cr_projection  at least {ratio(plan.cr_projection)}")
     say(f"cr_model       at least {ratio(plan.cr_model)}   (at most {human_bytes(plan.bytes)})")
+    if plan.over_bytes:
+        say(f"lossy delta    {human_bytes(plan.over_bytes)} of these, which are there already")
     if plan.factors_bytes:
         say(f"factors        at most {human_bytes(plan.factors_bytes)} beside it, unless --no-keep-factors")
     say(f"peak memory    about {human_bytes(plan.peak_bytes)} above the idle process, {plan.workers} workers")

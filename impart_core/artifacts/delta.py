@@ -286,7 +286,7 @@ def publish_delta(
             files[stored_name(name)] = finetuned.carried[name].on_disk(scratch / str(number))
         content = DeltaContent(
             blocks=pointers,
-            over=_pointers_to(over) if over else (),
+            over=pointers_to(over) if over else (),
             base=recipe.inputs["base"],
             finetuned=recipe.inputs["finetuned"],
             finetuned_bytes=finetuned.nbytes,
@@ -309,7 +309,7 @@ def _over(store: Store, recipe: Recipe) -> Delta | None:
     return open_delta(store, over) if isinstance(over, str) else None
 
 
-def _pointers_to(delta: Delta) -> tuple[Pointer, ...]:
+def pointers_to(delta: Delta) -> tuple[Pointer, ...]:
     """Return pointers to a delta's blocks, and to it under what it is called."""
     name = delta.content.summary(delta.manifest.recipe)
     return (*delta.content.blocks, Pointer(name=name, id=delta.id, bytes=delta.manifest.nbytes))

@@ -12,6 +12,7 @@ rebuilds. What is stored beside the latter is its *residual*.
 import math
 from collections.abc import Iterator
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,28 +24,49 @@ from impart_core.codec.planes import (
     PLANES_PARTS,
     Given,
     Integers,
+    best_rotation,
     check_planes,
     decode_planes,
     encode_planes,
-    sampled_bytes,
+    sample_of,
 )
-from impart_core.codec.positions import Int64Array, PositionCodes, decode_positions, encode_positions
+from impart_core.codec.positions import (
+    Int64Array,
+    PositionCodes,
+    decode_positions,
+    encode_positions,
+    position_bytes,
+)
 
-VERSION = 1  # raised whenever the same tensors give other bytes
-RESIDUAL_VERSION = 1  # likewise, of what is stored beside the same lossy delta
+VERSION = 2  # raised whenever the same tensors give other bytes
+RESIDUAL_VERSION = 2  # likewise, of what is stored beside the same lossy delta
 EXACT_PARTS: dict[str, tuple[str, ...]] = {
     PLANES: PLANES_PARTS,
     DIFFERENCE: PLANES_PARTS,
     SPARSE: (*PLANES_PARTS, "quotients", "remainders", "width"),
     RESIDUAL: (*PLANES_PARTS, "quotients", "remainders", "width"),  # all, or those of a difference, or none
 }
-_MOST_CHANGED = 1 / 12  # of the entries, for their positions to be looked at: they take longer than planes do
-_LEAST_CHANGED = 1 / 64  # for differences of all entries to be looked at
+_WORTH_POSITIONS = 15 / 16  # of the bytes of all differences: positions of most entries take longer both ways
+_FEW = 1 / 64  # of the entries: where no more changed, a sample has too little of them to tell anything
 Signed = npt.NDArray[np.signedinteger]
 
 
+class _Look(NamedTuple):
+    """What a sample of the differences from a reference tells.
+
+    Attributes:
+        way: the better way to store them.
+        nbytes: about how many bytes that takes.
+        rotation: of the planes of all entries.
+    """
+
+    way: str
+    nbytes: float
+    rotation: int
+
+
 def encode_exact(value: torch.Tensor, reference: torch.Tensor | None) -> tuple[str, Codes]:
-    """Return how a tensor is stored in the fewest bytes, and its parts.
+    """Return how a tensor is stored in the fewest bytes, as far as a sample tells, and its parts.
 
     Args:
         value: the tensor, any dtype and shape, on the CPU.
@@ -54,17 +76,7 @@ def encode_exact(value: torch.Tensor, reference: torch.Tensor | None) -> tuple[s
         `omitted` (the bits are those of the reference), `sparse` (differences where there are some), `difference`,
         `planes` (the bits themselves), or `value` (as it is); and the codes.
     """
-    bits = bits_of(value)
-    found: list[tuple[str, Codes]] = [(VALUE, {"value": value})]
-    if reference is not None:
-        coded = _against(bits, bits_of(reference), value.is_floating_point())
-        if not coded:
-            return OMITTED, {}
-        found += coded
-    own = partial(_copied, bits)
-    if reference is None or sampled_bytes(own, len(bits)) < nbytes(found[-1][1]):
-        found.append((PLANES, encode_planes(own, len(bits))))
-    return min(found, key=lambda one: nbytes(one[1]))
+    return _encoded(value, None if reference is None else bits_of(reference), None)
 
 
 def encode_residual(value: torch.Tensor, lossy: torch.Tensor, base: torch.Tensor | None) -> tuple[str, Codes]:
@@ -81,19 +93,15 @@ def encode_residual(value: torch.Tensor, lossy: torch.Tensor, base: torch.Tensor
         `residual` (the parts of a `sparse`, of a `difference`, or none: it is what the delta rebuilds), or what
         `encode_exact` returns.
     """
-    bits = bits_of(value)
-
-    def sampled(reference: torch.Tensor) -> float:
-        differences = partial(_differences, bits, bits_of(reference), value.is_floating_point())
-        return sampled_bytes(differences, len(bits))
-
+    bits, floating = bits_of(value), value.is_floating_point()
     if base is not None and np.array_equal(bits, bits_of(base)):
         return OMITTED, {}
     if np.array_equal(bits, bits_of(lossy)):
         return RESIDUAL, {}
-    if base is not None and sampled(base) < sampled(lossy):
-        return encode_exact(value, base)
-    way, codes = encode_exact(value, lossy)
+    look = _look(bits, bits_of(lossy), floating)
+    if base is not None and (of_base := _look(bits, bits_of(base), floating)).nbytes < look.nbytes:
+        return _encoded(value, bits_of(base), of_base)
+    way, codes = _encoded(value, bits_of(lossy), look)
     return RESIDUAL if way in (SPARSE, DIFFERENCE) else way, codes
 
 
@@ -149,21 +157,51 @@ def bits_of(tensor: torch.Tensor) -> Integers:
     return octets.numpy().view(f"<u{tensor.element_size()}")
 
 
-def _against(bits: Integers, reference: Integers, floating: bool) -> list[tuple[str, Codes]]:
-    """Return the ways in which what differs is stored, to be chosen from; none where nothing does."""
+def _encoded(value: torch.Tensor, reference: Integers | None, look: _Look | None) -> tuple[str, Codes]:
+    """Return a tensor as `encode_exact` does, given its reference's bits and what a look at them told, if any."""
+    bits = bits_of(value)
+    found: list[tuple[str, Codes]] = [(VALUE, {"value": value})]
+    if reference is not None:
+        coded = _against(bits, reference, value.is_floating_point(), look)
+        if coded is None:
+            return OMITTED, {}
+        found.append(coded)
+    own = partial(_copied, bits)
+    sample = sample_of(own, len(bits))
+    rotation, size = best_rotation(sample)
+    if reference is None or size * len(bits) < nbytes(found[-1][1]) * len(sample):
+        found.append((PLANES, encode_planes(own, len(bits), rotation)))
+    return min(found, key=lambda one: nbytes(one[1]))
+
+
+def _against(bits: Integers, reference: Integers, floating: bool, look: _Look | None) -> tuple[str, Codes] | None:
+    """Return what differs from a reference as codes; None where nothing does."""
     changed = bits != reference
     number = int(np.count_nonzero(changed))
     if not number:
-        return []
-    found: list[tuple[str, Codes]] = []
-    if number <= _MOST_CHANGED * len(bits):
-        positions = np.flatnonzero(changed)
-        found.append(
-            (SPARSE, _sparse(positions, partial(_differences, bits[positions], reference[positions], floating)))
-        )
-    if number > _LEAST_CHANGED * len(bits):
-        found.append((DIFFERENCE, encode_planes(partial(_differences, bits, reference, floating), len(bits))))
-    return found
+        return None
+    if number > _FEW * len(bits):
+        look = look or _look(bits, reference, floating)
+        if look.way == DIFFERENCE:
+            differences = partial(_differences, bits, reference, floating)
+            return DIFFERENCE, encode_planes(differences, len(bits), look.rotation)
+    positions = np.flatnonzero(changed)
+
+    def differences_there(start: int, stop: int) -> Integers:
+        there = positions[start:stop]
+        return _differences(bits.take(there), reference.take(there), floating, 0, len(there))
+
+    return SPARSE, _sparse(positions, differences_there)
+
+
+def _look(bits: Integers, reference: Integers, floating: bool) -> _Look:
+    """Look at a sample of the differences of two tensors' bits."""
+    sample = sample_of(partial(_differences, bits, reference, floating), len(bits))
+    changed = np.flatnonzero(sample)
+    rotation, dense = best_rotation(sample)
+    sparse = best_rotation(sample[changed])[1] + position_bytes(changed)
+    way, size = (SPARSE, sparse) if sparse < _WORTH_POSITIONS * dense else (DIFFERENCE, dense)
+    return _Look(way, size * len(bits) / max(1, len(sample)), rotation)
 
 
 def _is_sparse(way: str, codes: Codes) -> bool:

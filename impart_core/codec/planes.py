@@ -41,19 +41,21 @@ _SETTING = zstandard.ZstdCompressionParameters(
 _BITS = 8
 
 
-def encode_planes(integers: Given, count: int) -> Codes:
-    """Return integers of 1, 2, 4 or 8 bytes as parts, by the rotation that is best on a sample of them.
+def encode_planes(integers: Given, count: int, rotation: int | None = None) -> Codes:
+    """Return integers of 1, 2, 4 or 8 bytes as parts.
 
     Args:
         integers: gives those from one number to another, which may be changed.
         count: how many there are.
+        rotation: by how many bits each is rotated; None: by as many as are best on a sample.
 
     Returns:
         `planes` uint8, every plane of the first chunk, then of the next …; `lengths` uint32, the bytes of each, 0: it
         is all zeros, as many as it has integers: it is as it is; `rotation` uint8 (1,), bits.
     """
     compressor = _compressor()
-    rotation, _ = _best_rotation(_sample(integers, count), compressor)
+    if rotation is None:
+        rotation, _ = best_rotation(sample_of(integers, count))
     pieces = [
         piece
         for start in range(0, count, _CHUNK)
@@ -67,11 +69,24 @@ def encode_planes(integers: Given, count: int) -> Codes:
     }
 
 
-def sampled_bytes(integers: Given, count: int) -> float:
-    """Return about how many bytes the planes of integers take, from a sample; arguments as for `encode_planes`."""
-    sample = _sample(integers, count)
-    _, size = _best_rotation(sample, _compressor())
-    return size * count / max(1, len(sample))
+def sample_of(integers: Given, count: int) -> Integers:
+    """Return some of the integers, all of them where they are few; arguments as for `encode_planes`."""
+    if count <= _SAMPLE:
+        return integers(0, count)
+    size = _SAMPLE // _PIECES
+    starts = np.linspace(0, count - size, _PIECES).astype(np.int64)
+    return np.concatenate([integers(start, start + size) for start in starts.tolist()])
+
+
+def best_rotation(sample: Integers) -> tuple[int, int]:
+    """Return the rotation at which a sample's planes take the fewest bytes, the least of several, and these bytes.
+
+    Integers of one byte, and zeros, are not rotated.
+    """
+    compressor = _compressor()
+    rotations = range(_BITS if sample.itemsize > 1 and sample.any() else 1)
+    sizes = [sum(map(len, _squeezed(sample.copy(), rotation, compressor))) for rotation in rotations]
+    return sizes.index(min(sizes)), min(sizes)
 
 
 def decode_planes(codes: Codes, name: str, count: int, width: int) -> Iterator[Integers]:
@@ -120,22 +135,6 @@ def _read(codes: Codes, name: str, count: int, width: int) -> tuple[UInt8Array, 
         raise CorruptArtifactError(f"The codes of {name!r} are rotated by {rotation} bits, which is never written.")
     ends = np.cumsum(lengths)
     return planes, list(zip((ends - lengths).tolist(), ends.tolist(), strict=True)), rotation
-
-
-def _sample(integers: Given, count: int) -> Integers:
-    """Return some of the integers: pieces from all over."""
-    if count <= _SAMPLE:
-        return integers(0, count)
-    size = _SAMPLE // _PIECES
-    starts = np.linspace(0, count - size, _PIECES).astype(np.int64)
-    return np.concatenate([integers(start, start + size) for start in starts.tolist()])
-
-
-def _best_rotation(sample: Integers, compressor: zstandard.ZstdCompressor) -> tuple[int, int]:
-    """Return the rotation that takes the fewest bytes, the least of several, and these; bytes are not rotated."""
-    rotations = range(_BITS if sample.itemsize > 1 and sample.any() else 1)
-    sizes = [sum(map(len, _squeezed(sample.copy(), rotation, compressor))) for rotation in rotations]
-    return sizes.index(min(sizes)), min(sizes)
 
 
 def _squeezed(chunk: Integers, rotation: int, compressor: zstandard.ZstdCompressor) -> list[bytes]:

@@ -6,18 +6,20 @@ directions are whole-array operations. With b = 0 the quotient stream is the bit
 better of bitmap and coded gaps is a choice of b.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from impart_core.base.errors import CorruptArtifactError
-from impart_core.codec.bitpack import UInt8Array, pack, packed_bytes, unpack
+from impart_core.codec.bitpack import UInt8Array, UIntArray, pack, packed_bytes, unpack
 
 Int64Array = npt.NDArray[np.int64]
 
 _WIDEST = 32
-_WASTED_BITS = 14  # at most 7 in the last byte of either stream
+_HIDDEN_BITS = 16  # more than the last bytes of both streams have, by which bits and bytes may differ
+_BLOCK = 1 << 15  # positions worked on at once, which fit the processor's cache
 
 
 @dataclass(frozen=True)
@@ -37,22 +39,32 @@ class PositionCodes:
 
 def encode_positions(positions: Int64Array) -> PositionCodes:
     """Return the codes of rising positions, (k,), with the width that takes the fewest bytes."""
-    gaps = _gaps(positions)
-    width, _ = _best_width(gaps)
-    ends = np.cumsum((gaps >> width) + 1) - 1
-    bits = np.zeros(int(ends[-1]) + 1 if len(ends) else 0, dtype=np.uint8)
-    bits[ends] = 1
-    remainders = (gaps & ((1 << width) - 1)).astype(np.uint32)
+    width, quotient_bits = _best_width(positions)
+    bits = np.zeros(quotient_bits, dtype=np.uint8)
+    if width == 0:
+        bits[positions] = 1
+        return PositionCodes(width, np.packbits(bits, bitorder="little"), np.empty(0, dtype=np.uint8))
+    remainders = np.empty(len(positions), dtype=np.uint32)
+    last = -1
+    for block, gaps in _blocks(positions):
+        np.bitwise_and(gaps, (1 << width) - 1, out=remainders[block], casting="unsafe")
+        gaps >>= width
+        gaps += 1
+        gaps[0] += last
+        ends = np.cumsum(gaps, out=gaps)
+        bits[ends] = 1
+        last = int(ends[-1])
     return PositionCodes(
         width=width,
         quotients=np.packbits(bits, bitorder="little"),
-        remainders=pack(remainders, width) if width else np.empty(0, dtype=np.uint8),
+        remainders=pack(remainders, width),
     )
 
 
 def position_bytes(positions: Int64Array) -> int:
     """Return the bytes of both streams of these rising positions."""
-    return _best_width(_gaps(positions))[1]
+    width, quotient_bits = _best_width(positions)
+    return _stream_bytes(quotient_bits, len(positions), width)
 
 
 def most_position_bytes(count: int, size: int) -> int:
@@ -79,41 +91,68 @@ def decode_positions(codes: PositionCodes, count: int, size: int, name: str) -> 
     used = int(ends[-1]) + 1 if len(ends) else 0
     if len(codes.quotients) != packed_bytes(used, 1):
         raise _damaged(name, size, "the quotients go on after their last position")
-    gaps = _gaps(ends)
-    total = (int(gaps.sum()) << codes.width) + count
-    if codes.width:
-        remainders = unpack(codes.remainders, codes.width, count)
-        total += int(remainders.sum(dtype=np.int64))
-    if total > size:
+    remainders = unpack(codes.remainders, codes.width, count) if codes.width else np.zeros(0, dtype=np.uint8)
+    if ((used - count) << codes.width) + int(remainders.sum(dtype=np.int64)) + count > size:
         raise _damaged(name, size, "they lead beyond its end")
-    return ends if codes.width == 0 else np.cumsum((gaps << codes.width) + remainders + 1) - 1
+    return _widened(ends, codes.width, remainders) if codes.width else ends
 
 
-def _gaps(positions: Int64Array) -> Int64Array:
-    return np.diff(positions, prepend=-1) - 1
+def _widened(ends: Int64Array, width: int, remainders: UIntArray) -> Int64Array:
+    """Return the positions whose quotients end at these bits; in place."""
+    last = -1
+    for block, gaps in _blocks(ends):
+        gaps <<= width
+        gaps += remainders[block]
+        gaps += 1
+        gaps[0] += last
+        np.cumsum(gaps, out=ends[block])
+        last = int(ends[block][-1])
+    return ends
+
+
+def _blocks(positions: Int64Array) -> Iterator[tuple[slice, Int64Array]]:
+    """Yield the gaps of some positions at a time, which may be changed, and which these are."""
+    before = -1
+    for start in range(0, len(positions), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        gaps = np.diff(positions[block], prepend=before)
+        gaps -= 1
+        before = int(positions[block][-1])
+        yield block, gaps
 
 
 def _stream_bytes(quotient_bits: int, count: int, width: int) -> int:
     return packed_bytes(quotient_bits, 1) + packed_bytes(count, width)
 
 
-def _best_width(gaps: Int64Array) -> tuple[int, int]:
-    """Return the width with the fewest bytes, the narrowest of those, and its bytes.
+def _best_width(positions: Int64Array) -> tuple[int, int]:
+    """Return the width with the fewest bytes, the narrowest of those, and the bits of its quotients."""
+    count = len(positions)
+    skipped = int(positions[-1]) + 1 - count if count else 0
+    widths = _likely_widths(skipped, count)
+    if widths[-1] == 0:
+        return 0, skipped + count
+    quotients = dict.fromkeys(widths, 0)
+    for _, gaps in _blocks(positions):
+        gaps >>= widths[0]
+        for width in widths:
+            quotients[width] += int(gaps.sum())
+            gaps >>= 1
+    best = min(widths, key=lambda width: _stream_bytes(quotients[width] + count, count, width))
+    return best, quotients[best] + count
 
-    The streams' bits are convex in the width: once they are well above the fewest, no wider one is better.
+
+def _likely_widths(skipped: int, count: int) -> range:
+    """Return widths among which that with the fewest bytes is, for `count` gaps whose sum is given.
+
+    From w to w + 1 the remainders of k gaps take k bits more, and their quotients Σ⌈⌊gap/2^w⌋/2⌉ fewer. That is less
+    than (Σgap/2^w + k)/2 and more than (Σgap/2^w − k)/2: so no width is the best as long as Σgap/2^w exceeds 3k by
+    twice the bits that full bytes may hide, nor one after k exceeds it by as much.
     """
-    count, quotients = len(gaps), gaps.copy()
-    best_width, best_bytes, fewest_bits = 0, _stream_bytes(int(gaps.sum()) + count, count, 0), int(gaps.sum()) + count
-    for width in range(1, _WIDEST + 1):
-        quotients >>= 1
-        quotient_bits = int(quotients.sum()) + count
-        bits = quotient_bits + width * count
-        if bits > fewest_bits + _WASTED_BITS:
-            break
-        fewest_bits = min(fewest_bits, bits)
-        if (size := _stream_bytes(quotient_bits, count, width)) < best_bytes:
-            best_width, best_bytes = width, size
-    return best_width, best_bytes
+    hidden = 2 * _HIDDEN_BITS
+    narrowest = (skipped // (3 * count + hidden)).bit_length()
+    widest = (skipped // (count - hidden)).bit_length() if count > hidden else _WIDEST
+    return range(min(narrowest, _WIDEST), min(widest, _WIDEST) + 1)
 
 
 def _damaged(name: str, size: int, why: str) -> CorruptArtifactError:

@@ -17,7 +17,7 @@ from impart_core.engine.chain import quantize_layer
 from impart_core.engine.distil import distil_gains
 from impart_core.engine.executor import Executor, Pending, Progress
 from impart_core.engine.jobs import Digests, Planned, plan_jobs, run_of
-from impart_core.engine.preflight import Checked, check_compress, require_same_sides
+from impart_core.engine.preflight import Checked, check_compress
 from impart_core.engine.references import (
     BlockGroup,
     BlockJob,
@@ -29,6 +29,7 @@ from impart_core.engine.references import (
     TextJob,
 )
 from impart_core.engine.requests import CompressRequest
+from impart_core.engine.residual import require_same_sides
 from impart_core.engine.sensitivity import measure_sensitivity
 from impart_core.engine.stages import (
     decompose_blocks,

@@ -7,7 +7,7 @@ import math
 import uuid
 
 from impart_core.artifacts.block import BlockContent, QuantizedEntry, TensorEntry, block_recipe
-from impart_core.artifacts.delta import DeltaContent, delta_recipe, own_files
+from impart_core.artifacts.delta import Delta, DeltaContent, delta_recipe, own_files, pointers_to
 from impart_core.artifacts.factors import factors_recipe
 from impart_core.blocks.coding import calibration_of, coding_of_role, is_feasible, matrices_of, needs_text
 from impart_core.blocks.request import CompressConfig
@@ -17,7 +17,7 @@ from impart_core.checkpoint.layout import Block, Role
 from impart_core.checkpoint.pairing import Pair, Pairs
 from impart_core.checkpoint.writer import TensorSpec, header_bytes
 from impart_core.codec.exact import EXACT_PARTS
-from impart_core.codec.format import ADDED, CODES_FILE, KEEP, ROWS, VALUE, TensorHeader, metadata_of
+from impart_core.codec.format import ADDED, CODES_FILE, KEEP, RESIDUAL, ROWS, VALUE, TensorHeader, metadata_of
 from impart_core.delta.fidelity import Fidelity
 from impart_core.methods import METHODS, QUANTIZING, Coding
 from impart_core.quantization.ladder import Ladder
@@ -40,7 +40,13 @@ _DISTILLED_BY = ("calibration", "scales")
 
 
 def block_description_bytes(
-    sides: tuple[Checkpoint, Checkpoint], pairs: Pairs, block: Block, config: CompressConfig, codes: int
+    sides: tuple[Checkpoint, Checkpoint],
+    pairs: Pairs,
+    block: Block,
+    config: CompressConfig,
+    codes: int,
+    *,
+    residual: bool,
 ) -> int:
     """Return the bytes of a block's manifest, and of its file but for the codes, at most.
 
@@ -50,8 +56,9 @@ def block_description_bytes(
         block: which of them.
         config: the request.
         codes: bytes of the block's codes, at most.
+        residual: whether residuals to a lossy block are stored.
     """
-    headers = {name: _header(pairs[name], config) for name in block.tensors}
+    headers = {name: _header(pairs[name], config, residual=residual) for name in block.tensors}
     text = header_bytes(
         [
             TensorSpec(f"{name}:{part}", "BF16", _widest_shape(header, codes))
@@ -63,32 +70,37 @@ def block_description_bytes(
     digests = {pair.base.name: _ID for name in block.tensors if (pair := pairs[name]).base}, dict.fromkeys(headers, _ID)
     by = (*_CALIBRATED_BY[calibration_of(config)], *(_DISTILLED_BY if config.distils else ()))
     calibration = dict.fromkeys(by, _ID)
-    recipe = block_recipe(pairs, block, config, digests, factors_recipe(pairs, block, config, digests), calibration)
+    more = {**calibration, **({"over": _ID, "over_files": {CODES_FILE: _ID}} if residual else {})}
+    recipe = block_recipe(pairs, block, config, digests, factors_recipe(pairs, block, config, digests), more)
     content = BlockContent(
         name=block.name,
         tensors={name: _entry(pairs[name], header, config, codes) for name, header in headers.items()},
         projection_bytes=codes,
         projection_dense_bytes=sum(2 * pairs[name].finetuned.numel for name in block.tensors),
     )
-    parents = 1 + len(calibration)  # its factors, and what it was calibrated with
+    parents = 1 + len(calibration) + residual  # its factors, what it was calibrated with, the lossy block
     return len(text) + _manifest_bytes(sides, recipe, content, {CODES_FILE: codes + len(text)}, parents)
 
 
-def delta_own_bytes(sides: tuple[Checkpoint, Checkpoint], blocks: dict[str, int], config: CompressConfig) -> int:
+def delta_own_bytes(
+    sides: tuple[Checkpoint, Checkpoint], blocks: dict[str, int], config: CompressConfig, over: Delta | None = None
+) -> int:
     """Return the bytes of a delta's own manifest and of the files that it carries, at most.
 
     Args:
         sides: the base and the fine-tuned checkpoint. What is carried of both is read.
         blocks: bytes of the blocks by name, at most.
         config: the request.
+        over: the lossy delta that residuals are against, if any.
     """
     base, finetuned = sides
     calibration = _ID if needs_text(config) else None
-    recipe = delta_recipe(base, finetuned, config, ({}, {}), calibration)
+    recipe = delta_recipe(base, finetuned, config, ({}, {}), calibration, over)
     files = {name: finetuned.carried[name].size for name in own_files(recipe)}
-    total = sum(blocks.values()) + sum(files.values())
+    total = sum(blocks.values()) + sum(files.values()) + (over.bytes if over else 0)
     content = DeltaContent(
         blocks=tuple(Pointer(name=name, id=_ID, bytes=size) for name, size in blocks.items()),
+        over=pointers_to(over) if over else (),
         base=_ID,
         finetuned=_ID,
         finetuned_bytes=finetuned.nbytes,
@@ -98,14 +110,14 @@ def delta_own_bytes(sides: tuple[Checkpoint, Checkpoint], blocks: dict[str, int]
         data_bytes=total,
         cr_projection=_RATIO,
     )
-    return sum(files.values()) + _manifest_bytes(sides, recipe, content, files, len(blocks))
+    return sum(files.values()) + _manifest_bytes(sides, recipe, content, files, len(blocks) + (over is not None))
 
 
-def _header(pair: Pair, config: CompressConfig) -> TensorHeader:
+def _header(pair: Pair, config: CompressConfig, *, residual: bool) -> TensorHeader:
     """Return the header of a tensor whose name and parts take the most bytes of those that it may be stored as."""
     coding = coding_of_role(pair.role, config)
     if config.is_lossless:
-        ways = {VALUE: _KEPT_PARTS[VALUE], **EXACT_PARTS}
+        ways = {RESIDUAL: EXACT_PARTS[RESIDUAL]} if residual else {VALUE: _KEPT_PARTS[VALUE], **EXACT_PARTS}
     elif pair.base is None or not pair.finetuned.is_floating:
         ways = {VALUE: _KEPT_PARTS[VALUE]}
     else:
@@ -125,6 +137,7 @@ def _header(pair: Pair, config: CompressConfig) -> TensorHeader:
         seed=config.seed,
         parts=(*ways[method], *grown),
         base=pair.base.name if pair.base and pair.base.name != pair.name else None,
+        over=_ID if residual else None,
     )
 
 

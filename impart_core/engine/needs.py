@@ -68,7 +68,7 @@ def reference_need(job: _OfTrial) -> Need:
 
 def _block_memory(job: BlockJob) -> int:
     weighting = weighting_bytes(job.block, job.pairs, job.config) if job.sensitivity else 0
-    return block_peak_bytes(list(job.pairs.values()), job.config) + weighting
+    return block_peak_bytes(list(job.pairs.values()), job.config, residual=job.base is not None) + weighting
 
 
 def _model_need(model: Checkpoint | None) -> Need:

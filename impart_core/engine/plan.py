@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from impart_core.artifacts.delta import Delta
 from impart_core.base.errors import InfeasibleBudgetError
 from impart_core.base.settings import Frozen
 from impart_core.blocks.coding import (
@@ -30,6 +31,7 @@ from impart_core.codec.half import EXPONENT_BYTES
 from impart_core.delta.quality import Quality
 from impart_core.engine.description import block_description_bytes, delta_own_bytes
 from impart_core.engine.memory import distil_bytes, is_weighted, sensitivity_bytes
+from impart_core.engine.residual import rebuilding_bytes, require_same_tensors
 from impart_core.methods import METHODS, Coding
 from impart_core.quantization.support import MOST_ENTRIES
 
@@ -79,17 +81,19 @@ class Plan(Frozen):
     """What a compression will take; see `BlockPlan`.
 
     `bytes` is an upper bound, and so both ratios are lower bounds; under the paper's count but for one mask in ten
-    million. `own_bytes` are those of the delta's own manifest, and of files beside the weights that the base has not.
-    `peak_bytes` is the working memory above the idle process with this many workers; `factors_bytes` is what the
-    decompositions take in the store beside the artifact, at most. `calibration_bytes` is what a layer takes in addition
-    while it is calibrated, which one layer is at a time; `sensitivity_bytes` is what measuring sensitivity takes, and
-    coding by it beside a block's peak; `distil_bytes` is what training gains takes once all blocks
-    are there. `notes` are sentences on the checkpoints. `quality` is what it keeps, where that was foretold.
+    million. `own_bytes` are those of the delta's own manifest, and of files beside the weights that the base has not;
+    `over_bytes` those of the lossy delta that residuals are against, which are there already and count in `bytes` and
+    in both ratios. `peak_bytes` is the working memory above the idle process with this many workers; `factors_bytes` is
+    what the decompositions take in the store beside the artifact, at most. `calibration_bytes` is what a layer takes in
+    addition while it is calibrated, which one layer is at a time; `sensitivity_bytes` is what measuring sensitivity
+    takes, and coding by it beside a block's peak; `distil_bytes` is what training gains takes once all blocks are there.
+    `notes` are sentences on the checkpoints. `quality` is what it keeps, where that was foretold.
     """
 
     blocks: tuple[BlockPlan, ...]
     workers: int
     own_bytes: int
+    over_bytes: int = 0
     bytes: int
     cr_projection: float | None
     cr_model: float
@@ -117,11 +121,17 @@ class Work:
     notes: tuple[str, ...] = ()
 
 
-def check_request(base: Checkpoint, finetuned: Checkpoint, config: CompressConfig) -> Work:
+def check_request(base: Checkpoint, finetuned: Checkpoint, config: CompressConfig, over: Delta | None = None) -> Work:
     """Check everything that headers can tell, and return the work.
 
+    Args:
+        base: the base checkpoint.
+        finetuned: the fine-tuned checkpoint.
+        config: the request.
+        over: the lossy delta that residuals are to be against, if any; whether its values are these, digests tell.
+
     Raises:
-        ConfigError: settings contradict each other.
+        ConfigError: settings contradict each other, or the lossy delta is of other tensors.
         MismatchError: the checkpoints do not fit each other.
         CheckpointError: the fine-tuned one is incomplete.
         InfeasibleBudgetError: the ratio leaves nothing of some projection, or of any embedding and head.
@@ -142,22 +152,29 @@ def check_request(base: Checkpoint, finetuned: Checkpoint, config: CompressConfi
     for pair in pairs.values():
         depth_of_pair(pair, config)  # raises where `factors_for` does not serve the request
     notes = (*base.notes, *finetuned.notes, *swapped(base, finetuned), *require_complete(finetuned, base))
-    return Work(pairs, tuple(group_blocks(finetuned.tensors)), notes)
+    blocks = tuple(group_blocks(finetuned.tensors))
+    if over:
+        require_same_tensors(over, blocks, pairs)
+    return Work(pairs, blocks, notes)
 
 
-def make_plan(base: Checkpoint, finetuned: Checkpoint, config: CompressConfig, workers: int = 1) -> Plan:
+def make_plan(
+    base: Checkpoint, finetuned: Checkpoint, config: CompressConfig, workers: int = 1, over: Delta | None = None
+) -> Plan:
     """Return what a compression will take, having checked the request as `check_request` does."""
-    work = check_request(base, finetuned, config)
+    work = check_request(base, finetuned, config, over)
     sides = base, finetuned
-    blocks = tuple(_plan_block(sides, block, work.pairs, config) for block in work.blocks)
+    blocks = tuple(_plan_block(sides, block, work.pairs, config, residual=over is not None) for block in work.blocks)
     dense = sum(block.dense_bytes for block in blocks)
-    codes = sum(block.projection_bytes for block in blocks)
-    own = delta_own_bytes(sides, {block.name: block.artifact_bytes for block in blocks}, config)
-    total = own + sum(block.artifact_bytes for block in blocks)
+    codes = sum(block.projection_bytes for block in blocks) + (over.content.projection_bytes if over else 0)
+    own = delta_own_bytes(sides, {block.name: block.artifact_bytes for block in blocks}, config, over)
+    below = over.bytes if over else 0
+    total = own + sum(block.artifact_bytes for block in blocks) + below
     return Plan(
         blocks=blocks,
         workers=workers,
         own_bytes=own,
+        over_bytes=below,
         bytes=total,
         cr_projection=dense / codes if codes else None,
         cr_model=finetuned.nbytes / total,
@@ -251,7 +268,9 @@ def _highest(highest: dict[str, float], pairs: Pairs) -> tuple[str, float]:
     return best
 
 
-def _plan_block(sides: tuple[Checkpoint, Checkpoint], block: Block, pairs: Pairs, config: CompressConfig) -> BlockPlan:
+def _plan_block(
+    sides: tuple[Checkpoint, Checkpoint], block: Block, pairs: Pairs, config: CompressConfig, *, residual: bool
+) -> BlockPlan:
     own = [pairs[name] for name in block.tensors]
     projections = [pair for pair in own if pair.role is Role.PROJECTION]
     codes = _projection_bytes(projections, block, pairs, config)
@@ -263,8 +282,8 @@ def _plan_block(sides: tuple[Checkpoint, Checkpoint], block: Block, pairs: Pairs
         dense_bytes=sum(2 * pair.finetuned.numel for pair in projections),
         projection_bytes=codes,
         kept_bytes=kept,
-        description_bytes=block_description_bytes(sides, pairs, block, config, codes + kept),
-        peak_bytes=block_peak_bytes(own, config),
+        description_bytes=block_description_bytes(sides, pairs, block, config, codes + kept, residual=residual),
+        peak_bytes=block_peak_bytes(own, config, residual=residual),
     )
 
 
@@ -286,13 +305,14 @@ def _projection_bytes(projections: Sequence[Pair], block: Block, pairs: Pairs, c
     return found + round(unpaid) if found else 0
 
 
-def block_peak_bytes(own: Sequence[Pair], config: CompressConfig) -> int:
+def block_peak_bytes(own: Sequence[Pair], config: CompressConfig, *, residual: bool) -> int:
     """Return the expected peak working memory of a block's tensors, above the idle process.
 
-    Codes and factors are held until the block is done, and tensors are worked on one after the other.
+    Codes and factors are held until the block is done, and tensors are worked on one after the other; for a residual
+    each is rebuilt from a lossy delta before.
     """
     held = sum(_coded_bytes(pair, config) + _factors_bytes(pair, config) for pair in own)
-    return held + max(_working_bytes(pair, config) for pair in own)
+    return held + max(_working_bytes(pair, config) + (rebuilding_bytes(pair) if residual else 0) for pair in own)
 
 
 def _coded_bytes(pair: Pair, config: CompressConfig) -> int:

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from impart_core.artifacts.delta import Delta, open_delta
-from impart_core.base.errors import ConfigError, WrongBaseError
+from impart_core.artifacts.delta import Delta
+from impart_core.base.errors import ConfigError
 from impart_core.base.numerics import resolve_device
 from impart_core.blocks.coding import calibration_of, needs_text
-from impart_core.blocks.request import LOSSLESS, CompressConfig
+from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.architecture import check_calibratable
 from impart_core.calibrate.model import decoder_layers
 from impart_core.calibrate.text import check_text
@@ -15,7 +15,8 @@ from impart_core.checkpoint.plain import plain
 from impart_core.checkpoint.sides import require_different
 from impart_core.engine.plan import Work, check_request
 from impart_core.engine.requests import CompressRequest
-from impart_core.store.names import require_movable, require_ref_name, resolve
+from impart_core.engine.residual import open_over
+from impart_core.store.names import require_movable, require_ref_name
 from impart_core.store.store import Store
 
 
@@ -74,49 +75,14 @@ def check_compress(request: CompressRequest, opened: tuple[Checkpoint, Checkpoin
     if request.name is not None:
         require_ref_name(request.name)
     base, finetuned = opened or open_sides(request.base, request.finetuned)
-    work = check_request(base, finetuned, request.config)
+    over = open_over(request)
+    work = check_request(base, finetuned, request.config, over)
     layers = _check_calibration(request, finetuned)
     store = Store(request.store)
     store.require_writable()
     if request.name is not None:
         require_movable(store, request.name)
-    return Checked(base, finetuned, work, request.config, layers, _open_over(request, store))
-
-
-def _open_over(request: CompressRequest, store: Store) -> Delta | None:
-    """Open the lossy delta that residuals are to be against; whether it is of these checkpoints, digests tell."""
-    if request.over is None:
-        return None
-    if not request.config.is_lossless:
-        raise ConfigError(
-            f"A residual to {request.over!r} (over) is stored by method {LOSSLESS} alone, not by "
-            f"{request.config.method!r}. Leave it out, or use that method."
-        )
-    delta = open_delta(store, resolve(store, request.over))
-    if delta.is_lossless:
-        raise ConfigError(
-            f"{request.over!r} is lossless itself, so that nothing is left for a residual. Give a lossy delta (over), "
-            "or leave it out."
-        )
-    return delta
-
-
-def require_same_sides(over: Delta, base: str, finetuned: str) -> None:
-    """Check that a lossy delta is of these checkpoints, by their ids.
-
-    Raises:
-        WrongBaseError: it was made from another base.
-        ConfigError: it is of another fine-tune.
-    """
-    if over.content.base != base:
-        raise WrongBaseError(
-            f"The delta {over.id[:12]} (over) was made against another base: its tensors differ. Give one of this base."
-        )
-    if over.content.finetuned != finetuned:
-        raise ConfigError(
-            f"The delta {over.id[:12]} (over) is of another fine-tuned checkpoint: its tensors differ. Give a lossy "
-            "delta of this one: compress it first."
-        )
+    return Checked(base, finetuned, work, request.config, layers, over)
 
 
 def _check_calibration(request: CompressRequest, finetuned: Checkpoint) -> tuple[str, ...]:

@@ -88,6 +88,8 @@ class PlanRequest(Frozen):
     base: str
     finetuned: str
     config: CompressConfig
+    over: str | None = None
+    store: str = Field(default_factory=default_store_url)
     workers: int | None = Field(default=None, ge=1)
     quality: bool = False
 

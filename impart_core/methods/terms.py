@@ -14,6 +14,7 @@ _LOOKED_AT = 1 << 12  # entries in which there may be as few
 _FILLED = 1 / 8  # of a matrix: with its position an entry takes 8 bytes
 _EXACT_BITS = 53  # integers below 2^53 are float64's, and so are their sums and products
 _AT_ONCE = 1 << 21  # entries of a product in float64
+PRODUCT_BYTES = 8 * _AT_ONCE
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,10 @@ class Terms:
         bits = (_EXACT_BITS - len(self.left).bit_length()) // 2
         (left, low), (right, high) = _integers(self.left, bits), _integers(self.right, bits)
         m, n = left.shape[1], right.shape[1]
-        found, unit = torch.empty(m, n), 2.0 ** (low + high)
-        step = max(1, _AT_ONCE // max(1, n))
+        left *= 2.0 ** (low + high)  # a power of 2 changes no digit
+        found, step = torch.empty(m, n), max(1, _AT_ONCE // max(1, n))
         for row in range(0, m, step):
-            found[row : row + step] = (left[:, row : row + step].T @ right).mul_(unit)
+            found[row : row + step] = left[:, row : row + step].T @ right
         return found
 
     def held(self, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -26,6 +26,7 @@ ENTRIES = 1 << 24  # of the tensors whose time is taken
 REPEATS = 3
 RATIOS = (16, 64)  # of the lossy deltas that residuals are stored to
 PAIRS = 48  # of vectors
+SHARES = (0.01, 0.067, 0.3)  # of the entries, where not all changed
 Pair = tuple[torch.Tensor, torch.Tensor]  # of the base and of the fine-tune
 Coded = tuple[int, Callable[[], object]]  # bytes, and what decodes
 
@@ -35,8 +36,7 @@ def measure_lossless() -> dict[str, Any]:
 
     `lossless_ratio`: bytes of each of the tiny zoo's fine-tunes over those of its tensors' codes, by way and task.
     `lossless_gbps`: gigabytes of weights coded and decoded a second of one core's time, by way, on tensors of 2²⁴
-    entries: in bfloat16 and float32, all of whose entries changed, and in bfloat16, one in a hundred, or one in
-    fifteen, of which did.
+    entries: in bfloat16 and float32, all of whose entries changed, and in bfloat16, of which a share did.
     `residual_bytes`: by task and ratio, bytes of an `ecsq` delta on disk (`lossy`), of the residual to it (`residual`),
     of both over those of a lossless delta alone (`both_over_alone`), and of the residual alone (`residual_over_alone`).
     `residual_gbps`: likewise of the residual to a tensor that is at hand, and of what rebuilds it: a product of 48
@@ -98,9 +98,7 @@ def _large() -> dict[str, Pair]:
     return {
         "bf16": (base.bfloat16(), (base.bfloat16() + step).bfloat16()),
         "f32": (base, base + step),
-        **{
-            f"bf16, {share:.0%} changed": (base.bfloat16(), _some(base, step, draws < share)) for share in (0.01, 0.067)
-        },
+        **{f"bf16, {share:.0%} changed": (base.bfloat16(), _some(base, step, draws < share)) for share in SHARES},
     }
 
 

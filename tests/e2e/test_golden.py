@@ -41,6 +41,8 @@ COMPRESSIONS = {
     "dare-qt": ["--cr", "12", "--method", "dare-qt", "--option", "bits=2", *NEAREST],
     "lossless": ["--method", "lossless"],
 }
+# Residuals, and which of these they are against: one that has entries exactly, so that projections are residuals, too.
+RESIDUALS = {"residual": "magnitude"}
 TEXT = ["--calibration", "tinyzoo:math", "--calibration-sequences", "2", "--calibration-length", "16"]
 # Ids alone, on the tiny zoo: what comes out of a run model has other last bits on another processor.
 CALIBRATED = {
@@ -68,9 +70,8 @@ def stored(store: Path) -> dict[str, dict[str, Any]]:
 def ids_below(manifests: dict[str, dict[str, Any]], top: str) -> dict[str, str]:
     """Return the ids of a delta and of all that its recipes name, by kind and block."""
     ids = {"delta": top}
-    for block in manifests[top]["parents"]:
+    for name, block in blocks_of(manifests, top).items():
         recipe = manifests[block]["recipe"]
-        name = recipe["config"]["block"]
         ids[f"block {name}"] = block
         inputs = {role: value for role, value in recipe["inputs"].items() if isinstance(value, str)}
         ids |= {f"{role} of {name}": value for role, value in inputs.items()}
@@ -79,15 +80,22 @@ def ids_below(manifests: dict[str, dict[str, Any]], top: str) -> dict[str, str]:
 
 def files_of(manifests: dict[str, dict[str, Any]], top: str) -> dict[str, str]:
     """Return the SHA-256 of the codes of each block of a delta."""
-    blocks = [manifests[block] for block in manifests[top]["parents"]]
-    return {block["content"]["name"]: entry["sha256"] for block in blocks for entry in block["files"]}
+    blocks = blocks_of(manifests, top).items()
+    return {name: entry["sha256"] for name, block in blocks for entry in manifests[block]["files"]}
+
+
+def blocks_of(manifests: dict[str, dict[str, Any]], top: str) -> dict[str, str]:
+    """Return the ids of a delta's own blocks by name."""
+    return {block["name"]: block["id"] for block in manifests[top]["content"]["blocks"]}
 
 
 def run_all(store: Path, environment: dict[str, Any]) -> dict[str, Any]:
     """Run every request against a store and return ids and digests by request."""
     base, finetuned = str(GOLDEN / "base"), str(GOLDEN / "finetuned")
     found: dict[str, Any] = {}
-    for name, flags in COMPRESSIONS.items():
+    for name in (*COMPRESSIONS, *RESIDUALS):
+        over = found[RESIDUALS[name]]["ids"]["delta"] if name in RESIDUALS else ""
+        flags = ["--method", "lossless", "--over", over] if over else COMPRESSIONS[name]
         report = run_json("compress", base, finetuned, *flags, "--store", str(store), environment=environment)
         made, top = stored(store), report["artifact"]
         found[name] = {"ids": ids_below(made, top), "files": files_of(made, top)}
@@ -178,12 +186,12 @@ def found(environment: dict[str, Any], tmp_path_factory: pytest.TempPathFactory)
 EXPECTED: dict[str, Any] = json.loads((GOLDEN / "golden.json").read_text()) if (GOLDEN / "golden.json").exists() else {}
 
 
-@pytest.mark.parametrize("name", [*COMPRESSIONS, *CALIBRATED])
+@pytest.mark.parametrize("name", [*COMPRESSIONS, *RESIDUALS, *CALIBRATED])
 def test_ids_are_as_they_were(name: str, found: dict[str, Any]) -> None:
     assert found[name]["ids"] == EXPECTED[name]["ids"]
 
 
-@pytest.mark.parametrize("name", COMPRESSIONS)
+@pytest.mark.parametrize("name", [*COMPRESSIONS, *RESIDUALS])
 def test_codes_are_as_they_were(name: str, found: dict[str, Any]) -> None:
     assert found[name]["decompositions"] == 0  # what was stored long ago is read today
     assert found[name]["files"] == EXPECTED[name]["files"]

@@ -78,6 +78,8 @@ NAMES: dict[tuple[str, str], list[str]] = {
         "--cr",
         "--workers",
         "--quality",
+        "--over",
+        "--store",
         "--embeddings",
         "--factors-for",
         "--option",

@@ -50,14 +50,32 @@ def test_positions_come_back_and_mean_what_the_definition_says(positions: Int64A
     assert bit_by_bit(codes, len(positions)) == positions.tolist()
 
 
-@given(positions=position_sets)
-def test_no_other_width_takes_fewer_bytes(positions: Int64Array) -> None:
-    gaps, count = np.diff(positions, prepend=-1) - 1, len(positions)
+def gaps_of(kind: str, size: float, count: int, seed: int) -> Int64Array:
+    """Draw gaps: about as large as `size`, all of nearly the same, or next to none but a few."""
+    generator = np.random.default_rng(seed)
+    if kind == "geometric":
+        return generator.geometric(1 / (1 + size), count) - 1
+    if kind == "equal":
+        return np.full(count, int(size)) + (generator.random(count) < 0.1)
+    return np.where(generator.random(count) < 0.05, int(20 * size), 0)
+
+
+@given(
+    kind=st.sampled_from(["geometric", "equal", "few"]),
+    size=st.floats(0, 12).map(lambda power: 2**power - 1),
+    count=st.integers(0, 400) | st.integers(16_000, 17_000),
+    seed=st.integers(0, 1000),
+)
+def test_no_other_width_takes_fewer_bytes(kind: str, size: float, count: int, seed: int) -> None:
+    gaps = gaps_of(kind, size, count, seed)
+    positions = np.cumsum(gaps + 1) - 1
     sizes = [-(-(int((gaps >> b).sum()) + count) // 8) + -(-count * b // 8) for b in range(33)]
     codes = encode_positions(positions)
     assert stored_bytes(codes) == position_bytes(positions) == min(sizes)
     assert codes.width == sizes.index(min(sizes))
-    assert stored_bytes(codes) <= -(-SIZE // 8)  # the bitmap's
+    whole = int(positions[-1]) + 1 if count else 0
+    assert stored_bytes(codes) <= -(-whole // 8)  # the bitmap's
+    assert np.array_equal(decode_positions(codes, count, whole, "w"), positions)
 
 
 def test_dense_positions_are_stored_as_their_bitmap() -> None:

@@ -19,10 +19,17 @@ from impart_core.base.errors import (
     WrongBaseError,
 )
 from impart_core.blocks.request import CompressConfig
+from impart_core.checkpoint.digest import tensor_digests
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.codec.exact import bits_of
+from impart_core.engine.jobs import plan_jobs
+from impart_core.engine.plan import Plan, make_plan
+from impart_core.engine.preflight import check_compress, open_sides
 from impart_core.engine.reconstruct import reconstruct
-from impart_core.engine.requests import ReconstructRequest
+from impart_core.engine.references import BlockGroup, Run
+from impart_core.engine.requests import CompressRequest, PlanRequest, ReconstructRequest
+from impart_core.engine.residual import open_over
+from impart_core.engine.stages import sparsify_blocks
 from impart_core.methods import METHODS
 from impart_core.share.transfer import transfer
 from impart_core.store.gc import collect
@@ -80,6 +87,27 @@ def rebuilt(delta: Delta, base: Path, out: Path) -> Path:
     return out
 
 
+def foreseen(sides: tuple[Path, Path], over: Delta, config: CompressConfig = LOSSLESS, ref: str | None = None) -> Plan:
+    """Return what the verb `plan` says of a residual."""
+    base, finetuned = map(str, sides)
+    request = PlanRequest(base=base, finetuned=finetuned, config=config, over=ref or over.id, store=over.store.url)
+    return make_plan(*open_sides(base, finetuned), config, over=open_over(request))
+
+
+def require_promised(plan: Plan, exact: Delta) -> None:
+    """Hold a delta against its plan, part by part."""
+    assert exact.over is not None
+    assert plan.over_bytes == exact.over.bytes
+    for planned, made in zip(plan.blocks, exact.blocks, strict=True):
+        assert made.nbytes <= planned.artifact_bytes, planned.name
+    assert exact.manifest.nbytes <= plan.own_bytes
+    assert exact.bytes <= plan.bytes
+    assert exact.cr_model >= plan.cr_model
+    assert plan.cr_projection is not None
+    assert exact.content.cr_projection is not None
+    assert exact.content.cr_projection >= plan.cr_projection
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_the_fine_tune_comes_back_bit_for_bit_over_any_method(
     method: str, sides: tuple[Path, Path], tmp_path: Path
@@ -87,7 +115,9 @@ def test_the_fine_tune_comes_back_bit_for_bit_over_any_method(
     store = Store(tmp_path / "store")
     lossy = compress(store, *sides, config_of(6.0, method=method, options=small_options(method)))
     rebuilt(lossy, sides[0], tmp_path / "before")
+    plan = foreseen(sides, lossy)
     exact = compress(store, *sides, LOSSLESS, over=lossy.id)
+    require_promised(plan, exact)
     require_same(rebuilt(exact, sides[0], tmp_path / "exact"), sides[1])
     require_same(rebuilt(lossy, sides[0], tmp_path / "after"), tmp_path / "before")
     assert not verify(store, exact.id).faults
@@ -170,19 +200,37 @@ def test_a_lossy_delta_that_was_made_again_otherwise_gives_another_residual(
     assert exact.manifest.recipe.inputs["over_files"] == lossy.codes()
 
 
+def test_memory_is_planned_for_what_is_rebuilt(made: tuple[Delta, Delta], sides: tuple[Path, Path]) -> None:
+    lossy, _ = made
+    places = {"base": str(sides[0]), "finetuned": str(sides[1]), "store": lossy.store.url}
+    checked = check_compress(CompressRequest(**places, config=LOSSLESS, over=lossy.id))
+    digests = tensor_digests(checked.base), tensor_digests(checked.finetuned)
+    jobs = plan_jobs(checked, digests, None, Run(lossy.store.url)).jobs
+    alone = make_plan(checked.base, checked.finetuned, LOSSLESS)
+    for job, planned, without in zip(jobs, foreseen(sides, lossy).blocks, alone.blocks, strict=True):
+        assert sparsify_blocks.need(BlockGroup((job,))).memory == planned.peak_bytes
+        largest = max(pair.finetuned.nbytes for pair in job.pairs.values())
+        assert planned.peak_bytes >= without.peak_bytes + 2 * largest
+
+
 def test_what_is_no_lossy_delta_of_both_is_refused(
     made: tuple[Delta, Delta], sides: tuple[Path, Path], tmp_path: Path
 ) -> None:
     (lossy, exact), (base, finetuned) = made, sides
     save_checkpoint(tmp_path / "other", finetune(weights(finetuned), seed=5))
+    save_checkpoint(tmp_path / "longer", {**weights(finetuned), "new.values": torch.randn(41)})
     sentences: list[tuple[tuple[Path, Path], Any, str, type[Exception], str]] = [
         (sides, config_of(8.0), lossy.id, ConfigError, "stored by method lossless alone, not by 'impart'"),
         (sides, LOSSLESS, exact.id, ConfigError, "is lossless itself"),
         ((base, tmp_path / "other"), LOSSLESS, lossy.id, ConfigError, "of another fine-tuned checkpoint"),
         ((tmp_path / "other", finetuned), LOSSLESS, lossy.id, WrongBaseError, "against another base"),
+        ((base, tmp_path / "longer"), LOSSLESS, lossy.id, ConfigError, "of another fine-tuned checkpoint"),
         (sides, LOSSLESS, "nobody", ImpartError, "nobody"),
         (sides, LOSSLESS, lossy.blocks[0].id, ConfigError, "not a compressed delta"),
     ]
     for checkpoints, config, over, kind, sentence in sentences:
         with pytest.raises(kind, match=sentence):
             compress(lossy.store, *checkpoints, config, over=over)
+        if tmp_path / "other" not in checkpoints:  # which only its values tell apart
+            with pytest.raises(kind, match=sentence):
+                foreseen(checkpoints, lossy, config, over)
