@@ -42,17 +42,13 @@ class FineTune:
 
         Args:
             task: "math", "code" or "chat".
-            zoo: "first" or "second".
+            zoo: "first", "second" or "flat".
             text: what methods are calibrated on that are told of sensitivity; None: the task's.
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        base, finetuned = (open_checkpoint(tinyzoo.path(name, zoo)) for name in ("base", task))
-        pairs = preflight(base, finetuned)
-        names = tuple(name for name, pair in pairs.items() if pair.role is Role.PROJECTION)
-        loaded = load_block(pairs, Block("all", names), ({}, {}))
         self._task, self._zoo, self._text = task, zoo, text or CalibrationText(source=f"tinyzoo:{task}")
-        self._deltas = {one.tensor: (one.base, one.delta()) for one in loaded if one.base is not None}
+        self._deltas = deltas_of(task, zoo)
         self._factors = {name: decompose(delta, name) for name, (_, delta) in self._deltas.items()}
         self.energies = {name: (_energy(delta), _energy(base)) for name, (base, delta) in self._deltas.items()}
         self.fidelities: dict[str, Fidelity] = {}
@@ -101,6 +97,15 @@ class FineTune:
     def answer_losses(self, split: Split, count: int = SPLIT_ITEMS) -> list[float]:
         """Return the answer loss of each item, in an order that depends on the items alone."""
         return answer_losses(self._model, self._tokenizer, self._task, split, count)
+
+
+def deltas_of(task: str, zoo: str = "first") -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Return the base's weights and the delta of each projection of a fine-tune of a tiny zoo."""
+    base, finetuned = (open_checkpoint(tinyzoo.path(name, zoo)) for name in ("base", task))
+    pairs = preflight(base, finetuned)
+    names = tuple(name for name, pair in pairs.items() if pair.role is Role.PROJECTION)
+    loaded = load_block(pairs, Block("all", names), ({}, {}))
+    return {one.tensor: (one.base, one.delta()) for one in loaded if one.base is not None}
 
 
 def answer_loss(model: Any, tokenizer: Any, task: str, split: Split, count: int = SPLIT_ITEMS) -> float:

@@ -121,7 +121,7 @@ def _share(row: Row) -> float:
 def _measured(zoo: str, items: int, known: set[str]) -> Iterator[Row]:
     """Yield the lines of a zoo that are not known, all tasks of a setting after each other."""
     split: tuple[Split, int] = ("validation", items)
-    models = {task: FineTune(task, zoo) for task in tinyzoo.FINE_TUNES}
+    models = {task: FineTune(task, zoo) for task in tinyzoo.fine_tunes(zoo)}
     tuned = {task: model.answer_loss(*split) for task, model in models.items()}
     base = {task: _base_loss(task, zoo, items) for task in models}
     for method, options, cr in _shuffled():

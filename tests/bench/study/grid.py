@@ -27,7 +27,7 @@ class Zoo:
     path: Callable[[str], Path]
 
 
-ZOOS = {name: Zoo(tinyzoo.FINE_TUNES, partial(tinyzoo.path, zoo=name)) for name in tinyzoo.ZOOS}
+ZOOS = {name: Zoo(tinyzoo.fine_tunes(name), partial(tinyzoo.path, zoo=name)) for name in tinyzoo.ZOOS}
 
 
 @dataclass(frozen=True)
