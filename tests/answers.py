@@ -79,6 +79,14 @@ class FineTune:
             self._compress(config, sensitivity)
         return self
 
+    def without_deltas(self) -> "FineTune":
+        """Put the base's projections in their place; everything else stays fine-tuned."""
+        parameters = dict(self._model.named_parameters())
+        with torch.no_grad():
+            for name, (base, _) in self._deltas.items():
+                parameters[name].copy_(base.float())
+        return self
+
     def _compress(self, config: CompressConfig, sensitivity: dict[str, Sensitivity]) -> None:
         parameters, method = dict(self._model.named_parameters()), METHODS.get(config.method)
         for name, (base, delta) in self._deltas.items():
@@ -106,6 +114,15 @@ def deltas_of(task: str, zoo: str = "first") -> dict[str, tuple[torch.Tensor, to
     names = tuple(name for name, pair in pairs.items() if pair.role is Role.PROJECTION)
     loaded = load_block(pairs, Block("all", names), ({}, {}))
     return {one.tensor: (one.base, one.delta()) for one in loaded if one.base is not None}
+
+
+def base_loss(task: str, zoo: str, split: Split, count: int = SPLIT_ITEMS) -> float:
+    """Return the answer loss of a zoo's base; see `answer_loss`."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tinyzoo.path("base", zoo)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return answer_loss(model, AutoTokenizer.from_pretrained(folder), task, split, count)
 
 
 def answer_loss(model: Any, tokenizer: Any, task: str, split: Split, count: int = SPLIT_ITEMS) -> float:
