@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-unit lint bench methods study study-report pruning experts quality zoo second-zoo clean
+.PHONY: demo test test-unit lint bench methods study study-report pruning experts quality zoo second-zoo flat-zoo spectra clean
 
 # STORE=s3 keeps the artifacts on a real S3 server of its own; any other value is the store's folder or URL.
 STORE ?=
@@ -51,7 +51,7 @@ study-report: $(STAMP)
 pruning: $(STAMP)
 	$(BIN)/python -m tests.bench.pruning --out pruning.json
 
-# What gain and noise of codes tell of the share kept: 400 settings of both zoos (about half an hour on two cores).
+# What gain and noise of codes tell of the share kept: some 530 settings of three zoos (about 40 minutes on two cores).
 quality: $(STAMP)
 	$(BIN)/python -m tests.bench.quality --out quality.jsonl
 
@@ -66,6 +66,14 @@ zoo: $(STAMP)
 # Trains the second zoo again, of another shape (some ten minutes of a core); goes on where it was killed.
 second-zoo: $(STAMP)
 	$(BIN)/impart tinyzoo build --zoo second --train --seed 1 --out demo/second-zoo-trained
+
+# Fine-tunes the first zoo's base again so that deltas have flat spectra (two minutes of a core).
+flat-zoo: $(STAMP)
+	$(BIN)/impart tinyzoo build --zoo flat --train --seed 2 --out demo/flat-zoo-trained
+
+# How flat the spectra of the zoos' deltas are.
+spectra: $(STAMP)
+	$(BIN)/python -m tests.bench.spectra
 
 # The environment is stale when what it was installed from is newer than it.
 $(STAMP): pyproject.toml constraints.txt

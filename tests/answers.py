@@ -42,17 +42,13 @@ class FineTune:
 
         Args:
             task: "math", "code" or "chat".
-            zoo: "first" or "second".
+            zoo: "first", "second" or "flat".
             text: what methods are calibrated on that are told of sensitivity; None: the task's.
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        base, finetuned = (open_checkpoint(tinyzoo.path(name, zoo)) for name in ("base", task))
-        pairs = preflight(base, finetuned)
-        names = tuple(name for name, pair in pairs.items() if pair.role is Role.PROJECTION)
-        loaded = load_block(pairs, Block("all", names), ({}, {}))
         self._task, self._zoo, self._text = task, zoo, text or CalibrationText(source=f"tinyzoo:{task}")
-        self._deltas = {one.tensor: (one.base, one.delta()) for one in loaded if one.base is not None}
+        self._deltas = deltas_of(task, zoo)
         self._factors = {name: decompose(delta, name) for name, (_, delta) in self._deltas.items()}
         self.energies = {name: (_energy(delta), _energy(base)) for name, (base, delta) in self._deltas.items()}
         self.fidelities: dict[str, Fidelity] = {}
@@ -83,6 +79,14 @@ class FineTune:
             self._compress(config, sensitivity)
         return self
 
+    def without_deltas(self) -> "FineTune":
+        """Put the base's projections in their place; everything else stays fine-tuned."""
+        parameters = dict(self._model.named_parameters())
+        with torch.no_grad():
+            for name, (base, _) in self._deltas.items():
+                parameters[name].copy_(base.float())
+        return self
+
     def _compress(self, config: CompressConfig, sensitivity: dict[str, Sensitivity]) -> None:
         parameters, method = dict(self._model.named_parameters()), METHODS.get(config.method)
         for name, (base, delta) in self._deltas.items():
@@ -101,6 +105,24 @@ class FineTune:
     def answer_losses(self, split: Split, count: int = SPLIT_ITEMS) -> list[float]:
         """Return the answer loss of each item, in an order that depends on the items alone."""
         return answer_losses(self._model, self._tokenizer, self._task, split, count)
+
+
+def deltas_of(task: str, zoo: str = "first") -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Return the base's weights and the delta of each projection of a fine-tune of a tiny zoo."""
+    base, finetuned = (open_checkpoint(tinyzoo.path(name, zoo)) for name in ("base", task))
+    pairs = preflight(base, finetuned)
+    names = tuple(name for name, pair in pairs.items() if pair.role is Role.PROJECTION)
+    loaded = load_block(pairs, Block("all", names), ({}, {}))
+    return {one.tensor: (one.base, one.delta()) for one in loaded if one.base is not None}
+
+
+def base_loss(task: str, zoo: str, split: Split, count: int = SPLIT_ITEMS) -> float:
+    """Return the answer loss of a zoo's base; see `answer_loss`."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tinyzoo.path("base", zoo)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return answer_loss(model, AutoTokenizer.from_pretrained(folder), task, split, count)
 
 
 def answer_loss(model: Any, tokenizer: Any, task: str, split: Split, count: int = SPLIT_ITEMS) -> float:

@@ -16,7 +16,9 @@ _STORE = typer.Option(
 
 Ref = Annotated[str, typer.Argument(help=ARTIFACT)]
 StoreOption = Annotated[str | None, _STORE]
-TinyZoo = Annotated[str, typer.Option(help="Which zoo: first (a Llama) or second (a Seed-OSS).")]
+TinyZoo = Annotated[
+    str, typer.Option(help="Which zoo: first (a Llama), second (a Seed-OSS), flat (first, flat deltas).")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 FLAGS: dict[str, Any] = {

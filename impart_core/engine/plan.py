@@ -86,8 +86,8 @@ class Plan(Frozen):
     in both ratios. `peak_bytes` is the working memory above the idle process with this many workers; `factors_bytes` is
     what the decompositions take in the store beside the artifact, at most. `calibration_bytes` is what a layer takes in
     addition while it is calibrated, which one layer is at a time; `sensitivity_bytes` is what measuring sensitivity
-    takes, and coding by it beside a block's peak; `distil_bytes` is what training gains takes once all blocks are there.
-    `notes` are sentences on the checkpoints. `quality` is what it keeps, where that was foretold.
+    takes, and coding by it beside a block's peak; `distil_bytes` is what training gains takes once all blocks are
+    there. `notes` are sentences on the checkpoints. `quality` is what it keeps, where that was foretold.
     """
 
     blocks: tuple[BlockPlan, ...]

@@ -1,7 +1,7 @@
-"""Two small real model zoos: one base and three full fine-tunes of it each, with the recipes that made them.
+"""Three small real model zoos: a base and two or three full fine-tunes of it each, with the recipes that made them.
 
-The first is a Llama. The second is a Seed-OSS: narrower, deeper, with biases and tied embeddings, and no default was
-chosen by it.
+The first is a Llama. The second is a Seed-OSS: narrower, deeper, with biases and tied embeddings. The third has the
+first's base and fine-tunes whose deltas have flat spectra. No default was chosen by the second or the third.
 
 Importing this package is cheap; what needs torch or transformers is in its modules.
 """
@@ -12,9 +12,28 @@ from pathlib import Path
 from impart_core.base.errors import OutputExistsError, unknown_name
 
 FINE_TUNES = ("math", "code", "chat")
-MODELS = ("base", *FINE_TUNES)
-_WEIGHTS = {"first": "weights", "second": "weights_second"}
+_WEIGHTS = {"first": "weights", "second": "weights_second", "flat": "weights_flat"}
+_FLAT = ("math", "code")
 ZOOS = tuple(_WEIGHTS)
+
+
+def fine_tunes(zoo: str = "first") -> tuple[str, ...]:
+    """Return the names of a zoo's fine-tunes; each is also that of its task.
+
+    Args:
+        zoo: "first", "second" or "flat".
+
+    Raises:
+        UnknownNameError: no shipped zoo has this name.
+    """
+    if zoo not in ZOOS:
+        raise unknown_name("tiny zoo", zoo, ZOOS)
+    return _FLAT if zoo == "flat" else FINE_TUNES
+
+
+def models(zoo: str = "first") -> tuple[str, ...]:
+    """Return the names of a zoo's models: "base", then its fine-tunes; see `fine_tunes`."""
+    return ("base", *fine_tunes(zoo))
 
 
 def path(name: str | None = None, zoo: str = "first") -> Path:
@@ -22,27 +41,24 @@ def path(name: str | None = None, zoo: str = "first") -> Path:
 
     Args:
         name: "base", "math", "code" or "chat"; None for the folder above them.
-        zoo: "first" or "second".
+        zoo: "first", "second" or "flat", whose base is the first's.
 
     Raises:
         UnknownNameError: no shipped zoo or model has this name.
     """
-    if zoo not in ZOOS:
-        raise unknown_name("tiny zoo", zoo, ZOOS)
-    folder = Path(__file__).parent / _WEIGHTS[zoo]
-    if name is None:
-        return folder
-    if name not in MODELS:
-        raise unknown_name("tiny-zoo model", name, MODELS)
-    return folder / name
+    if name is not None and name not in models(zoo):
+        raise unknown_name("tiny-zoo model", name, models(zoo))
+    holder = "first" if zoo == "flat" and name == "base" else zoo
+    folder = Path(__file__).parent / _WEIGHTS[holder]
+    return folder if name is None else folder / name
 
 
 def build(out: Path, zoo: str = "first") -> Path:
-    """Copy the shipped models to `out`/base, `out`/math, `out`/code and `out`/chat.
+    """Copy the shipped models of a zoo, each to the folder of its name in `out`.
 
     Args:
         out: the folder to fill; it must be empty or not exist.
-        zoo: "first" or "second".
+        zoo: "first", "second" or "flat".
 
     Returns:
         `out`.
@@ -52,7 +68,7 @@ def build(out: Path, zoo: str = "first") -> Path:
         UnknownNameError: no shipped zoo has this name.
     """
     require_empty(out)
-    folders = [path(name, zoo) for name in MODELS]
+    folders = [path(name, zoo) for name in models(zoo)]
     out.mkdir(parents=True, exist_ok=True)
     for folder in folders:
         shutil.copytree(folder, out / folder.name)

@@ -1,6 +1,7 @@
-"""How a zoo's weights are made: one pre-training run, three full fine-tunes, and a check of what they can do."""
+"""How a zoo's weights are made: one pre-training run, two or three full fine-tunes, and a check of what they can do."""
 
 import json
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -11,8 +12,8 @@ import torch
 
 from impart_core.base.errors import EvaluationError
 from impart_core.base.files import write_atomically
-from impart_core.tinyzoo import FINE_TUNES, MODELS, require_empty
-from impart_core.tinyzoo.training import Log, Phase, corpus_batches, fit, task_batches
+from impart_core.tinyzoo import fine_tunes, models, path, require_empty
+from impart_core.tinyzoo.training import Log, MuonPhase, Phase, corpus_batches, fit, task_batches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,7 +33,7 @@ class Recipe:
 
     Attributes:
         zoo: whose shape the models have.
-        pretrain: the base's run, on blocks of `block` characters.
+        pretrain: the base's run, on blocks of `block` characters; None where the base is the shipped one.
         finetune: each fine-tune's run, from the base as it is saved.
         steps: fine-tunes that take another number of steps, by name.
         block: length of a pre-training sequence.
@@ -40,7 +41,7 @@ class Recipe:
     """
 
     zoo: str = "first"
-    pretrain: Phase = PRETRAIN
+    pretrain: Phase | None = PRETRAIN
     finetune: Phase = FINETUNE
     steps: Mapping[str, int] = field(default_factory=lambda: STEPS)
     block: int = 128
@@ -57,19 +58,26 @@ RECIPES = {
         steps={"chat": 260},
         at_least=0.0,  # few answers are right to the last letter after so short a training
     ),
+    "flat": Recipe(
+        zoo="flat",
+        pretrain=None,
+        finetune=MuonPhase(steps=100, batch=16, peak_rate=6e-4, warmup=10, weight_decay=0.0),
+        steps={"code": 80},
+        at_least=0.0,
+    ),
 }
 
 
 def train(out: Path, *, seed: int = 0, log: Log = print, recipe: Recipe | None = None) -> None:
-    """Train the base and its three fine-tunes, save them, and check that they can and cannot do the tasks.
+    """Train the base and its fine-tunes, save them, and check that they can and cannot do the tasks.
 
     Equal seeds train on equal texts from equal initial weights; the last bits of the result still depend on
     the processor and the number of threads. A training that was killed goes on in the same folder: models that were
     saved stay.
 
     Args:
-        out: folder that gets `base`, `math`, `code`, `chat` and `zoo.json`; it must be empty or not exist, or hold a
-            training of the same recipe and seed.
+        out: folder that gets the models, each in a folder of its name, and `zoo.json`; it must be empty or not exist,
+            or hold a training of the same recipe and seed.
         seed: seed of the initial weights and of all texts.
         log: receives lines of progress.
         recipe: other settings than the ones that made the shipped weights.
@@ -82,7 +90,7 @@ def train(out: Path, *, seed: int = 0, log: Log = print, recipe: Recipe | None =
     recipe = recipe or Recipe()
     card = _begun(out, recipe, seed)
     seconds = card["train_seconds"]
-    for name in MODELS:
+    for name in models(recipe.zoo):
         if name in seconds:
             log(f"{name}: trained before, in {seconds[name]} s")
             continue
@@ -112,10 +120,13 @@ def _write_card(out: Path, card: Mapping[str, Any]) -> None:
 
 
 def pretrain(folder: Path, *, seed: int, log: Log, recipe: Recipe) -> float:
-    """Train the base from nothing, save it in bfloat16, and return the seconds that it took."""
+    """Train the base from nothing, or copy the shipped one, save it in bfloat16, and return the seconds."""
     from impart_core.tinyzoo.model import new_model
 
     started = time.perf_counter()
+    if recipe.pretrain is None:
+        shutil.copytree(path("base", recipe.zoo), folder, dirs_exist_ok=True)
+        return 0.0
     torch.manual_seed(seed)
     model = new_model(recipe.zoo)
     batches = corpus_batches(recipe.pretrain.batch, recipe.block, seed)
@@ -150,15 +161,16 @@ def accept(out: Path, card: dict[str, Any], log: Log) -> None:
     """Evaluate all models on the test splits, write it to `zoo.json`, and hold them to their lines.
 
     Args:
-        out: folder of the four models.
+        out: folder of the models.
         card: what `zoo.json` says of their training.
         log: receives one line for each result.
 
     Raises:
         EvaluationError: naming every model that misses its line.
     """
-    measured = {"base": _measure(out / "base", FINE_TUNES)}
-    measured |= {name: _measure(out / name, (name,)) for name in FINE_TUNES}
+    names = fine_tunes(card["recipe"]["zoo"])
+    measured = {"base": _measure(out / "base", names)}
+    measured |= {name: _measure(out / name, (name,)) for name in names}
     _write_card(out, {**card, "test_split": measured})
     missed, at_least = [], card["recipe"]["at_least"]
     for model, tasks in measured.items():

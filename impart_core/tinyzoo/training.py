@@ -2,13 +2,14 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from impart_core.tinyzoo import corpus
+from impart_core.tinyzoo.muon import Muon
 from impart_core.tinyzoo.splits import stream
 from impart_core.tinyzoo.tokenizer import EOS, PAD, UNKNOWN, vocabulary
 
@@ -44,6 +45,31 @@ class Phase:
             return self.peak_rate * (step + 1) / self.warmup
         progress = (step - self.warmup) / max(1, self.steps - self.warmup)
         return self.peak_rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+    def optimizers(self, model: "PreTrainedModel") -> list[torch.optim.Optimizer]:
+        """Return the optimizers of all parameters of a model."""
+        return [_adam(model.parameters(), self.weight_decay)]
+
+
+@dataclass(frozen=True)
+class MuonPhase(Phase):
+    """A run whose projections are trained by Muon and all else by AdamW, at the same rate."""
+
+    def optimizers(self, model: "PreTrainedModel") -> list[torch.optim.Optimizer]:
+        """Return Muon of the projections and AdamW of the rest."""
+        named = dict(model.named_parameters())
+        projections = [parameter for name, parameter in named.items() if name.endswith("proj.weight")]
+        rest = [parameter for name, parameter in named.items() if not name.endswith("proj.weight")]
+        return [Muon(projections), _adam(rest, self.weight_decay)]
+
+
+def _adam(parameters: Iterable[torch.nn.Parameter], weight_decay: float) -> torch.optim.Optimizer:
+    given = list(parameters)
+    groups = [
+        {"params": [p for p in given if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in given if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98))
 
 
 def encode(text: str) -> list[int]:
@@ -98,26 +124,21 @@ def fit(model: "PreTrainedModel", batches: Iterator[Batch], phase: Phase, name: 
         name: what the progress lines call this run.
         log: receives a line of progress every 25 steps.
     """
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": phase.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
+    optimizers = phase.optimizers(model)
     model.train()
     started, total = time.perf_counter(), 0.0
     for step, (tokens, labels) in zip(range(phase.steps), batches, strict=False):
-        for group in optimizer.param_groups:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = phase.rate(step)
         logits = model(input_ids=tokens, use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(
             logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED
         )
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         total += loss.item()
         if (step + 1) % 25 == 0 or step + 1 == phase.steps:
             seconds = time.perf_counter() - started

@@ -24,7 +24,7 @@ from impart_core.base.errors import ConfigError
 from impart_core.delta.fidelity import Fidelity
 from impart_core.delta.quality import RULE, Quality, Rule, means
 from impart_core.evaluation.result import Split
-from tests.answers import FineTune, answer_loss
+from tests.answers import FineTune, base_loss
 
 Row = dict[str, Any]
 _ASKED = (0.5, 0.7, 0.8, 0.9, 0.95)
@@ -137,9 +137,9 @@ def _share(row: Row) -> float:
 def _measured(zoo: str, items: int, known: set[str]) -> Iterator[Row]:
     """Yield the lines of a zoo that are not known, all tasks of a setting after each other."""
     split: tuple[Split, int] = ("validation", items)
-    models = {task: FineTune(task, zoo) for task in tinyzoo.FINE_TUNES}
+    models = {task: FineTune(task, zoo) for task in tinyzoo.fine_tunes(zoo)}
     tuned = {task: model.answer_loss(*split) for task, model in models.items()}
-    base = {task: _base_loss(task, zoo, items) for task in models}
+    base = {task: base_loss(task, zoo, *split) for task in models}
     for method, options, cr in _shuffled():
         for task, model in models.items():
             row: Row = {"zoo": zoo, "task": task, "method": method, "options": options, "cr": cr}
@@ -164,14 +164,6 @@ def _shuffled() -> list[tuple[str, dict[str, Any], int]]:
     every = [(method, options, cr) for method, options, ratios in SETTINGS for cr in ratios]
     Random(0).shuffle(every)
     return every
-
-
-def _base_loss(task: str, zoo: str, items: int) -> float:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder = tinyzoo.path("base", zoo)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    return answer_loss(model, AutoTokenizer.from_pretrained(folder), task, "validation", items)
 
 
 def _key(row: Row) -> str:

@@ -27,7 +27,7 @@ class Zoo:
     path: Callable[[str], Path]
 
 
-ZOOS = {name: Zoo(tinyzoo.FINE_TUNES, partial(tinyzoo.path, zoo=name)) for name in tinyzoo.ZOOS}
+ZOOS = {name: Zoo(tinyzoo.fine_tunes(name), partial(tinyzoo.path, zoo=name)) for name in tinyzoo.ZOOS}
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ ROWS = {
     "ecsq, p 2": Row("ecsq", ({"p": 2.0},), ablation=True),
     "ecsq, gain ½": Row("ecsq", ({"gain": 0.5},), ablation=True),
     "ecsq, gain 0": Row("ecsq", ({"gain": 0.0},), ablation=True),
+    "ecsq, factors": Row("ecsq", ({"domain": "factors"},), ablation=True),
 }
 REFERENCES = ("impart-qt", "delta-come", "bitdelta")  # what BD-rates are against
 

@@ -9,7 +9,7 @@ import torch
 from impart_core.artifacts.delta import Delta, file_bytes, open_delta
 from impart_core.artifacts.trial import read_scores
 from impart_core.base.errors import InfeasibleBudgetError
-from impart_core.blocks.coding import calibration_of
+from impart_core.blocks.coding import needs_text
 from impart_core.calibrate.text import CalibrationText
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
 from impart_core.engine.compress import compress
@@ -98,7 +98,7 @@ class _Measuring:
     def _compressed(self, options: Options, seed: int) -> Delta:
         config = self._cell.config(options, seed)
         source = f"tinyzoo:{self._cell.task}"
-        text = CalibrationText(source=source, sequences=_SEQUENCES) if calibration_of(config) != "none" else None
+        text = CalibrationText(source=source, sequences=_SEQUENCES) if needs_text(config) else None
         request = CompressRequest(
             base=self._places["base"],
             finetuned=self._places["tuned"],

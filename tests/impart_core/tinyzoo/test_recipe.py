@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from impart_core.base.errors import EvaluationError, OutputExistsError
-from impart_core.tinyzoo import MODELS, corpus
+from impart_core.tinyzoo import corpus, models
 from impart_core.tinyzoo.recipe import Recipe, train
 from impart_core.tinyzoo.tokenizer import CHARACTERS
 from impart_core.tinyzoo.training import IGNORED, Phase, encode, task_batches
@@ -80,6 +80,6 @@ def test_a_zoo_that_did_not_learn_is_refused_by_name(tmp_path: Path) -> None:
     lines: list[str] = []
     with pytest.raises(EvaluationError, match=r"math on math has 0.000.*change the recipe"):
         train(tmp_path / "zoo", log=lines.append, recipe=Recipe(pretrain=brief, finetune=brief, steps={}))
-    assert all((tmp_path / "zoo" / name / "model.safetensors").is_file() for name in MODELS)
+    assert all((tmp_path / "zoo" / name / "model.safetensors").is_file() for name in models())
     assert json.loads((tmp_path / "zoo" / "zoo.json").read_text())["seed"] == 0
     assert any(line.startswith("base: step 1/1") for line in lines)

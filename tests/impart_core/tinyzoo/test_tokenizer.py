@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from impart_core.tinyzoo import MODELS, ZOOS, path
+from impart_core.tinyzoo import ZOOS, models, path
 from impart_core.tinyzoo.tokenizer import CHARACTERS, build_tokenizer, vocabulary
 from impart_core.tinyzoo.training import encode
 
@@ -61,4 +61,4 @@ def test_a_saved_tokenizer_loads_again(tmp_path: Path) -> None:
 
 
 def test_all_models_share_one_tokenizer() -> None:
-    assert len({(path(name, zoo) / "tokenizer.json").read_bytes() for zoo in ZOOS for name in MODELS}) == 1
+    assert len({(path(name, zoo) / "tokenizer.json").read_bytes() for zoo in ZOOS for name in models(zoo)}) == 1
