@@ -34,6 +34,7 @@ Domain = Literal["auto", "factors", "entries"]
 Metric = Literal["frobenius", "kfac"]
 _FROBENIUS: Metric = "frobenius"
 _FEWEST_BITS = 1.0  # an entry: of as many vectors at most are tried
+_MOST_NOISE = 1.0  # of entries for a delta's 1, where vectors can be had: they keep no more of it and are quieter
 _SLACK = 2  # bytes: a scale, and what a stream is longer than its entropy
 
 
@@ -71,7 +72,7 @@ class Ecsq(Method):
     Codes of one projection: `symbols` uint8; of version 1 `codes`, see docs/format.md.
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     packed: ClassVar[bool] = True
     parts: ClassVar[tuple[str, ...]] = (PART, OLD_PART)
     options_model: ClassVar[type[MethodOptions]] = EcsqOptions
@@ -161,9 +162,18 @@ def _encoded(projection: Projection, budget: int, rank: int | None, options: Ecs
         cosine_squared = fidelity_of(delta.cpu(), vectors.delta(projection.name)).cosine_squared
         energy = cosine_squared * float((delta.double() ** 2).sum())
     step, kept = Magnitudes.of(delta).best_step(budget - head_bytes(1) - _SLACK)
-    if vectors is not None and kept * float((delta.double() ** 2).sum()) <= energy:
+    keeps_less = kept * float((delta.double() ** 2).sum()) <= energy
+    if vectors is not None and (keeps_less or _noise(kept, options.gain) > _MOST_NOISE):
         return vectors
     return encode_entries(delta, budget, step, options.gain, projection.name) or vectors
+
+
+def _noise(kept: float, gain: float) -> float:
+    """Return the noise of entries that keep a share of ‖ΔW‖², once their scale is put right as `gain` says.
+
+    ‖ΔŴ − gΔW‖²/‖ΔW‖² of entries at least squares is ρ²(1 − ρ²), their gain g = ρ², and what scales them ρ^(−2·gain).
+    """
+    return kept ** (1 - 2 * gain) * (1 - kept) if kept > 0 else 0.0
 
 
 def _directions(projection: Projection, rank: int, sensitivity: Sensitivity | None) -> Directions:
