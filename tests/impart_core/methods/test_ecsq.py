@@ -105,6 +105,20 @@ def test_what_keeps_more_is_coded(kind: str, cr: float, expected: int) -> None:
     assert kinds == [FACTORS, ENTRIES]
 
 
+@pytest.mark.parametrize(("cr", "gain", "expected"), [(8, 1, ENTRIES), (40, 1, FACTORS), (40, 0.5, ENTRIES)])
+def test_entries_are_not_coded_where_they_are_noisier_than_the_delta(cr: float, gain: float, expected: int) -> None:
+    """Though at each of these ratios they keep more of it than vectors do."""
+    delta = delta_of("flat", *SHAPE)
+    projection, request = Projection.of(delta, "w"), request_of("ecsq", cr, options={"gain": gain})
+    by_domain = [request_of("ecsq", cr, options={"gain": gain, "domain": domain}) for domain in ("factors", "entries")]
+    vectors, entries = (decode(encode(projection, one), projection, one) for one in by_domain)
+    assert fidelity_of(delta, entries).cosine_squared > fidelity_of(delta, vectors).cosine_squared
+    found, energy = fidelity_of(delta, entries), float(delta.square().sum())
+    noise = float((entries - found.gain * delta).square().sum()) / energy
+    assert (noise > 1) == (expected == FACTORS)
+    assert kind_of(encode(projection, request), SHAPE) == expected
+
+
 def test_more_pairs_than_the_rank_are_refused_by_name() -> None:
     projection, request = Projection.of(decaying_delta(40, 40), "w"), request_of("ecsq", 2)
     codes = encode(projection, request.model_copy(update={"cr": 4.0}))
