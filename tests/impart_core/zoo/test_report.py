@@ -23,7 +23,7 @@ def run() -> ZooRun:
     attempt = Attempt(**made, gate=(passed,), passed=True)
     kept = {"kind": "model", "bytes_before": 3000, "bytes_after": 100, "attempts": (attempt,), "seconds": 2.0}
     short, enough = (
-        Forecast.of(f"ecsq | CR {cr}", Quality(kept=kept), 0.9, None) for cr, kept in ((512, 0.4), (64, 1))
+        Forecast.of(f"ecsq | CR {cr}", Quality(kept=kept, error=0.07), 0.9, None) for cr, kept in ((512, 0.4), (64, 1))
     )
     outcomes = (
         Outcome(name="math", status="promoted", ref="math@prod", artifact="0" * 64, forecasts=(short, enough), **kept),
