@@ -233,6 +233,11 @@ def data_files(store: Path, *kinds: str) -> dict[str, str]:
     }
 
 
+def whole_files(store: Path, *kinds: str) -> dict[str, str]:
+    """Return the same without what killed processes were writing, which lies there until it is cleaned up."""
+    return {path: digest for path, digest in data_files(store, *kinds).items() if not path.endswith(".tmp")}
+
+
 def manifests(store: Path, *kinds: str) -> dict[str, dict[str, Any]]:
     """Return the manifests of a local store by artifact id, read as plain JSON: those of these kinds, or all."""
     found = {

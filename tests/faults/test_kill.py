@@ -9,7 +9,7 @@ import pytest
 
 from tests.faults.conftest import MATRICES
 from tests.faults.warm import warm
-from tests.support import Environment, data_files, halt_when, manifests, run_json, start_impart
+from tests.support import Environment, data_files, halt_when, manifests, run_json, start_impart, whole_files
 
 pytestmark = pytest.mark.faults
 
@@ -51,9 +51,7 @@ def assert_resumes(arguments: list[str], store: Path, undisturbed: Path, environ
     assert report["reused_factors"] == sum(len(content["matrices"]) for content in waiting)
     assert report["decompositions"] == MATRICES - 7 * len(done - {"outside"}) - report["reused_factors"]
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    whole = data_files(undisturbed)
-    found = data_files(store)
-    assert {path: digest for path, digest in found.items() if not path.endswith(".tmp")} == whole
+    assert whole_files(store) == data_files(undisturbed)
     assert run_json("verify", report["artifact"], "--store", str(store))["ok"]
 
 
@@ -87,7 +85,7 @@ def test_a_run_without_factors_that_was_killed_ends_with_the_same_bytes(
     assert 3 <= len(finished) < 9, UNFINISHED
     report = run_json(*arguments, environment=environment)
     assert (report["cached_blocks"], report["decompositions"]) == (len(finished), 0)
-    assert {p: d for p, d in data_files(tmp_path).items() if not p.endswith(".tmp")} == data_files(undisturbed, "block")
+    assert whole_files(tmp_path) == data_files(undisturbed, "block")
 
 
 def test_ctrl_c_ends_with_a_sentence_and_keeps_finished_blocks(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.clusters import Nodes, some_nodes
-from tests.support import Environment, data_files, halt_when, manifests, start_impart
+from tests.support import Environment, halt_when, manifests, start_impart, whole_files
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
@@ -53,4 +53,4 @@ def test_a_run_that_loses_a_node_half_way_completes_with_the_same_bytes(
         process.kill()
     assert process.returncode == 0, said
     assert json.loads(out)["blocks"] == 9
-    assert data_files(store) == wanted_large
+    assert whole_files(store) == wanted_large

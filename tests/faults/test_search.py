@@ -15,7 +15,7 @@ from tests.faults.searching import HOOKS, KILLED, MEET, run_searches
 from tests.faults.tally import Tally
 from tests.faults.warm import beside
 from tests.impart_core.evaluation.own_tasks import SUMS, sums, write_task
-from tests.support import Environment, data_files, manifests
+from tests.support import Environment, data_files, manifests, whole_files
 
 pytestmark = pytest.mark.faults
 
@@ -123,6 +123,6 @@ def assert_same(searched: Searched, name: str) -> None:
     """Check that a search ended as the undisturbed one, and published the same trials, each once."""
     store, undisturbed = searched[name], searched["undisturbed"]
     assert found_in(store) == found_in(undisturbed)
-    assert data_files(store, "trial", "delta") == data_files(undisturbed, "trial", "delta")
+    assert whole_files(store, "trial", "delta") == data_files(undisturbed, "trial", "delta")
     assert log_of(store).published == log_of(undisturbed).published
     assert list(store.glob("claims/*")) == []
