@@ -15,7 +15,7 @@ from impart_core.checkpoint.digest import carried_digests
 from impart_core.checkpoint.index import CONFIG
 from impart_core.checkpoint.layout import Block
 from impart_core.codec.format import CODES_FILE
-from impart_core.engine.memory import distil_bytes, is_measured, measuring_bytes, sensitivity_groups
+from impart_core.engine.memory import distil_bytes, is_measured, is_weighted, measuring_bytes, sensitivity_groups
 from impart_core.engine.preflight import Checked
 from impart_core.engine.references import BlockGroup, BlockJob, DistilJob, LayerJob, Run, SensitivityJob
 from impart_core.engine.requests import CompressRequest
@@ -179,7 +179,7 @@ def _by_sensitivity(maker: "_Maker", text: str, model: str) -> Planned:
     checked, (base, finetuned), jobs = maker.checked, maker.digests, list[BlockJob]()
     pairs = {name: pair for name, pair in checked.work.pairs.items() if is_measured(pair, maker.config)}
     for block in checked.work.blocks:
-        if not any(name in pairs for name in block.tensors):
+        if not is_weighted(block, checked.work.pairs, maker.config):
             jobs.append(maker.job(block))
             continue
         measured = sensitivity_recipe(block.name, text, base, finetuned, model)

@@ -34,7 +34,7 @@ Domain = Literal["auto", "factors", "entries"]
 Metric = Literal["frobenius", "kfac"]
 _FROBENIUS: Metric = "frobenius"
 _FEWEST_BITS = 1.0  # an entry: of as many vectors at most are tried
-_MOST_NOISE = 1.0  # of entries for a delta's 1, where vectors can be had: they keep no more of it and are quieter
+_MOST_NOISE = 1.0  # of entries for a delta's 1, where vectors can be had: these may keep less of it, and are quieter
 _SLACK = 2  # bytes: a scale, and what a stream is longer than its entropy
 
 
@@ -158,12 +158,12 @@ def _encoded(projection: Projection, budget: int, rank: int | None, options: Ecs
     if options.domain == "factors":
         return vectors
     delta = projection.delta().float()
+    whole = float((delta.double() ** 2).sum())
     if vectors is not None and sensitivity is not None:  # not orthogonal, so that energies do not add up
         cosine_squared = fidelity_of(delta.cpu(), vectors.delta(projection.name)).cosine_squared
-        energy = cosine_squared * float((delta.double() ** 2).sum())
+        energy = cosine_squared * whole
     step, kept = Magnitudes.of(delta).best_step(budget - head_bytes(1) - _SLACK)
-    keeps_less = kept * float((delta.double() ** 2).sum()) <= energy
-    if vectors is not None and (keeps_less or _noise(kept, options.gain) > _MOST_NOISE):
+    if vectors is not None and (kept * whole <= energy or _noise(kept, options.gain) > _MOST_NOISE):
         return vectors
     return encode_entries(delta, budget, step, options.gain, projection.name) or vectors
 
