@@ -15,7 +15,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from tests.bench.study.grid import RATIOS, ROWS, ZOOS, Cell, cells, rows_of
+from tests.bench.study.grid import RATIOS, ROWS, SHIPPED, ZOOS, Cell, cells, rows_of
 from tests.bench.study.measure import Asked, measure_cell
 from tests.bench.study.tables import all_tables
 
@@ -31,6 +31,9 @@ def main(arguments: list[str] | None = None) -> None:
         settings=given.settings,
         exact_match=given.exact_match,
     )
+    for name in given.zoos:
+        if not ZOOS[name].path("base").is_dir():
+            raise SystemExit(f"The {name} zoo is not in {ZOOS[name].path('base').parent}. Make it by `make {name}-zoo`.")
     wanted = list(cells(rows_of(given.methods), given.ratios, given.zoos))
     study = json.loads(given.out.read_text()) if given.out.exists() else {"cells": {}}
     for done, (cell, found) in enumerate(_measured(wanted, asked, given.jobs), 1):
@@ -48,7 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--store", type=Path, default=Path("study-store"), help="folder of the artifacts")
     parser.add_argument("--methods", nargs="*", default=list(ROWS), help="rows, or methods of which all rows are meant")
     parser.add_argument("--ratios", nargs="*", type=float, default=RATIOS, help="compression ratios of projections")
-    parser.add_argument("--zoos", nargs="*", choices=list(ZOOS), default=list(ZOOS), help="which zoos")
+    shipped = list(SHIPPED)
+    parser.add_argument("--zoos", nargs="*", choices=list(ZOOS), default=shipped, help="which zoos (those shipped)")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of the masks, for methods that have some")
     parser.add_argument("--items", type=int, default=300, help="test items of a task")
     parser.add_argument("--validation-items", type=int, default=100, help="items that settings are chosen by")

@@ -27,7 +27,9 @@ class Zoo:
     path: Callable[[str], Path]
 
 
-ZOOS = {name: Zoo(tinyzoo.fine_tunes(name), partial(tinyzoo.path, zoo=name)) for name in tinyzoo.ZOOS}
+GEMMA = Path("gemma-zoo")  # where `make gemma-zoo` puts it
+SHIPPED = {name: Zoo(tinyzoo.fine_tunes(name), partial(tinyzoo.path, zoo=name)) for name in tinyzoo.ZOOS}
+ZOOS = SHIPPED | {"gemma": Zoo(tinyzoo.FINE_TUNES, GEMMA.joinpath)}
 
 
 @dataclass(frozen=True)
