@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="make study", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("study.json"), help="where the figures go")
     parser.add_argument("--store", type=Path, default=Path("study-store"), help="folder of the artifacts")
-    parser.add_argument("--methods", nargs="*", default=list(ROWS), help="rows, or methods of which all rows are meant")
+    parser.add_argument("--methods", nargs="*", default=list(ROWS), metavar="ROW", help="rows of the tables")
     parser.add_argument("--ratios", nargs="*", type=float, default=RATIOS, help="compression ratios of projections")
     shipped = list(SHIPPED)
     parser.add_argument("--zoos", nargs="*", choices=list(ZOOS), default=shipped, help="which zoos (those shipped)")

@@ -109,8 +109,7 @@ def cells(rows: Iterable[str], ratios: Iterable[float], zoos: Iterable[str]) -> 
 
 
 def rows_of(names: Sequence[str]) -> list[str]:
-    """Return the rows that are named, each by its own name or by that of its method."""
-    known = {*ROWS, *(row.method for row in ROWS.values())}
-    if unknown := [name for name in names if name not in known]:
-        raise SystemExit(f"No row or method is called {', '.join(unknown)}. There are {', '.join(ROWS)}.")
-    return [name for name, row in ROWS.items() if name in names or row.method in names]
+    """Return the rows that are named, in the order of the tables."""
+    if unknown := [name for name in names if name not in ROWS]:
+        raise SystemExit(f"No row is called {', '.join(map(repr, unknown))}. There are {', '.join(map(repr, ROWS))}.")
+    return [name for name in ROWS if name in names]
