@@ -1,11 +1,10 @@
-"""Answer loss of the tiny zoo's fine-tunes in this process: no store, no generation, as fast as the models run."""
+"""Answer loss of the zoos' fine-tunes in this process: no store, no generation, as fast as the models run."""
 
 from functools import cached_property, partial
 from typing import Any
 
 import torch
 
-from impart_core import tinyzoo
 from impart_core.blocks.coding import calibration_of
 from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.logits import load_causal_model, predictions
@@ -24,13 +23,14 @@ from impart_core.methods import METHODS
 from impart_core.methods.base import Projection
 from impart_core.quantization.kfac import Sensitivity
 from impart_core.tinyzoo.splits import SPLIT_ITEMS, items
+from tests.bench.study.grid import ZOOS
 from tests.impart_core.pipeline import config_of
 
 _BATCH = 50
 
 
 class FineTune:
-    """A fine-tune of a tiny zoo, with the decompositions of its projections' deltas held in memory.
+    """A fine-tune of a zoo, with the decompositions of its projections' deltas held in memory.
 
     Attributes:
         energies: ‖ΔW‖² and ‖W‖² of each projection, W being the base's.
@@ -42,7 +42,7 @@ class FineTune:
 
         Args:
             task: "math", "code" or "chat".
-            zoo: "first", "second" or "flat".
+            zoo: "first", "second", "flat" or "gemma".
             text: what methods are calibrated on that are told of sensitivity; None: the task's.
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -52,13 +52,13 @@ class FineTune:
         self._factors = {name: decompose(delta, name) for name, (_, delta) in self._deltas.items()}
         self.energies = {name: (_energy(delta), _energy(base)) for name, (base, delta) in self._deltas.items()}
         self.fidelities: dict[str, Fidelity] = {}
-        self._tokenizer = AutoTokenizer.from_pretrained(tinyzoo.path(task, zoo))
-        self._model = AutoModelForCausalLM.from_pretrained(tinyzoo.path(task, zoo), dtype=torch.float32).eval()
+        self._tokenizer = AutoTokenizer.from_pretrained(ZOOS[zoo].path(task))
+        self._model = AutoModelForCausalLM.from_pretrained(ZOOS[zoo].path(task), dtype=torch.float32).eval()
 
     @cached_property
     def _sensitivity(self) -> dict[str, Sensitivity]:
         """How sensitive predictions are to each projection; all else is fine-tuned, as in a run."""
-        finetuned, device = open_checkpoint(tinyzoo.path(self._task, self._zoo)), torch.device("cpu")
+        finetuned, device = open_checkpoint(ZOOS[self._zoo].path(self._task)), torch.device("cpu")
         tokens = read_tokens(self._text, finetuned)
         tensors = {name: read_tensor(info) for name, info in finetuned.tensors.items()}
         wanted = torch.cat(list(predictions(load_causal_model(finetuned, tensors, device), tokens.long())))
@@ -108,8 +108,8 @@ class FineTune:
 
 
 def deltas_of(task: str, zoo: str = "first") -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Return the base's weights and the delta of each projection of a fine-tune of a tiny zoo."""
-    base, finetuned = (open_checkpoint(tinyzoo.path(name, zoo)) for name in ("base", task))
+    """Return the base's weights and the delta of each projection of a fine-tune of a zoo."""
+    base, finetuned = (open_checkpoint(ZOOS[zoo].path(name)) for name in ("base", task))
     pairs = preflight(base, finetuned)
     names = tuple(name for name, pair in pairs.items() if pair.role is Role.PROJECTION)
     loaded = load_block(pairs, Block("all", names), ({}, {}))
@@ -120,7 +120,7 @@ def base_loss(task: str, zoo: str, split: Split, count: int = SPLIT_ITEMS) -> fl
     """Return the answer loss of a zoo's base; see `answer_loss`."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = tinyzoo.path("base", zoo)
+    folder = ZOOS[zoo].path("base")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     return answer_loss(model, AutoTokenizer.from_pretrained(folder), task, split, count)
 
@@ -143,7 +143,8 @@ def answer_loss(model: Any, tokenizer: Any, task: str, split: Split, count: int 
 def answer_losses(model: Any, tokenizer: Any, task: str, split: Split, count: int) -> list[float]:
     """Return the loss of each item, those with few tokens first; see `answer_loss`."""
     rows = [
-        (tokenizer(one.prompt).input_ids, tokenizer(f" {one.answer}\n").input_ids) for one in items(task, split, count)
+        (tokenizer(one.prompt).input_ids, tokenizer(f" {one.answer}\n", add_special_tokens=False).input_ids)
+        for one in items(task, split, count)
     ]
     rows.sort(key=lambda row: len(row[0]) + len(row[1]))  # little padding
     return [loss for start in range(0, len(rows), _BATCH) for loss in _losses(model, rows[start : start + _BATCH])]
@@ -153,11 +154,12 @@ def _losses(model: Any, rows: list[tuple[list[int], list[int]]]) -> list[float]:
     tokens = torch.zeros(len(rows), max(len(prompt) + len(answer) for prompt, answer in rows), dtype=torch.long)
     for line, (prompt, answer) in zip(tokens, rows, strict=True):
         line[: len(prompt) + len(answer)] = torch.tensor(prompt + answer)
-    found = model(input_ids=tokens).logits.log_softmax(dim=-1)
-    return [
-        -float(line[range(len(prompt) - 1, len(prompt) + len(answer) - 1), answer].mean())
-        for line, (prompt, answer) in zip(found, rows, strict=True)
-    ]
+    hidden = model.model(input_ids=tokens).last_hidden_state
+    losses = []
+    for line, (prompt, answer) in zip(hidden, rows, strict=True):  # logits of answers only: vocabularies may be large
+        logits = model.lm_head(line[len(prompt) - 1 : len(prompt) + len(answer) - 1])
+        losses.append(-float(logits.log_softmax(dim=-1)[range(len(answer)), answer].mean()))
+    return losses
 
 
 def _energy(matrix: torch.Tensor | None) -> float:

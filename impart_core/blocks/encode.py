@@ -83,7 +83,7 @@ class Encoder:
         digests: the tensors' digests in the base and in the fine-tuned checkpoint; those given are checked.
         lossy: gives what is rebuilt of a lossy delta, where residuals to that are stored.
         sensitivity: what calibration says of errors in a matrix, by name.
-        measured: whether the fidelity of every projection's codes is measured, for which each is read.
+        observer: is given each matrix's delta and what its codes stand for; all deltas are read for it.
     """
 
     config: CompressConfig
@@ -92,7 +92,7 @@ class Encoder:
     digests: tuple[Digests, Digests] = ({}, {})
     lossy: Lossy | None = None
     sensitivity: Mapping[str, Sensitivity] = field(default_factory=dict)
-    measured: bool = False
+    observer: Callable[[torch.Tensor, torch.Tensor], object] | None = None
 
     def block(self, pairs: Pairs, block: Block) -> dict[str, EncodedTensor]:
         """Return header and codes of each tensor of a block by name.
@@ -131,11 +131,11 @@ class Encoder:
 
     def _needs_factors_only(self, pair: Pair) -> bool:
         """Whether a tensor's codes follow from stored factors: how a projection is coded depends on no delta."""
-        if self.measured:
-            return False
         is_decomposed = pair.role is Role.PROJECTION and depth_of_pair(pair, self.config) is not None
         settings = self.config.projections
-        return is_decomposed and self.stored is not None and not METHODS.get(settings.method).reads_delta(settings)
+        if not is_decomposed or self.stored is None or self.observer:
+            return False
+        return not METHODS.get(settings.method).reads_delta(settings)
 
     def _from_factors(self, pair: Pair, inputs: Inputs | None = None, around: float = 0.0) -> Made:
         """Return the method, the seed and the codes of one projection whose factors are at hand."""
@@ -177,6 +177,8 @@ class Encoder:
                 f"The delta of {pair.name!r} is up to {float(delta.abs().max()):g} in size: what {settings.method} "
                 "makes of it is beyond float32. Check that both checkpoints are whole, and that the base is right."
             )
+        if self.observer:
+            self.observer(delta, decoded)
         return Made(settings.method, settings.seed, {**codes, **added}, fidelity)
 
     def _projection(self, pair: Pair, delta: torch.Tensor, inputs: Inputs | None, around: float) -> Projection:

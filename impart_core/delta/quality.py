@@ -5,33 +5,65 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
+
 from impart_core.base.settings import Frozen
 from impart_core.delta.fidelity import Fidelity
+from impart_core.delta.svd import decompose
+
+
+class Kept(NamedTuple):
+    """What codes keep of a matrix.
+
+    Attributes:
+        fidelity: how much of its delta.
+        flatness: of the delta; see `flatness_of`.
+    """
+
+    fidelity: Fidelity
+    flatness: float
 
 
 class Rule(NamedTuple):
-    """Share kept = exp(−(A·(1 − g)^P + B·n^Q)), g the gain of the codes and n their noise ‖ΔŴ − gΔW‖²/‖ΔW‖².
+    """Share kept = exp(−mean(A·(1 − g)^P·f^−R + B·n^Q·f^S)), the mean over matrices.
+
+    g is the gain of a matrix's codes, n their noise ‖ΔŴ − gΔW‖²/‖ΔW‖², and f the flatness of ΔW. A direction that is
+    missing costs more where there are few, and noise, which goes to all directions, less.
 
     Attributes:
         missing: A, for what is not there of the delta.
         missing_power: P.
+        missing_flatness: R.
         noise: B, for what is there beside it.
         noise_power: Q.
+        noise_flatness: S.
     """
 
     missing: float
     missing_power: float
+    missing_flatness: float
     noise: float
     noise_power: float
+    noise_flatness: float
 
-    def kept(self, gain: float, noise: float) -> float:
+    def kept(self, matrices: Sequence[Kept]) -> float:
         """Return the share of the gap in answer loss that is kept, from 0 to 1; a gain above 1 counts as 1."""
-        missing = 1.0 - min(1.0, max(0.0, gain))
-        return math.exp(-(self.missing * missing**self.missing_power + self.noise * noise**self.noise_power))
+        return math.exp(-statistics.fmean(map(self._lost, matrices)))
+
+    def _lost(self, matrix: Kept) -> float:
+        flatness = min(FLATTEST, max(STEEPEST, matrix.flatness))
+        missing = (1.0 - min(1.0, max(0.0, matrix.fidelity.gain))) ** self.missing_power
+        noise = matrix.fidelity.noise**self.noise_power
+        return (
+            self.missing * missing * flatness**-self.missing_flatness
+            + self.noise * noise * flatness**self.noise_flatness
+        )
 
 
-# Fitted by `make quality` to the first two tiny zoos; docs/results.md says how far off it is on others.
-RULE = Rule(missing=1.379, missing_power=3.169, noise=7.08e-5, noise_power=3.012)
+# The flatness of the matrices that the rule was fitted to; what is steeper or flatter counts as these.
+STEEPEST, FLATTEST = 0.005, 0.25
+# Fitted by `make quality`; docs/results.md says how far off it is on zoos that it was not fitted to.
+RULE = Rule(0.0493, 2.998, 0.983, 0.0236, 2.442, 1.357)
 _ERROR = 0.26
 _CLEARLY = 2.0  # errors; `make quality` says how often what is foretold to be so much too low is not
 
@@ -52,22 +84,23 @@ class Quality(Frozen):
         return self.kept + _CLEARLY * self.error < share
 
 
-def foretold(fidelities: Sequence[Fidelity]) -> Quality | None:
+def foretold(matrices: Sequence[Kept]) -> Quality | None:
     """Foretell what a model keeps whose projections are coded, and which is otherwise as it was fine-tuned.
 
-    Gain and noise are means over matrices.
-
     Args:
-        fidelities: of each projection.
+        matrices: what is kept of each projection.
 
     Returns:
         The share; None where nothing is known of any matrix.
     """
-    if not fidelities:
-        return None
-    return Quality(kept=RULE.kept(*means(fidelities)))
+    return Quality(kept=RULE.kept(matrices)) if matrices else None
 
 
-def means(fidelities: Sequence[Fidelity]) -> tuple[float, float]:
-    """Return the mean gain and the mean noise of matrices."""
-    return statistics.fmean(one.gain for one in fidelities), statistics.fmean(one.noise for one in fidelities)
+def flatness_of(delta: torch.Tensor) -> float:
+    """Return ‖ΔW‖²/(σ₁²·min(m, n)), the stable rank of a delta, (m, n), over the most that it can be.
+
+    It is 1 where all singular values are alike, and 1/min(m, n) where there is one.
+    """
+    matrix = delta.float()
+    largest = float(decompose(matrix, "delta", lambda _: 1).sigma[0])
+    return float((matrix / largest).square().sum()) / min(matrix.shape) if largest else 0.0

@@ -1,6 +1,9 @@
 """What a compression would keep, foretold from a sample of its codes; the model is not run."""
 
+from collections.abc import Callable
 from dataclasses import replace
+
+import torch
 
 from impart_core.artifacts.factors import stored_factors
 from impart_core.base.errors import ConfigError
@@ -12,8 +15,8 @@ from impart_core.blocks.request import CompressConfig
 from impart_core.checkpoint.index import Checkpoint
 from impart_core.checkpoint.layout import Block, Role
 from impart_core.checkpoint.spool import spooling
-from impart_core.delta.fidelity import Fidelity
-from impart_core.delta.quality import Quality, foretold
+from impart_core.delta.fidelity import fidelity_of
+from impart_core.delta.quality import Kept, Quality, flatness_of, foretold
 from impart_core.engine.executor import Executor, Progress, stage
 from impart_core.engine.jobs import plan_jobs, run_of
 from impart_core.engine.needs import group_need
@@ -46,9 +49,11 @@ def foretell(base: Checkpoint, finetuned: Checkpoint, config: CompressConfig) ->
         return Quality(kept=1.0, error=0.0)
     _require_foretellable(config)
     work = check_request(base, finetuned, config)
-    encoder = Encoder(config)
-    coded = [tensor for block in _sample(work).values() for tensor in encoder.block(work.pairs, block).values()]
-    return foretold([one for tensor in coded for one in tensor.fidelity])
+    seen: list[Kept] = []
+    encoder = Encoder(config, observer=_noting(seen))
+    for block in _sample(work).values():
+        encoder.block(work.pairs, block)
+    return foretold(seen)
 
 
 def foretell_by(executor: Executor, request: CompressRequest, checked: Checked, progress: Progress) -> Quality | None:
@@ -79,25 +84,28 @@ def foretell_by(executor: Executor, request: CompressRequest, checked: Checked, 
             groups = [BlockGroup((replace(job, block=sample[job.block.name]),)) for job in jobs]
             coded = [executor.submit(measure_codes, group) for group in groups]
             progress("foretell", 0, len(groups), "")
-            measured: list[Fidelity] = []
-            for number, fidelities in enumerate(coded, 1):
-                measured += fidelities.result()
+            measured: list[Kept] = []
+            for number, kept in enumerate(coded, 1):
+                measured += kept.result()
                 progress("foretell", number, len(groups), f"{checked.config.label}, {jobs[number - 1].block.name}")
     return foretold(measured)
 
 
 @stage("measure codes", "measure codes of {group.name}", GPU, group_need)
-def measure_codes(group: BlockGroup) -> tuple[Fidelity, ...]:
+def measure_codes(group: BlockGroup) -> tuple[Kept, ...]:
     """Code blocks, from factors of the store where it holds them, and return what is kept of each matrix."""
     return_large_memory_at_once()
-    measured: list[Fidelity] = []
+    seen: list[Kept] = []
     for job in group.jobs:
         factors = job.factors.id if job.factors else None
         with stored_factors(job.run.open_store(), factors, imported=job.run.trust.imported) as stored:
-            encoder = Encoder(job.config, stored, resolve_device(job.run.device), job.digests(), measured=True)
-            coded = encoder.block(job.pairs, job.block)
-        measured += [one for tensor in coded.values() for one in tensor.fidelity]
-    return tuple(measured)
+            device = resolve_device(job.run.device)
+            Encoder(job.config, stored, device, job.digests(), observer=_noting(seen)).block(job.pairs, job.block)
+    return tuple(seen)
+
+
+def _noting(seen: list[Kept]) -> Callable[[torch.Tensor, torch.Tensor], object]:
+    return lambda delta, code: seen.append(Kept(fidelity_of(delta, code), flatness_of(delta)))
 
 
 def _require_foretellable(config: CompressConfig) -> None:

@@ -1,12 +1,12 @@
 """`make quality`: how well gain and noise of codes, which are known without data, tell what a model keeps.
 
-Encodes the fine-tunes of the tiny zoos by many settings and measures each: a line of a JSON-lines file has what was
-asked for, the fidelity of every projection and the share of the answer-loss gap from base to fine-tuned that is kept.
-Lines that are there are not measured again. Everything but the projections stays fine-tuned. Then fits the rule of
-`impart_core.delta.quality` to the lines by least squares, prints its coefficients, and how it ranks settings (Spearman)
-and how far it is off (mean absolute error, a share below 0 counting as 0): on all lines, and on those of each zoo and
-of each task by a rule that was fitted to the others. Last, how many settings a recipe of `impart zoo` would pass over
-that asks for a share (`foretold_at_least`), and how many of these keep it after all.
+Encodes the fine-tunes of the zoos by many settings and measures each: a line of a JSON-lines file has what was asked
+for, fidelity and flatness of every projection and the share of the answer-loss gap from base to fine-tuned that is
+kept. Lines that are there are not measured again. Everything but the projections stays fine-tuned. Then fits the rule
+of `impart_core.delta.quality` to the lines by least squares, prints its coefficients, and how it ranks settings
+(Spearman) and how far it is off (mean absolute error, a share below 0 counting as 0): on all lines, and on those of
+each zoo and of each task by a rule that was fitted to the others. Last, how many settings a recipe of `impart zoo`
+would pass over that asks for a share (`foretold_at_least`), and how many of these keep it after all.
 """
 
 import argparse
@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from impart_core import tinyzoo
 from impart_core.base.errors import ConfigError
 from impart_core.delta.fidelity import Fidelity
-from impart_core.delta.quality import RULE, Quality, Rule, means
+from impart_core.delta.quality import RULE, Kept, Quality, Rule, flatness_of
 from impart_core.evaluation.result import Split
-from tests.answers import FineTune, base_loss
+from tests.answers import FineTune, base_loss, deltas_of
+from tests.bench.study.grid import SHIPPED, ZOOS
 
 Row = dict[str, Any]
 _ASKED = (0.5, 0.7, 0.8, 0.9, 0.95)
@@ -54,7 +54,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make quality", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("quality.jsonl"), help="where the lines go")
     parser.add_argument("--items", type=int, default=50, help="how many items of each validation split")
-    parser.add_argument("--zoos", nargs="*", choices=tinyzoo.ZOOS, default=tinyzoo.ZOOS, help="which zoos")
+    parser.add_argument(
+        "--zoos", nargs="*", choices=list(ZOOS), default=list(SHIPPED), help="which zoos (those shipped)"
+    )
     asked = parser.parse_args()
     torch.set_num_threads(1)
     lines = asked.out.read_text().splitlines() if asked.out.exists() else []
@@ -72,11 +74,11 @@ def fitted(rows: Sequence[Row]) -> Rule:
     """Return the rule with the least squared error on lines; outliers count less (soft L1)."""
     from scipy.optimize import least_squares
 
-    known = [(*_means(row), _share(row)) for row in rows]
+    known = [(_matrices(row), _share(row)) for row in rows]
 
     def errors(logarithms: Any) -> list[float]:
         rule = Rule(*np.exp(logarithms))
-        return [rule.kept(gain, noise) - share for gain, noise, share in known]
+        return [rule.kept(matrices) - share for matrices, share in known]
 
     return Rule(*map(float, np.exp(least_squares(errors, np.log(RULE), loss="soft_l1", f_scale=0.05).x)))
 
@@ -103,7 +105,7 @@ def passed_over(rows: Sequence[Row]) -> str:
     found: list[tuple[Quality, float]] = []
     for zoo in dict.fromkeys(map(_zoo, rows)):
         rule = fitted([row for row in rows if _zoo(row) != zoo] or rows)
-        found += [(Quality(kept=rule.kept(*_means(row))), _share(row)) for row in rows if _zoo(row) == zoo]
+        found += [(Quality(kept=rule.kept(_matrices(row))), _share(row)) for row in rows if _zoo(row) == zoo]
     lines = ["| asked for | that keep less | passed over | of these keep it |", "|--:|--:|--:|--:|"]
     for share in _ASKED:
         over = [kept for quality, kept in found if quality.falls_short_of(share)]
@@ -119,15 +121,15 @@ def _zoo(row: Row) -> str:
 def _rank_correlation(rule: Rule, rows: Sequence[Row]) -> float:
     from scipy.stats import spearmanr
 
-    return float(spearmanr([rule.kept(*_means(row)) for row in rows], [row["kept"] for row in rows]).statistic)
+    return float(spearmanr([rule.kept(_matrices(row)) for row in rows], [row["kept"] for row in rows]).statistic)
 
 
 def _error(rule: Rule, rows: Sequence[Row]) -> float:
-    return float(np.mean([abs(rule.kept(*_means(row)) - _share(row)) for row in rows]))
+    return float(np.mean([abs(rule.kept(_matrices(row)) - _share(row)) for row in rows]))
 
 
-def _means(row: Row) -> tuple[float, float]:
-    return means([Fidelity(one["cosine_squared"], one["gain"]) for one in row["matrices"]])
+def _matrices(row: Row) -> list[Kept]:
+    return [Kept(Fidelity(one["cosine_squared"], one["gain"]), one["flatness"]) for one in row["matrices"]]
 
 
 def _share(row: Row) -> float:
@@ -137,7 +139,10 @@ def _share(row: Row) -> float:
 def _measured(zoo: str, items: int, known: set[str]) -> Iterator[Row]:
     """Yield the lines of a zoo that are not known, all tasks of a setting after each other."""
     split: tuple[Split, int] = ("validation", items)
-    models = {task: FineTune(task, zoo) for task in tinyzoo.fine_tunes(zoo)}
+    models = {task: FineTune(task, zoo) for task in ZOOS[zoo].fine_tunes}
+    flatness = {
+        task: {name: flatness_of(delta) for name, (_, delta) in deltas_of(task, zoo).items()} for task in models
+    }
     tuned = {task: model.answer_loss(*split) for task, model in models.items()}
     base = {task: base_loss(task, zoo, *split) for task in models}
     for method, options, cr in _shuffled():
@@ -152,7 +157,7 @@ def _measured(zoo: str, items: int, known: set[str]) -> Iterator[Row]:
                 continue
             row["loss"], row["kept"] = loss, (base[task] - loss) / (base[task] - tuned[task])
             row["matrices"] = [
-                {"delta": delta, "base": weights, **model.fidelities[name]._asdict()}
+                {"delta": delta, "base": weights, "flatness": flatness[task][name], **model.fidelities[name]._asdict()}
                 for name, (delta, weights) in model.energies.items()
             ]
             print(f"{zoo}/{task} {method} {options} at CR {cr}: kept {row['kept']:.4f}", flush=True)

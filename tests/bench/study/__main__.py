@@ -33,7 +33,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     for name in given.zoos:
         if not ZOOS[name].path("base").is_dir():
-            raise SystemExit(f"The {name} zoo is not in {ZOOS[name].path('base').parent}. Make it by `make {name}-zoo`.")
+            raise SystemExit(
+                f"The {name} zoo is not in {ZOOS[name].path('base').parent}. Make it by `make {name}-zoo`."
+            )
     wanted = list(cells(rows_of(given.methods), given.ratios, given.zoos))
     study = json.loads(given.out.read_text()) if given.out.exists() else {"cells": {}}
     for done, (cell, found) in enumerate(_measured(wanted, asked, given.jobs), 1):

@@ -93,9 +93,7 @@ def test_the_picture_is_the_same_each_time() -> None:
     assert draw(STUDY) != draw({"cells": {key: one for key, one in STUDY["cells"].items() if "/ecsq/" in key}})
 
 
-def test_rows_are_named_by_themselves_or_by_their_method() -> None:
-    assert rows_of(["impart"]) == ["impart"]
-    assert set(rows_of(["ecsq"])) > {"ecsq", "ecsq, all coded"}
+def test_rows_are_named_each_by_itself() -> None:
     assert rows_of(["dare", "ecsq, all coded"]) == ["ecsq, all coded", "dare"]
-    with pytest.raises(SystemExit, match="called ecqs"):
-        rows_of(["ecqs"])
+    with pytest.raises(SystemExit, match="called 'ecqs'"):
+        rows_of(["ecsq", "ecqs"])

@@ -1,4 +1,4 @@
-"""What a model is foretold to keep: a share, more with more gain, less with more noise."""
+"""What a model is foretold to keep: a share, more with more gain, less with more noise; and how flat a delta is."""
 
 import pytest
 import torch
@@ -6,20 +6,56 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from impart_core.delta.fidelity import Fidelity, fidelity_of
-from impart_core.delta.quality import Quality, foretold
+from impart_core.delta.quality import FLATTEST, STEEPEST, Kept, Quality, flatness_of, foretold
 
-GAINS, COSINES = st.floats(-0.5, 1.5), st.floats(0.01, 1.0)
+GAINS, COSINES, FLATNESSES = st.floats(-0.5, 1.5), st.floats(0.01, 1.0), st.floats(0.0, 1.0)
 
 
-def _kept(gain: float, cosine: float) -> float:
-    found = foretold([Fidelity(cosine, gain)])
+def _kept(gain: float, cosine: float, flatness: float = 0.05) -> float:
+    found = foretold([Kept(Fidelity(cosine, gain), flatness)])
     assert found is not None
     return found.kept
 
 
-@given(gain=GAINS, cosine=COSINES)
-def test_it_is_a_share(gain: float, cosine: float) -> None:
-    assert 0.0 <= _kept(gain, cosine) <= 1.0
+@given(gain=GAINS, cosine=COSINES, flatness=FLATNESSES)
+def test_it_is_a_share(gain: float, cosine: float, flatness: float) -> None:
+    assert 0.0 <= _kept(gain, cosine, flatness) <= 1.0
+
+
+@given(cosine=COSINES, flatnesses=st.tuples(FLATNESSES, FLATNESSES))
+def test_noise_harms_a_flat_delta_more_and_what_is_missing_a_steep_one(
+    cosine: float, flatnesses: tuple[float, float]
+) -> None:
+    steep, flat = sorted(flatnesses)
+    assert _kept(1.0, cosine, steep) >= _kept(1.0, cosine, flat)
+    assert _kept(0.5, 1.0, steep) <= _kept(0.5, 1.0, flat)
+
+
+def test_what_is_steeper_or_flatter_than_any_that_was_measured_counts_as_the_last_one_that_was() -> None:
+    assert _kept(0.5, 0.5, 0.0) == _kept(0.5, 0.5, STEEPEST)
+    assert _kept(0.5, 0.5, 1.0) == _kept(0.5, 0.5, FLATTEST)
+
+
+@given(parts=st.lists(st.tuples(COSINES, GAINS, FLATNESSES), min_size=2, max_size=4))
+def test_a_model_lies_between_its_matrices(parts: list[tuple[float, float, float]]) -> None:
+    alone = [_kept(gain, cosine, flatness) for cosine, gain, flatness in parts]
+    found = foretold([Kept(Fidelity(cosine, gain), flatness) for cosine, gain, flatness in parts])
+    assert found is not None
+    assert min(alone) - 1e-9 <= found.kept <= max(alone) + 1e-9
+
+
+@pytest.mark.parametrize("shape", [(40, 60), (600, 300), (300, 600), (1, 7)])
+def test_flatness_is_that_of_the_singular_values(shape: tuple[int, int]) -> None:
+    delta = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    sigma = torch.linalg.svdvals(delta.double())
+    assert flatness_of(delta) == pytest.approx(float((sigma / sigma[0]).square().mean()), rel=1e-4)
+
+
+def test_the_flattest_delta_has_1_and_one_direction_the_least() -> None:
+    assert flatness_of(torch.eye(20)) == pytest.approx(1.0)
+    assert flatness_of(torch.outer(torch.arange(1.0, 21.0), torch.ones(30))) == pytest.approx(1 / 20)
+    assert flatness_of(torch.eye(20) * 1e-30) == pytest.approx(1.0)  # squares below float32's least
+    assert flatness_of(torch.zeros(20, 30)) == 0.0
 
 
 @given(cosines=st.tuples(COSINES, COSINES), gain=GAINS)

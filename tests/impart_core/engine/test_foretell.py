@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from impart_core import tinyzoo
 from impart_core.base.errors import ConfigError
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
-from impart_core.delta.quality import foretold
+from impart_core.delta.quality import Kept, flatness_of, foretold
 from impart_core.engine.executor import ThreadExecutor
 from impart_core.engine.foretell import foretell, foretell_by
 from impart_core.engine.preflight import check_compress
@@ -35,8 +36,14 @@ def test_of_a_model_of_few_layers_it_is_what_its_manifest_gives(
 ) -> None:
     config = config_of(256, method="ecsq")
     delta = compress(Store(tmp_path), BASE, MATH, config)
+    base, math = (load_file(place / "model.safetensors") for place in (BASE, MATH))
+    entries = {name: entry for block in delta.blocks for name, entry in block.content.tensors.items()}
     measured = foretold(
-        [one for block in delta.blocks for entry in block.content.tensors.values() for one in entry.fidelity]
+        [
+            Kept(entry.fidelity[0], flatness_of(math[name].float() - base[name].float()))
+            for name, entry in entries.items()
+            if entry.fidelity
+        ]
     )
     found = foretell(*sides, config)
     assert found is not None
