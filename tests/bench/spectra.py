@@ -1,7 +1,8 @@
-"""`make spectra`: how flat the spectra of the tiny zoos' deltas are, and what `ecsq` makes of it.
+"""`make spectra`: how flat the spectra of the zoos' deltas are, and what `ecsq` makes of it.
 
 For each fine-tune, means over its projections: the exponent a of σ_k ~ k^−a, fitted by least squares to the logarithms
-of the leading half of the singular values; the share of ‖ΔW‖² in the first 8 directions; and ‖ΔW‖/‖W‖, W the base's.
+of the leading half of the singular values; the share of ‖ΔW‖² in the first 8 directions; the flatness of
+`impart_core.delta.quality`; and ‖ΔW‖/‖W‖, W the base's.
 Then the share of the answer-loss gap that is kept with the base's projections, on 100 validation items; and how many of
 the projections `ecsq` codes by their entries, not by singular vectors, at each ratio.
 """
@@ -15,13 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from impart_core import tinyzoo
 from impart_core.delta.svd import decompose
 from impart_core.evaluation.result import Split
 from impart_core.methods import METHODS
 from impart_core.methods.base import Projection
 from impart_core.quantization.ecsq import ENTRIES, read_stored
 from tests.answers import FineTune, base_loss, deltas_of
+from tests.bench.study.grid import SHIPPED, ZOOS
 from tests.impart_core.pipeline import config_of
 
 _FIRST = 8
@@ -32,15 +33,17 @@ RATIOS = (8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 def main() -> None:
     """Print a Markdown table."""
     parser = argparse.ArgumentParser(prog="make spectra", description=__doc__)
-    parser.add_argument("--zoos", nargs="*", choices=tinyzoo.ZOOS, default=tinyzoo.ZOOS, help="which zoos")
+    parser.add_argument(
+        "--zoos", nargs="*", choices=list(ZOOS), default=list(SHIPPED), help="those shipped, if not given"
+    )
     parser.add_argument("--ratios", nargs="*", type=float, default=RATIOS, help="ratios to look at ecsq at")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    head = ["fine-tune", "exponent", f"energy in the first {_FIRST}", "relative size", "kept without"]
+    head = ["fine-tune", "exponent", f"energy in the first {_FIRST}", "flatness", "relative size", "kept without"]
     head += [f"by entries at CR {cr:g}" for cr in asked.ratios]
     print(f"| {' | '.join(head)} |", "|---|" + "--:|" * (len(head) - 1), sep="\n")
     for zoo in asked.zoos:
-        for task in tinyzoo.fine_tunes(zoo):
+        for task in ZOOS[zoo].fine_tunes:
             deltas = deltas_of(task, zoo)
             shapes = zip(*_spectra(deltas.values()), strict=True)
             cells = [f"{value:.3f}" for value in (*map(fmean, shapes), _kept_without(task, zoo))]
@@ -62,12 +65,17 @@ def _kept_without(task: str, zoo: str) -> float:
     return (base - model.without_deltas().answer_loss(*_ITEMS)) / (base - tuned)
 
 
-def _spectra(deltas: Any) -> Iterator[tuple[float, float, float]]:
+def _spectra(deltas: Any) -> Iterator[tuple[float, ...]]:
     for base, delta in deltas:
         sigma = torch.linalg.svdvals(delta)
         energies = sigma.square()
         size = math.sqrt(float(energies.sum() / base.float().square().sum()))
-        yield exponent(sigma), float(energies[:_FIRST].sum() / energies.sum()), size
+        yield (
+            exponent(sigma),
+            float(energies[:_FIRST].sum() / energies.sum()),
+            float(energies.mean() / energies[0]),
+            size,
+        )
 
 
 def _is_by_entries(cr: float, name: str, pair: tuple[torch.Tensor, torch.Tensor]) -> bool:
