@@ -24,8 +24,11 @@ def all_tables(study: Study) -> str:
             f"Bytes on disk, {name} zoo, mean over tasks (cr_model):",
             _by_ratio(study, name, _size),
         ]
-        tasks = [f"Share kept by task, {name} zoo:", _by_task(study, name)]
-        parts += tasks
+        parts += [f"Share kept by task, {name} zoo:", _by_task(study, name, _share)]
+        parts += [
+            f"Answer loss by task, {name} zoo; exact match where it was measured:",
+            _by_task(study, name, _scores),
+        ]
     parts += ["Targets:", targets(study), "BD-rate:", bd_rates(study)]
     return "\n\n".join(parts)
 
@@ -110,11 +113,11 @@ def _by_ratio(study: Study, zoo_name: str, show: Callable[[list[Figures]], str])
     return "\n".join(lines)
 
 
-def _by_task(study: Study, zoo_name: str) -> str:
+def _by_task(study: Study, zoo_name: str, show: Callable[[list[Figures]], str]) -> str:
     lines = [_line(["task", "method", *(f"CR {cr:g}" for cr in RATIOS)]), "|---|---|" + "--:|" * len(RATIOS)]
     for task, row in product(ZOOS[zoo_name].fine_tunes, rows_in(study, zoo_name)):
         found = [study["cells"].get(Cell(zoo_name, task, row, cr).key, _NOT_MEASURED) for cr in RATIOS]
-        cells = [_share([one]) if one else _missing(None if one is None else []) for one in found]
+        cells = [show([one]) if one else _missing(None if one is None else []) for one in found]
         lines.append(_line([task, row, *cells]))
     return "\n".join(lines)
 
@@ -122,6 +125,14 @@ def _by_task(study: Study, zoo_name: str) -> str:
 def _share(figures: list[Figures]) -> str:
     share, error = over_tasks(figures, "share_kept")
     return f"{share:.3f} ± {error:.3f}"
+
+
+def _scores(figures: list[Figures]) -> str:
+    told = "{:.4f} ± {:.4f}".format(*over_tasks(figures, "answer_loss"))
+    if any("exact_match" not in one for one in figures):
+        return told
+    share, error = over_tasks(figures, "exact_match")
+    return f"{told}; {100 * share:.1f} ± {100 * error:.1f} %"
 
 
 def _size(figures: list[Figures]) -> str:

@@ -66,6 +66,14 @@ def test_a_cell_that_is_impossible_differs_from_one_that_was_not_measured() -> N
     assert len(cells) == len(RATIOS)
 
 
+def test_losses_have_exact_matches_beside_them_where_these_were_measured() -> None:
+    measured = {**cell(1000, 0.995), "exact_match": [0.934, 0.0141]}
+    told = all_tables(study_of(ecsq={64.0: measured, 128.0: cell(500, 0.9)}))
+    (line,) = [line for line in told.splitlines() if line.startswith("| math | ecsq | ") and "%" in line]
+    cells = [one.strip() for one in line.split("|")[3:-1]]
+    assert cells == ["", "", "", "0.0050 ± 0.0100; 93.4 ± 1.4 %", "0.1000 ± 0.0100", "", ""]
+
+
 def test_a_page_gets_its_tables_between_its_marks_and_keeps_the_rest() -> None:
     page = f"before\n{BEGIN}\nold\n{END}\nafter\n"
     once = with_tables(page, STUDY)
