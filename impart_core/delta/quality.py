@@ -60,11 +60,13 @@ class Rule(NamedTuple):
         )
 
 
-# The flatness of the matrices that the rule was fitted to; what is steeper or flatter counts as these.
-STEEPEST, FLATTEST = 0.005, 0.25
+# What is steeper counts as the first, since it proves no more sensitive; what is flatter than any counts as the second.
+STEEPEST, FLATTEST = 0.03, 0.25
 # Fitted by `make quality`; docs/results.md says how far off it is on zoos that it was not fitted to.
-RULE = Rule(0.0493, 2.998, 0.983, 0.0236, 2.442, 1.357)
-_ERROR = 0.26
+RULE = Rule(0.0417, 3.473, 1.092, 0.0250, 2.543, 1.512)
+# Mean absolute errors on zoos that the rule was not fitted to: the largest where the deltas' mean flatness is below the
+# limit, and that of the zoo above.
+_FLAT, _ERROR, _ERROR_IF_FLAT = 0.1, 0.08, 0.25
 _CLEARLY = 2.0  # errors; `make quality` says how often what is foretold to be so much too low is not
 
 
@@ -73,11 +75,11 @@ class Quality(Frozen):
 
     Attributes:
         kept: the share, from 0 to 1.
-        error: mean absolute error of it on a zoo that the rule was not fitted to, the largest of three.
+        error: mean absolute error of it on a zoo with such spectra that the rule was not fitted to.
     """
 
     kept: float
-    error: float = _ERROR
+    error: float
 
     def falls_short_of(self, share: float) -> bool:
         """Return whether less than a share is foretold by clearly more than the error: by more than twice as much."""
@@ -93,7 +95,12 @@ def foretold(matrices: Sequence[Kept]) -> Quality | None:
     Returns:
         The share; None where nothing is known of any matrix.
     """
-    return Quality(kept=RULE.kept(matrices)) if matrices else None
+    return Quality(kept=RULE.kept(matrices), error=error_of(matrices)) if matrices else None
+
+
+def error_of(matrices: Sequence[Kept]) -> float:
+    """Return the mean absolute error of what is foretold of matrices: larger where their deltas are flat."""
+    return _ERROR_IF_FLAT if statistics.fmean(one.flatness for one in matrices) > _FLAT else _ERROR
 
 
 def flatness_of(delta: torch.Tensor) -> float:

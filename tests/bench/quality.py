@@ -21,7 +21,7 @@ import torch
 
 from impart_core.base.errors import ConfigError
 from impart_core.delta.fidelity import Fidelity
-from impart_core.delta.quality import RULE, Kept, Quality, Rule, flatness_of
+from impart_core.delta.quality import RULE, Kept, Quality, Rule, error_of, flatness_of
 from impart_core.evaluation.result import Split
 from tests.answers import FineTune, base_loss, deltas_of
 from tests.bench.study.grid import SHIPPED, ZOOS
@@ -105,13 +105,18 @@ def passed_over(rows: Sequence[Row]) -> str:
     found: list[tuple[Quality, float]] = []
     for zoo in dict.fromkeys(map(_zoo, rows)):
         rule = fitted([row for row in rows if _zoo(row) != zoo] or rows)
-        found += [(Quality(kept=rule.kept(_matrices(row))), _share(row)) for row in rows if _zoo(row) == zoo]
+        found += [(_told(rule, row), _share(row)) for row in rows if _zoo(row) == zoo]
     lines = ["| asked for | that keep less | passed over | of these keep it |", "|--:|--:|--:|--:|"]
     for share in _ASKED:
         over = [kept for quality, kept in found if quality.falls_short_of(share)]
         less, wrong = sum(kept < share for _, kept in found), sum(kept >= share for kept in over)
         lines.append(f"| {share:g} | {less} | {len(over)} | {wrong} |")
     return "\n".join(lines)
+
+
+def _told(rule: Rule, row: Row) -> Quality:
+    matrices = _matrices(row)
+    return Quality(kept=rule.kept(matrices), error=error_of(matrices))
 
 
 def _zoo(row: Row) -> str:

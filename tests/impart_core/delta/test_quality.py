@@ -78,11 +78,18 @@ def test_the_delta_itself_keeps_all_and_of_no_matrix_nothing_is_foretold() -> No
     assert foretold([]) is None
 
 
-@given(kept=st.floats(0, 1), share=st.floats(0, 1), more=st.floats(0, 1))
+def test_of_flat_deltas_less_is_known() -> None:
+    steep, flat = (foretold([Kept(Fidelity(0.5, 0.5), flatness)]) for flatness in (0.05, 0.2))
+    assert steep is not None
+    assert flat is not None
+    assert steep.error < flat.error
+
+
+@given(kept=st.floats(0, 1), error=st.floats(0, 1), share=st.floats(0, 1), more=st.floats(0, 1))
 def test_what_falls_short_of_a_share_does_so_by_more_than_the_error_and_of_every_larger_one(
-    kept: float, share: float, more: float
+    kept: float, error: float, share: float, more: float
 ) -> None:
-    quality = Quality(kept=kept)
+    quality = Quality(kept=kept, error=error)
     if quality.falls_short_of(share):
         assert kept + quality.error < share
         assert quality.falls_short_of(max(share, more))
