@@ -52,12 +52,10 @@ class Rule(NamedTuple):
 
     def _lost(self, matrix: Kept) -> float:
         flatness = min(FLATTEST, max(STEEPEST, matrix.flatness))
-        missing = (1.0 - min(1.0, max(0.0, matrix.fidelity.gain))) ** self.missing_power
-        noise = matrix.fidelity.noise**self.noise_power
-        return (
-            self.missing * missing * flatness**-self.missing_flatness
-            + self.noise * noise * flatness**self.noise_flatness
-        )
+        gone = 1.0 - min(1.0, max(0.0, matrix.fidelity.gain))
+        missing = self.missing * gone**self.missing_power * flatness**-self.missing_flatness
+        noise = self.noise * matrix.fidelity.noise**self.noise_power * flatness**self.noise_flatness
+        return float(missing + noise)
 
 
 # What is steeper counts as the first, since it proves no more sensitive; what is flatter than any counts as the second.
