@@ -107,8 +107,12 @@ def copy_hashed(source: Path, target: Path) -> str:
 
 
 @contextmanager
-def disk_errors(where: object) -> Iterator[None]:
+def disk_errors(where: object, inside: Path | None = None) -> Iterator[None]:
     """Turn operating-system errors while writing to `where` into sentences; what may pass by itself stays as it is.
+
+    Args:
+        where: what is written to, as the sentence calls it.
+        inside: the folder that it is, where more is done meanwhile: errors that name a file elsewhere stay as they are.
 
     Raises:
         StoreFullError: there is no space left, or a quota is used up.
@@ -119,12 +123,12 @@ def disk_errors(where: object) -> Iterator[None]:
     except ImpartError:
         raise
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in _FULL and not _is_elsewhere(error, inside):
             raise StoreFullError(
                 f"No space left while writing to {where}. Nothing half-written was published; free some space "
                 "and run the same command again: finished blocks are kept."
             ) from error
-        if is_transient(error):
+        if is_transient(error) or _is_elsewhere(error, inside):
             raise
         advice = " or change its permissions" if error.errno in _FORBIDDEN else ""
         raise StoreError(
@@ -137,8 +141,16 @@ def scratch_folder() -> Iterator[Path]:
     """Give a folder that is gone when the block ends, where TMPDIR says; errors as in `disk_errors`."""
     with disk_errors("the scratch folder"):
         place = tempfile.gettempdir()
-    with (
-        disk_errors(f"the scratch folder {place} (TMPDIR names it)"),
-        tempfile.TemporaryDirectory(prefix="impart-") as scratch,
-    ):
-        yield Path(scratch)
+    where = f"the scratch folder {place} (TMPDIR names it)"
+    with disk_errors(where):
+        scratch = tempfile.TemporaryDirectory(prefix="impart-")
+    folder = Path(scratch.name)
+    with disk_errors(where, folder), scratch:
+        yield folder
+
+
+def _is_elsewhere(error: OSError, folder: Path | None) -> bool:
+    """Whether an error names a file that is not in a folder."""
+    if folder is None or not isinstance(error.filename, str | bytes):
+        return False
+    return not Path(os.fsdecode(error.filename)).is_relative_to(folder)

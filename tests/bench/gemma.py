@@ -14,6 +14,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder of the zoo")
     parser.add_argument("--tasks", nargs="+", default=list(tinyzoo.FINE_TUNES), help="which fine-tunes")
     parser.add_argument("--seed", type=int, default=0, help="of the items that are learned")
+    parser.add_argument("--rate", type=float, default=PHASE.peak_rate, help="highest learning rate")
     parser.add_argument("--items", type=int, default=100, help="items of the test split that are measured")
     arguments = parser.parse_args()
     base = arguments.out / "base"
@@ -44,7 +46,7 @@ def main() -> None:
     for task in arguments.tasks:
         place = arguments.out / task
         if not place.exists():
-            save_fine_tune(base, place, task, arguments.seed)
+            save_fine_tune(base, place, task, arguments.seed, replace(PHASE, peak_rate=arguments.rate))
         losses = [answer_loss(model, task, arguments.items) for model in (base, place)]
         print(json.dumps({"task": task, "base": losses[0], "finetuned": losses[1]}), flush=True)
 

@@ -2,12 +2,13 @@
 
 import errno
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from impart_core.base.errors import StoreError, StoreFullError
-from impart_core.base.files import disk_errors, write_atomically
+from impart_core.base.files import disk_errors, scratch_folder, write_atomically
 
 
 def test_a_file_is_written_and_replaced_whole(tmp_path: Path) -> None:
@@ -67,3 +68,22 @@ def test_a_real_refusal_of_the_system_is_translated(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StoreError, match="Cannot write"), disk_errors("it"):
         write_atomically(tmp_path / "file" / "below", b"data")
+
+
+def test_only_what_fails_in_the_scratch_folder_is_said_to_fail_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="elsewhere"), scratch_folder():
+        (tmp_path / "elsewhere").read_bytes()
+    with pytest.raises(OSError, match="elsewhere") as caught, scratch_folder():
+        raise OSError(errno.ENOSPC, "full", str(tmp_path / "elsewhere"))
+    assert not isinstance(caught.value, StoreError)
+    with pytest.raises(StoreError, match="Cannot write to the scratch folder"), scratch_folder() as scratch:
+        (scratch / "missing" / "file").write_bytes(b"")
+    with pytest.raises(StoreFullError, match="the scratch folder"), scratch_folder():
+        raise OSError(errno.ENOSPC, "a write names no file")
+    assert not scratch.exists()
+
+
+def test_a_scratch_folder_that_cannot_be_made_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(StoreError, match="Cannot write to the scratch folder .*gone"), scratch_folder():
+        pass
