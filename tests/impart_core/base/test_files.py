@@ -85,5 +85,5 @@ def test_only_what_fails_in_the_scratch_folder_is_said_to_fail_there(tmp_path: P
 
 def test_a_scratch_folder_that_cannot_be_made_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
-    with pytest.raises(StoreError, match="Cannot write to the scratch folder .*gone"), scratch_folder():
+    with pytest.raises(StoreError, match=r"Cannot write to the scratch folder .*gone"), scratch_folder():
         pass
