@@ -9,6 +9,7 @@ from impart_core.artifacts.delta import Delta
 from impart_core.base.errors import CheckpointError
 from impart_core.base.files import scratch_folder
 from impart_core.base.numerics import one_thread_per_kernel
+from impart_core.base.parallel import making_a_model
 from impart_core.checkpoint.index import Checkpoint
 
 
@@ -53,7 +54,8 @@ def load_model(delta: Delta, base: Checkpoint, device: torch.device) -> Any:
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(f"The model of {delta.manifest.id[:12]} cannot be made: {error}") from error
         state = {name: reader.rebuild(name, base) for name in reader.headers}
-        model = model_class.from_pretrained(
-            None, config=config, state_dict=state, dtype="auto", trust_remote_code=False, cache_dir=folder
-        )
+        with making_a_model():
+            model = model_class.from_pretrained(
+                None, config=config, state_dict=state, dtype="auto", trust_remote_code=False, cache_dir=folder
+            )
         return model.eval().to(device)

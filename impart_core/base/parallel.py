@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
+from threading import RLock
 from typing import TypeVar
 
 from impart_core.base.numerics import one_thread_per_kernel
@@ -13,6 +14,19 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _at_once: ContextVar[int] = ContextVar("at_once", default=1)  # new threads begin with 1, so that nothing is nested
+
+_making_a_model = RLock()
+
+
+@contextmanager
+def making_a_model() -> Iterator[None]:
+    """Let one thread of this process at a time have transformers make a model.
+
+    transformers and accelerate change for that time what all threads share: the default dtype, the initialisers of
+    torch, and how modules keep parameters. Two at once fail, or leave parameters without values.
+    """
+    with _making_a_model:
+        yield
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint as run_again
 
 from impart_core.base.errors import CalibrationError
 from impart_core.base.foreign import explained_failures
+from impart_core.base.parallel import making_a_model
 from impart_core.calibrate.architecture import model_config
 from impart_core.calibrate.layer import batch_size
 from impart_core.checkpoint.index import Checkpoint
@@ -43,7 +44,7 @@ def load_causal_model(checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor
     logging.disable_progress_bar()
     config = model_config(checkpoint)
     doing = f"The model in {checkpoint.location} cannot be loaded for calibration"
-    with explained_failures(doing, lambda: _ADVICE, CalibrationError):
+    with explained_failures(doing, lambda: _ADVICE, CalibrationError), making_a_model():
         model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
         model = model_class.from_pretrained(None, config=config, state_dict=dict(tensors), dtype="auto")
         model = model.eval().requires_grad_(False).to(device)

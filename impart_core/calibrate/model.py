@@ -8,6 +8,7 @@ import torch
 
 from impart_core.base.errors import CalibrationError
 from impart_core.base.foreign import Done
+from impart_core.base.parallel import making_a_model
 from impart_core.calibrate.architecture import ADVICE, model_code, model_config
 from impart_core.calibrate.layer import Call, Layer
 from impart_core.calibrate.placement import Place, fill, find_places, load, restored
@@ -70,7 +71,7 @@ class CausalModel:
 
         logging.disable_progress_bar()
         config = model_config(checkpoint)
-        with init_empty_weights(include_buffers=False):
+        with making_a_model(), init_empty_weights(include_buffers=False):
             # Experts one by one are plain products of matrices, in which it can be seen what each of them is fed.
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, experts_implementation="eager").eval()
         for module in model.modules():

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from impart_core.base.parallel import making_a_model
 from impart_core.checkpoint.index import Checkpoint
 
 _LAYERS = re.compile(r"(n|num|num_hidden|num_decoder|num_encoder|encoder|decoder)_layers?")
@@ -88,7 +89,7 @@ def empty_model(checkpoint: Checkpoint) -> Any:
     if model_class is None or not hasattr(model_class, "from_pretrained"):
         raise UnknownModelError(f"transformers {transformers.__version__} does not know the model {named!r:.100}")
     try:
-        with _quiet(), torch.device("meta"):
+        with making_a_model(), _quiet(), torch.device("meta"):
             config = transformers_config(checkpoint)
             return model_class.from_config(config) if named is None else model_class(config)
     except Exception as error:  # whatever the model's own class makes of its configuration

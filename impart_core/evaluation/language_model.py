@@ -6,6 +6,7 @@ from typing import Any
 
 from impart_core.base.errors import EvaluationError, ModelError
 from impart_core.base.foreign import explained_failures
+from impart_core.base.parallel import making_a_model
 from impart_core.evaluation.options import MeasureOptions
 
 
@@ -33,7 +34,8 @@ def open_model(folder: Path, device: str, options: MeasureOptions) -> Any:
         raise EvaluationError(f"There is no model folder at {folder}.")
     usual = {"dtype": "float32" if device == "cpu" else "auto", "softmax_dtype": "float32"}
     needed = "It needs config.json, safetensors weights and tokenizer files that the installed transformers can read."
-    with explained_failures(f"The model in {folder} cannot be loaded for evaluation", lambda: needed, ModelError):
+    doing = f"The model in {folder} cannot be loaded for evaluation"
+    with explained_failures(doing, lambda: needed, ModelError), making_a_model():
         model = HFLM(
             pretrained=str(folder),
             device=device,
