@@ -17,6 +17,7 @@ from impart_core.checkpoint.reader import read_tensor
 from impart_core.delta.extract import add_delta
 from impart_core.delta.fidelity import Fidelity, fidelity_of
 from impart_core.delta.load import load_block
+from impart_core.delta.quality import flatness_of
 from impart_core.delta.svd import decompose
 from impart_core.evaluation.result import Split
 from impart_core.methods import METHODS
@@ -54,6 +55,11 @@ class FineTune:
         self.fidelities: dict[str, Fidelity] = {}
         self._tokenizer = AutoTokenizer.from_pretrained(ZOOS[zoo].path(task))
         self._model = AutoModelForCausalLM.from_pretrained(ZOOS[zoo].path(task), dtype=torch.float32).eval()
+
+    @cached_property
+    def flatness(self) -> dict[str, float]:
+        """How flat each projection's delta is; see `flatness_of`."""
+        return {name: flatness_of(delta) for name, (_, delta) in self._deltas.items()}
 
     @cached_property
     def _sensitivity(self) -> dict[str, Sensitivity]:

@@ -123,12 +123,14 @@ def disk_errors(where: object, inside: Path | None = None) -> Iterator[None]:
     except ImpartError:
         raise
     except OSError as error:
-        if error.errno in _FULL and not _is_elsewhere(error, inside):
+        if _is_elsewhere(error, inside):
+            raise
+        if error.errno in _FULL:
             raise StoreFullError(
                 f"No space left while writing to {where}. Nothing half-written was published; free some space "
                 "and run the same command again: finished blocks are kept."
             ) from error
-        if is_transient(error) or _is_elsewhere(error, inside):
+        if is_transient(error):
             raise
         advice = " or change its permissions" if error.errno in _FORBIDDEN else ""
         raise StoreError(

@@ -21,9 +21,9 @@ import torch
 
 from impart_core.base.errors import ConfigError
 from impart_core.delta.fidelity import Fidelity
-from impart_core.delta.quality import RULE, Kept, Quality, Rule, error_of, flatness_of
+from impart_core.delta.quality import RULE, Kept, Quality, Rule, error_of
 from impart_core.evaluation.result import Split
-from tests.answers import FineTune, base_loss, deltas_of
+from tests.answers import FineTune, base_loss
 from tests.bench.study.grid import SHIPPED, ZOOS
 
 Row = dict[str, Any]
@@ -145,9 +145,6 @@ def _measured(zoo: str, items: int, known: set[str]) -> Iterator[Row]:
     """Yield the lines of a zoo that are not known, all tasks of a setting after each other."""
     split: tuple[Split, int] = ("validation", items)
     models = {task: FineTune(task, zoo) for task in ZOOS[zoo].fine_tunes}
-    flatness = {
-        task: {name: flatness_of(delta) for name, (_, delta) in deltas_of(task, zoo).items()} for task in models
-    }
     tuned = {task: model.answer_loss(*split) for task, model in models.items()}
     base = {task: base_loss(task, zoo, *split) for task in models}
     for method, options, cr in _shuffled():
@@ -162,7 +159,7 @@ def _measured(zoo: str, items: int, known: set[str]) -> Iterator[Row]:
                 continue
             row["loss"], row["kept"] = loss, (base[task] - loss) / (base[task] - tuned[task])
             row["matrices"] = [
-                {"delta": delta, "base": weights, "flatness": flatness[task][name], **model.fidelities[name]._asdict()}
+                {"delta": delta, "base": weights, "flatness": model.flatness[name], **model.fidelities[name]._asdict()}
                 for name, (delta, weights) in model.energies.items()
             ]
             print(f"{zoo}/{task} {method} {options} at CR {cr}: kept {row['kept']:.4f}", flush=True)
