@@ -6,12 +6,14 @@ from typing import Any
 import torch
 
 from impart_core.blocks.coding import calibration_of
+from impart_core.blocks.encode import budgets_of
 from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.logits import load_causal_model, predictions
 from impart_core.calibrate.sensitivity import POINTS, Sums
 from impart_core.calibrate.text import CalibrationText, read_tokens
 from impart_core.checkpoint.index import open_checkpoint
-from impart_core.checkpoint.layout import Block, Role
+from impart_core.checkpoint.layout import Block, Role, group_blocks
+from impart_core.checkpoint.pairing import Pairs
 from impart_core.checkpoint.preflight import preflight
 from impart_core.checkpoint.reader import read_tensor
 from impart_core.delta.extract import add_delta
@@ -95,10 +97,13 @@ class FineTune:
 
     def _compress(self, config: CompressConfig, sensitivity: dict[str, Sensitivity]) -> None:
         parameters, method = dict(self._model.named_parameters()), METHODS.get(config.method)
+        pairs, blocks = pairs_of(self._task, self._zoo)
+        budgets = {name: size for block in blocks for name, size in budgets_of(pairs, block, config).items()}
         for name, (base, delta) in self._deltas.items():
             m, n = delta.shape
             given = partial(_same, delta), partial(_same, self._factors[name])
-            projection = Projection(name, (m, n), *given, sensitivity=sensitivity.get(name))
+            told = {"budget": budgets.get(name), "sensitivity": sensitivity.get(name)}
+            projection = Projection(name, (m, n), *given, **told)
             codes = method.encode(projection, config)
             decoded = method.decode(codes, name, (m, n), config.seed)
             self.fidelities[name] = fidelity_of(delta, decoded)
@@ -115,11 +120,16 @@ class FineTune:
 
 def deltas_of(task: str, zoo: str = "first") -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Return the base's weights and the delta of each projection of a fine-tune of a zoo."""
-    base, finetuned = (open_checkpoint(ZOOS[zoo].path(name)) for name in ("base", task))
-    pairs = preflight(base, finetuned)
+    pairs, _ = pairs_of(task, zoo)
     names = tuple(name for name, pair in pairs.items() if pair.role is Role.PROJECTION)
     loaded = load_block(pairs, Block("all", names), ({}, {}))
     return {one.tensor: (one.base, one.delta()) for one in loaded if one.base is not None}
+
+
+def pairs_of(task: str, zoo: str) -> tuple[Pairs, list[Block]]:
+    """Return the pairs of a fine-tune's tensors by name, and the blocks in which they are worked on."""
+    base, finetuned = (open_checkpoint(ZOOS[zoo].path(name)) for name in ("base", task))
+    return preflight(base, finetuned), group_blocks(finetuned.tensors)
 
 
 def base_loss(task: str, zoo: str, split: Split, count: int = SPLIT_ITEMS) -> float:

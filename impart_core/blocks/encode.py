@@ -40,6 +40,7 @@ from impart_core.codec.format import (
 from impart_core.codec.half import encode_half
 from impart_core.codec.parts import Codes, nbytes
 from impart_core.codec.rows import encode_rows, rows_bytes
+from impart_core.delta.budget import MOST_SHARE, Claim, budget_bytes, share_out
 from impart_core.delta.extract import require_finite
 from impart_core.delta.factors import Factors
 from impart_core.delta.fidelity import Fidelity, fidelity_of
@@ -106,15 +107,15 @@ class Encoder:
             CheckpointError: a tensor's content is not what its digest says.
         """
         made: dict[str, list[Made]] = {}
-        around = file_overhead(pairs, block, self.config)
+        budgets = budgets_of(pairs, block, self.config)
         ready = {name for name in block.tensors if self._needs_factors_only(pairs[name])}
         with one_thread_per_kernel():
             for name in sorted(ready):
                 for matrix in pairs[name].matrices():
-                    made.setdefault(name, []).append(self._from_factors(matrix, around=around))
+                    made.setdefault(name, []).append(self._from_factors(matrix))
             unread = Block(block.name, tuple(name for name in block.tensors if name not in ready))
             for loaded in load_block(pairs, unread, self.digests, lambda pair: matrices_of(pair, self.config)):
-                made.setdefault(loaded.tensor, []).append(self._from_values(loaded, around=around))
+                made.setdefault(loaded.tensor, []).append(self._from_values(loaded, budget=budgets.get(loaded.tensor)))
         return {name: assembled(pairs[name], parts) for name, parts in made.items()}
 
     def matrix(self, pair: Pair, matrix: Pair, inputs: Inputs | None) -> Made:
@@ -137,18 +138,17 @@ class Encoder:
             return False
         return not METHODS.get(settings.method).reads_delta(settings)
 
-    def _from_factors(self, pair: Pair, inputs: Inputs | None = None, around: float = 0.0) -> Made:
+    def _from_factors(self, pair: Pair, inputs: Inputs | None = None) -> Made:
         """Return the method, the seed and the codes of one projection whose factors are at hand."""
         factors = self.stored(pair.name) if self.stored else None
         settings = coding_of_role(pair.role, self.config)
         if factors is None or settings is None:
             return Made(OMITTED, 0, {})
         m, n = pair.shape
-        overhead = math.ceil(around * m * n)
-        projection = Projection(pair.name, (m, n), _no_delta, lambda: factors, inputs, overhead=overhead)
+        projection = Projection(pair.name, (m, n), _no_delta, lambda: factors, inputs)
         return Made(settings.method, settings.seed, METHODS.get(settings.method).encode(projection, settings))
 
-    def _from_values(self, loaded: Loaded, inputs: Inputs | None = None, around: float = 0.0) -> Made:
+    def _from_values(self, loaded: Loaded, inputs: Inputs | None = None, budget: int | None = None) -> Made:
         """Return the method, the seed and the codes of one matrix or other tensor."""
         pair = loaded.pair
         if self.config.is_lossless:
@@ -168,7 +168,7 @@ class Encoder:
             in_rows = delta.dim() == 2 and rows_bytes(delta) < 2 * delta.numel()
             codes = encode_rows(delta, pair.name) if in_rows else encode_half(delta, "delta", pair.name)
             return Made(ROWS if in_rows else KEEP, 0, {**codes, **added})
-        codes = METHODS.get(settings.method).encode(self._projection(pair, delta, inputs, around), settings)
+        codes = METHODS.get(settings.method).encode(self._projection(pair, delta, inputs, budget), settings)
         rows, columns = pair.shape
         decoded = METHODS.get(settings.method).decode(codes, pair.name, (rows, columns), settings.seed)
         fidelity = fidelity_of(delta, decoded)
@@ -181,7 +181,7 @@ class Encoder:
             self.observer(delta, decoded)
         return Made(settings.method, settings.seed, {**codes, **added}, fidelity)
 
-    def _projection(self, pair: Pair, delta: torch.Tensor, inputs: Inputs | None, around: float) -> Projection:
+    def _projection(self, pair: Pair, delta: torch.Tensor, inputs: Inputs | None, budget: int | None) -> Projection:
         """Return what a method is given of a delta that was read."""
         on_device = delta.to(self.device)
         m, n = pair.shape
@@ -190,15 +190,28 @@ class Encoder:
             found = self.stored(pair.name) if self.stored else None
             return found or factors_of(on_device, pair, self.config)
 
-        overhead = math.ceil(around * m * n)
         sensitivity = self.sensitivity.get(pair.name)
-        return Projection(pair.name, (m, n), lambda: on_device, factors, inputs, overhead, sensitivity)
+        return Projection(pair.name, (m, n), lambda: on_device, factors, inputs, budget, sensitivity)
 
 
-def file_overhead(pairs: Pairs, block: Block, config: CompressConfig) -> float:
-    """Return the bytes of a block's file besides its codes for each entry of the matrices that pay for them."""
+def budgets_of(pairs: Pairs, block: Block, config: CompressConfig) -> dict[str, int]:
+    """Return the bytes that each matrix of a tensor may take, by tensor, where its method's files are packed.
+
+    What the file says besides codes is taken off. What is left for a block's projections is shared out by their
+    methods' weights: each gets at most `MOST_SHARE` times what it would have by itself.
+    """
     around, entries = around_codes(pairs, block, config)
-    return around / entries if entries else 0.0
+    claims: dict[str, Claim] = {}
+    for name in block.tensors:
+        pair, coding = pairs[name], coding_of_role(pairs[name].role, config)
+        if coding and pair.base and METHODS.get(coding.method).packed and is_feasible(pair.shape, coding):
+            method, (*count, m, n) = METHODS.get(coding.method), pair.shape
+            least = budget_bytes(m, n, method.highest_cr(m, n, coding))
+            own = max(least, budget_bytes(m, n, coding.cr) - math.ceil(around / entries * m * n))
+            claims[name] = Claim(method.weight(m, n, coding), least, own, int(MOST_SHARE * own), math.prod(count))
+    shared = [name for name in claims if pairs[name].role is Role.PROJECTION]
+    given = share_out([claims[name] for name in shared])
+    return {name: claim.own for name, claim in claims.items()} | dict(zip(shared, given, strict=True))
 
 
 def around_codes(pairs: Pairs, block: Block, config: CompressConfig) -> tuple[int, int]:

@@ -3,9 +3,14 @@
 CR counts against the 16-bit size of the dense projection, 2·m·n bytes.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 BYTES_PER_VALUE = 2  # kept entries of U and V: float16
 BYTES_PER_VECTOR_PAIR = 4 + 2  # a singular value in float32 and a keep-probability code of 16 bits
 
+MOST_SHARE = 1.5  # of what a matrix would have by itself, where several share theirs
+_HALVINGS = 64
 _ROUNDING = 1e-9  # far above the rounding of the fractions here, far below one vector pair
 
 
@@ -40,3 +45,37 @@ def budget_bytes(m: int, n: int, cr: float) -> int:
 def pair_bytes(m: int, n: int) -> int:
     """Return the bytes of one whole vector pair, nothing dropped; the first pair is always kept whole."""
     return BYTES_PER_VALUE * (m + n) + BYTES_PER_VECTOR_PAIR
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a matrix claims of bytes that several share.
+
+    Attributes:
+        weight: in proportion to which bytes are shared out, more than 0.
+        least: the fewest bytes that it takes.
+        own: what it would have by itself, at least `least`.
+        most: the most bytes that it is given, at least `own`.
+        count: how many matrices there are of this kind.
+    """
+
+    weight: float
+    least: int
+    own: int
+    most: int
+    count: int = 1
+
+
+def share_out(claims: Sequence[Claim]) -> list[int]:
+    """Return the bytes of each matrix where those of all are shared out by weight, within bounds; at most as many."""
+    room = sum(claim.count * claim.own for claim in claims)
+    low, high = 0.0, max((claim.most / claim.weight for claim in claims), default=0.0)
+
+    def given(unit: float) -> list[int]:
+        return [min(claim.most, max(claim.least, int(unit * claim.weight))) for claim in claims]
+
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        fits = sum(claim.count * size for claim, size in zip(claims, given(middle), strict=True)) <= room
+        low, high = (middle, high) if fits else (low, middle)
+    return given(low)

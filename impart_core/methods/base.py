@@ -33,8 +33,7 @@ class Projection:
         delta: gives the delta, float32, (m, n).
         factors: gives the leading singular triplets, as many as `Method.needed_rank` says or more.
         inputs: what calibration says of its inputs; None where nothing is known of them.
-        overhead: bytes that its block's file takes on its account besides the codes, where the method's budget is to
-            cover them.
+        budget: bytes for its codes, where its block's are shared out (see `Method.packed`); None: those of its ratio.
         sensitivity: what calibration says of errors in it; None where nothing is known.
     """
 
@@ -43,7 +42,7 @@ class Projection:
     delta: Callable[[], torch.Tensor]
     factors: Callable[[], Factors]
     inputs: Inputs | None = None
-    overhead: int = 0
+    budget: int | None = None
     sensitivity: Sensitivity | None = None
 
     @classmethod
@@ -63,7 +62,8 @@ class Method(ABC):
         parts: names of the parts that its codes may have.
         options_model: the method's own settings; a field's description and default are what help says of it.
         summary: what the method keeps, in a few words for help.
-        packed: whether its blocks' files have the format with the fewest bytes besides codes; its budget covers these.
+        packed: whether its blocks' files have the format with the fewest bytes besides codes. Its budget covers these,
+            and the budgets of a block's projections are shared out among them (see `weight`).
     """
 
     version: ClassVar[int]
@@ -142,6 +142,13 @@ class Method(ABC):
     @abstractmethod
     def expected_bytes(self, m: int, n: int, coding: "Coding") -> int:
         """Return the bytes that the codes of an m×n projection are expected to take, at most."""
+
+    def weight(self, m: int, n: int, coding: "Coding") -> float:  # noqa: ARG002 - for those that share out bytes
+        """Return in proportion to what an m×n projection gets of the bytes of its block's: by default as many a value.
+
+        It counts for a method whose files are packed.
+        """
+        return m * n
 
     def check(self, coding: "Coding", largest_rank: int) -> None:  # noqa: B027 - most have nothing to check
         """Raise ConfigError when settings contradict each other, or ask for more vectors than any matrix has.

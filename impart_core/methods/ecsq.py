@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from impart_core.base.settings import MethodOptions
 from impart_core.codec.parts import Codes
-from impart_core.delta.budget import budget_bytes
+from impart_core.delta.budget import MOST_SHARE, budget_bytes
 from impart_core.delta.fidelity import fidelity_of
 from impart_core.methods.base import METHODS, Calibration, Coding, Method, Projection
 from impart_core.methods.terms import Terms
@@ -72,7 +72,7 @@ class Ecsq(Method):
     Codes of one projection: `symbols` uint8; of version 1 `codes`, see docs/format.md.
     """
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     packed: ClassVar[bool] = True
     parts: ClassVar[tuple[str, ...]] = (PART, OLD_PART)
     options_model: ClassVar[type[MethodOptions]] = EcsqOptions
@@ -86,15 +86,19 @@ class Ecsq(Method):
         """Return the budget: both accountings count bytes, since an entropy coder has no other measure."""
         return budget_bytes(m, n, coding.cr)
 
+    def weight(self, m: int, n: int, coding: Coding) -> float:
+        """Return m + n, what a pair of vectors costs, so that all keep about as many; m·n where none are coded."""
+        return m * n if _options(coding).domain == "entries" else m + n
+
     def needed_rank(self, m: int, n: int, coding: Coding) -> int | None:
-        """Return how many pairs fit at one bit an entry, at least one; None where no vectors are coded."""
+        """Return how many pairs fit at one bit an entry in the most bytes there may be; None where none are coded."""
         if _options(coding).domain == "entries":
             return None
-        return max(1, min(m, n, int(8 * budget_bytes(m, n, coding.cr) / (_FEWEST_BITS * (m + n)))))
+        return _most_pairs(m, n, MOST_SHARE * budget_bytes(m, n, coding.cr))
 
     def usual_cr(self, coding: Coding) -> float:
         """Return the ratio of as many vectors at 16 bits."""
-        return coding.cr if _options(coding).domain == "entries" else coding.cr * _FEWEST_BITS / 16
+        return coding.cr if _options(coding).domain == "entries" else coding.cr * _FEWEST_BITS / (16 * MOST_SHARE)
 
     def calibration(self, coding: Coding) -> Calibration:
         """Return what the metric follows from."""
@@ -107,11 +111,11 @@ class Ecsq(Method):
     def encode_projection(self, projection: Projection, coding: Coding) -> Codes:
         """Return the codes of a delta that is not zero; see `Method.encode`."""
         options, (m, n) = _options(coding), projection.shape
-        budget, found = budget_bytes(m, n, coding.cr), None
-        smallest = _smallest(m, n, options.domain)
-        if budget >= smallest and not float(projection.delta().abs().max()) < LEAST_ENTRY:  # NaN is refused below
-            budget = max(smallest, budget - projection.overhead)
-            found = _encoded(projection, budget, self.needed_rank(m, n, coding), options)
+        budget, found = budget_bytes(m, n, coding.cr) if projection.budget is None else projection.budget, None
+        is_nothing = float(projection.delta().abs().max()) < LEAST_ENTRY  # NaN is refused below
+        if budget >= _smallest(m, n, options.domain) and not is_nothing:
+            rank = None if options.domain == "entries" else _most_pairs(m, n, budget)
+            found = _encoded(projection, budget, rank, options)
         return as_codes(NOTHING) if found is None else found.packed()
 
     def decode_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:  # noqa: ARG002
@@ -139,6 +143,11 @@ class Ecsq(Method):
 def _options(coding: Coding) -> EcsqOptions:
     assert isinstance(coding.options, EcsqOptions)
     return coding.options
+
+
+def _most_pairs(m: int, n: int, budget: float) -> int:
+    """Return how many pairs are tried: as many as fit a budget of bytes at one bit an entry, at least one."""
+    return max(1, min(m, n, int(8 * budget / (_FEWEST_BITS * (m + n)))))
 
 
 def _smallest(m: int, n: int, domain: Domain) -> int:

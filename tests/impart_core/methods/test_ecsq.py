@@ -170,10 +170,13 @@ def test_all_that_is_stored_is_little_more_than_the_entropy_of_the_symbols(hidde
     assert len(codes["symbols"]) <= (1 + most) * entropy
 
 
-def test_bytes_around_the_codes_are_taken_off_the_budget_as_far_as_something_is_kept() -> None:
+def test_a_budget_that_is_given_stands_in_place_of_that_of_the_ratio() -> None:
     projection, request = Projection.of(decaying_delta(*SHAPE), "w"), request_of("ecsq", 64)
-    budget = budget_bytes(*SHAPE, 64)
-    for overhead in (0, 40, 100, 10_000):
-        codes = encode(replace(projection, overhead=overhead), request)
-        assert len(codes["symbols"]) <= max(budget - overhead, 40)
+    by_ratio = budget_bytes(*SHAPE, 64)
+    for budget in (40, by_ratio // 2, by_ratio, 2 * by_ratio):
+        codes = encode(replace(projection, budget=budget), request)
+        assert 0.9 * budget - 20 <= len(codes["symbols"]) <= budget
         assert decode(codes, projection, request).any()
+    assert encode(replace(projection, budget=by_ratio), request)["symbols"].equal(
+        encode(projection, request)["symbols"]
+    )
