@@ -208,7 +208,7 @@ def budgets_of(pairs: Pairs, block: Block, config: CompressConfig) -> dict[str, 
             method, (*count, m, n) = METHODS.get(coding.method), pair.shape
             least = budget_bytes(m, n, method.highest_cr(m, n, coding))
             own = max(least, budget_bytes(m, n, coding.cr) - math.ceil(around / entries * m * n))
-            claims[name] = Claim(method.weight(m, n, coding), least, own, int(MOST_SHARE * own), math.prod(count))
+            claims[name] = Claim(method.weight(m, n, coding), least, own, MOST_SHARE * own, math.prod(count))
     shared = [name for name in claims if pairs[name].role is Role.PROJECTION]
     given = share_out([claims[name] for name in shared])
     return {name: claim.own for name, claim in claims.items()} | dict(zip(shared, given, strict=True))

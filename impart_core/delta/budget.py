@@ -9,7 +9,7 @@ from dataclasses import dataclass
 BYTES_PER_VALUE = 2  # kept entries of U and V: float16
 BYTES_PER_VECTOR_PAIR = 4 + 2  # a singular value in float32 and a keep-probability code of 16 bits
 
-MOST_SHARE = 1.5  # of what a matrix would have by itself, where several share theirs
+MOST_SHARE = 2  # of what a matrix would have by itself, where several share theirs
 _HALVINGS = 64
 _ROUNDING = 1e-9  # far above the rounding of the fractions here, far below one vector pair
 

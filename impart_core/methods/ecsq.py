@@ -32,6 +32,7 @@ from impart_core.quantization.kfac import Sensitivity, weighted_factors
 
 Domain = Literal["auto", "factors", "entries"]
 Metric = Literal["frobenius", "kfac"]
+ShareBy = Literal["directions", "entries"]
 _FROBENIUS: Metric = "frobenius"
 _FEWEST_BITS = 1.0  # an entry: of as many vectors at most are tried
 _MOST_NOISE = 1.0  # of entries for a delta's 1, where vectors can be had: these may keep less of it, and are quieter
@@ -51,6 +52,11 @@ class EcsqOptions(MethodOptions):
     )
     domain: Domain = Field(
         default="auto", description="what is quantised: singular vectors, the matrix's entries, or what keeps more"
+    )
+    share_by: ShareBy = Field(
+        default="directions",
+        description="how a block's bytes are shared out among its matrices: for about as many singular vectors in each, "
+        "or by their entries, so that each has the ratio that is asked for",
     )
     metric: Metric = Field(
         default=_FROBENIUS,
@@ -87,8 +93,9 @@ class Ecsq(Method):
         return budget_bytes(m, n, coding.cr)
 
     def weight(self, m: int, n: int, coding: Coding) -> float:
-        """Return m + n, what a pair of vectors costs, so that all keep about as many; m·n where none are coded."""
-        return m * n if _options(coding).domain == "entries" else m + n
+        """Return m + n, what a pair of vectors costs; or m·n, by entries, and where no vectors are coded."""
+        options = _options(coding)
+        return m * n if "entries" in (options.share_by, options.domain) else m + n
 
     def needed_rank(self, m: int, n: int, coding: Coding) -> int | None:
         """Return how many pairs fit at one bit an entry in the most bytes there may be; None where none are coded."""

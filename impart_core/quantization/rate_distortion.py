@@ -38,7 +38,23 @@ def allocate(trials: Trials, worth: FloatArray, room: float) -> Int64Array:
             best = chosen
         if (chosen == DROPPED).all():
             break
-    return _filled(trials, worth, best, room)
+    best = _filled(trials, worth, best, room)
+    if (best != DROPPED).sum() <= 1:
+        alone = _alone(trials, worth, room)
+        best = alone if total_worth(worth, alone) > total_worth(worth, best) else best
+    return best
+
+
+def _alone(trials: Trials, worth: FloatArray, room: float) -> Int64Array:
+    """Return the choice of the one direction and step with the most worth that fits; of none where none does."""
+    chosen = np.full(len(worth), DROPPED, dtype=np.int64)
+    for flat in np.argsort(-worth, axis=None, kind="stable").tolist():
+        row, step = divmod(flat, worth.shape[1])
+        chosen[row] = step
+        if worth[row, step] > 0 and trials.nbytes(chosen) <= room:
+            return chosen
+        chosen[row] = DROPPED
+    return chosen
 
 
 def total_worth(worth: FloatArray, chosen: Int64Array) -> float:

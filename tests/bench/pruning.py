@@ -5,6 +5,9 @@ and by which metric.
 Settings are compared on equal seeds of the masks; everything but the projections stays fine-tuned, and nothing is
 generated, which makes it some twenty times as fast as `make methods`. Prints a Markdown table, mean ± standard error
 over seeds, and what each setting loses less or more than the first; with one seed errors are over items.
+
+Where few directions are kept, the loss jumps with the ratio: `--near` measures some ratios around each, within a tenth,
+and takes them as seeds are taken.
 """
 
 import argparse
@@ -26,7 +29,7 @@ from impart_core.evaluation.result import Split
 from tests.answers import FineTune
 from tests.bench.distil import source_of
 
-Losses = dict[str, list[float]]  # by setting and ratio, one for each seed, or of one seed for each item
+Losses = dict[str, list[float]]  # by setting and ratio, one for each run, or of one run for each item
 RATIOS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 
 
@@ -38,6 +41,8 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=300, help="how many items of each task")
     parser.add_argument("--seeds", type=int, default=5, help="how many seeds of the masks")
     parser.add_argument("--ratios", type=float, nargs="*", default=RATIOS, help="which ratios")
+    parser.add_argument("--near", type=int, default=1, help="ratios around each, itself among them")
+    parser.add_argument("--zoo", choices=("first", "second"), default="first", help="whose fine-tunes")
     parser.add_argument("--jobs", type=int, default=2, help="how many tasks to measure at once")
     parser.add_argument(
         "--settings", nargs="*", default=["{}", '{"beta": 0.6}'], help="options of impart, each a JSON object"
@@ -50,7 +55,8 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=128, help="of calibration text")
     asked = parser.parse_args()
     text = asked.text, asked.sequences
-    work = (asked.method, asked.settings, asked.ratios, range(asked.seeds), (asked.split, asked.items), text)
+    runs = list(product(_near(asked.near), range(asked.seeds)))
+    work = (asked.zoo, asked.method, asked.settings, asked.ratios, runs, (asked.split, asked.items), text)
     with ProcessPoolExecutor(asked.jobs, get_context("spawn")) as pool:
         waiting = {task: pool.submit(_measure, task, *work) for task in asked.tasks}
         found = {task: future.result() for task, future in waiting.items()}
@@ -58,20 +64,26 @@ def main() -> None:
     print(_table(found, asked.settings, asked.ratios))
 
 
+def _near(count: int) -> list[float]:
+    """Return factors of a ratio, evenly spread over a tenth below and above; 1 alone where there is but one."""
+    return [1.0] if count == 1 else [0.9 + 0.2 * number / (count - 1) for number in range(count)]
+
+
 def _measure(
     task: str,
+    zoo: str,
     method: str,
     settings: Sequence[str],
     ratios: Sequence[float],
-    seeds: Sequence[int],
+    runs: Sequence[tuple[float, int]],
     measured: tuple[Split, int],
     text: tuple[str, int],
 ) -> Losses:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         own = CalibrationText(source=source_of(task, text[0], Path(scratch)), sequences=text[1])
-        model = FineTune(task, text=own)
-        return _losses(model, method, settings, ratios, seeds, measured)
+        model = FineTune(task, zoo, text=own)
+        return _losses(model, method, settings, ratios, runs, measured)
 
 
 def _losses(
@@ -79,12 +91,15 @@ def _losses(
     method: str,
     settings: Sequence[str],
     ratios: Sequence[float],
-    seeds: Sequence[int],
+    runs: Sequence[tuple[float, int]],
     measured: tuple[Split, int],
 ) -> Losses:
     found: Losses = {}
     for options, cr in product(settings, ratios):
-        each = [model.compressed(cr, method, seed, **json.loads(options)).answer_losses(*measured) for seed in seeds]
+        each = [
+            model.compressed(near * cr, method, seed, **json.loads(options)).answer_losses(*measured)
+            for near, seed in runs
+        ]
         found[_key(options, cr)] = each[0] if len(each) == 1 else [statistics.mean(losses) for losses in each]
     return found
 

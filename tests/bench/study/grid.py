@@ -72,6 +72,7 @@ ROWS = {
     "ecsq, p 2": Row("ecsq", ({"p": 2.0},), ablation=True),
     "ecsq, gain ½": Row("ecsq", ({"gain": 0.5},), ablation=True),
     "ecsq, gain 0": Row("ecsq", ({"gain": 0.0},), ablation=True),
+    "ecsq, by entries": Row("ecsq", ({"share_by": "entries"},), ablation=True),
     "ecsq, factors": Row("ecsq", ({"domain": "factors"},), ablation=True),
 }
 REFERENCES = ("impart-qt", "delta-come", "bitdelta")  # what BD-rates are against

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from impart_core.base.errors import CheckpointError, TensorValueError
-from impart_core.blocks.encode import Encoder
+from impart_core.blocks.encode import Encoder, budgets_of
 from impart_core.checkpoint.digest import tensor_digests
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
 from impart_core.checkpoint.layout import group_blocks
@@ -136,3 +136,29 @@ def test_what_codes_keep_of_each_matrix_is_measured_where_the_delta_is_read(meth
     assert found[Q].fidelity == (fidelity_of(theirs[Q] - BASE[Q], decoded),)
     assert 0 < found[Q].fidelity[0].cosine_squared <= 1
     assert not found[NORM].fidelity
+
+
+def test_bytes_of_a_block_are_shared_out_by_what_a_pair_of_vectors_costs(tmp_path: Path) -> None:
+    shapes = {"q_proj": (64, 64), "k_proj": (32, 64), "up_proj": (192, 64), "down_proj": (64, 192)}
+    names = {kind: f"model.layers.0.{kind}.weight" for kind in shapes}
+    base = {names[kind]: torch.zeros(shape) for kind, shape in shapes.items()}
+    tuned = {name: decaying_delta(*value.shape) for name, value in base.items()}
+    embeddings = {"model.embed_tokens.weight": torch.zeros(100, 64)}
+    folders = [save_checkpoint(tmp_path / name, tensors | embeddings) for name, tensors in (("b", base), ("t", tuned))]
+    sides = [open_checkpoint(folder) for folder in folders]
+    pairs, blocks = pair_tensors(*sides), group_blocks(sides[1].tensors)
+    layer = next(block for block in blocks if names["q_proj"] in block.tensors)
+    config = config_of(16, method="ecsq", embeddings="auto")
+    by_entries = config_of(16, method="ecsq", options={"share_by": "entries"})
+    found, by_size = (budgets_of(pairs, layer, one) for one in (config, by_entries))
+    assert budgets_of(pairs, layer, config_of(16, method="ecsq", options={"domain": "entries"})) == by_size
+    assert sum(found.values()) == pytest.approx(sum(by_size.values()), abs=len(shapes))
+    pair_costs = {kind: found[names[kind]] / sum(shape) for kind, shape in shapes.items()}
+    assert max(pair_costs.values()) == pytest.approx(min(pair_costs.values()), rel=0.01)
+    entry_costs = {kind: by_size[names[kind]] / (shape[0] * shape[1]) for kind, shape in shapes.items()}
+    assert max(entry_costs.values()) == pytest.approx(min(entry_costs.values()), rel=0.01)
+    made = Encoder(config).block(pairs, layer)
+    assert {name: item.nbytes <= found[name] for name, item in made.items()} == dict.fromkeys(found, True)
+    assert budgets_of(pairs, layer, config_of(16)) == {}  # every other method: each by its own ratio
+    (table,) = [budgets_of(pairs, block, config) for block in blocks if block != layer]
+    assert list(table) == ["model.embed_tokens.weight"]

@@ -9,10 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from impart_core.delta.budget import (
+    MOST_SHARE,
+    Claim,
     budget_bytes,
     candidate_pairs,
     kept_fraction,
     pair_bytes,
+    share_out,
     vector_fraction,
 )
 from tests.support import VECTORS
@@ -92,3 +95,33 @@ def test_budgets_in_figures() -> None:
 @given(rank=st.integers(1, 10_000), left=st.integers(1, 1000))
 def test_candidates_are_the_exact_floor_for_betas_in_thousandths(rank: int, left: int) -> None:
     assert candidate_pairs(rank, 1 - left / 1000) == rank * left // 1000
+
+
+@st.composite
+def claims(draw: st.DrawFn) -> Claim:
+    least = draw(st.integers(1, 1000))
+    own = least + draw(st.integers(0, 100_000))
+    return Claim(draw(st.floats(0.5, 1e6)), least, own, MOST_SHARE * own, draw(st.integers(1, 8)))
+
+
+@given(st.lists(claims(), max_size=12))
+def test_what_is_shared_out_is_no_more_than_all_have_and_nearly_as_much(sharing: list[Claim]) -> None:
+    found = share_out(sharing)
+    room = sum(claim.count * claim.own for claim in sharing)
+    given_out = sum(claim.count * size for claim, size in zip(sharing, found, strict=True))
+    assert room - sum(claim.count for claim in sharing) <= given_out <= room
+    assert all(claim.least <= size <= claim.most for claim, size in zip(sharing, found, strict=True))
+    units = [
+        size / claim.weight
+        for claim, size in zip(sharing, found, strict=True)
+        if claim.least < size < claim.most  # no bound: in proportion to weights, but for a rounding
+    ]
+    lightest = min((claim.weight for claim in sharing), default=1.0)
+    assert max(units, default=0.0) - min(units, default=0.0) <= 1 / lightest
+
+
+def test_alike_matrices_get_alike_bytes_and_one_alone_its_own() -> None:
+    alike = Claim(weight=96.0, least=12, own=700, most=1400)
+    assert share_out([alike] * 5) == [700] * 5
+    assert share_out([alike]) == [700]
+    assert share_out([]) == []

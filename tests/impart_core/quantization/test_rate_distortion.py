@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from impart_core.quantization.rate_distortion import allocate, one_step, total_worth
@@ -19,6 +19,7 @@ def trials(count: int, m: int, n: int) -> Trials:
 
 @given(st.integers(1, 24), st.floats(0, 3), st.floats(10, 4000))
 @settings(max_examples=60, deadline=None)
+@example(5, 0.0, 29.0)  # one direction fits
 def test_a_choice_fits_and_is_worth_no_less_than_as_many_at_one_step(count: int, slope: float, room: float) -> None:
     tried = trials(count, 60, 90)
     worth = np.arange(1, count + 1)[:, None] ** -slope * np.sqrt(tried.kept)
