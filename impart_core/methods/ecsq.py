@@ -55,8 +55,8 @@ class EcsqOptions(MethodOptions):
     )
     share_by: ShareBy = Field(
         default="directions",
-        description="how a block's bytes are shared out among its matrices: for about as many singular vectors in each, "
-        "or by their entries, so that each has the ratio that is asked for",
+        description="how a block's bytes are shared out among its matrices: for about as many singular vectors in "
+        "each, or by their entries, so that each has the ratio that is asked for",
     )
     metric: Metric = Field(
         default=_FROBENIUS,
