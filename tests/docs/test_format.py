@@ -5,6 +5,7 @@ The library encodes and writes; `tests.docs.reader` reads. Golden compressions a
 
 import ast
 import json
+import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -297,3 +298,9 @@ def test_a_reconstruction_is_base_plus_delta(
     assert set(rebuilt) == set(theirs)
     for name, expected in theirs.items():
         np.testing.assert_array_equal(rebuilt[name], expected)
+
+
+def test_the_versions_of_methods_are_those_that_stand_there() -> None:
+    (current,) = re.findall(r"^- Current: (.*?)\n- ", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    found = {name: int(version) for name, version in re.findall(r"`([a-z-]+)` (\d+)", " ".join(current.split()))}
+    assert found == {name: METHODS.get(name).version for name in METHODS}
