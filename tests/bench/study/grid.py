@@ -27,9 +27,9 @@ class Zoo:
     path: Callable[[str], Path]
 
 
-GEMMA = Path("gemma-zoo")  # where `make gemma-zoo` puts it
+GEMMA, MOVED = Path("gemma-zoo"), Path("gemma-moved-zoo")  # where the commands of that name put them
 SHIPPED = {name: Zoo(tinyzoo.fine_tunes(name), partial(tinyzoo.path, zoo=name)) for name in tinyzoo.ZOOS}
-ZOOS = SHIPPED | {"gemma": Zoo(tinyzoo.FINE_TUNES, GEMMA.joinpath)}
+ZOOS = SHIPPED | {"gemma": Zoo(tinyzoo.FINE_TUNES, GEMMA.joinpath), "gemma-moved": Zoo(("math",), MOVED.joinpath)}
 
 
 @dataclass(frozen=True)
