@@ -114,7 +114,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
         **{"beta": 0.5, "c": 1.0, "preprune": False, "allocation": "uniform", "rescale": False},
         **{"ladder": "3x8,2", "group_size": 64, "solver": "nearest", "lossless": False, "fill": False},
     },
-    "ecsq": {"filling": "one_step", "p": 0.5, "gain": 0.5, "domain": "factors", "metric": "kfac"},
+    "ecsq": {
+        "filling": "one_step",
+        "p": 0.5,
+        "gain": 0.5,
+        "domain": "factors",
+        "metric": "kfac",
+        "share_by": "entries",
+    },
     "lowrank": {},
     "magnitude": {},
 }

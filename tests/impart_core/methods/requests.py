@@ -36,6 +36,7 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "gain": st.floats(0, 1),
     "filling": st.sampled_from(["lagrangian", "one_step"]),
     "domain": st.sampled_from(["auto", "factors", "entries"]),
+    "share_by": st.sampled_from(["directions", "entries"]),
     "metric": st.sampled_from(["frobenius", "kfac"]),
 }
 KINDS = ("decaying", "flat", "spikes", "blocks", "ties", "corner", "one entry", "rank one")
