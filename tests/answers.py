@@ -51,6 +51,7 @@ class FineTune:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self._task, self._zoo, self._text = task, zoo, text or CalibrationText(source=f"tinyzoo:{task}")
+        self._pairs, self._blocks = pairs_of(task, zoo)
         self._deltas = deltas_of(task, zoo)
         self._factors = {name: decompose(delta, name) for name, (_, delta) in self._deltas.items()}
         self.energies = {name: (_energy(delta), _energy(base)) for name, (base, delta) in self._deltas.items()}
@@ -97,8 +98,8 @@ class FineTune:
 
     def _compress(self, config: CompressConfig, sensitivity: dict[str, Sensitivity]) -> None:
         parameters, method = dict(self._model.named_parameters()), METHODS.get(config.method)
-        pairs, blocks = pairs_of(self._task, self._zoo)
-        budgets = {name: size for block in blocks for name, size in budgets_of(pairs, block, config).items()}
+        given_out = [budgets_of(self._pairs, block, config) for block in self._blocks]
+        budgets = {name: size for sizes in given_out for name, size in sizes.items()}
         for name, (base, delta) in self._deltas.items():
             m, n = delta.shape
             given = partial(_same, delta), partial(_same, self._factors[name])

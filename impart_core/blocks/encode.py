@@ -112,7 +112,7 @@ class Encoder:
         with one_thread_per_kernel():
             for name in sorted(ready):
                 for matrix in pairs[name].matrices():
-                    made.setdefault(name, []).append(self._from_factors(matrix))
+                    made.setdefault(name, []).append(self._from_factors(matrix, budget=budgets.get(name)))
             unread = Block(block.name, tuple(name for name in block.tensors if name not in ready))
             for loaded in load_block(pairs, unread, self.digests, lambda pair: matrices_of(pair, self.config)):
                 made.setdefault(loaded.tensor, []).append(self._from_values(loaded, budget=budgets.get(loaded.tensor)))
@@ -138,14 +138,14 @@ class Encoder:
             return False
         return not METHODS.get(settings.method).reads_delta(settings)
 
-    def _from_factors(self, pair: Pair, inputs: Inputs | None = None) -> Made:
+    def _from_factors(self, pair: Pair, inputs: Inputs | None = None, budget: int | None = None) -> Made:
         """Return the method, the seed and the codes of one projection whose factors are at hand."""
         factors = self.stored(pair.name) if self.stored else None
         settings = coding_of_role(pair.role, self.config)
         if factors is None or settings is None:
             return Made(OMITTED, 0, {})
         m, n = pair.shape
-        projection = Projection(pair.name, (m, n), _no_delta, lambda: factors, inputs)
+        projection = Projection(pair.name, (m, n), _no_delta, lambda: factors, inputs, budget)
         return Made(settings.method, settings.seed, METHODS.get(settings.method).encode(projection, settings))
 
     def _from_values(self, loaded: Loaded, inputs: Inputs | None = None, budget: int | None = None) -> Made:

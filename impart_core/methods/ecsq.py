@@ -119,10 +119,9 @@ class Ecsq(Method):
         """Return the codes of a delta that is not zero; see `Method.encode`."""
         options, (m, n) = _options(coding), projection.shape
         budget, found = budget_bytes(m, n, coding.cr) if projection.budget is None else projection.budget, None
-        is_nothing = float(projection.delta().abs().max()) < LEAST_ENTRY  # NaN is refused below
-        if budget >= _smallest(m, n, options.domain) and not is_nothing:
-            rank = None if options.domain == "entries" else _most_pairs(m, n, budget)
-            found = _encoded(projection, budget, rank, options)
+        smallest = _smallest(m, n, options.domain)
+        if budget >= smallest and not float(projection.delta().abs().max()) < LEAST_ENTRY:  # NaN is refused below
+            found = _encoded(projection, budget, options)
         return as_codes(NOTHING) if found is None else found.packed()
 
     def decode_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:  # noqa: ARG002
@@ -164,12 +163,12 @@ def _smallest(m: int, n: int, domain: Domain) -> int:
     return signs_bytes(m + n if domain == "factors" else min(m + n, m * n))
 
 
-def _encoded(projection: Projection, budget: int, rank: int | None, options: EcsqOptions) -> Stored | None:
+def _encoded(projection: Projection, budget: int, options: EcsqOptions) -> Stored | None:
     """Return what keeps more of ‖ΔW‖² within a budget of bytes, vectors or entries; None where nothing fits."""
     vectors, energy = None, 0.0
     sensitivity = None if options.metric == _FROBENIUS else projection.sensitivity
-    if rank is not None:
-        directions = _directions(projection, rank, sensitivity)
+    if options.domain != "entries":
+        directions = _directions(projection, _most_pairs(*projection.shape, budget), sensitivity)
         vectors, energy = directions.encoded(budget, Shares(options.filling, options.p, options.gain))
     if options.domain == "factors":
         return vectors

@@ -6,13 +6,15 @@ import pytest
 import torch
 
 from impart_core.base.errors import CheckpointError, TensorValueError
-from impart_core.blocks.encode import Encoder, budgets_of
+from impart_core.blocks.encode import Encoder, around_codes, budgets_of
 from impart_core.checkpoint.digest import tensor_digests
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
 from impart_core.checkpoint.layout import group_blocks
 from impart_core.checkpoint.pairing import pair_tensors
 from impart_core.codec.format import EncodedTensor
+from impart_core.delta.budget import budget_bytes
 from impart_core.delta.fidelity import fidelity_of
+from impart_core.methods import METHODS
 from impart_core.methods.decode import decode_delta
 from tests.impart_core.pipeline import config_of
 from tests.support import decaying_delta, save_checkpoint
@@ -153,6 +155,17 @@ def test_bytes_of_a_block_are_shared_out_by_what_a_pair_of_vectors_costs(tmp_pat
     found, by_size = (budgets_of(pairs, layer, one) for one in (config, by_entries))
     assert budgets_of(pairs, layer, config_of(16, method="ecsq", options={"domain": "entries"})) == by_size
     assert sum(found.values()) == pytest.approx(sum(by_size.values()), abs=len(shapes))
+    around, _ = around_codes(pairs, layer, config)
+    assert around > 0
+    assert sum(found.values()) + around <= sum(budget_bytes(*shape, 16) for shape in shapes.values())
+    tight = config_of(215, method="ecsq")  # the highest ratio of k_proj, whose budget has no room for what is around
+    smallest = {
+        name: budget_bytes(*base[name].shape, METHODS.get("ecsq").highest_cr(*base[name].shape, tight))
+        for name in names.values()
+    }
+    assert budgets_of(pairs, layer, tight)[names["k_proj"]] >= smallest[names["k_proj"]] == budget_bytes(32, 64, 215)
+    assert all(size >= smallest[name] for name, size in budgets_of(pairs, layer, tight).items())
+    assert all(item.codes for item in Encoder(tight).block(pairs, layer).values())
     pair_costs = {kind: found[names[kind]] / sum(shape) for kind, shape in shapes.items()}
     assert max(pair_costs.values()) == pytest.approx(min(pair_costs.values()), rel=0.01)
     entry_costs = {kind: by_size[names[kind]] / (shape[0] * shape[1]) for kind, shape in shapes.items()}
