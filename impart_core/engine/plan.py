@@ -18,7 +18,7 @@ from impart_core.blocks.coding import (
     matrices_of,
     may_be_kept,
 )
-from impart_core.blocks.encode import around_codes
+from impart_core.blocks.encode import around_codes, budgets_of
 from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.layer import BATCH_TOKENS
 from impart_core.checkpoint.computed import ComputedTensor
@@ -288,21 +288,14 @@ def _plan_block(
 
 
 def _projection_bytes(projections: Sequence[Pair], block: Block, pairs: Pairs, config: CompressConfig) -> int:
-    """Bytes of projections' codes, at most, and what of their file's bytes around codes no budget has room for.
-
-    A budget that has none keeps the fewest bytes that keep anything, which are those at the method's highest ratio.
-    """
-    around, entries = around_codes(pairs, block, config)
-    found, unpaid = 0, float(around)
-    for pair in projections:
-        codes, settings = _coded_bytes(pair, config), coding_of_role(pair.role, config)
-        if around and settings and pair.base and is_feasible(pair.shape, settings):
-            *count, m, n = pair.shape
-            own, highest = around / entries * m * n, METHODS.get(settings.method).highest_cr(m, n, settings)
-            codes = max(codes, math.prod(count) * (math.ceil(2 * m * n / highest) + math.ceil(own)))
-            unpaid -= math.prod(count) * own
-        found += codes
-    return found + round(unpaid) if found else 0
+    """Bytes of projections' codes, at most, and what the block's file says around all codes."""
+    around, _ = around_codes(pairs, block, config)
+    budgets = budgets_of(pairs, block, config)
+    found = sum(
+        budgets[pair.name] * math.prod(pair.shape[:-2]) if pair.name in budgets else _coded_bytes(pair, config)
+        for pair in projections
+    )
+    return found + around if found else 0
 
 
 def block_peak_bytes(own: Sequence[Pair], config: CompressConfig, *, residual: bool) -> int:
