@@ -16,6 +16,9 @@ from tests.support import make_pair
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# A kernel on two threads takes far longer where another worker has the second core: here, and in commands.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
 hypothesis.settings.register_profile("any speed", deadline=None)  # a verdict depends on no machine's speed
 hypothesis.settings.load_profile("any speed")
 # Whole files go to workers, these first, the longest before all: one that came last would be waited for alone.
@@ -97,13 +100,12 @@ def _environment_of_tests() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Run a module's small kernels on one thread: on a busy machine, two that wait for each other take far longer."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Let the test's kernels run on two threads, as a user's may."""
+    torch.set_num_threads(2)
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from impart_core.store.store import Store
 from tests.architectures import ARCHITECTURES, Architecture, load_whole, logits, save_pair
 from tests.impart_core.pipeline import compress, config_of, small_options, stored_path
 
-pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("one_thread")]
+pytestmark = pytest.mark.e2e
 
 REQUESTS = [
     *(("impart", cr) for cr in (8, 16, 32, 64)),

@@ -17,7 +17,7 @@ from impart_core.store.store import Store
 from tests.architectures import ARCHITECTURES, load_whole, logits, make_model, tune_
 from tests.impart_core.pipeline import compress, config_of
 
-pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("one_thread")]
+pytestmark = pytest.mark.e2e
 
 KEPT = "norm|Norm|ln_|embed|wte|head|cls|pooler|classifier"  # the parameters whose change is stored at 16 bits
 VOCABULARY, WIDTH = 320, 160

@@ -43,7 +43,7 @@ from tests.faults.hostile import damage, damage_header, damage_json, time_limit,
 from tests.impart_core.pipeline import compress, config_of
 from tests.support import decaying_delta, make_pair
 
-pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("one_thread")]
+pytestmark = pytest.mark.faults
 
 SECONDS_PER_FILE = 2.0  # a thousand times what one takes, for a busy machine
 MEASURED_EVERY = 40  # tracemalloc makes all of it several times slower

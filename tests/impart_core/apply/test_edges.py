@@ -25,8 +25,6 @@ SHAPES = {**llama_shapes(layers=1), EXPERTS: (4, 32, 48), "empty": (0, 6), "scal
 BASE = random_tensors(SHAPES, dtype=torch.float32)
 TUNED = finetune(BASE)
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def compressed(root: Path, tuned: Tensors, cr: float = 4, base: Tensors = BASE, **settings: object) -> Delta:
     folders = save_checkpoint(root / "base", base), save_checkpoint(root / "tuned", tuned)

@@ -42,8 +42,6 @@ def examined(store: Store, artifact: str) -> Found:
     return store.examine(artifact, reread=True, kind=FactorsContent)
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 Digests = tuple[dict[str, str], dict[str, str]]
 MATRICES = {Q, f"{EXPERTS}[0]", f"{EXPERTS}[2]"}
 

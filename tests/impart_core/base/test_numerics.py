@@ -1,7 +1,6 @@
 """Threads and devices."""
 
 import threading
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -17,12 +16,7 @@ from impart_core.base.numerics import (
 needs_no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without CUDA")
 
 
-@pytest.fixture(autouse=True)
-def _two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 
 def test_kernels_run_on_one_thread_inside_and_on_as_many_as_before_outside() -> None:

@@ -62,6 +62,7 @@ def test_an_error_comes_through_and_ends_it() -> None:
     assert len(begun) < 10
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_threads_run_a_kernel_on_one_thread_each() -> None:
     with at_once(2):
         assert set(in_order(lambda _: torch.get_num_threads(), range(4))) == {1}

@@ -15,8 +15,6 @@ from impart_core.store.store import Store
 from tests.architectures import ARCHITECTURES, make_model, save_pair, tune_
 from tests.impart_core.pipeline import compress, config_of
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.mark.parametrize(("length", "warned"), [(4, True), (100, False)])
 def test_fewer_tokens_than_columns_are_warned_of_once_a_layer(

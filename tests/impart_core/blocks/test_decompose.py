@@ -22,8 +22,6 @@ from tests.impart_core.mixture import EMBEDDING, EXPERTS, HEAD, SAME, Q, open_mi
 from tests.impart_core.pipeline import config_of
 from tests.support import decaying_delta, save_checkpoint
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 MATRICES = {Q, f"{EXPERTS}[0]", f"{EXPERTS}[2]"}  # one of the experts was not changed
 
 

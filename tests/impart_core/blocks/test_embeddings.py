@@ -24,8 +24,6 @@ BASE = random_tensors(SHAPES)
 LAYERS = {name: tensor for name, tensor in finetune(BASE).items() if name not in (EMBEDDING, HEAD, TYPES)}
 DENSE_BYTES = 2 * ROWS * WIDTH
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def few_rows() -> torch.Tensor:
     changed = BASE[EMBEDDING].clone()

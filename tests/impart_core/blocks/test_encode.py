@@ -76,7 +76,7 @@ def test_codes_decode_to_what_they_were_made_of(tmp_path: Path) -> None:
     assert decoded.shape == (16, 24)
 
 
-@pytest.mark.usefixtures("one_thread")  # which puts the number back
+@pytest.mark.usefixtures("two_threads")  # which puts the number back
 def test_the_same_block_gives_the_same_codes_on_any_number_of_threads(tmp_path: Path) -> None:
     # From about 256 rows on, LAPACK splits its sums over the threads it may use, and rounds otherwise.
     tensors = {Q: torch.zeros(256, 288)}

@@ -20,7 +20,6 @@ from impart_core.methods.terms import Terms
 from tests.pretend_device import PRETEND
 
 transformers = pytest.importorskip("transformers")
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 LENGTH, VOCABULARY = 24, 40
 CPU = torch.device("cpu")

@@ -2,13 +2,10 @@
 
 from collections.abc import Iterator
 
-import pytest
 import torch
 
 from impart_core.calibrate.layer import Batch, Call, Layer
 from impart_core.calibrate.placement import Place
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIDE = 6
 ALL = (slice(None), slice(None))

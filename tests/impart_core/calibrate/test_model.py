@@ -25,8 +25,6 @@ from impart_core.checkpoint.reader import read_tensor
 from impart_core.checkpoint.weights import SINGLE
 from tests.architectures import ARCHITECTURES, load_whole, save_pair
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 CPU = torch.device("cpu")
 OTHERS = ("bert", "bert-classifier", "t5")
 DECODERS = [name for name in ARCHITECTURES if name not in OTHERS]

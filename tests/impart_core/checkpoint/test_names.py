@@ -24,7 +24,6 @@ from impart_core.store.store import Store
 from tests.architectures import ARCHITECTURES, load_whole, make_model, tune_
 from tests.impart_core.pipeline import compress, config_of
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 Rename = Callable[[str], str]
 
 

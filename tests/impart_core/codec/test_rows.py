@@ -9,8 +9,6 @@ from hypothesis import strategies as st
 from impart_core.base.errors import CorruptArtifactError, TensorValueError
 from impart_core.codec.rows import decode_rows, encode_rows, rows_bytes
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @st.composite
 def sparse_deltas(draw: st.DrawFn) -> torch.Tensor:

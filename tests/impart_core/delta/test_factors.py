@@ -8,8 +8,6 @@ import torch
 from impart_core.delta.factors import Leading
 from tests.impart_core.delta.spectra import matrix_of, spectrum
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SIGMA = spectrum("power", 60)
 MATRIX = matrix_of(SIGMA, 80, 60)
 

@@ -7,8 +7,6 @@ import torch
 from impart_core.delta.gram import gram_triplets
 from tests.impart_core.delta.spectra import matrix_of, spectrum
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", ["power", "flat", "tail", "steps"])

@@ -7,8 +7,6 @@ import torch
 from impart_core.delta.krylov import krylov_triplets
 from tests.impart_core.delta.spectra import matrix_of, spectrum
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def first(count: int):  # type: ignore[no-untyped-def]
     return lambda sigma: min(count, len(sigma))

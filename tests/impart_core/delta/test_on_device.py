@@ -12,8 +12,6 @@ from impart_core.delta.svd import decompose
 from tests.impart_core.delta.spectra import matrix_of, spectrum
 from tests.pretend_device import PRETEND
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 ROUTES: dict[str, Callable[[torch.Tensor], Factors | Leading | None]] = {
     "exact": lambda delta: decompose(delta, "w"),
     "quickest": lambda delta: decompose(delta, "w", lambda sigma: min(20, len(sigma))),

@@ -11,8 +11,6 @@ from impart_core.delta.svd import decompose, numerical_rank
 from tests.impart_core.delta.spectra import matrix_of, spectrum
 from tests.support import decaying_delta
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 # A backward-stable float32 decomposition errs by a modest multiple of the unit roundoff times the norm.
 ROUNDING = 50 * np.finfo(np.float32).eps
 

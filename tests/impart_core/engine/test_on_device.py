@@ -17,8 +17,6 @@ from tests.impart_core.pipeline import compress, config_of, small_options
 from tests.pretend_device import PRETEND, counting
 from tests.support import data_files
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 TOKENS = torch.randint(1, 40, (3, 16), generator=torch.Generator().manual_seed(3))
 _SIDES = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 _HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}

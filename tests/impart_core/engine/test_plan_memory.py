@@ -18,8 +18,6 @@ from impart_core.quantization.curvature import Inputs
 from tests.impart_core.pipeline import config_of, small_options
 from tests.support import decaying_delta, random_tensors, save_checkpoint
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of all tensors that are made under it, as long as they live."""

@@ -16,8 +16,6 @@ from impart_core.methods.base import Projection
 from tests.impart_core.methods.requests import decode, delta_of, encode, request_of
 from tests.support import decaying_delta
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @given(
     n=st.integers(1, 200), power=st.floats(0, 2), room=st.floats(1, 100), floor=st.floats(0.01, 1), more=st.floats(1, 3)

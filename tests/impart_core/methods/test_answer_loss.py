@@ -5,7 +5,7 @@ import pytest
 from impart_core import tinyzoo
 from tests.answers import FineTune
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("task", tinyzoo.FINE_TUNES)

@@ -1,13 +1,10 @@
 """A projection gives a method what it asks for, and works out nothing else."""
 
-import pytest
 import torch
 
 from impart_core.delta.svd import decompose
 from impart_core.methods.base import Projection
 from tests.support import decaying_delta
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_a_projection_of_a_delta_gives_its_name_shape_delta_and_decomposition() -> None:

@@ -12,8 +12,6 @@ from tests.impart_core.methods.codes import no_factors
 from tests.impart_core.pipeline import config_of
 from tests.support import decaying_delta
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 METHOD = BitDelta()
 
 

@@ -39,8 +39,6 @@ from tests.impart_core.methods.requests import (
 from tests.impart_core.methods.spectra import leading
 from tests.support import decaying_delta
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 Opened = tuple[Checkpoint, Checkpoint]
 methods = pytest.mark.parametrize("method", METHODS)
 accountings = pytest.mark.parametrize("accounting", ["bytes", "paper"])

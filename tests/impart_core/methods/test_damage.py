@@ -13,8 +13,6 @@ from impart_core.methods.base import Projection
 from tests.impart_core.methods.requests import VARIANTS, WITHOUT_MASKS, decode, encode, request_of
 from tests.support import decaying_delta
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def damaged(codes: Codes) -> Iterator[tuple[str, Codes]]:
     """Yield codes of which one part is missing or is another tensor than it was."""

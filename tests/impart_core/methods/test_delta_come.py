@@ -1,6 +1,5 @@
 """Delta-CoMe: what it gains by more vectors of fewer bits, and what codes without any stand for."""
 
-import pytest
 import torch
 
 from impart_core.methods.delta_come import DeltaCome
@@ -8,8 +7,6 @@ from tests.impart_core.methods.codes import calibrated, outputs_differ
 from tests.impart_core.methods.requests import decode, encode
 from tests.impart_core.pipeline import config_of
 from tests.support import decaying_delta
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_more_vectors_at_fewer_bits_differ_less_than_few_at_16_bits() -> None:

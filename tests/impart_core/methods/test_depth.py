@@ -19,8 +19,6 @@ from tests.impart_core.methods.requests import DECOMPOSING, encode
 from tests.impart_core.methods.spectra import FloatArray, factors_of, leading, spectra
 from tests.impart_core.pipeline import config_of
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 # Mostly small, where ⌊⌋ and rounding to the nearest weigh most; some as large as real projections' smaller sides.
 sides = st.one_of(st.integers(2, 60), st.integers(2, 300))
 accountings = st.sampled_from(["bytes", "paper"])

@@ -21,8 +21,6 @@ from impart_core.quantization.ecsq import ENTRIES, FACTORS, read_stored
 from tests.impart_core.methods.requests import decode, delta_of, encode, request_of
 from tests.support import decaying_delta
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SHAPE = (96, 128)
 
 

@@ -14,8 +14,6 @@ from tests.impart_core.methods.requests import KINDS, delta_of, encode, request_
 from tests.pretend_device import PRETEND
 from tests.support import decaying_delta
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 M, N = 24, 32
 # Relative, of a number as it is stored: bfloat16 and float16 are rounded twice, ecsq's scales are 2^(1/16) apart.
 ROUNDING = {"ecsq": 0.025, "delta-come": 2**-8, "impart-qt": 2**-8, "dare-qt": 2**-9, "dare": 2**-9, "magnitude": 2**-9}

@@ -11,8 +11,6 @@ from tests.impart_core.methods.codes import arithmetic, arithmetic_factors, dige
 from tests.impart_core.methods.requests import encode
 from tests.impart_core.pipeline import config_of
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 # Rounded to nearest and not compressed, as other versions of the libraries may do the rest in another way.
 PLAIN = {"solver": "nearest", "lossless": False}
 

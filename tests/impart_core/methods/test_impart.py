@@ -24,8 +24,6 @@ from tests.impart_core.methods.spectra import FloatArray, factors_of, spectra
 from tests.impart_core.pipeline import config_of
 from tests.support import VECTORS, decaying_delta
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 METHOD = Impart()
 CASES: list[dict[str, Any]] = json.loads((VECTORS / "sparsity.json").read_text())["sparsity_ratios"]
 

@@ -21,8 +21,6 @@ from tests.impart_core.pipeline import config_of
 from tests.impart_core.quantization.samples import hessian_of
 from tests.support import VECTORS, decaying_delta
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 METHOD = ImpartQt()
 
 

@@ -24,8 +24,6 @@ from tests.impart_core.methods.codes import at_16_bits, entry_mask
 from tests.impart_core.methods.requests import decode, encode, is_feasible, request_of, requests, where_known
 from tests.support import decaying_delta
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 sides = st.integers(2, 60)
 accountings = pytest.mark.parametrize("accounting", ["bytes", "paper"])
 BITS: dict[str, int] = {"dare": 16, "bitdelta": 1}  # of each kept entry; of DARE-Qt an option

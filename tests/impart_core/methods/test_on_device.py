@@ -17,8 +17,6 @@ from tests.impart_core.quantization.samples import hessian_of
 from tests.pretend_device import PRETEND
 from tests.support import decaying_delta
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 CPU = torch.device("cpu")
 M, N = 48, 64
 DELTA = decaying_delta(M, N)

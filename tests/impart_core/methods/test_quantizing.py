@@ -19,8 +19,6 @@ from tests.impart_core.methods.requests import decode, encode, request_of
 from tests.impart_core.pipeline import config_of
 from tests.support import decaying_delta
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 Opened = tuple[Checkpoint, Checkpoint]
 methods = pytest.mark.parametrize("method", QUANTIZING)
 

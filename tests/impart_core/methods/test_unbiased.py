@@ -21,8 +21,6 @@ from impart_core.methods.base import Projection
 from tests.impart_core.methods.requests import WITHOUT_MASKS, decode, encode, request_of
 from tests.support import decaying_delta
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SHAPE, SEEDS = (24, 32), 1024
 OF_FOUR_VALUES = torch.tensor([-1.0, 0.0, 0.5, 2.0])
 

@@ -30,8 +30,6 @@ from tests.impart_core.methods.requests import (
 )
 from tests.support import decaying_delta
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 methods = pytest.mark.parametrize("method", sorted({*DECOMPOSING} - {"ecsq"}))  # whose pairs are tested in test_ecsq
 accountings = pytest.mark.parametrize("accounting", ["bytes", "paper"])
 whole = pytest.mark.parametrize("method", ["delta-come", "lowrank"])

@@ -11,8 +11,6 @@ from impart_core.quantization.bitdelta import SignCodes, decode_signs, encode_si
 from tests.impart_core.quantization.samples import factor_of
 from tests.support import decaying_delta
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 scalings = pytest.mark.parametrize("per_row", [False, True])
 
 

@@ -17,8 +17,6 @@ from impart_core.quantization.streams import pack_matrices
 from tests.impart_core.quantization.samples import factor_of
 from tests.support import VECTORS
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 CASES: list[dict[str, Any]] = json.loads((VECTORS / "sparsity.json").read_text())["quant_sparsity"]
 LADDERS = ["8x2,3x32,2", "8x1,3x2,2", "16x1,4", "3", "16", "4x1,4x1,8"]
 

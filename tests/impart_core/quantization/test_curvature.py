@@ -7,8 +7,6 @@ from impart_core.base.errors import TensorValueError
 from impart_core.quantization.curvature import Curvature
 from tests.impart_core.quantization.samples import HESSIANS, hessian_of
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.mark.parametrize("kind", sorted(set(HESSIANS) - {"indefinite"}))
 def test_the_root_and_its_inverse_are_those_of_the_damped_hessian_in_order(kind: str) -> None:

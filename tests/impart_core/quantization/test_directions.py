@@ -15,8 +15,6 @@ from impart_core.quantization.ecsq import FACTORS, read_stored
 from tests.impart_core.methods.requests import request_of
 from tests.support import VECTORS
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SHAPE, PAIRS = (48, 80), 12
 PATH = VECTORS / "ecsq_factors.json"
 

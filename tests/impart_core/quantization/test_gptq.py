@@ -10,8 +10,6 @@ from impart_core.quantization.solve import quantize_matrix
 from tests.impart_core.quantization.plain import AlongOrder, on_grid, output_error, plain_gptq, upper_of
 from tests.impart_core.quantization.samples import CASES, Case, case_names, factor_of, hessian_of
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 REFERENCE_BLOCK, REFERENCE_DAMPING = 32, 0.01
 cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 LADDER = (RowRange(0, 1, 16), RowRange(1, 2, 8), RowRange(2, 4, 4), RowRange(4, 7, 3), RowRange(7, 10, 2))

@@ -9,8 +9,6 @@ from hypothesis.extra import numpy as npst
 
 from impart_core.quantization.grid import fit_grids
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 # Of a grid, of any of the sizes that float16 scales are made for.
 groups = npst.arrays(np.float32, st.integers(1, 20), elements=st.floats(-65504, 65504, width=32))
 widths = st.sampled_from([2, 3, 4, 8])

@@ -9,8 +9,6 @@ from impart_core.quantization.grid import Bits, RowRange, fit_grids
 from impart_core.quantization.groups import Groups, group_count
 from tests.impart_core.quantization.samples import factor_of, row_ranges
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 sizes = st.none() | st.integers(1, 70)
 keeps = st.sampled_from([0.0, 0.05, 0.3, 0.9, 1.0])
 

@@ -12,8 +12,6 @@ from tests.impart_core.methods.codes import same
 from tests.impart_core.quantization.samples import HESSIANS, factor_of, hessian_of
 from tests.pretend_device import PRETEND
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 MIXED = (RowRange(0, 2, 8), RowRange(2, 3, 16), RowRange(3, 24, 2))
 
 

@@ -19,8 +19,6 @@ from impart_core.quantization.support import codes_on_support
 from tests.impart_core.quantization.plain import output_error
 from tests.impart_core.quantization.samples import HESSIANS, factor_of, hessian_of, row_ranges
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SOLVERS: tuple[Solver, ...] = ("support", "masked", "nearest")
 MIXED = (RowRange(0, 2, 8), RowRange(2, 3, 16), RowRange(3, 9, 3))
 WHOLE = (RowRange(0, 4, 3),)

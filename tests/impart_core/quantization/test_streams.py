@@ -31,8 +31,6 @@ from impart_core.quantization.streams import (
 )
 from tests.impart_core.quantization.samples import factor_of, row_ranges
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def quantized(
     ranges: tuple[RowRange, ...], columns: int, size: int | None, keep: float = 1.0, seed: int = 0

@@ -11,8 +11,6 @@ from impart_core.quantization.support import codes_on_support
 from tests.impart_core.quantization.plain import on_grid, output_error, plain_gptq, upper_of
 from tests.impart_core.quantization.samples import CASES, Case, factor_of, hessian_of
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def rows_of(grid: EntryGrid, rows: slice | torch.Tensor, columns: slice | torch.Tensor = slice(None)) -> EntryGrid:
     parts = (grid.scales, grid.zeros, grid.levels, grid.half)

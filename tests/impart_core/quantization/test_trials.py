@@ -11,8 +11,6 @@ from tests.impart_core.methods.requests import request_of
 from tests.pretend_device import PRETEND, Counts, counting
 from tests.support import decaying_delta
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.mark.parametrize(("step", "bits", "kept"), [(2.6, 0.904, 0.607), (1.75, 1.400, 0.796), (1.0, 2.105, 0.923)])
 def test_gaussian_entries_take_the_bits_and_keep_the_energy_of_theory(step: float, bits: float, kept: float) -> None:

@@ -18,8 +18,6 @@ from tests.impart_core.quantization.plain import output_error
 from tests.impart_core.quantization.samples import factor_of, hessian_of
 from tests.support import decaying_delta
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 Masks = tuple[torch.Tensor, torch.Tensor]
 LADDERS = ["8x2,3x4,2", "16x1,8x1,4", "16", "8", "2", "4x1,2x3,8"]
 

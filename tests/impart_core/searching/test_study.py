@@ -224,6 +224,7 @@ def test_progress_is_told_after_each_batch() -> None:
     assert all(each[0] == "search" and each[3].startswith("best ") for each in told[1:])
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_what_is_suggested_depends_on_no_number_of_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     ask = Suggester._next

@@ -12,8 +12,6 @@ from impart_core.selftest.check import Check
 from impart_core.selftest.speed import time_layer
 from tests.pretend_device import PRETEND
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SIZE = (64, 96)
 CPU = torch.device("cpu")
 
