@@ -16,7 +16,7 @@ from impart_core.store.provenance import Stopwatch
 from impart_core.store.recipe import Recipe
 from impart_core.store.store import Store
 
-VERSIONS = {"sensitivity": 1}  # raised whenever the same recipe gives other factors
+VERSIONS = {"sensitivity": 2}  # raised whenever the same recipe gives other factors, or other codes by them
 _ROWS, _COLUMNS = ":rows", ":columns"
 
 

@@ -34,6 +34,7 @@ Domain = Literal["auto", "factors", "entries"]
 Metric = Literal["frobenius", "kfac"]
 ShareBy = Literal["directions", "entries"]
 _FROBENIUS: Metric = "frobenius"
+_FEEDBACK = 0.5
 _FEWEST_BITS = 1.0  # an entry: of as many vectors at most are tried
 _MOST_NOISE = 1.0  # of entries for a delta's 1, where vectors can be had: these may keep less of it, and are quieter
 _SLACK = 2  # bytes: a scale, and what a stream is longer than its entropy
@@ -64,11 +65,20 @@ class EcsqOptions(MethodOptions):
         "inputs and gradients of its layer; needs calibration text",
         exclude_if=lambda metric: metric == _FROBENIUS,
     )
+    feedback: float = Field(
+        default=_FEEDBACK,
+        ge=0,
+        le=1,
+        description="what share of an entry's error the entries after it make up for, in the metric of metric kfac",
+        exclude_if=lambda share: share == _FEEDBACK,
+    )
 
     @model_validator(mode="after")
     def _metric_has_effect(self) -> Self:
         if self.metric != _FROBENIUS and self.domain == "entries":
             raise ValueError(f"metric {self.metric} has no effect on entries. Leave domain or metric out")
+        if self.metric == _FROBENIUS and self.feedback != _FEEDBACK:
+            raise ValueError(f"feedback has no effect with metric {self.metric}. Leave it out, or set metric")
         return self
 
 
@@ -168,7 +178,8 @@ def _encoded(projection: Projection, budget: int, options: EcsqOptions) -> Store
     vectors, energy = None, 0.0
     sensitivity = None if options.metric == _FROBENIUS else projection.sensitivity
     if options.domain != "entries":
-        directions = _directions(projection, _most_pairs(*projection.shape, budget), sensitivity)
+        rank = _most_pairs(*projection.shape, budget)
+        directions = _directions(projection, rank, sensitivity, options.feedback)
         vectors, energy = directions.encoded(budget, Shares(options.filling, options.p, options.gain))
     if options.domain == "factors":
         return vectors
@@ -191,12 +202,12 @@ def _noise(kept: float, gain: float) -> float:
     return kept ** (1 - 2 * gain) * (1 - kept) if kept > 0 else 0.0
 
 
-def _directions(projection: Projection, rank: int, sensitivity: Sensitivity | None) -> Directions:
+def _directions(projection: Projection, rank: int, sensitivity: Sensitivity | None, feedback: float) -> Directions:
     """Return the leading directions by how sensitive predictions are; by the delta alone where that is not known."""
     shape, name = projection.shape, projection.name
     if sensitivity is None:
         return Directions.of(projection.factors(), shape, rank, name)
-    weighted = weighted_factors(projection.delta().float(), sensitivity, rank, name)
+    weighted = weighted_factors(projection.delta().float(), sensitivity, rank, name, feedback)
     return Directions.of(weighted.factors, shape, rank, name, weighted.metrics)
 
 

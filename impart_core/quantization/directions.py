@@ -10,6 +10,7 @@ from impart_core.codec.tables import FloatArray, Int32Array, Int64Array
 from impart_core.delta.factors import Factors
 from impart_core.delta.svd import numerical_rank
 from impart_core.quantization.ecsq import FACTORS, PART, SMALLEST_RATIO, Stored, head_bytes
+from impart_core.quantization.feedback import Metric
 from impart_core.quantization.rate_distortion import allocate, one_step, total_worth
 from impart_core.quantization.trials import DROPPED, LARGEST, SIGNS, Trials, quantised
 
@@ -40,7 +41,7 @@ class Directions:
         v: (K, n), float32, on the same device.
         weights: σ_k and what u_k and v_k were divided by, float64, (K,).
         importance: by which they are chosen, float64, (K,).
-        metrics: by which they are held against their codes, (m, m) and (n, n); None: by plain sums.
+        metrics: by which they are coded and held against their codes; None: by plain sums.
         name: the tensor, for errors.
     """
 
@@ -49,7 +50,7 @@ class Directions:
     weights: FloatArray
     importance: FloatArray
     name: str
-    metrics: tuple[torch.Tensor, torch.Tensor] | None = None
+    metrics: tuple[Metric, Metric] | None = None
 
     @classmethod
     def of(
@@ -58,7 +59,7 @@ class Directions:
         shape: tuple[int, int],
         most: int,
         name: str,
-        metrics: tuple[torch.Tensor, torch.Tensor] | None = None,
+        metrics: tuple[Metric, Metric] | None = None,
     ) -> "Directions":
         """Take the leading vectors, as far as they are no rounding, `most` at most.
 
@@ -120,7 +121,8 @@ class Directions:
         one: float | torch.Tensor = steps[0]
         if one not in _LAST_RESORT:
             one = torch.tensor(steps, dtype=torch.float32)[:, None].to(self.u.device)
-        sides = [quantised(side[index], one) for side in (self.u, self.v)]
+        metrics = self.metrics or (None, None)
+        sides = [quantised(side[index], one, metric) for side, metric in zip((self.u, self.v), metrics, strict=True)]
         found: Int32Array = torch.cat(sides, dim=1).cpu().numpy().astype(np.int32)
         return found
 

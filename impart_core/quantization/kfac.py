@@ -7,16 +7,17 @@ the fine-tune. Measured: docs/methods.md.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from impart_core.base.errors import TensorValueError
 from impart_core.delta.factors import Factors
 from impart_core.delta.svd import decompose
+from impart_core.quantization.feedback import Metric
 
 _EXPONENT = 0.25
 _DAMPING = 0.1  # of the mean eigenvalue
-_POWERS = (-1, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,16 @@ class Weighted:
 
     Attributes:
         factors: ΔW = Σ_k σ_k u_k v_kᵀ, of all triplets; u_k and v_k are orthonormal in the metrics only.
-        metrics: G^½ and A^½, by which u_k and v_k are to be held against their codes.
+        metrics: G^½ and A^½, by which u_k and v_k are to be coded and held against their codes.
     """
 
     factors: Factors
-    metrics: tuple[torch.Tensor, torch.Tensor]
+    metrics: tuple[Metric, Metric]
 
 
-def weighted_factors(delta: torch.Tensor, sensitivity: Sensitivity, rank: int, name: str) -> Weighted:
+def weighted_factors(
+    delta: torch.Tensor, sensitivity: Sensitivity, rank: int, name: str, feedback: float = 0.0
+) -> Weighted:
     """Return the leading triplets of a weighted delta.
 
     Args:
@@ -53,18 +56,27 @@ def weighted_factors(delta: torch.Tensor, sensitivity: Sensitivity, rank: int, n
         sensitivity: on any device.
         rank: how many triplets, at most.
         name: the tensor, for errors.
+        feedback: what share of an entry's error the metrics make up for in other entries, 0 to 1.
 
     Raises:
         TensorValueError: a factor holds NaN or infinity, or the product cannot be decomposed.
     """
-    left, right = (_powers(matrix.to(delta.device), name) for matrix in (sensitivity.rows, sensitivity.columns))
-    found = decompose(left[1] @ delta @ right[1], name, lambda _: rank)
-    factors = Factors(found.u @ left[-1], found.sigma, found.v @ right[-1], found.route, found.fallbacks)
-    return Weighted(factors, (left[2], right[2]))
+    left, right = (_side(matrix.to(delta.device), name, feedback) for matrix in (sensitivity.rows, sensitivity.columns))
+    found = decompose(left.root @ delta @ right.root, name, lambda _: rank)
+    factors = Factors(found.u @ left.inverse, found.sigma, found.v @ right.inverse, found.route, found.fallbacks)
+    return Weighted(factors, (left.metric, right.metric))
 
 
-def _powers(matrix: torch.Tensor, name: str) -> dict[int, torch.Tensor]:
-    """Return powers of D = (M/mean + damping)^¼, −1, 1 and 2, float32; of a matrix of zeros the identity."""
+class _Side(NamedTuple):
+    """What follows from one Kronecker factor: D = (M/mean + damping)^¼ and its inverse, float32, and the metric D²."""
+
+    root: torch.Tensor
+    inverse: torch.Tensor
+    metric: Metric
+
+
+def _side(matrix: torch.Tensor, name: str, feedback: float) -> _Side:
+    """Return what follows from one Kronecker factor; of one of zeros, identities."""
     if not bool(torch.isfinite(matrix).all()):
         raise TensorValueError(
             f"The inputs or gradients of {name!r} hold NaN or infinity. Check the calibration text, and that the model "
@@ -72,7 +84,13 @@ def _powers(matrix: torch.Tensor, name: str) -> dict[int, torch.Tensor]:
         )
     mean = float(matrix.diagonal().double().mean())
     if mean <= 0:
-        return dict.fromkeys(_POWERS, torch.eye(len(matrix), device=matrix.device))
+        same = torch.eye(len(matrix), device=matrix.device)
+        return _Side(same, same, Metric(same))
     values, vectors = torch.linalg.eigh(matrix.double() / mean)
     damped = values.clamp_min(0) + _DAMPING
-    return {power: ((vectors * damped ** (_EXPONENT * power)) @ vectors.T).float() for power in _POWERS}
+
+    def to_the(power: int) -> torch.Tensor:
+        powered: torch.Tensor = (vectors * damped ** (_EXPONENT * power)) @ vectors.T
+        return powered
+
+    return _Side(to_the(1).float(), to_the(-1).float(), Metric.of(to_the(2), to_the(-2), feedback))

@@ -17,27 +17,33 @@ import numpy as np
 import torch
 
 from impart_core.codec.tables import MOST_MAGNITUDE, FloatArray, Int64Array, table_bytes
+from impart_core.quantization.feedback import Metric
 
 # Steps that are none: every entry is its sign, which takes one bit whatever the entries; or only the largest is.
 SIGNS, LARGEST = math.inf, 0.0
 DROPPED = -1
 _ROUNDING = 1e-6  # of a row's largest entry: what is below is taken for zero
 _UNSEEN = 0.05  # of a symbol, as counted in a table that has none of its magnitude
+_STRETCH = 2  # how much larger than all entries one may get to be by others' errors; the few above are counted as that
 
 
-def quantised(entries: torch.Tensor, step: float | torch.Tensor) -> torch.Tensor:
+def quantised(entries: torch.Tensor, step: float | torch.Tensor, metric: Metric | None = None) -> torch.Tensor:
     """Return the symbols of entries, int16, rows of any number.
 
     Args:
         entries: of about unit variance, float32.
         step: more than 0, or `SIGNS` or `LARGEST`; or one for each row, (rows, 1), float32.
+        metric: in which the error of an entry is made up for in others; None: each is rounded by itself.
     """
     if isinstance(step, float) and step in (SIGNS, LARGEST):
         share = _ROUNDING if step == SIGNS else 1 - _ROUNDING
         magnitudes = entries.abs()
         counts = magnitudes > share * magnitudes.amax(dim=-1, keepdim=True)
         return (entries.sign() * counts).short()
-    return (entries / step).round_().clamp_(-MOST_MAGNITUDE, MOST_MAGNITUDE).short()
+    scaled = entries / step
+    if metric is not None:
+        return metric.rounded(scaled, MOST_MAGNITUDE).short()
+    return scaled.round_().clamp_(-MOST_MAGNITUDE, MOST_MAGNITUDE).short()
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class Trials:
         v: torch.Tensor,
         steps: Sequence[float],
         extra: int,
-        metrics: tuple[torch.Tensor, torch.Tensor] | None = None,
+        metrics: tuple[Metric, Metric] | None = None,
     ) -> "Trials":
         """Try each step on directions of unit variance, float32, on one device.
 
@@ -72,23 +78,23 @@ class Trials:
             v: (K, n).
             steps: those to try.
             extra: bytes that each kept direction takes besides its symbols.
-            metrics: by which products of u, (m, m), and of v, (n, n), are taken; None: by plain sums.
+            metrics: by which u and v are quantised, and products taken; None: by plain sums.
         """
-        largest = float(torch.stack([side.abs().amax() for side in (u, v)]).amax())
+        largest = (_STRETCH if metrics else 1) * float(torch.stack([side.abs().amax() for side in (u, v)]).amax())
         widths = [2 if step in (SIGNS, LARGEST) else 2 + min(MOST_MAGNITUDE, int(largest / step)) for step in steps]
         counts, sums = [], []
-        seen = (u, v) if metrics is None else (u @ metrics[0], v @ metrics[1])
+        seen = (u, v) if metrics is None else (u @ metrics[0].matrix, v @ metrics[1].matrix)
         for step, width in zip(steps, widths, strict=True):
             histogram = torch.zeros(len(u), width, dtype=torch.int64, device=u.device)
             for at, side in enumerate((u, v)):
-                symbols = quantised(side, step)
-                magnitudes = symbols.abs().long()
+                symbols = quantised(side, step, metrics[at] if metrics else None)
+                magnitudes = symbols.abs().long().clamp_max(width - 1)
                 histogram.scatter_add_(1, magnitudes, torch.ones_like(magnitudes))
                 sums.append((seen[at].double() * symbols).sum(dim=1))
                 if metrics is None:
                     sums.append((magnitudes * magnitudes).sum(dim=1).double())
                 else:
-                    sums.append(((symbols.float() @ metrics[at]).double() * symbols).sum(dim=1))
+                    sums.append(((symbols.float() @ metrics[at].matrix).double() * symbols).sum(dim=1))
             counts.append(histogram)
         energies = [(side.double() * one).sum(dim=1) for side, one in zip((u, v), seen, strict=True)]
         found = torch.stack([*energies, *sums], dim=1).cpu().numpy()

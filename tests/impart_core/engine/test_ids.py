@@ -120,6 +120,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "gain": 0.5,
         "domain": "factors",
         "metric": "kfac",
+        "feedback": 0.25,
         "share_by": "entries",
     },
     "lowrank": {},

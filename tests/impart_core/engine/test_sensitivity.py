@@ -117,6 +117,8 @@ def test_text_is_asked_for_and_memory_is_planned(pair: Pair, tmp_path: Path) -> 
         compress(Store(tmp_path), *pair, request())
     with pytest.raises(ConfigError, match="metric kfac has no effect on entries"):
         request(domain="entries")
+    with pytest.raises(ConfigError, match="feedback has no effect with metric frobenius"):
+        request(metric="frobenius", feedback=1.0)
     sides = open_checkpoint(pair[0]), open_checkpoint(pair[1])
     assert make_plan(*sides, config_of(16, method="ecsq")).sensitivity_bytes == 0
     assert make_plan(*sides, config_of(16, method="ecsq")).factors_bytes > 0

@@ -38,6 +38,7 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "domain": st.sampled_from(["auto", "factors", "entries"]),
     "share_by": st.sampled_from(["directions", "entries"]),
     "metric": st.sampled_from(["frobenius", "kfac"]),
+    "feedback": st.sampled_from([0.0, 0.5, 1.0]),
 }
 KINDS = ("decaying", "flat", "spikes", "blocks", "ties", "corner", "one entry", "rank one")
 
@@ -83,9 +84,11 @@ def any_requests(draw: st.DrawFn, method: str, **settings: Any) -> CompressConfi
 
 
 def _with_effect(options: dict[str, Any]) -> dict[str, Any]:
-    """Leave out a floor where another allocation was asked for, and a metric where entries are coded."""
+    """Leave out a floor where another allocation was asked for, and a metric or feedback where these do nothing."""
     if options.get("domain") == "entries":
         options = {**options, "metric": "frobenius"}
+    if options.get("metric") == "frobenius":
+        options = {name: value for name, value in options.items() if name != "feedback"}
     if options.get("allocation") == "proportional" or "floor" not in options:
         return options
     return {**options, "floor": None}

@@ -20,7 +20,7 @@ def test_triplets_add_up_to_the_delta_and_are_orthonormal_in_the_metrics() -> No
     u, sigma, v = found.factors.u, found.factors.sigma, found.factors.v
     torch.testing.assert_close((u.T * sigma) @ v, delta, atol=1e-4, rtol=1e-4)
     for vectors, metric in zip((u, v), found.metrics, strict=True):
-        torch.testing.assert_close(vectors @ metric @ vectors.T, torch.eye(m), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(vectors @ metric.matrix @ vectors.T, torch.eye(m), atol=1e-4, rtol=1e-4)
 
 
 def test_leading_triplets_lose_least_in_the_metrics() -> None:
@@ -29,8 +29,9 @@ def test_leading_triplets_lose_least_in_the_metrics() -> None:
     found = weighted_factors(delta, sensitivity_of(m, n), m, "w")
 
     def lost(low_rank: torch.Tensor) -> float:
+        left, right = found.metrics
         error = delta - low_rank
-        return float(((found.metrics[0] @ error) * (error @ found.metrics[1])).sum())
+        return float(((left.matrix @ error) * (error @ right.matrix)).sum())
 
     factors = found.factors
     u, sigma, v = torch.linalg.svd(delta, full_matrices=False)
