@@ -148,8 +148,8 @@ def test_every_setting_is_part_of_the_ids(name: str, request_: CompressRequest) 
 def test_every_option_of_a_method_is_part_of_the_ids(
     method: str, name: str, request_: CompressRequest, zoo_request: CompressRequest
 ) -> None:
-    request = zoo_request if method in CALIBRATED or name == "metric" else request_
-    needed = {"allocation": "proportional"} if name == "floor" else {}
+    needed = {"floor": {"allocation": "proportional"}, "feedback": {"metric": "kfac"}}.get(name, {})
+    request = zoo_request if method in CALIBRATED or "metric" in (name, *needed) else request_
     usual = with_config(request, method=method, options=needed)
     other = with_config(request, method=method, options={**needed, name: OPTIONS[method][name]})
     found = changed(ids(usual), ids(other))
