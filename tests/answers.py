@@ -98,7 +98,7 @@ class FineTune:
 
     def _compress(self, config: CompressConfig, sensitivity: dict[str, Sensitivity]) -> None:
         parameters, method = dict(self._model.named_parameters()), METHODS.get(config.method)
-        given_out = [budgets_of(self._pairs, block, config) for block in self._blocks]
+        given_out = [budgets_of(self._pairs, block, config).sizes for block in self._blocks]
         budgets = {name: size for sizes in given_out for name, size in sizes.items()}
         for name, (base, delta) in self._deltas.items():
             m, n = delta.shape

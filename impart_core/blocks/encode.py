@@ -72,6 +72,13 @@ class Made(NamedTuple):
     over: str | None = None
 
 
+class Budgets(NamedTuple):
+    """The bytes of a block's file that methods have a say in: those around codes, and of each matrix by its tensor."""
+
+    around: int
+    sizes: dict[str, int]
+
+
 @dataclass(frozen=True)
 class Encoder:
     """Encodes the tensors of a model as one request says.
@@ -107,7 +114,7 @@ class Encoder:
             CheckpointError: a tensor's content is not what its digest says.
         """
         made: dict[str, list[Made]] = {}
-        budgets = budgets_of(pairs, block, self.config)
+        budgets = budgets_of(pairs, block, self.config).sizes
         ready = {name for name in block.tensors if self._needs_factors_only(pairs[name])}
         with one_thread_per_kernel():
             for name in sorted(ready):
@@ -194,13 +201,13 @@ class Encoder:
         return Projection(pair.name, (m, n), lambda: on_device, factors, inputs, budget, sensitivity)
 
 
-def budgets_of(pairs: Pairs, block: Block, config: CompressConfig) -> dict[str, int]:
+def budgets_of(pairs: Pairs, block: Block, config: CompressConfig) -> Budgets:
     """Return the bytes that each matrix of a tensor may take, by tensor, where its method's files are packed.
 
     What the file says besides codes is taken off. What is left for a block's projections is shared out by their
     methods' weights: each gets at most `MOST_SHARE` times what it would have by itself.
     """
-    around, entries = around_codes(pairs, block, config)
+    around, entries = _around_codes(pairs, block, config)
     claims: dict[str, Claim] = {}
     for name in block.tensors:
         pair, coding = pairs[name], coding_of_role(pairs[name].role, config)
@@ -211,10 +218,11 @@ def budgets_of(pairs: Pairs, block: Block, config: CompressConfig) -> dict[str, 
             claims[name] = Claim(method.weight(m, n, coding), least, own, MOST_SHARE * own, math.prod(count))
     shared = [name for name in claims if pairs[name].role is Role.PROJECTION]
     given = share_out([claims[name] for name in shared])
-    return {name: claim.own for name, claim in claims.items()} | dict(zip(shared, given, strict=True))
+    alone = {name: claim.own for name, claim in claims.items()}
+    return Budgets(around, alone | dict(zip(shared, given, strict=True)))
 
 
-def around_codes(pairs: Pairs, block: Block, config: CompressConfig) -> tuple[int, int]:
+def _around_codes(pairs: Pairs, block: Block, config: CompressConfig) -> tuple[int, int]:
     """Return the bytes of a block's file besides its codes, and the entries of the matrices that pay for them.
 
     Both are 0 where no method's budget covers them. What the file will say is known but for lengths and exponents.

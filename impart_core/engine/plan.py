@@ -18,7 +18,7 @@ from impart_core.blocks.coding import (
     matrices_of,
     may_be_kept,
 )
-from impart_core.blocks.encode import around_codes, budgets_of
+from impart_core.blocks.encode import budgets_of
 from impart_core.blocks.request import CompressConfig
 from impart_core.calibrate.layer import BATCH_TOKENS
 from impart_core.checkpoint.computed import ComputedTensor
@@ -289,10 +289,9 @@ def _plan_block(
 
 def _projection_bytes(projections: Sequence[Pair], block: Block, pairs: Pairs, config: CompressConfig) -> int:
     """Bytes of projections' codes, at most, and what the block's file says around all codes."""
-    around, _ = around_codes(pairs, block, config)
-    budgets = budgets_of(pairs, block, config)
+    around, sizes = budgets_of(pairs, block, config)
     found = sum(
-        budgets[pair.name] * math.prod(pair.shape[:-2]) if pair.name in budgets else _coded_bytes(pair, config)
+        sizes[pair.name] * math.prod(pair.shape[:-2]) if pair.name in sizes else _coded_bytes(pair, config)
         for pair in projections
     )
     return found + around if found else 0

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from impart_core.quantization.curvature import Curvature
+from impart_core.quantization.feedback import fed_back
 from impart_core.quantization.grid import EntryGrid, nearest_half
-
-_BLOCK = 64  # columns whose errors are gathered before they go to the columns after them, in one product
 
 
 def codes_under_mask(
@@ -92,33 +91,20 @@ def _quantize(columns: _Columns, upper: torch.Tensor) -> bool:
         columns: the state.
         upper: U with H⁻¹ = UᵀU, in the order of quantisation, (columns, columns).
     """
-    finite = True
-    for start in range(0, len(columns.values), _BLOCK):
-        block, rest = slice(start, start + _BLOCK), slice(start + _BLOCK, None)
-        diagonal = upper.diagonal()[block, None]
-        errors = _quantize_block(columns, block, upper[block, block] / diagonal)
-        columns.values[rest].addmm_((upper[block, rest] / diagonal).T, errors, alpha=-1)
-        finite &= bool(torch.isfinite((errors / diagonal).square_().sum(dtype=torch.float64)))
-    return finite
+    parts = (columns.keep, columns.steps, columns.scales, columns.lowest, columns.highest)
+    keep, steps, scales, lowest, highest = (part.unbind() for part in parts)
 
-
-def _quantize_block(columns: _Columns, block: slice, upper: torch.Tensor) -> torch.Tensor:
-    """Round the columns of a block one after the other, and return their errors, (block, rows).
-
-    Args:
-        columns: the state.
-        block: which columns.
-        upper: U_ij/U_ii among them, what an error in column i does to column j, (block, block).
-    """
-    errors = torch.zeros_like(columns.values[block])
-    done = errors.T  # those to come are zero as yet
-    parts = (columns.values, columns.keep, columns.steps, columns.scales, columns.lowest, columns.highest)
-    rows = zip(*(part[block].unbind() for part in parts), errors.unbind(), upper.T.contiguous().unbind(), strict=True)
-    for j, (value, keep, step, scale, lowest, highest, error, into) in enumerate(rows, block.start):
-        target = torch.addmv(value, done, into, alpha=-1).mul_(keep)
-        torch.div(target, scale, out=step).round_().clamp_(lowest, highest)
-        torch.mul(step, scale, out=value)
+    def round_column(j: int, target: torch.Tensor, value: torch.Tensor) -> None:
+        target.mul_(keep[j])
+        torch.div(target, scales[j], out=steps[j]).round_().clamp_(lowest[j], highest[j])
+        torch.mul(steps[j], scales[j], out=value)
         if columns.half is not None:
             value.copy_(torch.where(columns.half[j], nearest_half(target), value))
-        torch.sub(target, value, out=error)
-    return errors
+
+    def spread(block: slice, others: slice) -> torch.Tensor:
+        return upper[block, others] / diagonal[block]
+
+    diagonal, finite = upper.diagonal()[:, None], True
+    for block, errors in fed_back(columns.values, spread, round_column):
+        finite &= bool(torch.isfinite((errors / diagonal[block]).square_().sum(dtype=torch.float64)))
+    return finite

@@ -85,7 +85,7 @@ def _side(matrix: torch.Tensor, name: str, feedback: float) -> _Side:
     mean = float(matrix.diagonal().double().mean())
     if mean <= 0:
         same = torch.eye(len(matrix), device=matrix.device)
-        return _Side(same, same, Metric(same))
+        return _Side(same, same, Metric(same, torch.zeros_like(same)))
     values, vectors = torch.linalg.eigh(matrix.double() / mean)
     damped = values.clamp_min(0) + _DAMPING
 

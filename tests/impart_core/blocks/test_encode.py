@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from impart_core.base.errors import CheckpointError, TensorValueError
-from impart_core.blocks.encode import Encoder, around_codes, budgets_of
+from impart_core.blocks.encode import Encoder, budgets_of
 from impart_core.checkpoint.digest import tensor_digests
 from impart_core.checkpoint.index import Checkpoint, open_checkpoint
 from impart_core.checkpoint.layout import group_blocks
@@ -152,10 +152,10 @@ def test_bytes_of_a_block_are_shared_out_by_what_a_pair_of_vectors_costs(tmp_pat
     layer = next(block for block in blocks if names["q_proj"] in block.tensors)
     config = config_of(16, method="ecsq", embeddings="auto")
     by_entries = config_of(16, method="ecsq", options={"share_by": "entries"})
-    found, by_size = (budgets_of(pairs, layer, one) for one in (config, by_entries))
-    assert budgets_of(pairs, layer, config_of(16, method="ecsq", options={"domain": "entries"})) == by_size
+    found, by_size = (budgets_of(pairs, layer, one).sizes for one in (config, by_entries))
+    assert budgets_of(pairs, layer, config_of(16, method="ecsq", options={"domain": "entries"})).sizes == by_size
     assert sum(found.values()) == pytest.approx(sum(by_size.values()), abs=len(shapes))
-    around, _ = around_codes(pairs, layer, config)
+    around = budgets_of(pairs, layer, config).around
     assert around > 0
     assert sum(found.values()) + around <= sum(budget_bytes(*shape, 16) for shape in shapes.values())
     tight = config_of(215, method="ecsq")  # the highest ratio of k_proj, whose budget has no room for what is around
@@ -163,8 +163,10 @@ def test_bytes_of_a_block_are_shared_out_by_what_a_pair_of_vectors_costs(tmp_pat
         name: budget_bytes(*base[name].shape, METHODS.get("ecsq").highest_cr(*base[name].shape, tight))
         for name in names.values()
     }
-    assert budgets_of(pairs, layer, tight)[names["k_proj"]] >= smallest[names["k_proj"]] == budget_bytes(32, 64, 215)
-    assert all(size >= smallest[name] for name, size in budgets_of(pairs, layer, tight).items())
+    assert (
+        budgets_of(pairs, layer, tight).sizes[names["k_proj"]] >= smallest[names["k_proj"]] == budget_bytes(32, 64, 215)
+    )
+    assert all(size >= smallest[name] for name, size in budgets_of(pairs, layer, tight).sizes.items())
     assert all(item.codes for item in Encoder(tight).block(pairs, layer).values())
     pair_costs = {kind: found[names[kind]] / sum(shape) for kind, shape in shapes.items()}
     assert max(pair_costs.values()) == pytest.approx(min(pair_costs.values()), rel=0.01)
@@ -172,6 +174,6 @@ def test_bytes_of_a_block_are_shared_out_by_what_a_pair_of_vectors_costs(tmp_pat
     assert max(entry_costs.values()) == pytest.approx(min(entry_costs.values()), rel=0.01)
     made = Encoder(config).block(pairs, layer)
     assert {name: item.nbytes <= found[name] for name, item in made.items()} == dict.fromkeys(found, True)
-    assert budgets_of(pairs, layer, config_of(16)) == {}  # every other method: each by its own ratio
-    (table,) = [budgets_of(pairs, block, config) for block in blocks if block != layer]
+    assert budgets_of(pairs, layer, config_of(16)).sizes == {}  # every other method: each by its own ratio
+    (table,) = [budgets_of(pairs, block, config).sizes for block in blocks if block != layer]
     assert list(table) == ["model.embed_tokens.weight"]
