@@ -115,8 +115,9 @@ def _blocks(positions: Int64Array) -> Iterator[tuple[slice, Int64Array]]:
     before = -1
     for start in range(0, len(positions), _BLOCK):
         block = slice(start, start + _BLOCK)
-        gaps = np.diff(positions[block], prepend=before)
-        gaps -= 1
+        gaps = positions[block] - 1
+        gaps[1:] -= positions[block][:-1]
+        gaps[0] -= before
         before = int(positions[block][-1])
         yield block, gaps
 

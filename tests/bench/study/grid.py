@@ -21,15 +21,23 @@ class Zoo:
     Attributes:
         fine_tunes: names of its fine-tunes, each also that of its task (`tinyzoo_NAME`) and of its calibration text.
         path: gives the folder of a model by name; the base is called "base".
+        sequences: how many sequences of calibration text the methods that need some get.
+        length: tokens of each; None: as many as is usual.
     """
 
     fine_tunes: tuple[str, ...]
     path: Callable[[str], Path]
+    sequences: int = 128
+    length: int | None = None
 
 
 GEMMA, MOVED = Path("gemma-zoo"), Path("gemma-moved-zoo")  # where the commands of that name put them
 SHIPPED = {name: Zoo(tinyzoo.fine_tunes(name), partial(tinyzoo.path, zoo=name)) for name in tinyzoo.ZOOS}
-ZOOS = SHIPPED | {"gemma": Zoo(tinyzoo.FINE_TUNES, GEMMA.joinpath), "gemma-moved": Zoo(("math",), MOVED.joinpath)}
+_FEW = {"sequences": 32, "length": 512}  # of a large model: its layers are run on all of it
+ZOOS = SHIPPED | {
+    "gemma": Zoo(tinyzoo.FINE_TUNES, GEMMA.joinpath, **_FEW),
+    "gemma-moved": Zoo(("math",), MOVED.joinpath, **_FEW),
+}
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,6 @@ from impart_core.store.store import Store
 from tests.bench.study.figures import Figures, Losses, figures_of
 from tests.bench.study.grid import ROWS, ZOOS, Cell, Options
 
-_SEQUENCES = 128
-
 
 @dataclass(frozen=True)
 class Asked:
@@ -97,8 +95,8 @@ class _Measuring:
 
     def _compressed(self, options: Options, seed: int) -> Delta:
         config = self._cell.config(options, seed)
-        source = f"tinyzoo:{self._cell.task}"
-        text = CalibrationText(source=source, sequences=_SEQUENCES) if needs_text(config) else None
+        zoo, source = ZOOS[self._cell.zoo], f"tinyzoo:{self._cell.task}"
+        text = CalibrationText(source=source, sequences=zoo.sequences, length=zoo.length)
         request = CompressRequest(
             base=self._places["base"],
             finetuned=self._places["tuned"],
@@ -106,7 +104,7 @@ class _Measuring:
             store=self._asked.store,
             device="cpu",
             workers=1,
-            calibration=text,
+            calibration=text if needs_text(config) else None,
         )
         made = compress(request, self._executor).report.artifact
         return open_delta(Store(self._asked.store), made)
