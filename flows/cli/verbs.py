@@ -51,7 +51,7 @@ VERBS: dict[str, dict[str, Verb]] = {
         "du": Verb("usage", "du", "Show what is stored, shared, dense, and free to go, in bytes.", "Keep tidy"),
         "demo": Verb("demo", "demo", "Run the main job on the tiny zoo: a table and a picture.", "Try"),
         "selftest": Verb("selftest", "check_device", "Check a GPU against the CPU, and time both.", "Try"),
-        "tinyzoo": Verb("", "", "A small real model zoo: one base, three fine-tunes (math, code, chat).", "Try"),
+        "tinyzoo": Verb("", "", "Small real model zoos: a base and fine-tunes of it (math, code, chat).", "Try"),
     },
     "search": {
         "run": Verb("search", "search", "Run a search file; `impart search FILE` is the same."),

@@ -24,7 +24,7 @@ class MergedContent(Content):
         models: what the file calls the models, the base among them.
         tensors: the number of its tensors.
         merged: id of the checkpoint that it is.
-        base: id of the base checkpoint, where a checkpoint is the base.
+        inputs: ids of the checkpoints among them, by what the file calls them.
         bytes: of its weights.
     """
 

@@ -228,8 +228,8 @@ class Coding(Frozen):
         method: registered name of the method.
         cr: requested compression ratio against the 16-bit size, at least 1.
         seed: seed of every mask.
-        accounting: `bytes` makes the ratio hold for the stored bytes of each projection; `paper` keeps the
-            paper's count of kept entries, and leaves out what describes them.
+        accounting: `bytes` makes the ratio hold for the stored bytes of each projection, of `ecsq` for those of a block's
+            together; `paper` keeps the paper's count of kept entries, and leaves out what describes them.
         options: the method's own settings.
     """
 

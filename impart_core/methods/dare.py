@@ -1,4 +1,4 @@
-"""DARE: every entry of ΔW is kept with probability 1/CR, and what is kept is divided by it.
+"""DARE: every entry of ΔW is kept with one probability, about 1/CR, and what is kept is divided by it.
 
 Drop And REscale, Yu et al. 2024 (arXiv 2311.03099). The mask is regenerated from the seed; only values are stored.
 """

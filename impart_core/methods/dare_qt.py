@@ -52,7 +52,7 @@ class DareQt(Method):
     """The method.
 
     Codes of one projection: `keep` uint16 (1,) as DARE has it, and the kept entries, before they are divided by the
-    keep probability and times 2^-e, as codes; see `quantize.streams`. `exponent` is e; see
+    keep probability and times 2^-e, as codes; see `quantization.streams`. `exponent` is e; see
     `codec.half`. Where nothing fits, `keep` is empty.
     """
 

@@ -30,7 +30,7 @@ from impart_core.quantization.vectors import (
 class DeltaCome(FactorMethod):
     """The method.
 
-    Codes of one projection, K vectors kept: `sigma` bfloat16 (K,), and U and V as codes; see `quantize.streams`.
+    Codes of one projection, K vectors kept: `sigma` bfloat16 (K,), and U and V as codes; see `quantization.streams`.
     """
 
     version: ClassVar[int] = 4

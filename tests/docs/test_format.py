@@ -4,11 +4,12 @@ The library encodes and writes; `tests.docs.reader` reads. Golden compressions a
 """
 
 import ast
+import importlib
 import json
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from impart_core.codec.half import encode_half
 from impart_core.codec.rows import encode_rows
 from impart_core.methods import METHODS, QUANTIZING, Coding, Projection
 from impart_core.methods.decode import decode_delta, decode_stack
+from impart_core.store.manifest import KINDS, kind_of
 from tests.docs import reader
 from tests.e2e.test_golden import COMPRESSIONS, GOLDEN
 from tests.impart_core.methods.codes import calibrated
@@ -304,3 +306,27 @@ def test_the_versions_of_methods_are_those_that_stand_there() -> None:
     (current,) = re.findall(r"^- Current: (.*?)\n- ", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     found = {name: int(version) for name, version in re.findall(r"`([a-z-]+)` (\d+)", " ".join(current.split()))}
     assert found == {name: METHODS.get(name).version for name in METHODS}
+
+
+def test_every_kind_of_artifact_stands_there() -> None:
+    table = PAGE.read_text().partition("| `kind` | files | content |")[2].partition("\n\n")[0]
+    assert kind_of("delta"), "loads all kinds"
+    assert set(re.findall(r"^\| `([a-z_]+)` \|", table, re.MULTILINE)) == set(KINDS)
+
+
+def test_every_operation_stands_there_with_its_version() -> None:
+    table = PAGE.read_text().partition("| operation, version |")[2].partition("\n\n")[0]
+    told = {name: int(version) for name, version in re.findall(r"^\| `([a-z-]+)` (\d+) \|", table, re.MULTILINE)}
+    assert told == dict(_operations())
+
+
+def _operations() -> Iterator[tuple[str, int]]:
+    """Yield the operation and version of every recipe that the library makes, as its sources say."""
+    for source in (PAGE.parents[1] / "impart_core" / "artifacts").glob("[!_]*.py"):
+        module = importlib.import_module(f"impart_core.artifacts.{source.stem}")
+        for node in ast.walk(ast.parse(source.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Recipe":
+                given = {keyword.arg: keyword.value for keyword in node.keywords}
+                version = given["version"]
+                assert isinstance(version, ast.Subscript), "a version is one of the module's VERSIONS"
+                yield ast.literal_eval(given["operation"]), module.VERSIONS[ast.literal_eval(version.slice)]
