@@ -331,7 +331,7 @@ def _delta_of(store: Store, manifest: Manifest, read: Mapping[str, Manifest]) ->
     if not isinstance(manifest.content, DeltaContent):
         raise ConfigError(f"Artifact {manifest.id[:12]} is of kind {manifest.content.kind}, not a compressed delta.")
     ids = (pointer.id for pointer in manifest.content.blocks)
-    blocks = tuple(read.get(block_id) or store.manifest(block_id) for block_id in ids)
+    blocks = tuple(read.get(block_id) or store.part(block_id, manifest.id) for block_id in ids)
     over = _lossy(store, manifest) if manifest.content.over else None
     return Delta(store=store, manifest=manifest, content=manifest.content, blocks=blocks, over=over)
 
@@ -339,7 +339,7 @@ def _delta_of(store: Store, manifest: Manifest, read: Mapping[str, Manifest]) ->
 def _lossy(store: Store, manifest: Manifest) -> Delta:
     """Return the lossy delta that a delta is over, by its manifest; errors as in `open_delta`."""
     assert isinstance(manifest.content, DeltaContent)
-    below = store.manifest(manifest.content.over[-1].id)
+    below = store.part(manifest.content.over[-1].id, manifest.id)
     if not isinstance(below.content, DeltaContent) or below.content.over:
         raise CorruptArtifactError(f"The delta {manifest.id[:12]} is over {below.id[:12]}, which is no lossy delta.")
     return _delta_of(store, below, {})

@@ -72,6 +72,7 @@ _WANTED = {
 
 DISTIL: Any = Field(default=False, description="whether gains are trained until the logits are the fine-tune's")
 _STEPS, _RATE = 100, 0.05
+_MOST_STEPS, _MOST_RATE = 1_000_000, 10_000.0
 
 
 class MethodOptions(Frozen):
@@ -83,11 +84,12 @@ class MethodOptions(Frozen):
     distil: bool = Field(DISTIL.default, description=DISTIL.description, exclude_if=operator.not_)
     distil_norms: bool = Field(default=False, description="whether norms are trained too", exclude_if=operator.not_)
     distil_steps: int = Field(
-        default=_STEPS, ge=1, description="steps of training", exclude_if=lambda steps: steps == _STEPS
+        default=_STEPS, ge=1, le=_MOST_STEPS, description="steps of training", exclude_if=lambda steps: steps == _STEPS
     )
     distil_rate: float = Field(
         default=_RATE,
         gt=0.0,
+        le=_MOST_RATE,
         description="by how much of itself a number is changed in the first step",
         exclude_if=lambda rate: rate == _RATE,
     )

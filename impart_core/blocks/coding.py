@@ -1,5 +1,6 @@
 """How each tensor is coded: by a method at a ratio, or as it is, by its role and the request."""
 
+import math
 from collections.abc import Iterable
 from functools import lru_cache
 
@@ -63,6 +64,19 @@ def matrices_of(pair: Pair, config: CompressConfig) -> tuple[Pair, ...]:
 def may_be_kept(pair: Pair, config: CompressConfig) -> bool:
     """Return whether a tensor that a method could code may be kept instead, if that is smaller."""
     return pair.role in VOCABULARY and config.embeddings == AUTO
+
+
+def kept_instead(pairs: Iterable[Pair], config: CompressConfig) -> tuple[str, ...]:
+    """Return a note where the method of `auto` keeps nothing of any embedding or head at its ratio."""
+    coding = coding_of_role(Role.EMBEDDING, config)
+    shapes = [pair.shape[-2:] for pair in pairs if pair.base and may_be_kept(pair, config)]
+    if coding is None or not shapes or any(is_feasible(shape, coding) for shape in shapes):
+        return ()
+    highest = max(METHODS.get(coding.method).highest_cr(m, n, coding) for m, n in shapes)
+    return (
+        f"At CR {coding.cr:g} {coding.method} keeps nothing of embeddings and head: where they changed, they are kept "
+        f"at 16 bits instead. The highest possible embeddings_cr is {math.floor(highest * 100) / 100:g}.",
+    )
 
 
 def coding_of_delta(pair: Pair, delta: torch.Tensor, config: CompressConfig) -> Coding | None:

@@ -145,8 +145,8 @@ def require_in_vocabulary(tokens: torch.Tensor, finetuned: Checkpoint) -> None:
     size, highest = _setting(finetuned.config, ("vocab_size",)), int(tokens.max())
     if size is not None and highest >= size:
         raise CalibrationError(
-            f"The tokenizer in {finetuned.location} gives the token id {highest}, but the model has {size} tokens. It "
-            "is not the model's tokenizer: copy that one there."
+            f"The calibration text has the token id {highest}, but the model has {size} tokens. The tokenizer in "
+            f"{finetuned.location}, or whoever gave the ids, is another model's: take the model's own."
         )
 
 

@@ -155,6 +155,21 @@ def dequantized(checkpoint: Checkpoint) -> Checkpoint:
     return replace(plain, tensors=dict(sorted({**rest, **_laid_out(found)}.items())), notes=(*plain.notes, note))
 
 
+def require_own_values(checkpoint: Checkpoint) -> None:
+    """Check that a checkpoint's tensors are read as they are stored.
+
+    Raises:
+        CheckpointError: it is quantised.
+    """
+    found = sum(isinstance(info.file, ValuesFile) for info in checkpoint.tensors.values())
+    if found:
+        raise CheckpointError(
+            f"{checkpoint.location} is quantised: {found} of its tensors are read as the values that they stand for. "
+            "These would come back, not its own bytes, which are fewer. Store the checkpoint as it is, or give the one "
+            "that it was quantised from."
+        )
+
+
 def _with_settings_noted(checkpoint: Checkpoint) -> Checkpoint:
     """Return a checkpoint of plain weights, with a note where its configuration says that they are quantised."""
     if not any(isinstance(checkpoint.config.get(key), Mapping) for key in SETTINGS):

@@ -53,5 +53,5 @@ def require_finite(tensor: torch.Tensor, name: str, side: str) -> None:
     if not bool(torch.isfinite(tensor).all()):
         raise TensorValueError(
             f"Tensor {name!r} of the {side} checkpoint holds NaN or infinity. A delta of it would be "
-            "meaningless; repair or re-export that checkpoint."
+            "meaningless: repair or re-export that checkpoint, or store it with method lossless."
         )

@@ -12,7 +12,7 @@ from impart_core.artifacts import delta as deltas
 from impart_core.artifacts.calibration_text import calibration_recipe, publish_calibration
 from impart_core.artifacts.delta import Delta
 from impart_core.base.arguments import require_kind
-from impart_core.base.errors import ConfigError
+from impart_core.base.errors import CalibrationError, ConfigError
 from impart_core.base.numerics import resolve_device
 from impart_core.base.settings import nearest
 from impart_core.blocks.request import CompressConfig
@@ -297,6 +297,11 @@ def _run(given: dict[str, Any], known: Any) -> dict[str, Any]:
         text = f"{PUBLISHED}{recipe.id}"
     if isinstance(text, str):
         given["calibration"] = CalibrationText(source=text)
+    elif not isinstance(text, CalibrationText | Mapping | None):
+        raise CalibrationError(
+            f"calibration is a {type(text).__name__}; it must be the name of text (a file, hub:…, tinyzoo:…), a "
+            "CalibrationText, or token ids as a tensor of integers, (sequences, length)."
+        )
     return given
 
 

@@ -15,6 +15,7 @@ from impart_core.blocks.coding import (
     coding_of_role,
     depth_of_pair,
     is_feasible,
+    kept_instead,
     matrices_of,
     may_be_kept,
 )
@@ -26,6 +27,7 @@ from impart_core.checkpoint.index import Checkpoint
 from impart_core.checkpoint.layout import Block, Role, group_blocks
 from impart_core.checkpoint.pairing import VOCABULARY, Pair, Pairs
 from impart_core.checkpoint.preflight import preflight, require_complete
+from impart_core.checkpoint.quantized import require_own_values
 from impart_core.checkpoint.sides import swapped
 from impart_core.codec.half import EXPONENT_BYTES
 from impart_core.delta.quality import Quality
@@ -133,9 +135,11 @@ def check_request(base: Checkpoint, finetuned: Checkpoint, config: CompressConfi
     Raises:
         ConfigError: settings contradict each other, or the lossy delta is of other tensors.
         MismatchError: the checkpoints do not fit each other.
-        CheckpointError: the fine-tuned one is incomplete.
+        CheckpointError: the fine-tuned one is incomplete; or quantised, where its bits are to come back.
         InfeasibleBudgetError: the ratio leaves nothing of some projection, or of any embedding and head.
     """
+    if config.is_lossless:
+        require_own_values(finetuned)
     pairs = preflight(base, finetuned)
     for role in (Role.PROJECTION, Role.EMBEDDING):
         settings = coding_of_role(role, config)
@@ -152,6 +156,7 @@ def check_request(base: Checkpoint, finetuned: Checkpoint, config: CompressConfi
     for pair in pairs.values():
         depth_of_pair(pair, config)  # raises where `factors_for` does not serve the request
     notes = (*base.notes, *finetuned.notes, *swapped(base, finetuned), *require_complete(finetuned, base))
+    notes += kept_instead(pairs.values(), config)
     blocks = tuple(group_blocks(finetuned.tensors))
     if over:
         require_same_tensors(over, blocks, pairs)

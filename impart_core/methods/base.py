@@ -34,7 +34,7 @@ class Projection:
         factors: gives the leading singular triplets, as many as `Method.needed_rank` says or more.
         inputs: what calibration says of its inputs; None where nothing is known of them.
         budget: bytes for its codes, where its block's are shared out (see `Method.packed`); None: those of its ratio.
-        sensitivity: what calibration says of errors in it; None where nothing is known.
+        sensitivity: what calibration says of errors in it; None where nothing is known: metrics of it have no effect.
     """
 
     name: str
@@ -47,9 +47,17 @@ class Projection:
 
     @classmethod
     def of(cls, delta: torch.Tensor, name: str) -> "Projection":
-        """Return the projection of a delta at hand, any floating dtype, (m, n); it is decomposed on demand."""
-        if delta.dim() != 2:
-            raise ConfigError(f"A projection is a matrix, (m, n); {name!r} has the shape {list(delta.shape)}.")
+        """Return the projection of a delta at hand, any floating dtype, (m, n); it is decomposed on demand.
+
+        Raises:
+            ConfigError: it is no matrix with entries.
+        """
+        if not isinstance(delta, torch.Tensor):
+            raise ConfigError(f"A projection is of a tensor, (m, n); {name!r} is a {type(delta).__name__}.")
+        if delta.dim() != 2 or not delta.numel():
+            raise ConfigError(
+                f"A projection is a matrix with entries, (m, n); {name!r} has the shape {list(delta.shape)}."
+            )
         m, n = delta.shape
         return cls(name, (m, n), delta.float, lambda: decompose(delta, name))
 
@@ -76,7 +84,7 @@ class Method(ABC):
         """Return the codes of a projection whose delta is not zero, as CPU tensors by part.
 
         Raises:
-            ConfigError: it is given something else than a projection and a coding.
+            ConfigError: it is given something else than a projection and a coding of this method.
             TensorValueError: a value cannot be stored.
         """
         if not isinstance(projection, Projection):
@@ -84,6 +92,9 @@ class Method(ABC):
             raise ConfigError(
                 f"A projection is to be encoded, not a {kind}. Make one with Projection.of(tensor, name)."
             )
+        if not isinstance(coding, Coding) or type(METHODS.get(coding.method)) is not type(self):
+            given = coding.method if isinstance(coding, Coding) else type(coding).__name__
+            raise ConfigError(f"{type(self).__name__} was given a coding of {given}. Make one with Coding(method=…).")
         return self.encode_projection(projection, coding)
 
     def decode(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:
@@ -228,8 +239,8 @@ class Coding(Frozen):
         method: registered name of the method.
         cr: requested compression ratio against the 16-bit size, at least 1.
         seed: seed of every mask.
-        accounting: `bytes` makes the ratio hold for the stored bytes of each projection, of `ecsq` for those of a block's
-            together; `paper` keeps the paper's count of kept entries, and leaves out what describes them.
+        accounting: `bytes` makes the ratio hold for the stored bytes of each projection, of `ecsq` for those of a
+            block's together; `paper` keeps the paper's count of kept entries, and leaves out what describes them.
         options: the method's own settings.
     """
 

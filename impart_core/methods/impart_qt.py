@@ -71,8 +71,8 @@ class ImpartQt(FactorMethod):
 
     Codes of one projection, K pairs kept: `sigma` bfloat16 (K,), as ImPart has it; `keep_shared_v` or `keep_shared_u`
     uint8 (K,), code c standing for the keep probability (c + 1)/256; and the kept entries of U and V before rescaling
-    as codes; see `quantization.streams`. What a pair costs beyond its entries counts for more than at 16 bits, so it has
-    half the bytes.
+    as codes; see `quantization.streams`. What a pair costs beyond its entries counts for more than at 16 bits, so it
+    has half the bytes.
 
     On the side that meets the inputs 64 pairs after each other share the random words of their masks. So there are few
     masks, and the solver factors the Hessian once for each. The expected error is the same: terms of two pairs have

@@ -79,7 +79,7 @@ class Stored:
             name: the tensor, for errors.
 
         Raises:
-            TensorValueError: a scale is above what float32 holds.
+            TensorValueError: a scale is above 2^127.
         """
         tables = tuple(Table.of(run, _unit(kind, shape)) for run in runs)
         exponent, codes = _scale_codes(scales, name)
@@ -210,6 +210,9 @@ def _scale_codes(scales: FloatArray, name: str) -> tuple[int, UInt8Array]:
     """Return the exponent that scales share, and the code of each."""
     exponent = max(-_OFFSET, math.ceil(math.log2(scales.max())))
     if exponent >= _OFFSET:
-        raise TensorValueError(f"The delta of {name!r} has a scale of {scales.max():g}, above what float32 holds.")
+        raise TensorValueError(
+            f"The delta of {name!r} has a scale of {scales.max():g}: none above 2^127 is stored. Method lossless takes "
+            "any value."
+        )
     codes = np.rint(_OCTAVE * (exponent - np.log2(scales)))
     return exponent, np.clip(codes, 0, 255).astype(np.uint8)

@@ -197,6 +197,15 @@ class Store:
             raise ArtifactNotFoundError(f"There is no artifact {artifact_id[:12]} in the store {self.url}.")
         return self._parse(artifact_id, data)
 
+    def part(self, artifact_id: str, whole: str) -> Manifest:
+        """Read the manifest of an artifact that another one consists of, by both ids; errors as for `manifest`."""
+        try:
+            return self.manifest(artifact_id)
+        except ArtifactNotFoundError as error:
+            raise ArtifactNotFoundError(
+                f"{whole[:12]} lacks a part: {str(error).removesuffix('.')}. Make it again with the same settings."
+            ) from error
+
     def manifests(self, artifact_ids: Iterable[str]) -> Iterator[tuple[str, Manifest | None]]:
         """Read many manifests; those that do not exist are left out, None stands for one that cannot be read."""
         paths = {self._path(artifact_id, MANIFEST): artifact_id for artifact_id in artifact_ids}

@@ -67,7 +67,7 @@ def verify(store: Store, artifact_id: str, progress: Progress | None = None) -> 
     pointers = [pointer for top in manifests for pointer in top.content.pointers()]
     for pointer in pointers:
         with _collected(reading.faults):
-            manifests.append(store.manifest(pointer.id))
+            manifests.append(store.part(pointer.id, artifact_id))
     for number, manifest in enumerate(manifests, 1):
         reading.read(manifest)
         if progress:

@@ -127,7 +127,7 @@ WHEN_READ: dict[str, tuple[str, list[str]]] = {
     ),
     "another model's tokenizer": (
         f"compress {{small}} --method impart-qt --cr 64 {TEXT}",
-        ["gives the token id", "the model has 50 tokens", "not the model's tokenizer"],
+        ["has the token id", "the model has 50 tokens", "take the model's own"],
     ),
     "a tokenizer that cannot be loaded": (
         f"compress {{broken}} --method impart-qt --cr 64 {TEXT}",

@@ -1,6 +1,7 @@
 """Deltas as artifacts: blocks on their own, one manifest over them, every ratio read from files."""
 
 import math
+import re
 import uuid
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from impart_core.checkpoint.digest import tensor_digests
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.engine.plan import check_request
 from impart_core.store.store import Store
+from impart_core.store.verify import verify
 from tests.impart_core.pipeline import compress, config_of, stored_path
 from tests.impart_core.store.samples import sample
 from tests.support import finetune, llama_shapes, random_tensors, save_checkpoint
@@ -161,8 +163,14 @@ def test_a_delta_is_whole_only_while_every_block_is(pair: Pair, tmp_path: Path) 
     assert examine_delta(store, made.manifest.id).delta is not None
     (tmp_path / "store" / "artifacts" / made.blocks[0].id / "manifest.json").unlink()
     assert examine_delta(store, made.manifest.id).delta is None
-    with pytest.raises(ArtifactNotFoundError):
+    short = made.manifest.id[:12]
+    lacking = (
+        f"{short} lacks a part: There is no artifact {made.blocks[0].id[:12]} .* Make it again with the same settings"
+    )
+    with pytest.raises(ArtifactNotFoundError, match=lacking):
         open_delta(store, made.manifest.id)
+    (fault,) = verify(store, made.manifest.id).faults
+    assert re.match(lacking, fault)
 
 
 def test_only_a_delta_opens_as_one(delta: Delta, tmp_path: Path) -> None:

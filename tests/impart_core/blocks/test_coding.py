@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from impart_core.base.settings import MethodOptions
-from impart_core.blocks.coding import coding_of_delta, coding_of_role, depth_of_pair, is_feasible, may_be_kept
+from impart_core.blocks.coding import (
+    coding_of_delta,
+    coding_of_role,
+    depth_of_pair,
+    is_feasible,
+    kept_instead,
+    may_be_kept,
+)
 from impart_core.checkpoint.layout import Role
 from impart_core.checkpoint.pairing import Pair, pair_tensors
 from impart_core.codec.rows import rows_bytes
@@ -137,3 +144,14 @@ def test_the_depth_is_that_of_a_tensors_own_ratio(pairs: dict[str, Pair]) -> Non
 
 def test_a_router_is_never_decomposed(pairs: dict[str, Pair]) -> None:
     assert depth_of_pair(pairs[ROUTER], config_of(1.5, embeddings="auto")) is None
+
+
+def test_where_auto_keeps_them_for_want_of_room_a_note_says_the_highest_ratio(pairs: dict[str, Pair]) -> None:
+    def notes(cr: float) -> tuple[str, ...]:
+        return kept_instead(pairs.values(), config_of(2, method="ecsq", embeddings="auto", embeddings_cr=cr))
+
+    (note,) = notes(1e9)
+    highest = float(note.removesuffix(".").rpartition(" is ")[2])
+    assert not notes(highest)
+    assert notes(highest + 0.01)
+    assert not kept_instead(pairs.values(), config_of(2, method="ecsq", embeddings="ecsq", embeddings_cr=1e9))

@@ -199,7 +199,7 @@ def test_a_checkpoint_without_a_tokenizer_or_with_anothers_is_refused(math: Chec
     text = CalibrationText(source="tinyzoo:math", sequences=1)
     with pytest.raises(CalibrationError, match="has no tokenizer files"):
         check_text(text, changed(tmp_path / "none", drop="tokenizer"))
-    with pytest.raises(CalibrationError, match=r"gives the token id \d+, but the model has 50 tokens"):
+    with pytest.raises(CalibrationError, match=r"has the token id \d+, but the model has 50 tokens"):
         read_tokens(text, changed(tmp_path / "other", vocab_size=50))
     broken = changed(tmp_path / "broken")
     (tmp_path / "broken" / "tokenizer.json").write_text("{}")

@@ -15,11 +15,13 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from impart_core.apply.dense import reconstruct
 from impart_core.base.errors import CheckpointError
+from impart_core.blocks.request import CompressConfig
 from impart_core.checkpoint import quantized
 from impart_core.checkpoint.digest import tensor_digests
 from impart_core.checkpoint.index import CONFIG, Checkpoint, open_checkpoint
 from impart_core.checkpoint.plain import plain
 from impart_core.checkpoint.reader import read_tensor
+from impart_core.engine.plan import check_request
 from impart_core.engine.preflight import open_side, open_sides
 from impart_core.store.store import Store
 from tests.architectures import ARCHITECTURES, load_whole, make_model, tune_
@@ -228,3 +230,20 @@ def quantise(folder: Path) -> None:
     config = json.loads((folder / CONFIG).read_text())
     settings = {"quant_method": "fp8", "weight_block_size": [32, 32]}
     (folder / CONFIG).write_text(json.dumps({**config, "quantization_config": settings}))
+
+
+@pytest.mark.parametrize("side", ["base", "finetuned"])
+def test_bit_for_bit_takes_an_fp8_base_and_refuses_an_fp8_fine_tune(side: str, tmp_path: Path) -> None:
+    wanted = ARCHITECTURES["llama"]
+    model = make_model(wanted.config(), wanted.model, torch.bfloat16)
+    for name in ("base", "finetuned"):
+        model.save_pretrained(tmp_path / name)
+        tune_(model)
+    quantise(tmp_path / side)
+    base, finetuned = open_sides(str(tmp_path / "base"), str(tmp_path / "finetuned"))
+    config = CompressConfig(method="lossless")
+    if side == "finetuned":
+        with pytest.raises(CheckpointError, match=r"finetuned is quantised: 14 of .* Store the checkpoint as it is"):
+            check_request(base, finetuned, config)
+    else:
+        assert check_request(base, finetuned, config).pairs

@@ -136,9 +136,10 @@ def test_misuse_gets_a_sentence(call: Any, error: type[Exception], words: str) -
         (torch.zeros((0, 16), dtype=torch.long), r"\[0, 16\]"),
         (torch.full((2, 16), -1), "from 0 on"),
         (torch.full((2, 16), 10**6), "the model has 100 tokens"),
+        ([[1, 2, 3]], "calibration is a list; .* a tensor of integers"),
     ],
 )
-def test_what_are_no_token_ids_is_refused(tokens: torch.Tensor, words: str, delta: impart.Delta) -> None:
+def test_what_are_no_token_ids_is_refused(tokens: Any, words: str, delta: impart.Delta) -> None:
     before = len(delta.store.ids())
     with pytest.raises(CalibrationError, match=words):
         impart.quantize(delta, 64, options={"ladder": "2"}, calibration=tokens)

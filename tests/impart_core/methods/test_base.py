@@ -1,7 +1,11 @@
 """A projection gives a method what it asks for, and works out nothing else."""
 
+from typing import Any
+
+import pytest
 import torch
 
+from impart_core.base.errors import ConfigError
 from impart_core.delta.svd import decompose
 from impart_core.methods.base import Projection
 from tests.support import decaying_delta
@@ -20,3 +24,16 @@ def test_a_projection_of_a_delta_gives_its_name_shape_delta_and_decomposition() 
 
 def test_a_delta_at_16_bits_is_given_in_float32() -> None:
     assert Projection.of(torch.ones(2, 3).bfloat16(), "w").delta().dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ([1.0], "'w' is a list"),
+        (torch.ones(3), "'w' has the shape \\[3\\]"),
+        (torch.ones(0, 9), "'w' has the shape \\[0, 9\\]"),
+    ],
+)
+def test_what_is_no_matrix_with_entries_is_refused(given: Any, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        Projection.of(given, "w")

@@ -9,7 +9,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from impart_core.base.errors import InfeasibleBudgetError, TensorValueError
+from impart_core.base.errors import ConfigError, InfeasibleBudgetError, TensorValueError
 from impart_core.blocks.request import CompressConfig
 from impart_core.checkpoint.index import Checkpoint
 from impart_core.codec.parts import nbytes
@@ -353,3 +353,10 @@ def test_a_delta_of_one_entry_stays_where_it_is(
 def test_a_delta_that_is_not_finite_is_refused_by_name(method: str, value: float) -> None:
     with pytest.raises(TensorValueError, match=r"The delta of 'layer\.w'.* (nan|NaN|inf|infinity)"):
         encode(Projection.of(torch.full((16, 24), value), "layer.w"), request_of(method, 1.5))
+
+
+@methods
+def test_a_coding_of_another_method_is_refused(method: str) -> None:
+    other = request_of("dare" if method == "impart" else "impart", 1.5)
+    with pytest.raises(ConfigError, match=f"was given a coding of {other.method}"):
+        METHODS.get(method).encode(Projection.of(decaying_delta(16, 24), "w"), other)
