@@ -55,6 +55,11 @@ def is_feasible(shape: tuple[int, ...], coding: Coding) -> bool:
     return METHODS.get(coding.method).highest_cr(m, n, coding) >= coding.cr
 
 
+def rounded_down(ratio: float) -> str:
+    """Return the highest possible ratio as it is told, to a hundredth: what is told is possible."""
+    return f"{math.floor(ratio * 100) / 100:g}"
+
+
 def matrices_of(pair: Pair, config: CompressConfig) -> tuple[Pair, ...]:
     """Return what of a tensor is coded by itself: each matrix of a stack, or the tensor; one that is kept is whole."""
     coding = coding_of_role(pair.role, config)
@@ -75,7 +80,7 @@ def kept_instead(pairs: Iterable[Pair], config: CompressConfig) -> tuple[str, ..
     highest = max(METHODS.get(coding.method).highest_cr(m, n, coding) for m, n in shapes)
     return (
         f"At CR {coding.cr:g} {coding.method} keeps nothing of embeddings and head: where they changed, they are kept "
-        f"at 16 bits instead. The highest possible embeddings_cr is {math.floor(highest * 100) / 100:g}.",
+        f"at 16 bits instead. The highest possible embeddings_cr is {rounded_down(highest)}.",
     )
 
 

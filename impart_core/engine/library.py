@@ -12,7 +12,7 @@ from impart_core.artifacts import delta as deltas
 from impart_core.artifacts.calibration_text import calibration_recipe, publish_calibration
 from impart_core.artifacts.delta import Delta
 from impart_core.base.arguments import require_kind
-from impart_core.base.errors import CalibrationError, ConfigError
+from impart_core.base.errors import ConfigError
 from impart_core.base.numerics import resolve_device
 from impart_core.base.settings import nearest
 from impart_core.blocks.request import CompressConfig
@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 Place = str | Path
 Ref = str | Delta
+_TEXT = "the name of text (a file, hub:…, tinyzoo:…), a CalibrationText, or token ids as a tensor of integers"
 
 
 class RunKeywords(TypedDict, total=False):
@@ -281,7 +282,7 @@ def _run(given: dict[str, Any], known: Any) -> dict[str, Any]:
     """Return keywords as the fields of a request: a store by its URL, text as what names it.
 
     Raises:
-        ConfigError: one is not known; with the nearest that is.
+        ConfigError: one is not known, with the nearest that is; or calibration is no text.
     """
     names = [*known.__annotations__, *CompressConfig.model_fields]
     for name in given:
@@ -295,13 +296,9 @@ def _run(given: dict[str, Any], known: Any) -> dict[str, Any]:
         recipe = calibration_recipe(text)
         publish_calibration(store, recipe, text, Stopwatch())
         text = f"{PUBLISHED}{recipe.id}"
+    require_kind(text, (str, CalibrationText, Mapping, type(None)), "calibration", _TEXT)
     if isinstance(text, str):
         given["calibration"] = CalibrationText(source=text)
-    elif not isinstance(text, CalibrationText | Mapping | None):
-        raise CalibrationError(
-            f"calibration is a {type(text).__name__}; it must be the name of text (a file, hub:…, tinyzoo:…), a "
-            "CalibrationText, or token ids as a tensor of integers, (sequences, length)."
-        )
     return given
 
 

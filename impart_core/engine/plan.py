@@ -18,6 +18,7 @@ from impart_core.blocks.coding import (
     kept_instead,
     matrices_of,
     may_be_kept,
+    rounded_down,
 )
 from impart_core.blocks.encode import budgets_of
 from impart_core.blocks.request import CompressConfig
@@ -250,7 +251,7 @@ def _too_high(highest: dict[str, float], settings: Coding, pairs: Pairs, config:
         f"{'projections' if projections else 'matrices'}; the "
         f"tightest is {tightest!r} with shape {list(pairs[tightest].shape)}. The highest "
         f"possible CR for {'this model' if projections else 'them'} with method {settings.method!r} and these settings "
-        f"is {math.floor(possible * 100) / 100:g}. "
+        f"is {rounded_down(possible)}. "
         f"Lower {'the CR' if settings.cr == config.cr else 'embeddings_cr'}"
         + (f", or {more_room}." if more_room else ".")
     )

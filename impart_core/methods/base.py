@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
 
+from impart_core.base.arguments import require_kind
 from impart_core.base.errors import ConfigError
 from impart_core.base.registry import Registry
 from impart_core.base.settings import Accounting, Frozen, MethodOptions, nearest
@@ -52,8 +53,7 @@ class Projection:
         Raises:
             ConfigError: it is no matrix with entries.
         """
-        if not isinstance(delta, torch.Tensor):
-            raise ConfigError(f"A projection is of a tensor, (m, n); {name!r} is a {type(delta).__name__}.")
+        require_kind(delta, torch.Tensor, f"The delta of {name!r}", "a tensor, (m, n)")
         if delta.dim() != 2 or not delta.numel():
             raise ConfigError(
                 f"A projection is a matrix with entries, (m, n); {name!r} has the shape {list(delta.shape)}."

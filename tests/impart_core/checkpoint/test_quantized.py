@@ -201,21 +201,26 @@ def test_settings_left_behind_beside_plain_weights_are_told_and_no_reason_to_ref
 @pytest.mark.parametrize("side", ["base", "finetuned"])
 def test_an_fp8_checkpoint_is_a_base_and_a_fine_tune(side: str, tmp_path: Path) -> None:
     """The rebuilt model is that of a pair whose FP8 side was dequantised before, and says nothing of FP8."""
-    wanted = ARCHITECTURES["llama"]
-    model = make_model(wanted.config(), wanted.model, torch.bfloat16)
-    for name in ("base", "finetuned"):
-        model.save_pretrained(tmp_path / name)
-        tune_(model)
-    quantise(tmp_path / side)
-    base, finetuned = open_sides(str(tmp_path / "base"), str(tmp_path / "finetuned"))
+    base, finetuned = pair_with_fp8(side, tmp_path)
     assert any("is quantised (fp8)" in note for note in (base if side == "base" else finetuned).notes)
     delta = compress(Store(tmp_path / "store"), tmp_path / "base", tmp_path / "finetuned", config_of(4))
     reconstruct(delta, open_side(str(tmp_path / "base")), tmp_path / "out")
     assert "quantization_config" not in json.loads((tmp_path / "out" / CONFIG).read_text())
-    rebuilt, expected = load_whole(tmp_path / "out", wanted.model).state_dict(), values(finetuned)
+    rebuilt, expected = load_whole(tmp_path / "out", ARCHITECTURES["llama"].model).state_dict(), values(finetuned)
     assert rebuilt.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.nn.functional.cosine_similarity(rebuilt[name].flatten(), tensor.float().flatten(), dim=0) > 0.99
+
+
+def pair_with_fp8(side: str, folder: Path) -> tuple[Checkpoint, Checkpoint]:
+    """Make a base and a fine-tune in a folder, one side of which is in FP8, and open both."""
+    wanted = ARCHITECTURES["llama"]
+    model = make_model(wanted.config(), wanted.model, torch.bfloat16)
+    for name in ("base", "finetuned"):
+        model.save_pretrained(folder / name)
+        tune_(model)
+    quantise(folder / side)
+    return open_sides(str(folder / "base"), str(folder / "finetuned"))
 
 
 def quantise(folder: Path) -> None:
@@ -234,13 +239,7 @@ def quantise(folder: Path) -> None:
 
 @pytest.mark.parametrize("side", ["base", "finetuned"])
 def test_bit_for_bit_takes_an_fp8_base_and_refuses_an_fp8_fine_tune(side: str, tmp_path: Path) -> None:
-    wanted = ARCHITECTURES["llama"]
-    model = make_model(wanted.config(), wanted.model, torch.bfloat16)
-    for name in ("base", "finetuned"):
-        model.save_pretrained(tmp_path / name)
-        tune_(model)
-    quantise(tmp_path / side)
-    base, finetuned = open_sides(str(tmp_path / "base"), str(tmp_path / "finetuned"))
+    base, finetuned = pair_with_fp8(side, tmp_path)
     config = CompressConfig(method="lossless")
     if side == "finetuned":
         with pytest.raises(CheckpointError, match=r"finetuned is quantised: 14 of .* Store the checkpoint as it is"):

@@ -109,6 +109,11 @@ def test_a_delta_is_quantised_with_tokens_at_hand_and_measured(delta: impart.Del
         (lambda: impart.evaluate(7, "tinyzoo_math"), ConfigError, "7 is no place of a checkpoint"),  # type: ignore[arg-type]
         (lambda: impart.reconstruct("x", BASE, None), ConfigError, "out is None, a NoneType"),  # type: ignore[arg-type]
         (lambda: impart.compress(BASE, MATH, 16, workers=0), ConfigError, "workers is 0"),
+        (
+            lambda: impart.compress(BASE, MATH, 16, calibration=[[1, 2, 3]]),  # type: ignore[arg-type]
+            ConfigError,
+            r"calibration is \[\[1, 2, 3\]\], a list. Give .* a tensor of integers",
+        ),
         (lambda: impart.open_delta(Path("math")), ConfigError, "Give its name or id"),  # type: ignore[arg-type]
         (lambda: impart.open_delta("nothing"), ArtifactNotFoundError, "There is no store at"),
         (lambda: impart.load_model("nothing"), ArtifactNotFoundError, "There is no store at"),
@@ -136,10 +141,9 @@ def test_misuse_gets_a_sentence(call: Any, error: type[Exception], words: str) -
         (torch.zeros((0, 16), dtype=torch.long), r"\[0, 16\]"),
         (torch.full((2, 16), -1), "from 0 on"),
         (torch.full((2, 16), 10**6), "the model has 100 tokens"),
-        ([[1, 2, 3]], "calibration is a list; .* a tensor of integers"),
     ],
 )
-def test_what_are_no_token_ids_is_refused(tokens: Any, words: str, delta: impart.Delta) -> None:
+def test_what_are_no_token_ids_is_refused(tokens: torch.Tensor, words: str, delta: impart.Delta) -> None:
     before = len(delta.store.ids())
     with pytest.raises(CalibrationError, match=words):
         impart.quantize(delta, 64, options={"ladder": "2"}, calibration=tokens)

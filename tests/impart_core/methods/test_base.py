@@ -29,7 +29,7 @@ def test_a_delta_at_16_bits_is_given_in_float32() -> None:
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        ([1.0], "'w' is a list"),
+        ([1.0], "'w' is \\[1.0\\], a list. Give a tensor"),
         (torch.ones(3), "'w' has the shape \\[3\\]"),
         (torch.ones(0, 9), "'w' has the shape \\[0, 9\\]"),
     ],
