@@ -57,7 +57,7 @@ def is_feasible(shape: tuple[int, ...], coding: Coding) -> bool:
 
 def rounded_down(ratio: float) -> str:
     """Return the highest possible ratio as it is told, to a hundredth: what is told is possible."""
-    return f"{math.floor(ratio * 100) / 100:g}"
+    return f"{math.floor(ratio * 100) / 100:.2f}".rstrip("0").rstrip(".")
 
 
 def matrices_of(pair: Pair, config: CompressConfig) -> tuple[Pair, ...]:

@@ -3,6 +3,7 @@
 Scalar quantisation with an entropy coder is within a quarter bit of the rate-distortion bound (Gish and Pierce 1968).
 """
 
+import math
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -37,6 +38,7 @@ _FROBENIUS: Metric = "frobenius"
 _FEEDBACK = 0.5
 _FEWEST_BITS = 1.0  # an entry: of as many vectors at most are tried
 _MOST_NOISE = 1.0  # of entries for a delta's 1, where vectors can be had: these may keep less of it, and are quieter
+_PLENTY, _FEW = (32, 2.0), (64, 1.0)  # ratio, exponent: with few bytes more pairs are worth more than energy is
 _SLACK = 2  # bytes: a scale, and what a stream is longer than its entropy
 
 
@@ -47,7 +49,12 @@ class EcsqOptions(MethodOptions):
         default="lagrangian",
         description="how bytes are shared out: by a Lagrangian, or by one step, wider by σ^(-p/2) for each vector",
     )
-    p: float = Field(default=1.0, ge=0, le=4, description="exponent of singular values when bytes are shared out")
+    p: float | None = Field(
+        default=None,
+        ge=0,
+        le=4,
+        description="exponent of singular values when bytes are shared out; null: 2 up to CR 32, 1 from CR 64 on",
+    )
     gain: float = Field(
         default=1.0, ge=0, le=1, description="scale of what is kept: from least squares (0) to unbiased (1)"
     )
@@ -73,6 +80,14 @@ class EcsqOptions(MethodOptions):
         exclude_if=lambda share: share == _FEEDBACK,
     )
 
+    def exponent(self, cr: float) -> float:
+        """Return the p that is acted on at a ratio: by default in a line in log CR between CR 32 and 64."""
+        if self.p is not None:
+            return self.p
+        (low, most), (high, least) = _PLENTY, _FEW
+        place = math.log(cr / low) / math.log(high / low)
+        return most + (least - most) * min(1.0, max(0.0, place))
+
     @model_validator(mode="after")
     def _metric_has_effect(self) -> Self:
         if self.metric != _FROBENIUS and self.domain == "entries":
@@ -88,7 +103,7 @@ class Ecsq(Method):
     Codes of one projection: `symbols` uint8; of version 1 `codes`, see docs/format.md.
     """
 
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     packed: ClassVar[bool] = True
     parts: ClassVar[tuple[str, ...]] = (PART, OLD_PART)
     options_model: ClassVar[type[MethodOptions]] = EcsqOptions
@@ -131,7 +146,8 @@ class Ecsq(Method):
         budget, found = budget_bytes(m, n, coding.cr) if projection.budget is None else projection.budget, None
         smallest = _smallest(m, n, options.domain)
         if budget >= smallest and not float(projection.delta().abs().max()) < LEAST_ENTRY:  # NaN is refused below
-            found = _encoded(projection, budget, options)
+            shares = Shares(options.filling, options.exponent(coding.cr), options.gain)
+            found = _encoded(projection, budget, options, shares)
         return as_codes(NOTHING) if found is None else found.packed()
 
     def decode_codes(self, codes: Codes, name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:  # noqa: ARG002
@@ -173,14 +189,14 @@ def _smallest(m: int, n: int, domain: Domain) -> int:
     return signs_bytes(m + n if domain == "factors" else min(m + n, m * n))
 
 
-def _encoded(projection: Projection, budget: int, options: EcsqOptions) -> Stored | None:
+def _encoded(projection: Projection, budget: int, options: EcsqOptions, shares: Shares) -> Stored | None:
     """Return what keeps more of ‖ΔW‖² within a budget of bytes, vectors or entries; None where nothing fits."""
     vectors, energy = None, 0.0
     sensitivity = None if options.metric == _FROBENIUS else projection.sensitivity
     if options.domain != "entries":
         rank = _most_pairs(*projection.shape, budget)
         directions = _directions(projection, rank, sensitivity, options.feedback)
-        vectors, energy = directions.encoded(budget, Shares(options.filling, options.p, options.gain))
+        vectors, energy = directions.encoded(budget, shares)
     if options.domain == "factors":
         return vectors
     delta = projection.delta().float()

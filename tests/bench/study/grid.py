@@ -77,6 +77,7 @@ ROWS = {
     "bitdelta": Row("bitdelta", masked=True),
     "bitdelta, distilled": Row("bitdelta", _each(distil=(True,)), masked=True),
     "dare-qt": Row("dare-qt", _each(bits=(2, 4), group_size=(512,)), masked=True),
+    "ecsq, p 1": Row("ecsq", ({"p": 1.0},), ablation=True),
     "ecsq, p 2": Row("ecsq", ({"p": 2.0},), ablation=True),
     "ecsq, gain ½": Row("ecsq", ({"gain": 0.5},), ablation=True),
     "ecsq, gain 0": Row("ecsq", ({"gain": 0.0},), ablation=True),

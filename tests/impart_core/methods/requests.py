@@ -32,7 +32,7 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "solver": st.sampled_from(["support", "masked", "nearest"]),
     "lossless": st.booleans(),
     "fill": st.booleans(),
-    "p": st.sampled_from([0.0, 1.0, 2.0]),
+    "p": st.sampled_from([None, 0.0, 1.0, 2.0]),
     "gain": st.floats(0, 1),
     "filling": st.sampled_from(["lagrangian", "one_step"]),
     "domain": st.sampled_from(["auto", "factors", "entries"]),

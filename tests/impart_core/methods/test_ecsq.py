@@ -17,7 +17,9 @@ from impart_core.delta.budget import budget_bytes
 from impart_core.delta.fidelity import fidelity_of
 from impart_core.methods import METHODS
 from impart_core.methods.base import Projection
+from impart_core.methods.ecsq import EcsqOptions
 from impart_core.quantization.ecsq import ENTRIES, FACTORS, read_stored
+from tests.impart_core.methods.codes import same
 from tests.impart_core.methods.requests import decode, delta_of, encode, request_of
 from tests.support import decaying_delta
 
@@ -81,6 +83,27 @@ def test_more_bytes_keep_more(domain: str, filling: str) -> None:
     kept = [share.cosine_squared for share in shares]
     assert all(more >= 0.98 * less for less, more in pairwise(kept))
     assert kept[-1] > 2 * kept[0]
+
+
+@given(low=st.floats(1, 4096), high=st.floats(1, 4096))
+def test_the_exponent_falls_with_the_ratio_from_energy_alone(low: float, high: float) -> None:
+    low, high = sorted((low, high))
+    options = EcsqOptions()
+    assert 2 >= options.exponent(low) >= options.exponent(high) >= 1
+    assert [options.exponent(cr) for cr in (8, 32, 64, 512)] == [2, 2, 1, 1]
+    assert options.exponent(32 * 2**0.5) == pytest.approx(1.5)
+    assert EcsqOptions(p=0.5).exponent(low) == 0.5
+
+
+@pytest.mark.parametrize("cr", [16, 128])
+def test_an_exponent_that_is_given_is_that_of_its_ratio(cr: float) -> None:
+    projection = Projection.of(decaying_delta(*SHAPE), "w")
+    usual = EcsqOptions().exponent(cr)
+    by_default, given_it, other = (
+        encode(projection, request_of("ecsq", cr, options=options)) for options in ({}, {"p": usual}, {"p": 3 - usual})
+    )
+    assert same(by_default, given_it)
+    assert not same(by_default, other)
 
 
 @pytest.mark.parametrize("gain", [0.0, 0.5, 1.0])
