@@ -37,7 +37,6 @@ ShareBy = Literal["directions", "entries"]
 _FROBENIUS: Metric = "frobenius"
 _FEEDBACK = 0.5
 _FEWEST_BITS = 1.0  # an entry: of as many vectors at most are tried
-_MOST_NOISE = 1.0  # of entries for a delta's 1, where vectors can be had: these may keep less of it, and are quieter
 _PLENTY, _FEW = (32, 2.0), (64, 1.0)  # ratio, exponent: with few bytes more pairs are worth more than energy is
 _SLACK = 2  # bytes: a scale, and what a stream is longer than its entropy
 
@@ -205,17 +204,19 @@ def _encoded(projection: Projection, budget: int, options: EcsqOptions, shares: 
         cosine_squared = fidelity_of(delta.cpu(), vectors.delta(projection.name)).cosine_squared
         energy = cosine_squared * whole
     step, kept = Magnitudes.of(delta).best_step(budget - head_bytes(1) - _SLACK)
-    if vectors is not None and (kept * whole <= energy or _noise(kept, options.gain) > _MOST_NOISE):
+    if vectors is not None and kept * whole <= energy:
         return vectors
-    return encode_entries(delta, budget, step, options.gain, projection.name) or vectors
+    gain = options.gain if options.domain == "entries" else min(options.gain, _most_gain(kept))
+    return encode_entries(delta, budget, step, gain, projection.name) or vectors
 
 
-def _noise(kept: float, gain: float) -> float:
-    """Return the noise of entries that keep a share of ‖ΔW‖², once their scale is put right as `gain` says.
+def _most_gain(kept: float) -> float:
+    """Return the most `gain` at which entries that keep a share of ‖ΔW‖² are no noisier than the delta is large.
 
-    ‖ΔŴ − gΔW‖²/‖ΔW‖² of entries at least squares is ρ²(1 − ρ²), their gain g = ρ², and what scales them ρ^(−2·gain).
+    ‖ΔŴ − gΔW‖²/‖ΔW‖² of entries at least squares is ρ²(1 − ρ²), their gain g = ρ², and what scales them ρ^(−2·gain): it
+    is 1 at ρ^(2 − 4·gain)·(1 − ρ²) = 1.
     """
-    return kept ** (1 - 2 * gain) * (1 - kept) if kept > 0 else 0.0
+    return 0.5 * (1 + math.log1p(-kept) / math.log(kept)) if 0 < kept < 0.5 else 1.0
 
 
 def _directions(projection: Projection, rank: int, sensitivity: Sensitivity | None, feedback: float) -> Directions:
