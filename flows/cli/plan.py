@@ -1,7 +1,7 @@
 """The verb `plan`: what a compression would take."""
 
 from impart_core.base.numerics import default_workers
-from impart_core.engine.foretell import foretell
+from impart_core.engine.foretell import foretell, notes_on
 from impart_core.engine.plan import Plan, make_plan
 from impart_core.engine.preflight import open_sides
 from impart_core.engine.requests import PlanRequest
@@ -23,7 +23,9 @@ def plan(request: PlanRequest, json: opt.JsonOption = False) -> None:
     over = open_over(request)
     found = make_plan(*checkpoints, request.config, request.workers or default_workers(), over)
     if request.quality:
-        found = found.model_copy(update={"quality": foretell(*checkpoints, request.config)})
+        quality = foretell(*checkpoints, request.config)
+        notes = (*found.notes, *notes_on(quality, request.config))
+        found = found.model_copy(update={"quality": quality, "notes": notes})
     warn(found.notes)
     show(found, json, lambda found: _print_plan(found, request.config.accounting == "bytes"))
 

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticKnownError
 
 from impart_core.base.errors import ConfigError
 
@@ -33,6 +34,17 @@ class Frozen(BaseModel):
     # Pydantic reads JSON and nested models without the above, as without this mark it would not: what is wrong there
     # stays a ValidationError, which says where it stands.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false where a number stands, which Python and pydantic take for 1 and 0."""
+        parts = list(_parts(cls.model_fields[str(info.field_name)].annotation))
+        is_number = (int in parts or float in parts) and not any(part in parts for part in (bool, Any, object))
+        has_models = any(_models_in(cls.model_fields[str(info.field_name)].annotation))  # which look themselves
+        if is_number and (isinstance(value, bool) or (not has_models and _holds_truth(value))):
+            raise PydanticKnownError("float_type")
+        return value
 
     @classmethod
     def unknown_key(cls, path: tuple[str, ...], values: Mapping[str, Any]) -> str:  # noqa: ARG003 - for subclasses
@@ -135,15 +147,30 @@ def _model_at(model: type[BaseModel], path: tuple[str, ...]) -> type[BaseModel]:
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
+    return (part for part in _parts(annotation) if isinstance(part, type) and issubclass(part, BaseModel))
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    """Yield an annotation and all that it is made of."""
+    yield annotation
     for part in get_args(annotation):
-        yield from _models_in(part)
+        yield from _parts(part)
+
+
+def _holds_truth(value: Any) -> bool:
+    """Return whether true or false is among the values of a mapping or sequence, at any depth."""
+    if isinstance(value, Mapping):
+        return any(map(_holds_truth, value.values()))
+    return isinstance(value, bool) or (isinstance(value, list | tuple) and any(map(_holds_truth, value)))
 
 
 def sentences(error: ValidationError, model: type[Frozen], values: Mapping[str, Any]) -> list[str]:
     """Return a sentence for each thing that is wrong with the values that a settings model was to be made from."""
-    return [_sentence(dict(found), model, values) for found in error.errors()]
+    faults = error.errors()
+    within = {fault["loc"][:depth] for fault in faults for depth in range(len(fault["loc"]))}
+    # A list that holds something wrong is too short besides, since that is left out of it.
+    told = [fault for fault in faults if fault["type"] != "too_short" or fault["loc"] not in within]
+    return [_sentence(dict(found), model, values) for found in told]
 
 
 def _sentence(found: dict[str, Any], model: type[Frozen], values: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from impart_core.base.numerics import resolve_device, return_large_memory_at_onc
 from impart_core.base.retry import GPU, patiently
 from impart_core.blocks.coding import needs_text
 from impart_core.blocks.encode import Encoder
-from impart_core.blocks.request import CompressConfig
+from impart_core.blocks.request import KEEP, CompressConfig
 from impart_core.checkpoint.index import Checkpoint
 from impart_core.checkpoint.layout import Block, Role
 from impart_core.checkpoint.spool import spooling
@@ -108,11 +108,26 @@ def _noting(seen: list[Kept]) -> Callable[[torch.Tensor, torch.Tensor], object]:
     return lambda delta, code: seen.append(Kept(fidelity_of(delta, code), flatness_of(delta)))
 
 
+def notes_on(quality: Quality | None, config: CompressConfig) -> tuple[str, ...]:
+    """Return sentences on what is not foretold, for whoever asked."""
+    if quality is None:
+        return ("No projection of the layers that were coded differs from the base's, so that no share is foretold.",)
+    if config.embeddings == KEEP or config.is_lossless:
+        return ()
+    return ("What embeddings and head lose is not foretold: the share is that of a model that has the fine-tune's.",)
+
+
 def _require_foretellable(config: CompressConfig) -> None:
+    if config.distils:
+        raise ConfigError(
+            f"What {config.method!r} keeps when it is distilled depends on calibration text, and cannot be foretold. "
+            "Leave --quality or distil out."
+        )
     if needs_text(config):
+        otherwise = "set solver to nearest" if "solver" in config.options.names() else "leave out what needs text"
         raise ConfigError(
             f"What {config.method!r} keeps with these settings depends on calibration text, and cannot be foretold. "
-            "Leave --quality out, or choose a method that takes none, such as ecsq."
+            f"Leave --quality out, or {otherwise}."
         )
 
 

@@ -206,3 +206,33 @@ def test_each_of_them_survives_being_written_and_read(settings: dict[str, object
     config = CompressConfig(cr=4, **settings)
     assert CompressConfig.model_validate_json(config.model_dump_json()) == config
     assert config != CompressConfig(cr=4)
+
+
+class Numbers(Frozen):
+    one: float = 1.0
+    count: int | None = None
+    many: dict[str, float] | float = 0.0
+    either: bool | float = False
+    inner: tuple[ImpartOptions, ...] = Field(default=(), min_length=1)
+
+
+@pytest.mark.parametrize("wrong", [{"one": True}, {"count": False}, {"many": {"a": True}}, {"many": True}])
+def test_true_and_false_are_no_numbers(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=r"must be a number\.$"):
+        Numbers(**wrong)
+    with pytest.raises(ValidationError):
+        TypeAdapter(Numbers).validate_python(wrong)
+
+
+def test_true_and_false_are_taken_where_they_are_meant() -> None:
+    found = Numbers(either=True, inner=[{"preprune": False}])
+    assert found.either is True
+    assert found.inner[0].preprune is False
+
+
+def test_a_list_is_not_called_too_short_for_what_is_wrong_in_it() -> None:
+    with pytest.raises(ConfigError) as wrong:
+        Numbers(inner=[{"c": -1}])
+    assert str(wrong.value) == "inner.0.c is -1; it must be at least 0."
+    with pytest.raises(ConfigError, match="at least 1 item"):
+        Numbers(inner=[])

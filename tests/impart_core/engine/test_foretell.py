@@ -1,5 +1,6 @@
 """What a compression is foretold to keep: as from its manifest, and refused where data decides."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -79,8 +80,10 @@ def test_by_stages_and_from_stored_factors_it_is_the_same(
 
 
 def test_what_calibration_decides_is_refused(sides: tuple[Checkpoint, Checkpoint]) -> None:
-    with pytest.raises(ConfigError, match="depends on calibration text"):
+    with pytest.raises(ConfigError, match=r"depends on calibration text.*set solver to nearest"):
         foretell(*sides, config_of(64, method="impart-qt"))
+    with pytest.raises(ConfigError, match=r"when it is distilled.*Leave --quality or distil out"):
+        foretell(*sides, config_of(64, method="ecsq", options={"distil": True}))
 
 
 def test_plan_says_it_when_asked() -> None:
@@ -89,3 +92,14 @@ def test_plan_says_it_when_asked() -> None:
     assert "share kept     about 0." in said
     code, said, _ = impart("plan", str(BASE), str(MATH), "--cr", "64", "--method", "dare")
     assert "share kept" not in said
+
+
+def test_plan_says_what_is_not_foretold(tmp_path: Path) -> None:
+    options = ("--cr", "64", "--method", "ecsq", "--quality")
+    assert "not foretold" not in "".join(impart("plan", str(BASE), str(MATH), *options)[1:])
+    _, said, noted = impart("plan", str(BASE), str(MATH), *options, "--embeddings", "auto")
+    assert "share kept" in said
+    assert "What embeddings and head lose is not foretold" in noted
+    _, said, noted = impart("plan", str(BASE), str(shutil.copytree(BASE, tmp_path / "same")), *options)
+    assert "share kept" not in said
+    assert "no share is foretold" in noted
