@@ -30,6 +30,7 @@ from impart_core.checkpoint.index import open_checkpoint
 from impart_core.evaluation.harness import Evaluator
 from impart_core.store.store import Store
 from impart_core.tinyzoo import corpus
+from tests.bench.arguments import at_least_one, read_figures, require_place, write_figures
 from tests.impart_core.pipeline import compress, config_of
 
 OTHER = {"math": "chat", "chat": "math", "code": "math"}
@@ -68,19 +69,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("distil.json"), help="where the results go")
     parser.add_argument("--only", default="", help="only runs whose key has this pattern")
-    parser.add_argument("--seeds", type=int, default=1, help="how many seeds")
+    parser.add_argument("--seeds", type=at_least_one, default=1, help="how many seeds")
     parser.add_argument("--option", action="append", default=[], help="KEY=VALUE of distillation, as distil_steps=200")
     parser.add_argument("--split", choices=["validation", "test"], default="test", help="which items are measured")
     arguments = parser.parse_args()
     options = tuple((key, json.loads(value)) for key, _, value in (each.partition("=") for each in arguments.option))
-    found: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    require_place(parser, arguments.out)
+    found = read_figures(parser, arguments.out)
     for run in _runs(arguments.seeds, options):
         key = f"{run.key} {arguments.split}"
         if key not in found and re.search(arguments.only, run.key):
             result = _measure(run, arguments.split)
-            now = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}  # several may run at once
-            found = {**now, key: result}
-            arguments.out.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+            found = {**read_figures(parser, arguments.out), key: result}  # several may run at once
+            write_figures(arguments.out, found)
             print(key, result, flush=True)
     print(_table(found, arguments.split, arguments.seeds, options))
 

@@ -7,7 +7,6 @@ error over seeds. "trusted" rows take Hessians as they are summed, without shrin
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 from contextlib import nullcontext
@@ -27,6 +26,7 @@ from impart_core.tinyzoo.recipe import FINETUNE, PRETRAIN, save
 from impart_core.tinyzoo.tokenizer import BOS, EOS, MAX_POSITIONS, PAD, vocabulary
 from impart_core.tinyzoo.training import corpus_batches, fit, task_batches
 from tests.answers import answer_loss
+from tests.bench.arguments import at_least_one, ratio, read_figures, require_place, write_figures
 from tests.impart_core.pipeline import compress, config_of
 
 TASK = "math"
@@ -40,18 +40,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("experts.json"), help="where the results go")
     parser.add_argument("--models", type=Path, default=Path("demo/experts"), help="where the trained models lie")
-    parser.add_argument("--seeds", type=int, default=5, help="how many texts, and seeds of the masks")
+    parser.add_argument("--seeds", type=at_least_one, default=5, help="how many texts, and seeds of the masks")
     parser.add_argument("--method", default="delta-come", help="a method with a ladder")
-    parser.add_argument("--cr", type=float, default=32.0, help="which ratio")
+    parser.add_argument("--cr", type=ratio, default=32.0, help="which ratio")
     asked = parser.parse_args()
+    require_place(parser, asked.out)
+    found: dict[str, list[float]] = read_figures(parser, asked.out)
     torch.set_num_threads(1)
     _train(asked.models)
-    found: dict[str, list[float]] = json.loads(asked.out.read_text()) if asked.out.exists() else {}
     for seed, tokens, trusted in product(range(asked.seeds), TOKENS, (False, True)):
         losses = found.setdefault(_key(asked.method, tokens, trusted), [])
         if len(losses) == seed and not (trusted and not tokens):
             losses.append(_measure(asked.models, asked.method, asked.cr, tokens, trusted, seed))
-            asked.out.write_text(json.dumps(found, indent=1) + "\n")
+            write_figures(asked.out, found)
     print(*(f"{name}: answer loss {_loss(asked.models / name):.3f}" for name in ("base", TASK)), sep="\n")
     print(_table(found, asked.method))
 

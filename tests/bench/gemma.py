@@ -26,6 +26,7 @@ from impart_core import tinyzoo
 from impart_core.evaluation.harness import Evaluator
 from impart_core.tinyzoo.splits import stream
 from impart_core.tinyzoo.training import IGNORED, Batch, Phase, padded
+from tests.bench.arguments import item_count
 
 PHASE = Phase(steps=80, batch=8, peak_rate=3e-5, warmup=8, weight_decay=0.0)
 PAD = 0
@@ -35,10 +36,10 @@ def main() -> None:
     """Make what is missing, and print what each fine-tune has learned."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, help="folder of the zoo")
-    parser.add_argument("--tasks", nargs="+", default=list(tinyzoo.FINE_TUNES), help="which fine-tunes")
+    parser.add_argument("--tasks", nargs="+", choices=tinyzoo.FINE_TUNES, default=tinyzoo.FINE_TUNES, help="which")
     parser.add_argument("--seed", type=int, default=0, help="of the items that are learned")
     parser.add_argument("--rate", type=float, default=PHASE.peak_rate, help="highest learning rate")
-    parser.add_argument("--items", type=int, default=100, help="items of the test split that are measured")
+    parser.add_argument("--items", type=item_count, default=100, help="items of the test split that are measured")
     arguments = parser.parse_args()
     base = arguments.out / "base"
     if not base.exists():
@@ -123,7 +124,8 @@ def answer_loss(model: Path, task: str, items: int) -> tuple[float, float]:
     """Return the answer loss on the test split, and its standard error."""
     measured = Evaluator(model).measure_items(f"tinyzoo_{task}", (0, items), split="test", measure="answer_loss")
     found = measured.scores["answer_loss"]
-    return statistics.mean(found), statistics.stdev(found) / len(found) ** 0.5
+    error = statistics.stdev(found) / len(found) ** 0.5 if len(found) > 1 else 0.0
+    return statistics.mean(found), error
 
 
 if __name__ == "__main__":

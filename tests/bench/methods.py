@@ -33,6 +33,7 @@ from impart_core.checkpoint.index import open_checkpoint
 from impart_core.evaluation.harness import Evaluator
 from impart_core.evaluation.result import Split
 from impart_core.store.store import Store
+from tests.bench.arguments import at_least_one, read_figures, require_place, write_figures
 from tests.impart_core.pipeline import compress, config_of
 
 Options = dict[str, Any]
@@ -106,11 +107,12 @@ def main() -> None:
     """Measure what is not yet in the output file, saving after each result, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("methods.json"), help="where the results go")
-    parser.add_argument("--limit", type=int, help="only this many items of each task")
+    parser.add_argument("--limit", type=at_least_one, help="only this many items of each task")
     parser.add_argument("--only", default="", help="only cells whose key, 'row ratio task', holds this pattern")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many to measure at once")
+    parser.add_argument("--jobs", type=at_least_one, default=os.cpu_count(), help="how many to measure at once")
     arguments = parser.parse_args()
-    found: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    require_place(parser, arguments.out)
+    found = read_figures(parser, arguments.out)
     cells = [cell for cell in _cells() if re.search(arguments.only, cell.key)]
     with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
         for runs in (_validations(cells), _tests(cells, found)):  # the second once the first is there
@@ -118,7 +120,7 @@ def main() -> None:
             asked = {pool.submit(_measure, run, arguments.limit): run for run in missing}
             for future in as_completed(asked):
                 found[asked[future].key] = future.result()
-                arguments.out.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+                write_figures(arguments.out, found)
     for rows, ratios in TABLES:
         print(_table(found, rows, ratios), end="\n\n")
     print(_picks(found), end="\n\n")

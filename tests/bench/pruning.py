@@ -27,6 +27,7 @@ from impart_core import tinyzoo
 from impart_core.calibrate.text import CalibrationText
 from impart_core.evaluation.result import Split
 from tests.answers import FineTune
+from tests.bench.arguments import at_least_one, item_count, ratio, require_place, write_figures
 from tests.bench.distil import source_of
 
 Losses = dict[str, list[float]]  # by setting and ratio, one for each run, or of one run for each item
@@ -38,12 +39,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("pruning.json"), help="where every seed's loss goes")
     parser.add_argument("--split", choices=("validation", "test"), default="validation", help="which items")
-    parser.add_argument("--items", type=int, default=300, help="how many items of each task")
-    parser.add_argument("--seeds", type=int, default=5, help="how many seeds of the masks")
-    parser.add_argument("--ratios", type=float, nargs="*", default=RATIOS, help="which ratios")
-    parser.add_argument("--near", type=int, default=1, help="ratios around each, itself among them")
+    parser.add_argument("--items", type=item_count, default=300, help="how many items of each task")
+    parser.add_argument("--seeds", type=at_least_one, default=5, help="how many seeds of the masks")
+    parser.add_argument("--ratios", type=ratio, nargs="*", default=RATIOS, help="which ratios")
+    parser.add_argument("--near", type=at_least_one, default=1, help="ratios around each, itself among them")
     parser.add_argument("--zoo", choices=("first", "second"), default="first", help="whose fine-tunes")
-    parser.add_argument("--jobs", type=int, default=2, help="how many tasks to measure at once")
+    parser.add_argument("--jobs", type=at_least_one, default=2, help="how many tasks to measure at once")
     parser.add_argument(
         "--settings", nargs="*", default=["{}", '{"beta": 0.6}'], help="options of impart, each a JSON object"
     )
@@ -52,15 +53,16 @@ def main() -> None:
     parser.add_argument(
         "--text", choices=("own", "other", "none"), default="own", help="calibration text, as in tests.bench.distil"
     )
-    parser.add_argument("--sequences", type=int, default=128, help="of calibration text")
+    parser.add_argument("--sequences", type=at_least_one, default=128, help="of calibration text")
     asked = parser.parse_args()
+    require_place(parser, asked.out)
     text = asked.text, asked.sequences
     runs = list(product(_near(asked.near), range(asked.seeds)))
     work = (asked.zoo, asked.method, asked.settings, asked.ratios, runs, (asked.split, asked.items), text)
     with ProcessPoolExecutor(asked.jobs, get_context("spawn")) as pool:
         waiting = {task: pool.submit(_measure, task, *work) for task in asked.tasks}
         found = {task: future.result() for task, future in waiting.items()}
-    asked.out.write_text(json.dumps(found, indent=1) + "\n")
+    write_figures(asked.out, found)
     print(_table(found, asked.settings, asked.ratios))
 
 

@@ -24,6 +24,7 @@ from impart_core.delta.fidelity import Fidelity
 from impart_core.delta.quality import RULE, Kept, Quality, Rule, error_of
 from impart_core.evaluation.result import Split
 from tests.answers import FineTune, base_loss
+from tests.bench.arguments import item_count, require_place
 from tests.bench.study.grid import SHIPPED, ZOOS
 
 Row = dict[str, Any]
@@ -53,14 +54,18 @@ def main() -> None:
     """Measure what is not in the file yet, and print the rule."""
     parser = argparse.ArgumentParser(prog="make quality", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("quality.jsonl"), help="where the lines go")
-    parser.add_argument("--items", type=int, default=50, help="how many items of each validation split")
+    parser.add_argument("--items", type=item_count, default=50, help="how many items of each validation split")
     parser.add_argument(
         "--zoos", nargs="*", choices=list(ZOOS), default=list(SHIPPED), help="which zoos (those shipped)"
     )
     asked = parser.parse_args()
+    require_place(parser, asked.out)
     torch.set_num_threads(1)
     lines = asked.out.read_text().splitlines() if asked.out.exists() else []
-    known = {_key(json.loads(line)) for line in lines}
+    try:
+        known = {_key(json.loads(line)) for line in lines}
+    except (ValueError, KeyError, TypeError) as error:
+        parser.error(f"{asked.out} has a line that is broken ({error!r}). Take it out to go on.")
     with asked.out.open("a") as out:
         for zoo in asked.zoos:
             for row in _measured(zoo, asked.items, known):

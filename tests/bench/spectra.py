@@ -22,6 +22,7 @@ from impart_core.methods import METHODS
 from impart_core.methods.base import Projection
 from impart_core.quantization.ecsq import ENTRIES, read_stored
 from tests.answers import FineTune, base_loss, deltas_of
+from tests.bench.arguments import ratio
 from tests.bench.study.grid import SHIPPED, ZOOS
 from tests.impart_core.pipeline import config_of
 
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument(
         "--zoos", nargs="*", choices=list(ZOOS), default=list(SHIPPED), help="those shipped, if not given"
     )
-    parser.add_argument("--ratios", nargs="*", type=float, default=RATIOS, help="ratios to look at ecsq at")
+    parser.add_argument("--ratios", nargs="*", type=ratio, default=RATIOS, help="ratios to look at ecsq at")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     head = ["fine-tune", "exponent", f"energy in the first {_FIRST}", "flatness", "relative size", "kept without"]

@@ -6,7 +6,6 @@ makes only what is new. Figures go to a JSON file after each cell; cells that ar
 """
 
 import argparse
-import json
 import os
 import subprocess
 from collections.abc import Iterable
@@ -15,14 +14,18 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from impart_core.base.errors import ImpartError
+from impart_core.store.store import Store
+from tests.bench.arguments import at_least_one, item_count, ratio, require_place, write_figures
 from tests.bench.study.grid import RATIOS, ROWS, SHIPPED, ZOOS, Cell, cells, rows_of
 from tests.bench.study.measure import Asked, measure_cell
-from tests.bench.study.tables import all_tables
+from tests.bench.study.tables import all_tables, read_study
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure what is asked for, write it down, and print the tables."""
-    given = _parser().parse_args(arguments)
+    parser = _parser()
+    given = parser.parse_args(arguments)
     asked = Asked(
         store=str(given.store.absolute()),
         items=given.items,
@@ -32,16 +35,21 @@ def main(arguments: list[str] | None = None) -> None:
         exact_match=given.exact_match,
     )
     for name in given.zoos:
-        if not ZOOS[name].path("base").is_dir():
-            raise SystemExit(
-                f"The {name} zoo is not in {ZOOS[name].path('base').parent}. Make it by `make {name}-zoo`."
-            )
+        missing = [model for model in ("base", *ZOOS[name].fine_tunes) if not ZOOS[name].path(model).is_dir()]
+        if missing:
+            place = ZOOS[name].path(missing[0]).parent
+            parser.error(f"The {name} zoo lacks {', '.join(missing)} in {place}. Make it by `make {name}-zoo`.")
     wanted = list(cells(rows_of(given.methods), given.ratios, given.zoos))
-    study = json.loads(given.out.read_text()) if given.out.exists() else {"cells": {}}
+    require_place(parser, given.out)
+    study = read_study(parser, given.out)
+    try:
+        Store(asked.store).require_writable()
+    except ImpartError as error:
+        parser.error(str(error))
     for done, (cell, found) in enumerate(_measured(wanted, asked, given.jobs), 1):
         figures = found and {**found, "commit": _commit()}
         study["cells"][cell.key] = figures
-        given.out.write_text(json.dumps(study, indent=1, sort_keys=True) + "\n")
+        write_figures(given.out, study)
         told = "not possible" if figures is None else _told(figures)
         print(f"{done}/{len(wanted)} {cell.key}: {told}", flush=True)
     print(all_tables(study))
@@ -51,16 +59,16 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="make study", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("study.json"), help="where the figures go")
     parser.add_argument("--store", type=Path, default=Path("study-store"), help="folder of the artifacts")
-    parser.add_argument("--methods", nargs="*", default=list(ROWS), metavar="ROW", help="rows of the tables")
-    parser.add_argument("--ratios", nargs="*", type=float, default=RATIOS, help="compression ratios of projections")
+    parser.add_argument("--methods", nargs="*", choices=list(ROWS), default=list(ROWS), metavar="ROW", help="rows")
+    parser.add_argument("--ratios", nargs="*", type=ratio, default=RATIOS, help="compression ratios of projections")
     shipped = list(SHIPPED)
     parser.add_argument("--zoos", nargs="*", choices=list(ZOOS), default=shipped, help="which zoos (those shipped)")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds of the masks, for methods that have some")
-    parser.add_argument("--items", type=int, default=300, help="test items of a task")
-    parser.add_argument("--validation-items", type=int, default=100, help="items that settings are chosen by")
-    parser.add_argument("--settings", type=int, default=3, help="how many settings of a row are tried")
+    parser.add_argument("--seeds", type=at_least_one, default=3, help="seeds of the masks, for methods that have some")
+    parser.add_argument("--items", type=item_count, default=300, help="test items of a task")
+    parser.add_argument("--validation-items", type=item_count, default=100, help="items that settings are chosen by")
+    parser.add_argument("--settings", type=at_least_one, default=3, help="settings of a row that are tried")
     parser.add_argument("--exact-match", action="store_true", help="generate answers as well: ten times as slow")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="cells at once")
+    parser.add_argument("--jobs", type=at_least_one, default=os.cpu_count(), help="cells at once")
     return parser
 
 

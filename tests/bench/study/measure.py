@@ -1,6 +1,7 @@
 """Measures cells of the study by the pipeline's own engine; what the store holds already is not made again."""
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +33,7 @@ class Asked:
         items: how many test items of a task.
         validation_items: how many items settings are chosen by.
         seeds: how many seeds of the masks.
-        settings: how many settings of a row are tried.
+        settings: how many settings of a row are tried; where none takes the ratio, more until one does.
         exact_match: whether answers are generated as well.
     """
 
@@ -79,19 +80,17 @@ class _Measuring:
 
     def _chosen(self) -> Options:
         """Return the settings with the least loss on validation items; those that are impossible are left out."""
-        settings = ROWS[self._cell.row].settings[: self._asked.settings]
-        if len(settings) == 1:
-            return settings[0]
-        found: list[tuple[float, int]] = []
-        for number, options in enumerate(settings):
-            try:
-                delta = self._compressed(options, 0)
-            except InfeasibleBudgetError:
-                continue
-            found.append((float(np.mean(self._losses("validation", delta=delta))), number))
-        if not found:
+        possible: list[tuple[Options, Delta]] = []
+        for number, options in enumerate(ROWS[self._cell.row].settings):
+            if possible and number >= self._asked.settings:
+                break
+            with suppress(InfeasibleBudgetError):
+                possible.append((options, self._compressed(options, 0)))
+        if not possible:
             raise InfeasibleBudgetError("No setting takes this ratio.")
-        return settings[min(found)[1]]
+        if len(possible) == 1:
+            return possible[0][0]
+        return min(possible, key=lambda one: float(np.mean(self._losses("validation", delta=one[1]))))[0]
 
     def _compressed(self, options: Options, seed: int) -> Delta:
         config = self._cell.config(options, seed)

@@ -4,14 +4,16 @@ What stands there between the marks is made by this command alone; a test holds 
 """
 
 import argparse
-import json
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from impart_core.base.errors import ConfigError
+from impart_core.base.files import write_atomically
+from tests.bench.arguments import require_place, write_figures
 from tests.bench.study.grid import ROWS
-from tests.bench.study.tables import all_tables, curve, zoos_of
+from tests.bench.study.tables import all_tables, curve, read_study, zoos_of
 
 BEGIN, END = "<!-- study: made by make study-report -->", "<!-- /study -->"
 FIGURES, PICTURE = "study.json", "study.svg"
@@ -23,11 +25,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("study", type=Path, nargs="?", default=Path(FIGURES), help="what `make study` wrote")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder of results.md")
     given = parser.parse_args(arguments)
-    study = json.loads(given.study.read_text())
-    (given.docs / FIGURES).write_text(json.dumps(study, sort_keys=True, indent=1) + "\n")
+    study = read_study(parser, given.study)
+    if not any(study["cells"].values()):
+        parser.error(f"{given.study} has no figures, or is not there. Make it by `make study`, or name another file.")
     page = given.docs / "results.md"
-    page.write_text(with_tables(page.read_text(), study))
-    (given.docs / PICTURE).write_bytes(draw(study))
+    require_place(parser, page)
+    try:
+        written = with_tables(page.read_text(), study).encode()
+    except (OSError, ConfigError) as error:
+        parser.error(f"{page} cannot get the tables: {error}")
+    picture = draw(study)  # all is made before anything is written
+    write_figures(given.docs / FIGURES, study)
+    write_atomically(page, written)
+    write_atomically(given.docs / PICTURE, picture)
 
 
 def with_tables(page: str, study: Mapping[str, Any]) -> str:
@@ -35,7 +45,7 @@ def with_tables(page: str, study: Mapping[str, Any]) -> str:
     before, mark, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (mark and end):
-        raise SystemExit(f"The page has no {BEGIN} and {END}, between which the tables go.")
+        raise ConfigError(f"The page has no {BEGIN} and {END}, between which the tables go.")
     return f"{before}{BEGIN}\n\n{all_tables(study)}\n\n{END}{after}"
 
 

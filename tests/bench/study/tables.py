@@ -1,9 +1,13 @@
 """Markdown tables of the study's figures."""
 
+import argparse
+import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any
 
+from tests.bench.arguments import read_figures
 from tests.bench.study.bd_rate import bd_rate, quality_at
 from tests.bench.study.figures import Figures, over_tasks
 from tests.bench.study.grid import RATIOS, REFERENCES, ROWS, ZOOS, Cell
@@ -12,6 +16,40 @@ Study = Mapping[str, Any]
 TARGETS = {64.0: 0.99, 128.0: 0.96, 256.0: 0.86, 512.0: 0.62}
 SIZES = {"bytes": "everything on disk", "projection_bytes": "codes of projections"}
 _NOT_MEASURED, _IMPOSSIBLE = "", "not possible"
+
+
+def read_study(parser: argparse.ArgumentParser, file: Path) -> dict[str, Any]:
+    """Return the study in a file, one without cells where there is no file; end the command where it is broken."""
+    study = read_figures(parser, file) or {"cells": {}}
+    cells = study.get("cells")
+    if not isinstance(cells, dict):
+        parser.error(f'{file} is no study: it has no object "cells". Move it, or name another file.')
+    if broken := [key for key, figures in cells.items() if not _is_cell(key, figures)]:
+        parser.error(
+            f"{file} is broken: {broken[0]!r} is no cell (ZOO/TASK/ROW/RATIO) with figures. Take it out to go on."
+        )
+    return study
+
+
+def _is_cell(key: str, figures: Any) -> bool:
+    """Whether a cell has a known zoo and what tables are made of; one that is not possible has nothing."""
+    zoo_name, *rest = key.split("/")
+    if zoo_name not in ZOOS or len(rest) != 3:
+        return False
+    if figures is None:
+        return True
+    if not isinstance(figures, dict):
+        return False
+    single = [figures.get(name) for name in (*SIZES, "cr_model")]
+    pairs = [figures.get(name) for name in ("answer_loss", "share_kept")]
+    pairs += [figures["exact_match"]] if "exact_match" in figures else []
+    return all(_is_number(one) and one > 0 for one in single) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair)) for pair in pairs
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def all_tables(study: Study) -> str:
@@ -74,7 +112,7 @@ def targets(study: Study) -> str:
             shares = [over_tasks(found, "share_kept")[0] if found else None for found in asked]
             lines.append(_line([name, row, "projections", *map(_judged, shares, TARGETS.values())]))
             points = curve(study, name, row)
-            shares = [quality_at(points, dense_bytes(study, name) / cr) for cr in TARGETS]
+            shares = [quality_at(points, dense_bytes(study, name) / cr) if points else None for cr in TARGETS]
             lines.append(_line([name, row, "everything", *map(_judged, shares, TARGETS.values())]))
     return "\n".join(lines)
 

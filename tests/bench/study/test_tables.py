@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from impart_core.base.errors import ConfigError
 from tests.bench.study.grid import RATIOS, Cell, rows_of
 from tests.bench.study.report import BEGIN, END, draw, main, with_tables
 from tests.bench.study.tables import all_tables, bd_rates, by_tasks, curve, targets
@@ -82,7 +83,7 @@ def test_a_page_gets_its_tables_between_its_marks_and_keeps_the_rest() -> None:
     assert once.endswith("after\n")
     assert "old" not in once
     assert all_tables(STUDY) in once
-    with pytest.raises(SystemExit, match="between which the tables go"):
+    with pytest.raises(ConfigError, match="between which the tables go"):
         with_tables("no marks", STUDY)
 
 
@@ -101,7 +102,53 @@ def test_the_picture_is_the_same_each_time() -> None:
     assert draw(STUDY) != draw({"cells": {key: one for key, one in STUDY["cells"].items() if "/ecsq/" in key}})
 
 
-def test_rows_are_named_each_by_itself() -> None:
+def test_rows_come_in_the_order_of_the_tables() -> None:
     assert rows_of(["dare", "ecsq, all coded"]) == ["ecsq, all coded", "dare"]
-    with pytest.raises(SystemExit, match="called 'ecqs'"):
-        rows_of(["ecsq", "ecqs"])
+
+
+def test_a_zoo_on_which_nothing_is_possible_has_tables() -> None:
+    assert "| ecsq | " in all_tables(study_of(ecsq={512.0: None}))
+
+
+BROKEN = {
+    "empty": '{"cells": {}}',
+    "nothing possible": json.dumps(study_of(ecsq={512.0: None})),
+    "cut off": json.dumps(STUDY)[:100],
+    "a list": "[]",
+    "cells in a list": '{"cells": []}',
+    "a zoo that is not known": '{"cells": {"third/math/ecsq/64": null}}',
+    "a cell without figures": '{"cells": {"first/math/ecsq/64": {"bytes": 5}}}',
+    "a cell that is text": '{"cells": {"first/math/ecsq/64": "good"}}',
+    "not there": None,
+}
+
+
+@pytest.mark.parametrize("text", BROKEN.values(), ids=BROKEN)
+def test_a_report_of_a_broken_study_is_refused_and_changes_nothing(
+    tmp_path: Path, text: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures, docs = tmp_path / "mine.json", tmp_path / "docs"
+    docs.mkdir()
+    if text is not None:
+        figures.write_text(text)
+    before = {"study.json": "mine", "results.md": f"{BEGIN}{END}", "study.svg": "drawn"}
+    for name, content in before.items():
+        (docs / name).write_text(content)
+    with pytest.raises(SystemExit) as stopped:
+        main([str(figures), "--docs", str(docs)])
+    assert stopped.value.code == 2
+    assert str(figures) in capsys.readouterr().err
+    assert {path.name: path.read_text() for path in docs.iterdir()} == before
+
+
+@pytest.mark.parametrize("page", ["no marks", None])
+def test_a_report_without_a_page_for_it_writes_nothing(tmp_path: Path, page: str | None) -> None:
+    figures, docs = tmp_path / "mine.json", tmp_path / "docs"
+    docs.mkdir()
+    figures.write_text(json.dumps(STUDY))
+    if page is not None:
+        (docs / "results.md").write_text(page)
+    with pytest.raises(SystemExit) as stopped:
+        main([str(figures), "--docs", str(docs)])
+    assert stopped.value.code == 2
+    assert [path.name for path in docs.iterdir()] == ([] if page is None else ["results.md"])
