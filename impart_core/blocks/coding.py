@@ -49,6 +49,11 @@ def needs_text(config: CompressConfig) -> bool:
     return config.distils or calibration_of(config) != "none"
 
 
+def least_tokens(config: CompressConfig) -> int:
+    """Return how many tokens a sequence of calibration text needs: 2 where predictions are held against the text."""
+    return 2 if config.distils or calibration_of(config) == "gradients" else 1
+
+
 def is_feasible(shape: tuple[int, ...], coding: Coding) -> bool:
     """Return whether a method keeps anything of a matrix of this shape at its ratio."""
     m, n = shape[-2:]

@@ -131,15 +131,20 @@ class Distillation:
         self._parts: dict[str, _Gained] = {}
         self._stored: dict[str, Callable[[torch.Tensor], Terms]] = {}
         self.count = 0  # of gains
+        self.unplaced = 0  # gains of tensors that stay as they are
         for name, make in sorted(trainables.items()):
             self._give_gains(name, make())
 
     def _give_gains(self, name: str, trainable: Trainable) -> None:
         """Let the model's tensor be made with gains, if it holds it and there are some."""
         own = slice(self.count, self.count + trainable.terms.count)
+        if own.start == own.stop:
+            return
         part = _Gained(trainable.terms, own, self._device)
-        if own.start < own.stop and _put(self._model, name, trainable, part):
+        if _put(self._model, name, trainable, part):
             self._parts[name], self._stored[name], self.count = part, trainable.stored, own.stop
+        else:
+            self.unplaced += trainable.terms.count
 
     def begin(self) -> State:
         """Return the state before the first step."""

@@ -90,7 +90,7 @@ def read_tokens(text: CalibrationText, finetuned: Checkpoint) -> torch.Tensor:
         logger.warning("%s has text for %d sequences of the %d asked for", text.source, sequences, text.sequences)
     chosen = torch.tensor(tokens[: sequences * taken], dtype=torch.int32).reshape(sequences, taken)
     chosen = torch.cat([torch.tensor(first, dtype=torch.int32).expand(sequences, -1), chosen], dim=1)
-    require_in_vocabulary(chosen, finetuned)
+    require_taken(chosen, finetuned)
     return chosen
 
 
@@ -136,12 +136,24 @@ def _require_tokenizer(finetuned: Checkpoint) -> None:
         )
 
 
-def require_in_vocabulary(tokens: torch.Tensor, finetuned: Checkpoint) -> None:
-    """Refuse token ids that the model does not have.
+def require_taken(tokens: torch.Tensor, finetuned: Checkpoint, least: int = 1) -> None:
+    """Refuse token ids that the model does not have, and sequences that are too long for it or too short.
+
+    Args:
+        tokens: token ids, (sequences, length).
+        finetuned: the fine-tuned checkpoint.
+        least: tokens that a sequence needs: 2 where the one that follows is predicted.
 
     Raises:
-        CalibrationError: naming the highest of them.
+        CalibrationError: naming the highest of them, or the length.
     """
+    length = tokens.shape[1]
+    if length < least:
+        raise CalibrationError(
+            f"Calibration sequences have {length} token{'' if length == 1 else 's'}, and with these settings it takes "
+            f"{least} at least: each token is predicted from those before it. Give longer ones."
+        )
+    _require_fitting(length, finetuned)
     size, highest = _setting(finetuned.config, ("vocab_size",)), int(tokens.max())
     if size is not None and highest >= size:
         raise CalibrationError(
@@ -151,15 +163,20 @@ def require_in_vocabulary(tokens: torch.Tensor, finetuned: Checkpoint) -> None:
 
 
 def _length(text: CalibrationText, finetuned: Checkpoint) -> int:
-    most = _setting(finetuned.config, _POSITION_KEYS)
     if text.length is None:
-        return min(LENGTH, most or LENGTH)
-    if most is not None and text.length > most:
-        raise CalibrationError(
-            f"Calibration sequences of {text.length} tokens are asked for, and {finetuned.location} takes {most} at "
-            "most. Ask for shorter ones."
-        )
+        return min(LENGTH, _setting(finetuned.config, _POSITION_KEYS) or LENGTH)
+    _require_fitting(text.length, finetuned)
     return text.length
+
+
+def _require_fitting(length: int, finetuned: Checkpoint) -> None:
+    """Refuse sequences of more tokens than the model takes at once."""
+    most = _setting(finetuned.config, _POSITION_KEYS)
+    if most is not None and length > most:
+        raise CalibrationError(
+            f"Calibration sequences of {length} tokens are asked for, and {finetuned.location} takes {most} at most. "
+            "Ask for shorter ones."
+        )
 
 
 def _setting(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:

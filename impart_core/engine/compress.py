@@ -9,6 +9,7 @@ from impart_core.artifacts.delta import delta_recipe
 from impart_core.base.errors import ArtifactNotFoundError, CorruptArtifactError, StoreError
 from impart_core.base.retry import Ledger, Retried, patiently, recording
 from impart_core.base.settings import Frozen
+from impart_core.blocks.coding import least_tokens
 from impart_core.blocks.request import CompressConfig
 from impart_core.checkpoint.carried import is_code
 from impart_core.checkpoint.pairing import Pairs
@@ -193,7 +194,8 @@ class _Compression:
         text = self._request.calibration
         if text is not None:
             job = TextJob(self._run, text, self._checked.finetuned)
-            self._parts.text = self._executor.run(read_calibration_text, job)
+            least = least_tokens(self._request.config)
+            self._parts.text = self._executor.run(read_calibration_text, job, least)
 
     def _require_whole(self, artifact_id: str) -> None:
         """Look once more for what was made: while the run was stopped, somebody may have cleaned up what it reuses."""

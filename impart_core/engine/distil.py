@@ -62,11 +62,16 @@ def _train(job: DistilJob, store: Store) -> tuple[dict[str, torch.Tensor], State
     del tensors
     schedule = Schedule(steps=options.distil_steps, rate=options.distil_rate, seed=job.config.seed)
     training = Distillation(model, trainables, tokens, wanted, schedule)
-    if not training.count:
+    if not training.count and training.unplaced:
         raise CalibrationError(
             f"The model that transformers loads from {job.finetuned.location} has no matrix of the delta under the "
-            "name that the checkpoint gives it, or none of them differs from the base's. Compress without distil."
+            "name that the checkpoint gives it. Compress without distil."
         )
+    if not training.count:
+        logger.warning(
+            "Distillation has nothing to train, so that the delta stays as it is: no tensor of it has gains."
+        )
+        return {}, State.begin(0, 0.0), 0.0
     state = _latest(job, store) or training.begin()
     if not math.isfinite(state.untrained):
         raise CalibrationError(

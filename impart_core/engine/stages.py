@@ -25,7 +25,7 @@ from impart_core.blocks.decompose import decompose_block
 from impart_core.blocks.encode import Encoder, Lossy
 from impart_core.blocks.gains import with_gains
 from impart_core.blocks.rebuild import rebuild_tensor
-from impart_core.calibrate.text import PUBLISHED, read_tokens, require_in_vocabulary
+from impart_core.calibrate.text import PUBLISHED, read_tokens, require_taken
 from impart_core.checkpoint.digest import tensor_digests
 from impart_core.checkpoint.index import Checkpoint
 from impart_core.codec.format import CODES_FILE, BlockFile, EncodedTensor
@@ -57,12 +57,12 @@ def digest_checkpoint(checkpoint: Checkpoint, refresh: bool = False) -> dict[str
 
 
 @stage("read calibration text", "tokens of {job.text.source}", NETWORK)
-def read_calibration_text(job: TextJob) -> Made:
-    """Turn calibration text into tokens and publish these, unless the store holds them."""
+def read_calibration_text(job: TextJob, least: int = 1) -> Made:
+    """Turn calibration text into tokens, `least` or more a sequence, and publish them unless the store holds them."""
     watch, store = job.run.watch(text=job.text.source), job.run.open_store()
     if job.text.source.startswith(PUBLISHED):
         tokens = read_calibration(store, resolve(store, job.text.source.removeprefix(PUBLISHED)))
-        require_in_vocabulary(tokens, job.finetuned)
+        require_taken(tokens, job.finetuned, least)
     else:
         tokens = read_tokens(job.text, job.finetuned)
     recipe = calibration_recipe(tokens)

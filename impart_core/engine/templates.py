@@ -5,13 +5,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from impart_core.artifacts.calibration_text import calibration_recipe
+from impart_core.artifacts.calibration_text import calibration_recipe, read_calibration
 from impart_core.artifacts.delta import delta_recipe, file_bytes
 from impart_core.base.errors import ConfigError
 from impart_core.base.retry import patiently
 from impart_core.blocks.coding import needs_text
 from impart_core.blocks.request import CompressConfig
-from impart_core.calibrate.text import PUBLISHED, CalibrationText, check_text, read_tokens
+from impart_core.calibrate.text import PUBLISHED, CalibrationText, check_text, read_tokens, require_taken
 from impart_core.checkpoint.digest import carried_digests, checkpoint_id
 from impart_core.checkpoint.index import Checkpoint
 from impart_core.engine.compress import compress
@@ -142,7 +142,9 @@ def _compress_template(template: Mapping[str, Any], store: Store, executor: Exec
 def _words(source: str, finetuned: Checkpoint, store: Store) -> str:
     """Return the id of the tokens of a calibration text."""
     if source.startswith(PUBLISHED):
-        return resolve(store, source.removeprefix(PUBLISHED))
+        words = resolve(store, source.removeprefix(PUBLISHED))
+        require_taken(read_calibration(store, words), finetuned)
+        return words
     text = CalibrationText(source=source)
     check_text(text, finetuned)
     return calibration_recipe(read_tokens(text, finetuned)).id

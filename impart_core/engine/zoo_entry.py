@@ -26,7 +26,7 @@ from impart_core.store.provenance import Stopwatch, peak_rss_bytes
 from impart_core.store.store import Store
 from impart_core.zoo.file import ZooModel
 from impart_core.zoo.forecast import Forecast, key_of
-from impart_core.zoo.gate import Comparison, Gate, Metrics, compare, quality
+from impart_core.zoo.gate import Comparison, Gate, Metrics, compare, deciding_metric, quality
 from impart_core.zoo.recipe import Step, worth_foretelling
 from impart_core.zoo.record import Attempt, Kind, Outcome
 
@@ -251,10 +251,10 @@ class _Work:
         )
         results = evaluate(request, self.executor, progress=self.progress, run_id=self.run_id)
         # A task may be given by its file's path: results come in the order in which tasks are asked for.
-        group = next((one.task for one in results if one.task not in one.metrics), None)
-        if group is not None:
-            raise ConfigError(f"{group} is a group of tasks that has no score of its own. Name its tasks in the gate.")
-        return {task: one.metrics[one.task] for task, one in zip(gate.tasks, results, strict=True)}
+        found = {task: one.metrics.get(one.task, {}) for task, one in zip(gate.tasks, results, strict=True)}
+        for task, metrics in found.items():  # where nothing but a result tells which there are, the first one does
+            deciding_metric(gate, task, metrics)
+        return found
 
     def _attempt(self, step: Step, made: CompressReport, base: str, before: Metrics | None) -> Attempt:
         """Measure what was compressed, and hold it against the gate; what is lossless scores as the fine-tune did."""

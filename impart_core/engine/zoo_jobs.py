@@ -12,14 +12,14 @@ from impart_core.checkpoint.listing import find_models
 from impart_core.checkpoint.location import is_remote
 from impart_core.engine.requests import Trust
 from impart_core.engine.zoo_entry import EntryJob
-from impart_core.evaluation.catalogue import named_tasks
+from impart_core.evaluation.catalogue import metrics_of, named_tasks
 from impart_core.evaluation.harness import check_request
 from impart_core.merging.file import MergeFile, merge_of, read_merge_file
 from impart_core.searching.file import SearchFile, parse_search, read_search_file
 from impart_core.store.names import require_ref_name
 from impart_core.store.store import default_store_url
 from impart_core.zoo.file import Entry, Pattern, ZooFile, ZooMerge, ZooModel, ZooSearch, require_unique
-from impart_core.zoo.gate import Gate
+from impart_core.zoo.gate import Gate, deciding_metric
 from impart_core.zoo.recipe import Step
 
 
@@ -90,13 +90,21 @@ def _real(place: str) -> str:
 
 
 def check_gates(zoo: ZooFile, entries: Iterable[Entry]) -> None:
-    """Check that the tasks of all gates exist."""
+    """Check that the tasks of all gates exist, and that these have the metrics, as far as their configurations tell."""
     gates = [zoo.gate_of(entry) for entry in entries if isinstance(entry, ZooModel)]
     gates += [merge.gate for merge in zoo.merges]
     code = "sandboxed" if zoo.run_code else "never"
     for gate in {gate.model_dump_json(): gate for gate in gates if gate.tasks}.values():
         names, options = named_tasks(tuple(gate.tasks), gate.measuring)
         check_request(names, gate.limit, options, code)  # type: ignore[arg-type]
+        if len(names) < len(gate.tasks):
+            raise ConfigError(
+                f"The gate names a task twice: {', '.join(gate.tasks)}. Name each by its name or its file."
+            )
+        for task, name in zip(gate.tasks, names, strict=True):
+            metrics = metrics_of(name, options)
+            if metrics is not None:
+                deciding_metric(gate, task, metrics)
 
 
 def job_of(request: ZooRequest, entry: Entry) -> EntryJob:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from impart_core.base.files import sha256_of
 from impart_core.evaluation.options import MeasureOptions
 
 LOCAL_TASKS = ("tinyzoo_math", "tinyzoo_code", "tinyzoo_chat")
+LOCAL_METRICS = ("exact_match", "answer_loss")  # of each of them
 MEASURING_VERSION = 1  # goes up when evaluate() comes to other numbers on the same tasks
 _ZOO = Path(__file__).parents[1] / "tinyzoo"
 _MOVED = {"impart_core.base.errors": "impart_core.errors", "impart_core.base.registry": "impart_core.registry"}
@@ -71,6 +73,37 @@ def check_tasks(tasks: Sequence[str], options: MeasureOptions = USUAL) -> None:
     for name in tasks:
         if name not in LOCAL_TASKS and (name.startswith("tinyzoo") or name not in task_index(options)):
             raise _unknown(name, options)
+
+
+def metrics_of(task: str, options: MeasureOptions = USUAL) -> tuple[str, ...] | None:
+    """Return the metrics that evaluating a task gives, as results name them, without loading it or its data.
+
+    Names of the zoo's own tasks are known without importing lm-eval.
+
+    Args:
+        task: the name of a task, group or tag that exists.
+        options: where more tasks lie.
+
+    Returns:
+        Their names, with a filter of answers after a comma where the task has some: none of a tag, or of a group that
+        has no score of its own. None where its configuration does not tell, as code of the task's own makes them, or
+        those of a group's members.
+    """
+    if task in LOCAL_TASKS:
+        return LOCAL_METRICS
+    from lm_eval.api.registry import METRIC_REGISTRY
+
+    config = task_index(options)[task].cfg or {}
+    if not config or ("group" in config and not config.get("aggregate_metric_list")):
+        return ()
+    metrics, filters = config.get("metric_list") or [], config.get("filter_list") or [{"name": "none"}]
+    own_code = any(config.get(key) for key in ("class", "group", "process_results"))
+    if own_code or not metrics or not all(isinstance(one, dict) for one in (*metrics, *filters)):
+        return None
+    if any(one.get("hf_evaluate") or str(one.get("metric")) not in METRIC_REGISTRY for one in metrics):
+        return None
+    pairs = product((one["metric"] for one in metrics), (one.get("name") for one in filters))
+    return tuple(metric if name == "none" else f"{metric},{name}" for metric, name in pairs)
 
 
 def task_fingerprint(tasks: Sequence[str], options: MeasureOptions = USUAL) -> dict[str, str]:

@@ -136,7 +136,8 @@ def chosen_metric(task: str, wanted: str | None, known: Iterable[str]) -> str:
         return names[0]
     listed = ", ".join(names) or "none"
     if wanted is None:
-        raise ConfigError(f"The task {task} has several metrics: {listed}. Say which: tasks: {{{task}: {names[0]}}}.")
+        first = f'"{names[0]}"' if "," in names[0] else names[0]  # as YAML has to have it
+        raise ConfigError(f"The task {task} has several metrics: {listed}. Say which: tasks: {{{task}: {first}}}.")
     raise ConfigError(f"The task {task} has no metric {wanted!r}.{nearest(wanted, names)} It has: {listed}.")
 
 

@@ -1,7 +1,7 @@
 """The quality gate: how much a compressed model may lose on tasks against the fine-tuned one."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
@@ -122,11 +122,22 @@ def compare(gate: Gate, before: Metrics | None, after: Metrics) -> tuple[Compari
     return tuple(_compare(gate, task, before[task] if before else None, after[task]) for task in gate.tasks)
 
 
-def _compare(gate: Gate, task: str, before: Mapping[str, Measured] | None, after: Mapping[str, Measured]) -> Comparison:
-    wanted = gate.tasks[task]
+def deciding_metric(gate: Gate, task: str, known: Iterable[str]) -> str:
+    """Return the metric that decides on a task, of those that are known.
+
+    Raises:
+        ConfigError: the task has several and the gate names none, or another one; or it has none.
+    """
+    names, wanted = list(known), gate.tasks[task]
+    if not names:
+        raise ConfigError(f"{task} is a group of tasks that has no score of its own. Name its tasks in the gate.")
     # Where none is named, the task's own one is meant, beside which there may be the loss.
-    own = [name for name in after if name != LOSS] or [*after]
-    metric = chosen_metric(task, wanted, after if wanted else own)
+    own = [name for name in names if name != LOSS] or names
+    return chosen_metric(task, wanted, names if wanted else own)
+
+
+def _compare(gate: Gate, task: str, before: Mapping[str, Measured] | None, after: Mapping[str, Measured]) -> Comparison:
+    metric = deciding_metric(gate, task, after)
     sign = -1.0 if lower_is_better(metric) else 1.0
     value, _ = after[metric]
     floor = gate.at_least.get(task)

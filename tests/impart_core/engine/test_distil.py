@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from impart_core.apply.load import load_state_dict
 from impart_core.artifacts.block import block_content
@@ -253,15 +253,52 @@ def test_what_cannot_be_distilled_is_refused_in_a_sentence(pair: Pair, tokens: t
         request("dare", distil_norms=True)
 
 
+@pytest.mark.parametrize("changed", [0.0, 0.25])
 def test_a_fine_tune_whose_matrices_are_the_bases_has_nothing_to_distil(
-    pair: Pair, tokens: torch.Tensor, tmp_path: Path
+    changed: float, pair: Pair, tokens: torch.Tensor, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = transformers.AutoModelForCausalLM.from_pretrained(pair[0], dtype=torch.bfloat16)
     with torch.no_grad():
-        model.model.norm.weight += 0.25
+        model.model.norm.weight += changed
     model.save_pretrained(tmp_path / "finetuned")
-    with pytest.raises(CalibrationError, match="no matrix of the delta under the name"):
-        compress(Store(tmp_path / "store"), pair[0], tmp_path / "finetuned", request("dare", **TRAINING), tokens=tokens)
+    sides, store = (pair[0], tmp_path / "finetuned"), Store(tmp_path / "store")
+    with caplog.at_level(logging.WARNING):
+        trained = compress(store, *sides, request("dare", **TRAINING), tokens=tokens)
+    assert "Distillation has nothing to train" in caplog.text
+    assert verify(store, trained.manifest.id).faults == ()
+    plain = compress(store, *sides, request("dare"))
+    ours, theirs = (load_state_dict(delta, open_checkpoint(pair[0])) for delta in (trained, plain))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_model_that_holds_no_changed_matrix_as_the_checkpoint_does_is_refused(
+    tmp_path: Path, tokens: torch.Tensor
+) -> None:
+    mixture = transformers.MixtralConfig(**{**LLAMA, "num_hidden_layers": 1}, num_local_experts=2)
+    base, finetuned = save_pair(tmp_path, mixture)
+    weights, changed = (load_file(side / "model.safetensors") for side in (base, finetuned))
+    experts = {name: tensor for name, tensor in changed.items() if ".experts." in name}  # which the model stacks
+    save_file({**weights, **experts}, finetuned / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CalibrationError, match="has no matrix of the delta under the name that the checkpoint gives"):
+        compress(Store(tmp_path / "store"), base, finetuned, request("bitdelta", **TRAINING), tokens=tokens)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "length", "words"),
+    [
+        ("dare", TRAINING, 25, "of 25 tokens are asked for, and .* takes 24 at most"),
+        ("impart-qt", {"solver": "support"}, 25, "of 25 tokens are asked for"),
+        ("ecsq", {"metric": "kfac", "domain": "factors"}, 1, "have 1 token, and with these settings it takes 2"),
+        ("dare", TRAINING, 1, "have 1 token, and with these settings it takes 2 at least"),
+    ],
+)
+def test_sequences_of_a_length_that_cannot_be_used_are_refused_before_any_block(
+    method: str, options: dict[str, Any], length: int, words: str, pair: Pair, tmp_path: Path
+) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(CalibrationError, match=words):
+        compress(store, *pair, request(method, **options), tokens=torch.ones(4, length, dtype=torch.int32))
+    assert [store.manifest(made).content.kind for made in store.ids()] == ["calibration"]
 
 
 def test_a_fine_tune_that_predicts_no_numbers_is_named(pair: Pair, tokens: torch.Tensor, tmp_path: Path) -> None:

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import impart_core as impart
 from impart_core import tinyzoo
+from impart_core.artifacts.calibration_text import calibration_recipe, publish_calibration
 from impart_core.artifacts.delta import file_bytes, open_delta
 from impart_core.artifacts.study import study_recipe
-from impart_core.base.errors import CheckpointError, ConfigError, WrongBaseError
+from impart_core.base.errors import CalibrationError, CheckpointError, ConfigError, WrongBaseError
 from impart_core.checkpoint.index import open_checkpoint
 from impart_core.engine.executor import ThreadExecutor
 from impart_core.engine.references import Run
@@ -21,6 +23,7 @@ from impart_core.engine.templates import open_template
 from impart_core.merging.file import ModelReference
 from impart_core.searching.file import SearchFile, parse_search
 from impart_core.store.names import resolve, set_ref
+from impart_core.store.provenance import Stopwatch
 from impart_core.store.store import Store
 from tests.odd_values import tracebacks
 
@@ -247,6 +250,14 @@ def test_a_calibrated_method_in_a_merge_is_told_before_any_work(place: str, stor
     file = parse_search({"merge": written, "tasks": ["tinyzoo_math"], "budget": {"trials": 1}})
     with pytest.raises(ConfigError, match="calibrat"):
         opened(file, store).check(default_of(file), Run(store.url, device="cpu"))
+
+
+def test_stored_text_that_is_too_long_for_the_model_is_told_before_any_candidate(store: Store) -> None:
+    tokens = torch.ones(2, 640, dtype=torch.int32)
+    text = publish_calibration(store, calibration_recipe(tokens), tokens, Stopwatch())
+    file = search(method={"choose": ["dare"]}, options={"distil": True}, cr=8, calibration=f"artifact:{text.id}")
+    with pytest.raises(CalibrationError, match=r"of 640 tokens are asked for, and .* takes 256 at most"):
+        opened(file, store)
 
 
 def test_a_delta_is_not_sparsified_by_a_candidate(store: Store) -> None:

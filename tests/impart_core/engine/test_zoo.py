@@ -183,6 +183,45 @@ def test_a_lossless_step_passes_what_the_fine_tune_itself_does(zoo: Zoo) -> None
     assert statuses(zoo.run("math"))["math"] == "refused"
 
 
+@pytest.mark.parametrize("writing", [True, False], ids=["run", "plan"])
+def test_metrics_of_gates_are_checked_before_any_work(writing: bool, zoo: Zoo, tmp_path: Path) -> None:
+    def refused(gate: dict[str, Any], **own: Any) -> str:
+        zoo.content["recipes"]["default"] = {**QUICK, "gate": gate}
+        zoo.content["models"] = [zoo.model("math", **own)]
+        with pytest.raises(ConfigError) as raised:
+            check_zoo(zoo.request(), writing=writing)
+        return str(raised.value)
+
+    guess = "The task tinyzoo_math has no metric 'exact_mach'. Did you mean 'exact_match'?"
+    assert guess in refused({"tasks": {"tinyzoo_math": "exact_mach"}})
+    assert guess in refused({}, tasks={"tinyzoo_math": "exact_mach"})
+    name, _ = write_task(tmp_path, {"test": sums(range(4))}, **SUMS)
+    file = str(tmp_path / "my_sums.yaml")
+    assert f"The task {file} has no metric 'acc'. It has: exact_match" in refused({"tasks": {file: "acc"}})
+    several = {"measuring": {"include_path": [str(tmp_path)]}, "tasks": [name, file]}
+    assert "names a task twice" in refused(several)
+    listed = [{"metric": "exact_match"}, {"metric": "bleu"}]
+    write_task(tmp_path, {"test": sums(range(4))}, **{**SUMS, "metric_list": listed})
+    assert "has several metrics: exact_match, bleu. Say which" in refused({"tasks": file})
+    (tmp_path / "group.yaml").write_text(json.dumps({"group": "mine", "task": [name]}))
+    group = {"measuring": {"include_path": [str(tmp_path)]}, "tasks": ["mine"]}
+    assert "mine is a group of tasks that has no score of its own" in refused(group)
+    assert not list(zoo.store.ids())
+
+
+def test_a_metric_that_only_a_result_tells_is_missed_before_anything_is_compressed(zoo: Zoo, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("def scored(doc, results):\n    return {'mine': 1.0}\n")
+    file = tmp_path / "my_sums.yaml"
+    items = {"validation": sums(range(4)), "test": sums(range(4, 8))}
+    write_task(tmp_path, items, **{**SUMS, "metric_list": [{"metric": "mine", "aggregation": "mean"}]})
+    file.write_text(f"{file.read_text()[:-1]}, process_results: !function own.scored}}")
+    zoo.content["recipes"]["default"] = {**QUICK, "gate": {"tasks": {str(file): "exact_match"}}}
+    (failed,) = zoo.run("math").with_status("failed")
+    assert "has no metric 'exact_match'. It has: mine" in failed.why
+    kinds = {zoo.store.manifest(made).content.kind for made in zoo.store.ids()}
+    assert not kinds & {"block", "delta"}
+
+
 def test_the_gate_goes_down_the_steps_and_leaves_the_name_where_none_passes(zoo: Zoo) -> None:
     task = "tinyzoo_math"
     steps = [{"method": "lowrank", "cr": 64}, {"method": "lowrank", "cr": 2}]

@@ -1,6 +1,7 @@
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -65,6 +66,14 @@ def test_the_only_metric_need_not_be_named() -> None:
     scores = {"math": {"exact_match": (0.5, None), "answer_loss": (1.0, None)}}
     (found,) = compare(Gate(tasks=["math"]), scores, scores)  # type: ignore[arg-type]
     assert found.metric == "exact_match"
+
+
+def test_the_advice_on_a_metric_with_a_filter_can_be_put_into_a_file() -> None:
+    scores = {"math": {"acc,strict": (0.5, None), "acc,lax": (0.6, None)}}
+    with pytest.raises(ConfigError) as raised:
+        compare(Gate(tasks={"math": None}), scores, scores)
+    advice = str(raised.value).partition("Say which: ")[2].removesuffix(".")
+    assert yaml.safe_load(advice) == {"tasks": {"math": "acc,strict"}}
 
 
 @pytest.mark.parametrize(
