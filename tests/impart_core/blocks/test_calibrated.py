@@ -16,12 +16,12 @@ from tests.architectures import ARCHITECTURES, make_model, save_pair, tune_
 from tests.impart_core.pipeline import compress, config_of
 
 
-@pytest.mark.parametrize(("length", "warned"), [(4, True), (100, False)])
+@pytest.mark.parametrize(("shape", "warned"), [((4, 4), True), ((8, 50), False)])
 def test_fewer_tokens_than_columns_are_warned_of_once_a_layer(
-    length: int, warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    shape: tuple[int, int], warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     base, finetuned = save_pair(tmp_path, "llama")
-    tokens = torch.randint(1, 100, (4, length), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(1, 100, shape, generator=torch.Generator().manual_seed(0))
     config = config_of(8, method="delta-come", options={"ladder": "2"})
     with caplog.at_level(logging.WARNING):
         compress(Store(tmp_path / "store"), base, finetuned, config, tokens=tokens)
