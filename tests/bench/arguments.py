@@ -32,6 +32,17 @@ def ratio(text: str) -> float:
     return value
 
 
+def json_object(text: str) -> str:
+    """Read options of a method, and return them as they were written."""
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON: {error}. Give an object, such as {{}}.") from None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f'{text!r} is no JSON object. Give one, such as {{"p": 2}}.')
+    return text
+
+
 def read_figures(parser: argparse.ArgumentParser, file: Path) -> dict[str, Any]:
     """Return the figures in a JSON file, none where there is no file; end the command where it holds something else."""
     if not file.exists():

@@ -27,7 +27,7 @@ from impart_core import tinyzoo
 from impart_core.calibrate.text import CalibrationText
 from impart_core.evaluation.result import Split
 from tests.answers import FineTune
-from tests.bench.arguments import at_least_one, item_count, ratio, require_place, write_figures
+from tests.bench.arguments import at_least_one, item_count, json_object, ratio, require_place, write_figures
 from tests.bench.distil import source_of
 
 Losses = dict[str, list[float]]  # by setting and ratio, one for each run, or of one run for each item
@@ -43,24 +43,32 @@ def main() -> None:
     parser.add_argument("--seeds", type=at_least_one, default=5, help="how many seeds of the masks")
     parser.add_argument("--ratios", type=ratio, nargs="*", default=RATIOS, help="which ratios")
     parser.add_argument("--near", type=at_least_one, default=1, help="ratios around each, itself among them")
-    parser.add_argument("--zoo", choices=("first", "second"), default="first", help="whose fine-tunes")
+    parser.add_argument("--zoo", choices=tinyzoo.ZOOS, default="first", help="whose fine-tunes")
     parser.add_argument("--jobs", type=at_least_one, default=2, help="how many tasks to measure at once")
     parser.add_argument(
-        "--settings", nargs="*", default=["{}", '{"beta": 0.6}'], help="options of impart, each a JSON object"
+        "--settings",
+        type=json_object,
+        nargs="*",
+        default=["{}", '{"beta": 0.6}'],
+        help="options of the method, each a JSON object",
     )
     parser.add_argument("--method", default="impart", help="whose options they are")
-    parser.add_argument("--tasks", nargs="*", choices=tinyzoo.FINE_TUNES, default=tinyzoo.FINE_TUNES, help="which")
+    parser.add_argument("--tasks", nargs="*", choices=tinyzoo.FINE_TUNES, help="which; all of the zoo's")
     parser.add_argument(
         "--text", choices=("own", "other", "none"), default="own", help="calibration text, as in tests.bench.distil"
     )
     parser.add_argument("--sequences", type=at_least_one, default=128, help="of calibration text")
     asked = parser.parse_args()
     require_place(parser, asked.out)
+    known = tinyzoo.fine_tunes(asked.zoo)
+    tasks = known if asked.tasks is None else asked.tasks
+    if strange := [task for task in tasks if task not in known]:
+        parser.error(f"The {asked.zoo} zoo has no {', '.join(strange)}. It has {', '.join(known)}.")
     text = asked.text, asked.sequences
     runs = list(product(_near(asked.near), range(asked.seeds)))
     work = (asked.zoo, asked.method, asked.settings, asked.ratios, runs, (asked.split, asked.items), text)
     with ProcessPoolExecutor(asked.jobs, get_context("spawn")) as pool:
-        waiting = {task: pool.submit(_measure, task, *work) for task in asked.tasks}
+        waiting = {task: pool.submit(_measure, task, *work) for task in tasks}
         found = {task: future.result() for task, future in waiting.items()}
     write_figures(asked.out, found)
     print(_table(found, asked.settings, asked.ratios))

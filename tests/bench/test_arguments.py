@@ -70,3 +70,17 @@ def test_figures_that_cannot_be_written_leave_those_that_are_there(
         write_figures(file, {"a": 2})
     assert json.loads(file.read_text()) == {"a": 1}
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (("--settings", "{beta"), "is no JSON"),
+        (("--settings", "[1]"), "is no JSON object"),
+        (("--zoo", "flat", "--tasks", "chat"), "The flat zoo has no chat. It has math, code."),
+    ],
+)
+def test_settings_and_tasks_of_pruning_are_checked(
+    given: tuple[str, ...], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert told in refusal("pruning", monkeypatch, capsys, *given)
