@@ -39,9 +39,10 @@ class Frozen(BaseModel):
     @classmethod
     def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse true and false where a number stands, which Python and pydantic take for 1 and 0."""
-        parts = list(_parts(cls.model_fields[str(info.field_name)].annotation))
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        parts = list(_parts(annotation))
         is_number = (int in parts or float in parts) and not any(part in parts for part in (bool, Any, object))
-        has_models = any(_models_in(cls.model_fields[str(info.field_name)].annotation))  # which look themselves
+        has_models = any(_models_in(annotation))  # which look themselves
         if is_number and (isinstance(value, bool) or (not has_models and _holds_truth(value))):
             raise PydanticKnownError("float_type")
         return value
