@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 from importlib.metadata import version
@@ -13,6 +14,7 @@ from typing import Any
 from impart_core.base.errors import EvaluationError, UnknownNameError
 from impart_core.base.files import sha256_of
 from impart_core.evaluation.options import MeasureOptions
+from impart_core.storage.objects import STORE_FOLDERS
 
 LOCAL_TASKS = ("tinyzoo_math", "tinyzoo_code", "tinyzoo_chat")
 LOCAL_METRICS = ("exact_match", "answer_loss")  # of each of them
@@ -165,7 +167,7 @@ def task_manager(options: MeasureOptions = USUAL) -> Any:
     """
     if not options.include_path and not options.metadata:
         return _usual_manager()
-    files = (file for place in options.include_path for file in Path(place).rglob("*") if file.suffix in _SOURCES)
+    files = [file for place in options.include_path for file in _files_in(Path(place))]
     written = tuple((str(file), file.stat().st_mtime_ns) for file in files)
     return _manager(options.include_path, json.dumps(options.metadata, sort_keys=True), written)
 
@@ -247,10 +249,19 @@ def _own_sources(configs: Mapping[str, Any], options: MeasureOptions) -> dict[st
         home = next((folder for folder in folders if place and place.is_relative_to(folder)), None)
         if home is None:
             continue
-        near = (file for file in place.parent.rglob("*") if file.suffix in _SOURCES and file.is_file())
-        files |= {file.relative_to(home).as_posix(): file for file in near}
+        files |= {file.relative_to(home).as_posix(): file for file in _files_in(place.parent)}
         files |= _data_files(((index[name].cfg or {}).get("dataset_kwargs") or {}).get("data_files"))
     return {name: sha256_of(file) for name, file in sorted(files.items())}
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """Return the files that tasks in a folder may be made of: not those of a store that lies in it, which come and go."""
+    found = []
+    for place, folders, names in os.walk(folder):
+        if folders and not names and STORE_FOLDERS.issuperset(folders):
+            folders.clear()
+        found += [file for name in names if (file := Path(place, name)).suffix in _SOURCES and file.is_file()]
+    return found
 
 
 def _data_files(value: Any) -> dict[str, Path]:

@@ -16,6 +16,8 @@ from impart_core.storage.failures import Side, explained
 
 R = TypeVar("R")
 PROBES = "probes"
+# What lies in a store: artifacts, and what goes with them.
+STORE_FOLDERS = frozenset(("artifacts", "refs", "catalog", "pins", "sweeps", "claims", PROBES))
 _PART = re.compile(r"[A-Za-z0-9._@-]{1,255}")
 
 

@@ -12,6 +12,10 @@ from impart_core.evaluation.catalogue import check_tasks, named_tasks, task_fing
 from impart_core.evaluation.harness import Evaluator
 from impart_core.evaluation.options import MeasureOptions
 from impart_core.evaluation.prepared import load_tasks
+from impart_core.storage.objects import STORE_FOLDERS
+from impart_core.store.gc import SIDE_FOLDERS
+from impart_core.store.pins import pin
+from impart_core.store.store import Store
 
 pytestmark = pytest.mark.e2e
 
@@ -61,6 +65,18 @@ def test_what_lies_in_its_folder_is_told_by_its_digest(change: str, folder: Path
     with (folder / change).open("a") as file:
         file.write("\n")
     assert task_fingerprint(names, options) != before
+
+
+def test_a_store_beside_a_task_is_no_part_of_it(folder: Path) -> None:
+    names, options = named_tasks([str(folder / "sums.yaml")], MeasureOptions())
+    before = task_fingerprint(names, options)
+    store = Store(folder / "stores" / "own")
+    for _ in range(2):  # what a run pins comes and goes; so it was looked for, and was gone
+        with pin(store, ["0" * 64]):
+            assert [*folder.glob("stores/own/pins/*.json")]
+            assert task_fingerprint(names, options) == before
+    store.require_writable()
+    assert {*SIDE_FOLDERS, "artifacts"} == STORE_FOLDERS
 
 
 def test_the_same_folder_elsewhere_is_the_same_task(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
