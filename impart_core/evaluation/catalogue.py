@@ -255,7 +255,7 @@ def _own_sources(configs: Mapping[str, Any], options: MeasureOptions) -> dict[st
 
 
 def _files_in(folder: Path) -> list[Path]:
-    """Return the files that tasks in a folder may be made of: not those of a store that lies in it, which come and go."""
+    """Return the files that tasks in a folder may be made of: none of a store in it, which come and go."""
     found = []
     for place, folders, names in os.walk(folder):
         if folders and not names and STORE_FOLDERS.issuperset(folders):
