@@ -10,6 +10,8 @@ from impart_core.codec.entropy import decode_runs, encode_runs, stream_bytes
 from impart_core.codec.tables import Int32Array, Table
 from tests.impart_core.codec.test_tables import runs
 
+WORD_BYTES = 4
+
 
 def decoded(data: bytes, tables: list[Table]) -> Int32Array:
     return np.concatenate(list(decode_runs(data, tables, "w")))
@@ -22,8 +24,9 @@ def test_what_is_encoded_comes_back_in_about_as_many_bytes_as_tables_imply(sever
     data = encode_runs(several, tables)
     assert np.array_equal(decoded(data, tables), np.concatenate(several))
     implied = stream_bytes(tables)
-    # One stream of 256 does without another byte at its end.
-    assert -8 - implied // 1000 <= len(data) - implied <= 1 + implied // 1000
+    # One stream of 256 does without another byte at its end. Rarely the last interval lies across the start of a word, and
+    # is cut there: what is left of it may be so narrow that a point in it takes up to a word more.
+    assert -8 - implied // 1000 <= len(data) - implied <= 1 + WORD_BYTES + implied // 1000
     if data:  # no byte of it is there for nothing
         with pytest.raises(CorruptArtifactError):
             found = decoded(data[:-1], tables)
