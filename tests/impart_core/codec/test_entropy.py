@@ -24,8 +24,8 @@ def test_what_is_encoded_comes_back_in_about_as_many_bytes_as_tables_imply(sever
     data = encode_runs(several, tables)
     assert np.array_equal(decoded(data, tables), np.concatenate(several))
     implied = stream_bytes(tables)
-    # One stream of 256 does without another byte at its end. Rarely the last interval lies across the start of a word, and
-    # is cut there: what is left of it may be so narrow that a point in it takes up to a word more.
+    # One stream of 256 does without another byte at its end. Rarely the last interval lies across the start of a word,
+    # and is cut there: what is left of it may be so narrow that a point in it takes up to a word more.
     assert -8 - implied // 1000 <= len(data) - implied <= 1 + WORD_BYTES + implied // 1000
     if data:  # no byte of it is there for nothing
         with pytest.raises(CorruptArtifactError):
