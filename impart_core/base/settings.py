@@ -4,6 +4,7 @@ import difflib
 import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -39,10 +40,7 @@ class Frozen(BaseModel):
     @classmethod
     def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse true and false where a number stands, which Python and pydantic take for 1 and 0."""
-        annotation = cls.model_fields[str(info.field_name)].annotation
-        parts = list(_parts(annotation))
-        is_number = (int in parts or float in parts) and not any(part in parts for part in (bool, Any, object))
-        has_models = any(_models_in(annotation))  # which look themselves
+        is_number, has_models = _takes(cls, str(info.field_name))
         if is_number and (isinstance(value, bool) or (not has_models and _holds_truth(value))):
             raise PydanticKnownError("float_type")
         return value
@@ -156,6 +154,15 @@ def _parts(annotation: Any) -> Iterator[Any]:
     yield annotation
     for part in get_args(annotation):
         yield from _parts(part)
+
+
+@cache
+def _takes(model: type[BaseModel], name: str) -> tuple[bool, bool]:
+    """Return whether a field takes numbers and no truth, and whether it takes models, which look themselves."""
+    annotation = model.model_fields[name].annotation
+    parts = list(_parts(annotation))
+    is_number = (int in parts or float in parts) and not any(part in parts for part in (bool, Any, object))
+    return is_number, any(_models_in(annotation))
 
 
 def _holds_truth(value: Any) -> bool:

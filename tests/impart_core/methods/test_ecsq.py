@@ -137,6 +137,9 @@ def test_entries_are_unbiased_as_far_as_their_noise_is_no_larger_than_the_delta(
     codes = [encode(projection, request) for request in requests]
     assert [kind_of(found, SHAPE) for found in codes] == [ENTRIES, ENTRIES]
     asked, usual = (decode(found, projection, request) for found, request in zip(codes, requests, strict=True))
+    vectors = request_of("ecsq", cr, options={"gain": gain, "domain": "factors"})
+    in_vectors = decode(encode(projection, vectors), projection, vectors)
+    assert fidelity_of(delta, asked).cosine_squared > fidelity_of(delta, in_vectors).cosine_squared
     assert (noise_of(asked, delta) > 1) == lowered
     if lowered:
         assert noise_of(usual, delta) == pytest.approx(1, rel=0.05)  # a scale is a step of 2^(1/16)
